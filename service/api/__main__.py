@@ -1,0 +1,54 @@
+"""`python -m service.api`: serve the API, on an address or on a listening socket that the parent opened."""
+
+import argparse
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from service import queue
+from service.api.app import make_app
+from service.settings import Settings, settings
+from service.store.artifacts import ArtifactStore
+from service.store.database import make_engine, upgrade
+from service.store.jobs import JobStore
+from service.store.keys import KeyStore
+
+LOCAL_KEY = "local"
+"""Name of the key that `HEADROOM_API_KEY` or the embedded stack brings."""
+SHUTDOWN_SECONDS = 2
+"""How long open connections (event streams above all) may go on after the signal to stop."""
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
+    parser.add_argument("--fd", type=int, help="number of an inherited listening socket; else HEADROOM_HOST and _PORT")
+    descriptor: int | None = parser.parse_args().fd
+    chosen = settings()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            _app(chosen),
+            host=chosen.host,
+            port=chosen.port,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            server_header=False,
+            access_log=False,
+        )
+    )
+    server.run(sockets=None if descriptor is None else [socket.socket(fileno=descriptor)])
+
+
+def _app(chosen: Settings) -> FastAPI:
+    engine = make_engine(chosen.database)
+    upgrade(engine)
+    keys = KeyStore(engine)
+    if chosen.api_key is not None:
+        keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
+    chosen.artifacts.mkdir(parents=True, exist_ok=True)
+    broker = queue.make_app(chosen) if chosen.broker_url else None
+    return make_app(chosen, JobStore(engine), ArtifactStore(chosen.artifacts), keys, broker)
+
+
+if __name__ == "__main__":
+    main()

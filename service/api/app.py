@@ -1,0 +1,49 @@
+"""The HTTP API, put together.
+
+Every call but the health checks needs an API key. The API only reads and writes the store; it runs no model, and
+a job that it has answered with 202 is recorded whether or not a worker or the queue can be reached.
+"""
+
+from celery import Celery
+from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.middleware import Middleware
+
+from service.api import catalog, events, health, jobs, problems, reports
+from service.api.gate import BodyLimit, KeyRequired
+from service.api.rooms import Rooms
+from service.settings import Settings
+from service.store.artifacts import ArtifactStore
+from service.store.jobs import JobStore
+from service.store.keys import KeyStore
+
+openapi = APIRouter()
+
+
+@openapi.get("/openapi.json", include_in_schema=False)
+def schema(request: Request) -> dict[str, object]:
+    """Return the description of this API."""
+    described: dict[str, object] = request.app.openapi()
+    return described
+
+
+def make_app(
+    settings: Settings, store: JobStore, artifacts: ArtifactStore, keys: KeyStore, broker: Celery | None = None
+) -> FastAPI:
+    """Return the API over the given parts; without a `broker`, jobs wait for the scheduler to send them."""
+    app = FastAPI(
+        title="Headroom",
+        description="What quantization will do to a language model, and why.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[Middleware(KeyRequired, keys=keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
+        responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
+    )
+    app.state.rooms = Rooms(settings, store, artifacts, keys, broker)
+    problems.install(app)
+    app.include_router(health.router)
+    keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+    for router in (jobs.router, events.router, reports.router, catalog.router, openapi):
+        app.include_router(router, dependencies=keyed)
+    return app

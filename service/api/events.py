@@ -1,0 +1,87 @@
+"""What happened to a job: a list, or a stream of server-sent events that can be resumed.
+
+The stream carries each event's number in its `id:` line. A client that lost the connection sends the last one it
+saw as `Last-Event-ID` and goes on from there. The stream ends after the event that ended the job.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.api.parameters import JobId
+from service.api.rooms import Within
+from service.api.views import EventList, EventView
+from service.errors import InvalidRequest
+from service.store.jobs import JobStore
+from service.store.statuses import Status
+
+ENDED = frozenset({Status.succeeded, Status.failed, Status.cancelled})
+LOOK_SECONDS = 0.3
+"""Pause between two looks into the database."""
+HEARTBEAT_SECONDS = 10.0
+"""A stream with nothing to say sends a comment this often, so that proxies keep it open."""
+LARGEST_SEQUENCE = 2**31 - 1
+_BATCH = 1000
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events", response_model=EventList, responses={200: {"content": {"text/event-stream": {}}}}
+)
+def events(
+    rooms: Within,
+    job_id: JobId,
+    after: Annotated[int, Query(ge=0, le=LARGEST_SEQUENCE, description="Only events beyond this one.")] = 0,
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str, Header()] = "",
+) -> Response | EventList:
+    """Return the job's events: as a stream when `Accept` has text/event-stream, else as a list."""
+    if "text/event-stream" not in accept.lower():
+        return _look(rooms.store, job_id, after)
+    start = _resume_point(last_event_id) if last_event_id else after
+    first = _look(rooms.store, job_id, start)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(
+        _stream(rooms.store, job_id, start, first), media_type="text/event-stream", headers=headers
+    )
+
+
+def _look(store: JobStore, job_id: str, after: int) -> EventList:
+    """Return the events beyond `after`; the job is read first, so that none can end it unseen."""
+    has_ended = store.get(job_id).status in ENDED
+    found = [EventView.of(event) for event in store.events(job_id, after=after, limit=_BATCH)]
+    whole = len(found) < _BATCH and (not found or found[-1].kind in ENDED)
+    return EventList(events=found, ended=has_ended and whole)
+
+
+async def _stream(store: JobStore, job_id: str, after: int, seen: EventList) -> AsyncIterator[str]:
+    """Yield `seen` and what follows it, as text in the event-stream format."""
+    yield "retry: 1000\n\n"
+    last_said = time.monotonic()
+    while True:
+        for event in seen.events:
+            yield f"id: {event.sequence}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+            after = event.sequence
+            last_said = time.monotonic()
+        if seen.ended:
+            return
+        if time.monotonic() - last_said >= HEARTBEAT_SECONDS:
+            yield ": still here\n\n"
+            last_said = time.monotonic()
+        await anyio.sleep(LOOK_SECONDS)
+        seen = await run_in_threadpool(_look, store, job_id, after)
+
+
+def _resume_point(last_event_id: str) -> int:
+    """Return the number of the last event that the client saw."""
+    if last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:20]) <= LARGEST_SEQUENCE:
+        return int(last_event_id)
+    raise InvalidRequest(
+        "Last-Event-ID", last_event_id, f"the id of an event is a whole number up to {LARGEST_SEQUENCE}"
+    )

@@ -1,0 +1,113 @@
+"""What the API shows of a job, a report and an event."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from service.contracts.progress import Failed, Progress
+from service.contracts.request import JobRequest
+from service.store.records import Event, Job
+from service.store.statuses import Status
+
+
+class JobView(BaseModel):
+    """A job as its owner sees it."""
+
+    id: str
+    status: Status
+    request: JobRequest
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempts: int
+    """How often a worker has begun it."""
+    queue_position: int | None
+    """Jobs that come before it; null once it is not queued."""
+    cancel_requested: bool
+    progress: Progress | None
+    """The latest."""
+    error: Failed | None
+    report: str | None
+    """Path of its report, once there is one."""
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the view of `job`."""
+        return cls(
+            id=job.id,
+            status=job.status,
+            request=job.request,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            attempts=job.attempts,
+            queue_position=job.queue_position,
+            cancel_requested=job.cancel_requested,
+            progress=job.progress,
+            error=job.error,
+            report=f"/v1/reports/{job.id}" if job.status is Status.succeeded else None,
+        )
+
+
+class JobPage(BaseModel):
+    """Some jobs, newest first, and the token that asks for the next ones."""
+
+    jobs: list[JobView]
+    next_page_token: str | None
+
+
+class EventView(BaseModel):
+    """Something that happened to a job."""
+
+    sequence: int
+    """1 and up in each job, without gaps."""
+    at: datetime
+    kind: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        """Return the view of `event`."""
+        return cls(sequence=event.sequence, at=event.at, kind=event.kind, data=dict(event.data))
+
+
+class EventList(BaseModel):
+    """A job's events in their order, and whether more can still come."""
+
+    events: list[EventView]
+    ended: bool
+    """True when the last event of the list is the job's last for now: it has ended."""
+
+
+class ReportView(BaseModel):
+    """A report that can be downloaded."""
+
+    id: str
+    """That of its job."""
+    model: str
+    schemes: tuple[str, ...]
+    created_at: datetime
+    """When the job was submitted."""
+    finished_at: datetime | None
+    url: str
+    """Path of its report.json; its other files lie below."""
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the view of the report that `job` left."""
+        return cls(
+            id=job.id,
+            model=job.request.model,
+            schemes=job.request.schemes,
+            created_at=job.created_at,
+            finished_at=job.finished_at,
+            url=f"/v1/reports/{job.id}",
+        )
+
+
+class ReportPage(BaseModel):
+    """Some reports, newest first, and the token that asks for the next ones."""
+
+    reports: list[ReportView]
+    next_page_token: str | None

@@ -1,0 +1,63 @@
+"""`headroom analyze`: submit, watch, download, summarise."""
+
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.cli import bundle, inputs, output, summary
+from service.cli.client import Document
+from service.cli.connection import Service, connect, load_settings
+from service.cli.display import display
+from service.cli.errors import JobCancelled, JobFailed
+from service.cli.following import Display, follow, stop
+from service.cli.inputs import Wanted
+from service.cli.signals import interruptible
+
+
+def analyze(wanted: Wanted, *, as_json: bool) -> None:
+    """Run one job to its end and print what it found. Raises JobFailed, JobCancelled, and what its parts raise."""
+    inputs.check_out(wanted.out)
+    messages = Console(stderr=True)
+    with interruptible(), connect(workers=True) as service:
+        largest = load_settings().max_upload_bytes
+        body = inputs.submission(wanted, on_this_machine=service.on_this_machine, largest_file=largest)
+        # The key makes the request safe to send again, should the connection break before the answer.
+        job = service.client.post("/v1/jobs", body, idempotency_key=uuid.uuid4().hex)
+        with display(messages) as shown:
+            job = _watched(service, job["id"], shown)
+        _check(job)
+        bundle.fetch(service.client, job["id"], wanted.out)
+    out = wanted.out.absolute()
+    found = summary.summarise(json.loads(Path(out, "report.json").read_text(encoding="utf-8")))
+    if as_json:
+        output.document(_told(job, out, found))
+        return
+    results = output.results()
+    summary.show(results, found)
+    output.line(results, f"Report: {out / 'report.html'}")
+
+
+def _watched(service: Service, job_id: str, shown: Display) -> Document:
+    """Return the job once it has ended; Ctrl-C cancels it."""
+    try:
+        return follow(service.client, job_id, shown, service.check)
+    except KeyboardInterrupt:
+        print(f"cancelling job {job_id}", file=sys.stderr)
+        return stop(service.client, job_id, shown, service.check)
+
+
+def _check(job: Document) -> None:
+    if job["status"] == "cancelled":
+        raise JobCancelled(job["id"])
+    if job["status"] != "succeeded":
+        error = job["error"]
+        raise JobFailed(job["id"], error["code"], error["message"], bad_input=error["bad_input"])
+
+
+def _told(job: Document, out: Path, found: dict[str, Any]) -> Document:
+    paths = {"directory": str(out), "report": str(out / "report.json"), "page": str(out / "report.html")}
+    return {"job_id": job["id"], "status": job["status"], **paths, **found}

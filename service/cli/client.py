@@ -1,0 +1,104 @@
+"""The API, as the command line calls it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.cli.errors import Refused
+from service.errors import HeadroomError, InvalidRequest, ServiceUnreachable
+
+ANSWER_SECONDS = 60.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Hosts that no proxy of the environment can reach for us."""
+_TYPE_PREFIX = "urn:headroom:problem:"
+
+Document = dict[str, Any]
+
+
+class DownloadBroken(HeadroomError):
+    """What arrived is not what the service said it would send."""
+
+    code = "download-broken"
+
+
+class Client:
+    """A connection to one service. Every call raises ServiceUnreachable, and Refused for a problem document."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url.rstrip("/")
+        if not _is_address(url):
+            raise InvalidRequest("HEADROOM_URL", url, "allowed: http://HOST:PORT or https://HOST:PORT")
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidRequest("HEADROOM_API_KEY", "...", "allowed: printable ASCII characters")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=ANSWER_SECONDS,
+            trust_env=httpx.URL(url).host not in LOOPBACK,
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def get(self, path: str, **parameters: Any) -> Document:
+        """Return the document at `path`; parameters that are None are left out."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return self._document(self._send("GET", path, params=given))
+
+    def post(self, path: str, body: Document | None = None, *, idempotency_key: str | None = None) -> Document:
+        """Post `body` as JSON, and return the answer."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._document(self._send("POST", path, json=body, headers=headers))
+
+    def download(self, path: str, to: Path) -> None:
+        """Write what is at `path` into the file `to`, and check it against its entity tag.
+
+        Raises DownloadBroken when they differ; OSError when the file cannot be written.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self._http.stream("GET", path) as response, to.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    self._document(response)
+                for chunk in response.iter_bytes():
+                    digest.update(chunk)
+                    file.write(chunk)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.headers.get("etag", "").strip('"') != digest.hexdigest():
+            raise DownloadBroken(f"{self.url}{path}: what arrived is not what was sent; try again")
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _document(self, response: httpx.Response) -> Document:
+        try:
+            document = response.json()
+        except ValueError:
+            document = None
+        if isinstance(document, dict) and response.is_success:
+            return document
+        if isinstance(document, dict) and str(document.get("type", "")).startswith(_TYPE_PREFIX):
+            code = document["type"].removeprefix(_TYPE_PREFIX)
+            raise Refused(code, response.status_code, str(document.get("detail")), document.get("errors", ()))
+        raise ServiceUnreachable(
+            f"{self.url} is no Headroom service: it answered {response.status_code} without a document of ours"
+        )
+
+    def _unreachable(self, error: Exception) -> ServiceUnreachable:
+        return ServiceUnreachable(f"no Headroom service answers at {self.url}: {error or type(error).__name__}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and parsed.host != ""

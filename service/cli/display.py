@@ -1,0 +1,136 @@
+"""Progress on standard error: bars on a terminal, plain lines elsewhere."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from service.cli.following import Display, Pace
+
+UNITS = {"sweep": "layers", "divergence": "sequences"}
+"""What `done` and `total` count, for the stages that count more than themselves."""
+TITLES = {
+    "load": "load the model",
+    "calibrate": "read the calibration text",
+    "sweep": "sweep over the layers",
+    "divergence": "compare the outputs",
+    "write": "write the tables",
+    "report": "draw the report",
+}
+_TOLD = {
+    "queued": "queued",
+    "started": "started",
+    "cancel_requested": "cancelling: the worker has been asked to stop",
+    "cancelled": "cancelled",
+    "succeeded": "succeeded",
+}
+
+
+@contextlib.contextmanager
+def display(console: Console) -> Iterator[Display]:
+    """Return what suits `console`, for as long as the context lasts."""
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Bars(bars)
+
+
+class Lines:
+    """One line for every stage, every tenth of one, and every other event."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace = Pace()
+        self._said: tuple[Any, ...] = ()
+
+    def show(self, kind: str, data: dict[str, Any]) -> None:
+        """Show one event."""
+        if kind != "progress":
+            _say(self._console, _told(kind, data))
+            return
+        stage, done, total = data["stage"], data["done"], data["total"]
+        left = self._pace.left(stage, done, total, data["elapsed_seconds"])
+        line = TITLES.get(stage, stage)
+        if total > 1:
+            line += f": {done}/{total} {UNITS.get(stage, '')}".rstrip()
+        step = (stage, done * 10 // total if total > 1 else 0)
+        self._once(step, f"{line}, after {data['elapsed_seconds']:.0f} s{_left(left, ', ')}")
+
+    def waiting(self, ahead: int) -> None:
+        """Show the place in the queue, when it has changed."""
+        if ahead:
+            self._once(("queued", ahead), _ahead(ahead))
+
+    def _once(self, what: tuple[Any, ...], line: str) -> None:
+        if what != self._said:
+            self._said = what
+            _say(self._console, line)
+
+
+class Bars:
+    """One bar for every stage, filled as its units are done."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._pace = Pace()
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, kind: str, data: dict[str, Any]) -> None:
+        """Show one event."""
+        if kind != "progress":
+            if kind in ("started", "requeued"):  # a new attempt begins at the first stage
+                self._clear()
+            _say(self._bars.console, _told(kind, data))
+            return
+        stage, done, total = data["stage"], data["done"], data["total"]
+        left = self._pace.left(stage, done, total, data["elapsed_seconds"])
+        if stage not in self._tasks:
+            unit = UNITS.get(stage, "")
+            self._tasks[stage] = self._bars.add_task(TITLES.get(stage, stage), total=total, unit=unit, left="")
+        self._bars.update(self._tasks[stage], completed=done, total=total, left=_left(left))
+
+    def waiting(self, ahead: int) -> None:
+        """Show the place in the queue."""
+        if "queued" not in self._tasks:
+            self._tasks["queued"] = self._bars.add_task("queued", total=None, unit="", left="")
+        self._bars.update(self._tasks["queued"], description=_ahead(ahead))
+
+    def _clear(self) -> None:
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+
+
+def _told(kind: str, data: dict[str, Any]) -> str:
+    if kind == "warning":
+        where = f" ({data['where']})" if data.get("where") else ""
+        return f"warning: {data['message']}{where}"
+    if kind == "failed":
+        return f"failed: {data.get('message', '')}"
+    if kind == "requeued":
+        return f"queued again: {data.get('reason', 'its worker was lost')}"
+    return _TOLD.get(kind, kind)
+
+
+def _ahead(jobs: int) -> str:
+    return f"queued, {jobs} {'job' if jobs == 1 else 'jobs'} before it" if jobs else "queued, next in line"
+
+
+def _left(seconds: float | None, before: str = "") -> str:
+    return "" if seconds is None else f"{before}about {seconds:.0f} s left in this stage"
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

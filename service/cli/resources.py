@@ -1,0 +1,109 @@
+"""`headroom jobs` and `headroom reports`: the API's resources."""
+
+import re
+from pathlib import Path
+
+from service.cli import bundle, inputs, output
+from service.cli.client import Document
+from service.cli.connection import connect
+from service.errors import InvalidRequest
+
+
+def list_jobs(*, status: str | None, model: str | None, limit: int, token: str | None, as_json: bool) -> None:
+    """Print jobs, newest first."""
+    with connect(workers=False) as service:
+        page = service.client.get("/v1/jobs", status=status, model=model, page_size=limit, page_token=token)
+    if as_json:
+        output.document(page)
+        return
+    rows = [
+        (job["id"], job["status"], job["request"]["model"], job["created_at"][:19], _where(job)) for job in page["jobs"]
+    ]
+    output.table(("id", "status", "model", "submitted (UTC)", ""), rows)
+    _more(page)
+
+
+def show_job(job_id: str, *, as_json: bool) -> None:
+    """Print one job."""
+    with connect(workers=False) as service:
+        job = service.client.get(f"/v1/jobs/{_checked(job_id)}")
+    _print_job(job, as_json=as_json)
+
+
+def change_job(job_id: str, change: str, *, as_json: bool) -> None:
+    """Cancel or retry a job (`change`), and print it."""
+    with connect(workers=False) as service:
+        job = service.client.post(f"/v1/jobs/{_checked(job_id)}/{change}")
+    _print_job(job, as_json=as_json)
+
+
+def list_reports(*, model: str | None, limit: int, token: str | None, as_json: bool) -> None:
+    """Print the reports that can be downloaded, newest first."""
+    with connect(workers=False) as service:
+        page = service.client.get("/v1/reports", model=model, page_size=limit, page_token=token)
+    if as_json:
+        output.document(page)
+        return
+    rows = [
+        (item["id"], item["model"], ", ".join(item["schemes"]), item["finished_at"][:19]) for item in page["reports"]
+    ]
+    output.table(("id", "model", "schemes", "finished (UTC)"), rows)
+    _more(page)
+
+
+def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
+    """Download a report into the directory `out`."""
+    inputs.check_out(out)
+    with connect(workers=False) as service:
+        bundle.fetch(service.client, _checked(report_id), out)
+    page = out.absolute() / "report.html"
+    if as_json:
+        output.document({"id": report_id, "directory": str(out.absolute()), "page": str(page)})
+        return
+    output.line(output.results(), f"Report: {page}")
+
+
+def _checked(resource_id: str) -> str:
+    """Return an id that is safe to stand in a path. Raises InvalidRequest."""
+    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", resource_id):
+        raise InvalidRequest("ID", resource_id, "an id has letters, digits, - and _ only, 64 at most")
+    return resource_id
+
+
+def _print_job(job: Document, *, as_json: bool) -> None:
+    if as_json:
+        output.document(job)
+        return
+    request = job["request"]
+    console = output.results()
+    for name, value in (
+        ("job", job["id"]),
+        ("status", job["status"]),
+        ("", _where(job)),
+        ("model", request["model"]),
+        ("schemes", ", ".join(request["schemes"])),
+        ("calibration", (request["calibration"] or {}).get("name") or "bundled text"),
+        ("tokens", f"{request['sequences']} sequences of {request['sequence_length']}, seed {request['seed']}"),
+        ("submitted", job["created_at"]),
+        ("started", job["started_at"]),
+        ("finished", job["finished_at"]),
+        ("attempts", job["attempts"]),
+        ("report", job["report"]),
+    ):
+        if value:
+            output.line(console, f"{name:<12} {value}")
+
+
+def _where(job: Document) -> str:
+    """Return in a few words how far the job is."""
+    if job["status"] == "queued":
+        return f"{job['queue_position']} before it"
+    if job["status"] == "running" and job["progress"]:
+        asked = "cancelling, " if job["cancel_requested"] else ""
+        return f"{asked}{job['progress']['stage']} {job['progress']['done']}/{job['progress']['total']}"
+    return job["error"]["message"] if job["error"] else ""
+
+
+def _more(page: Document) -> None:
+    if page["next_page_token"]:
+        output.line(output.results(), f"There are more: --page-token {page['next_page_token']}")

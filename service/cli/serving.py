@@ -1,0 +1,48 @@
+"""`headroom serve` and `headroom worker`: programs that stay until they are stopped."""
+
+import os
+import sys
+import time
+
+from service.cli import output
+from service.cli.connection import load_settings, require_worker
+from service.cli.signals import interruptible
+from service.errors import InvalidRequest
+from service.local.stack import WORKER_COMMAND, Stack
+
+WATCH_SECONDS = 0.3
+"""Pause between two looks at the children."""
+
+
+def serve(*, host: str | None, port: int | None, as_json: bool) -> None:
+    """Run the whole stack until SIGINT or SIGTERM. Raises StackStopped when a part of it dies."""
+    chosen = load_settings()
+    require_worker()
+    host = chosen.host if host is None else host
+    port = chosen.port if port is None else port
+    try:
+        with interruptible(), Stack(chosen, purpose="serve", workers=True, host=host, port=port) as stack:
+            _announce(stack, as_json=as_json)
+            while True:
+                stack.check()
+                time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+
+
+def worker(arguments: list[str]) -> None:
+    """Become a Celery worker; `arguments` go to it."""
+    chosen = load_settings()
+    require_worker()
+    if chosen.broker_url is None:
+        raise InvalidRequest("HEADROOM_BROKER_URL", None, "a worker needs the redis:// URL of the queue")
+    os.execv(sys.executable, [sys.executable, "-P", *WORKER_COMMAND, *arguments])
+
+
+def _announce(stack: Stack, *, as_json: bool) -> None:
+    if as_json:
+        output.document({"url": stack.url, "pid": os.getpid(), "home": str(stack.home.path)})
+        return
+    console = output.results()
+    output.line(console, f"Headroom listens on {stack.url} (Ctrl-C stops it)")
+    output.line(console, f"home {stack.home.path}, logs {stack.home.logs}, API key in {stack.home.path / 'api-key'}")

@@ -1,0 +1,143 @@
+"""What an engineer can act on, taken out of `report.json`.
+
+Keys are read one by one and others are passed over, so that a newer service's report can be summarised too.
+"""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.client import Document
+
+NONE = "none"
+"""Stands for a figure that could not be had: no position had a finite prediction."""
+SHOWN_NAMES = 6
+"""Of a longer list of module names only the first are shown; report.json has them all."""
+SHOWN_DIMENSIONS = 20
+"""The same for outlier dimensions."""
+
+
+def summarise(report: Document) -> dict[str, Any]:
+    """Return the figures that `analyze` shows, as a document of its own."""
+    return {
+        "model": {
+            key: report["model"][key] for key in ("source", "architecture", "layers", "hidden_size", "parameters")
+        },
+        "reference": report["reference"],
+        "schemes": {name: _scheme(facts) for name, facts in report["schemes"].items()},
+        "outlier_dimensions": {
+            name: list(found["dimensions"]) for name, found in report["outliers"].items() if found["dimensions"]
+        },
+        "warnings": list(report["warnings"]),
+    }
+
+
+def _scheme(facts: Document) -> dict[str, Any]:
+    worst = facts["worst_sites"]
+    kl_divergence = facts["kl_divergence"]
+    return {
+        "perplexity": facts["perplexity"],
+        "perplexity_ratio": facts["perplexity_ratio"],
+        "kl_divergence": kl_divergence and {key: kl_divergence[key] for key in ("mean", "standard_error", "p99")},
+        "same_top_token": facts["same_top_token"],
+        "model_bytes": facts["model_bytes"],
+        "compression": facts["compression"],
+        "not_quantised": list(facts["not_quantised"]),
+        "worst_site": worst[0] if worst else None,
+    }
+
+
+def show(console: Console, summary: dict[str, Any]) -> None:
+    """Print the summary for a person."""
+    model, perplexity = summary["model"], summary["reference"]["perplexity"]
+    size = f"{model['layers']} layers, {model['parameters'] / 1e6:.1f} M parameters"
+    _line(console, f"{model['source']}: {model['architecture']}, {size}")
+    tokens = f" over {perplexity['scored_tokens']} tokens" if perplexity else ""
+    _line(console, f"Reference perplexity {_estimate(perplexity, 3)}{tokens}")
+    if summary["schemes"]:
+        console.print(_divergences(summary["schemes"]))
+        _worst(console, summary["schemes"])
+    _outliers(console, summary["outlier_dimensions"])
+    for warning in summary["warnings"]:
+        where = f" ({warning['where']})" if warning.get("where") else ""
+        _line(console, f"Warning {warning['code']}: {warning['message']}{where}")
+
+
+def _divergences(schemes: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("scheme", "perplexity", "ratio", "KL mean", "KL p99", "same top token", "size", "smaller by"):
+        table.add_column(title, justify="left" if title == "scheme" else "right", no_wrap=True)
+    for name, facts in schemes.items():
+        table.add_row(
+            name,
+            _estimate(facts["perplexity"], 3),
+            _estimate(facts["perplexity_ratio"], 4),
+            *_divergence(facts),
+            _bytes(facts["model_bytes"]),
+            f"{facts['compression']:.2f}x",
+        )
+    return table
+
+
+def _divergence(facts: dict[str, Any]) -> tuple[str, str, str]:
+    kl_divergence, same_top_token = facts["kl_divergence"], facts["same_top_token"]
+    if kl_divergence is None or same_top_token is None:
+        return (NONE, NONE, NONE)
+    return f"{kl_divergence['mean']:.3g}", f"{kl_divergence['p99']:.3g}", f"{same_top_token['value']:.2%}"
+
+
+def _worst(console: Console, schemes: dict[str, Any]) -> None:
+    for name, facts in schemes.items():
+        worst = facts["worst_site"]
+        if worst is not None:
+            site = f"layer {worst['layer']} {worst['component']}"
+            _line(
+                console,
+                f"Worst component under {name}: {site}, {worst['relative_l2']:.2%} relative error of its output",
+            )
+        if facts["not_quantised"]:
+            _line(console, f"Not quantised under {name}: {_some(facts['not_quantised'])}")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _outliers(console: Console, definitions: dict[str, Any]) -> None:
+    if not definitions:
+        _line(console, "No outlier dimensions found")
+    for definition, dimensions in definitions.items():
+        _line(console, f"Outlier dimensions ({definition}): {len(dimensions)}")
+        for found in dimensions[:SHOWN_DIMENSIONS]:
+            told = [f"  dimension {found['dimension']}"]
+            if found.get("layers_fraction") is not None:
+                told.append(f"in {found['layers_fraction']:.0%} of the layers")
+            if found.get("positions_fraction") is not None:
+                told.append(f"at {found['positions_fraction']:.1%} of the positions")
+            if found.get("abs_max") is not None:
+                told.append(f"up to {found['abs_max']:.4g}")
+            _line(console, ", ".join(told))
+        if len(dimensions) > SHOWN_DIMENSIONS:
+            _line(console, f"  and {len(dimensions) - SHOWN_DIMENSIONS} more")
+
+
+def _estimate(estimate: Document | None, digits: int) -> str:
+    if estimate is None:
+        return NONE
+    error = estimate["standard_error"]
+    return f"{estimate['value']:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _bytes(count: int) -> str:
+    amount, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.1f} {unit}"
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,58 @@
+"""What a measurement says while it runs: one JSON object per line on its standard output.
+
+The last line is `finished` or `failed`. A process that ends without either was killed.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from service.contracts.request import Frozen
+
+Stage = Literal["load", "calibrate", "sweep", "divergence", "write", "report"]
+STAGES: tuple[Stage, ...] = ("load", "calibrate", "sweep", "divergence", "write", "report")
+"""Every stage in the order in which a job passes through them; `report` is the drawing, after the measurement."""
+
+
+class Progress(Frozen):
+    """How far the work has come."""
+
+    kind: Literal["progress"] = "progress"
+    stage: Stage
+    done: Annotated[int, Field(ge=0)]
+    """Units done: layers in `sweep`, sequences in `divergence`, else 0 or 1."""
+    total: Annotated[int, Field(ge=1)]
+    elapsed_seconds: Annotated[float, Field(ge=0)]
+    """Since the measurement began."""
+
+
+class Warned(Frozen):
+    """Something the reader of the report must know; it stands in `report.json` too."""
+
+    kind: Literal["warning"] = "warning"
+    code: str
+    message: str
+    where: str | None = None
+
+
+class Finished(Frozen):
+    """The output directory is whole."""
+
+    kind: Literal["finished"] = "finished"
+
+
+class Failed(Frozen):
+    """The measurement gave up, and left nothing in the output directory."""
+
+    kind: Literal["failed"] = "failed"
+    code: str
+    """Stable: `bad-model`, `bad-calibration`, `bad-labelled`, `bad-request`, `out-of-memory`, `disk-full`, `killed`,
+    `worker-lost`, `internal`."""
+    message: str
+    bad_input: bool
+    """True when the request, the model or the text is at fault, so that trying again cannot help."""
+
+
+ProgressLine = Annotated[Progress | Warned | Finished | Failed, Field(discriminator="kind")]
+PROGRESS_LINE: TypeAdapter[ProgressLine] = TypeAdapter(ProgressLine)
+"""Parses one line: `PROGRESS_LINE.validate_json(line)`."""

@@ -1,0 +1,308 @@
+"""`report.json`: what a finished job leaves. The names are a contract with other programs.
+
+Keys may be added; none changes without a new major `SCHEMA_VERSION`. Figures are defined in the README's
+glossary; `DEFINITIONS_VERSION` names the set of definitions.
+"""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.contracts.labelled import Labelled
+from service.contracts.request import (
+    Analysis,
+    HeadThresholds,
+    LlmInt8Thresholds,
+    MassiveThresholds,
+    MedianQuantileThresholds,
+    VarianceThresholds,
+)
+
+SCHEMA_VERSION = "1.0"
+DEFINITIONS_VERSION = "1.0"
+
+
+class Record(BaseModel):
+    """Base of everything in a report: immutable; keys that a newer version added are kept, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ModelFacts(Record):
+    """The model that was measured."""
+
+    source: str
+    revision: str | None
+    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """Over the weight files' names and contents."""
+    architecture: str
+    layers: int
+    hidden_size: int
+    heads: int | None
+    """Query heads; None in a model without attention."""
+    kv_heads: int | None
+    head_dim: int | None
+    """Channels of one head's output."""
+    vocabulary: int
+    parameters: int
+    weight_bytes: int
+    """Bytes of the parameters in `dtype`, tied ones counted once."""
+    dtype: str
+
+
+class CalibrationFacts(Record):
+    """The text that was run through it."""
+
+    source: str
+    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """Over the token ids."""
+    sequences: int
+    sequence_length: int
+    tokens: int
+    adds_bos: bool
+    """Every sequence begins with the tokenizer's BOS token, put there."""
+    documents: int
+    """Documents that held a token or more."""
+    separator: int | None
+    """Token id put between two documents; None where nothing was put."""
+    seed: int
+    batch_sequences: int
+
+
+class Environment(Record):
+    """Where it ran, and with what."""
+
+    device: str
+    torch: str
+    transformers: str
+    bitsandbytes: str
+    python: str
+    kernels: dict[str, str]
+    """Code path that each scheme took, for paths that differ in the last digits."""
+
+
+class PeakMemory(Record):
+    """Peak memory in bytes."""
+
+    resident: int
+    device: int | None
+
+
+class Timing(Record):
+    """What it cost."""
+
+    wall_seconds: float
+    stage_seconds: dict[str, float]
+    peak_memory_bytes: PeakMemory
+
+
+class LlmInt8Dimension(Record):
+    """One outlier dimension after LLM.int8()."""
+
+    dimension: int
+    layers_fraction: float
+    positions_fraction: float
+    abs_max: float
+    one_sided: bool
+    quartiles: tuple[float, float, float]
+    """Of the values at or over the magnitude."""
+
+
+class LlmInt8Outliers(Record):
+    """The outlier dimensions after LLM.int8(), and the thresholds used."""
+
+    thresholds: LlmInt8Thresholds
+    dimensions: tuple[LlmInt8Dimension, ...]
+
+
+class LayerwiseDimension(Record):
+    """One dimension that a definition flags layer by layer."""
+
+    dimension: int
+    layers_fraction: float
+    """Share of the layers that flag it."""
+    abs_max: float
+    """Largest magnitude in the layers that flag it."""
+
+
+class MassiveOutliers(Record):
+    """Dimensions with massive activations, and the thresholds used."""
+
+    thresholds: MassiveThresholds
+    dimensions: tuple[LayerwiseDimension, ...]
+
+
+class MedianQuantileOutliers(Record):
+    """Outlier dimensions after Macocco et al., and the threshold used."""
+
+    thresholds: MedianQuantileThresholds
+    dimensions: tuple[LayerwiseDimension, ...]
+
+
+class VarianceOutliers(Record):
+    """Outlier dimensions after Rudman et al., and the threshold used."""
+
+    thresholds: VarianceThresholds
+    dimensions: tuple[LayerwiseDimension, ...]
+
+
+class Outliers(Record):
+    """Outlier dimensions, one key per definition."""
+
+    llm_int8: LlmInt8Outliers
+    massive_tensor: MassiveOutliers
+    """The median is over the sequence's whole hidden state."""
+    massive_token: MassiveOutliers
+    """The median is over the token's own vector."""
+    median_quantile: MedianQuantileOutliers
+    variance: VarianceOutliers
+
+
+class MassiveActivation(Record):
+    """One massive activation, by either definition."""
+
+    layer: int
+    sequence: int
+    position: int
+    token: str | None
+    token_id: int
+    dimension: int
+    value: float
+    ratio_tensor: float | None
+    ratio_token: float | None
+
+
+class HeadFacts(Record):
+    """Outlier heads: thresholds and counts; the `heads` table has each."""
+
+    thresholds: HeadThresholds
+    heads: int
+    """Heads measured; 0 where the architecture has none that Headroom knows."""
+    measured_outliers: int
+    predicted_outliers: int | None
+    """None where no layer's weights allow the prediction."""
+    both: int | None
+
+
+class Estimate(Record):
+    """A figure and its standard error."""
+
+    value: float
+    standard_error: float | None
+
+
+class Perplexity(Estimate):
+    """exp(mean negative log likelihood of the true next token)."""
+
+    scored_tokens: int
+
+
+class ReferenceFacts(Record):
+    """The model as it came."""
+
+    perplexity: Perplexity | None
+    """None if no position has a finite prediction."""
+
+
+class KlDivergence(Record):
+    """KL(reference || scheme) over scored positions, in nats."""
+
+    mean: float
+    standard_error: float | None
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p99_9: float
+    max: float
+
+
+class DeltaP(Record):
+    """Change in the probability of the true next token."""
+
+    mean: float
+    rms: float
+
+
+class WorstSite(Record):
+    """One of the largest isolated errors."""
+
+    layer: int
+    component: str
+    relative_l2: float
+    sqnr_db: float | None
+
+
+class SchemeFacts(Record):
+    """What one scheme does to the model. The comparisons are None if no position has a finite prediction."""
+
+    settings: dict[str, float | int | str | bool]
+    perplexity: Perplexity | None
+    perplexity_ratio: Estimate | None
+    kl_divergence: KlDivergence | None
+    same_top_token: Estimate | None
+    delta_p: DeltaP | None
+    model_bytes: int
+    compression: float
+    not_quantised: tuple[str, ...]
+    worst_sites: tuple[WorstSite, ...]
+
+
+class ProfileFacts(Record):
+    """Which hidden-state vector the `profile` table holds."""
+
+    layer: int
+    sequence: int
+    position: int
+    token_id: int
+    token: str | None
+    median_abs: float
+    p99_abs: float
+    max_to_median: float | None
+    kurtosis: float | None
+
+
+class Warning(Record):
+    """Something the reader must know."""
+
+    code: str
+    message: str
+    where: str | None
+
+
+class Entry(Record):
+    """A figure or a table, and its files relative to the report."""
+
+    name: str
+    title: str
+    caption: str
+    files: tuple[str, ...]
+
+
+class Report(Record):
+    """The whole of `report.json`."""
+
+    schema_version: str
+    definitions_version: str
+    headroom_version: str
+    job_id: str
+    created_at: datetime
+    model: ModelFacts
+    analysis: Analysis
+    """The settings that were asked for."""
+    calibration: CalibrationFacts
+    environment: Environment
+    timing: Timing
+    outliers: Outliers
+    massive_activations: tuple[MassiveActivation, ...]
+    """The largest hundred."""
+    heads: HeadFacts
+    reference: ReferenceFacts
+    schemes: dict[str, SchemeFacts]
+    profile: ProfileFacts
+    labelled: Labelled | None = None
+    """None where no labelled prompts were given."""
+    warnings: tuple[Warning, ...]
+    figures: tuple[Entry, ...]
+    tables: tuple[Entry, ...]

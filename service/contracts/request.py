@@ -1,0 +1,225 @@
+"""What is asked for: the job a person submits, and the request file that a measurement reads."""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from service.contracts.files import FileFormat, format_of
+from service.contracts.schemes import SCHEMES, Scheme
+
+SAMPLE = "sample"
+"""The model name that stands for the bundled sample checkpoint."""
+
+
+class Frozen(BaseModel):
+    """Base of every contract: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Upload(Frozen):
+    """A file that travels inside a job request, as text or as base64; exactly one of the two."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+    """File name, for the report; its extension tells the format."""
+    text: str | None = None
+    """The content; UTF-8 text."""
+    content_base64: str | None = None
+    """The content in standard base64; Parquet travels so."""
+
+    @field_validator("content_base64")
+    @classmethod
+    def _is_base64(cls, encoded: str | None) -> str | None:
+        if encoded is not None:
+            try:
+                base64.b64decode(encoded, validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise ValueError(f"it must be standard base64 without line breaks; {error}") from error
+        return encoded
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        if (self.text is None) == (self.content_base64 is None):
+            raise ValueError("exactly one of text and content_base64 must be given")
+        return self
+
+    @property
+    def content(self) -> bytes:
+        """The file's bytes."""
+        return base64.b64decode(self.content_base64 or "") if self.text is None else self.text.encode()
+
+
+class StoredFile(Frozen):
+    """A file that came with a job request and lies in the artifact store."""
+
+    name: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+    """Bytes."""
+
+
+class LlmInt8Thresholds(Frozen):
+    """When a hidden dimension is an outlier after LLM.int8() (arXiv 2208.07339, section 4.1)."""
+
+    magnitude: Annotated[float, Field(gt=0)] = 6.0
+    """abs(x) at or above this counts."""
+    layers_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the layers in which it must occur."""
+    positions_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
+    """Share of the token positions that must have it in one layer or more."""
+
+
+class MassiveThresholds(Frozen):
+    """When a value of the residual stream is a massive activation (arXiv 2402.17762)."""
+
+    magnitude: Annotated[float, Field(ge=0)] = 100.0
+    """abs(x) must be larger."""
+    ratio: Annotated[float, Field(gt=0)] = 1000.0
+    """abs(x) must be at least so many times the median magnitude."""
+
+
+class MedianQuantileThresholds(Frozen):
+    """When a hidden dimension is an outlier after Macocco et al."""
+
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """The dimension's median magnitude over tokens must be above this quantile of all magnitudes of the layer."""
+
+
+class VarianceThresholds(Frozen):
+    """When a hidden dimension is an outlier after Rudman et al."""
+
+    ratio: Annotated[float, Field(gt=0)] = 5.0
+    """The dimension's variance must be at least so many times the mean variance of the layer's dimensions."""
+
+
+class HeadThresholds(Frozen):
+    """When an attention head is an outlier."""
+
+    relative_peak: Annotated[float, Field(gt=0)] = 20.0
+    """Measured: max abs(z_h) over the layer's rms(z), at or above this."""
+    predicted_peak: Annotated[float, Field(gt=0)] = 2.0
+    """Predicted from weights alone: the largest value channel's norm over the layer's typical one."""
+
+
+class Analysis(Frozen):
+    """The settings of an analysis, the same in a job and in a measurement."""
+
+    schemes: tuple[str, ...] = ("int8", "nf4")
+    """Names from `SCHEMES`; each at most once; may be empty, to measure the reference alone."""
+    int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 6.0
+    """Scheme int8: columns of an input with abs(x) at or above this stay unquantised; 0 keeps none."""
+    sequences: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    """Calibration sequences."""
+    sequence_length: Annotated[int, Field(ge=2, le=1_048_576)] = 256
+    """Tokens in each."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Chooses the sequences out of the calibration text."""
+    score: Literal["all", "second_half"] = "all"
+    """Positions whose next token is scored: all, or the second half of each sequence as llama.cpp does."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether every sequence of text begins with the BOS token: as the tokenizer does it, always, or never."""
+    text_field: Annotated[str, Field(min_length=1, max_length=255)] = "text"
+    """Field of a JSON Lines record, or column of a Parquet file, that holds a document's text."""
+    label_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Labelled prompts with scores: a record is true when its score is larger. Needed for scores alone."""
+    label_depth: Annotated[int, Field(ge=0)] | None = None
+    """Decoder layer whose output gives the labelled prompts' vectors; by default they come after the final norm."""
+    label_dimensions: Annotated[int, Field(ge=1, le=64)] = 4
+    """How many dimensions, best first, are reported for the labelled prompts."""
+    llm_int8: LlmInt8Thresholds = LlmInt8Thresholds()
+    massive: MassiveThresholds = MassiveThresholds()
+    median_quantile: MedianQuantileThresholds = MedianQuantileThresholds()
+    variance: VarianceThresholds = VarianceThresholds()
+    heads: HeadThresholds = HeadThresholds()
+
+    @field_validator("schemes")
+    @classmethod
+    def _known_schemes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in SCHEMES:
+                raise ValueError(f"{name!r} is no scheme; allowed: {', '.join(SCHEMES)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"{list(names)} names a scheme twice; each is allowed once")
+        return names
+
+
+def schemes_for(analysis: Analysis) -> tuple[Scheme, ...]:
+    """Return the schemes that an analysis asks for, with the settings that it gives them."""
+    asked = (SCHEMES[name] for name in analysis.schemes)
+    given = {"threshold": analysis.int8_threshold}
+    return tuple(
+        scheme.model_copy(update={"settings": scheme.settings | given})
+        if given.keys() <= scheme.settings.keys()
+        else scheme
+        for scheme in asked
+    )
+
+
+class JobRequest(Analysis):
+    """One request to analyse one model; frozen at submission."""
+
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    """`sample`, an absolute path of a local directory, or a hub id `org/name`, `org/name@revision`."""
+    calibration: StoredFile | None = None
+    """Calibration text or token ids; without one, the text bundled with the sample model."""
+    labelled: StoredFile | None = None
+    """Labelled prompts, JSON Lines."""
+
+
+class JobSubmission(Analysis):
+    """What `POST /v1/jobs` takes: a job request whose files still travel inside it."""
+
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    calibration: Upload | None = None
+    labelled: Upload | None = None
+
+
+class ModelFiles(Frozen):
+    """A checkpoint on this machine."""
+
+    path: Path
+    """Directory with config.json, safetensors and a tokenizer."""
+    source: str = Field(default_factory=lambda given: str(given.get("path")))
+    """What the report calls it; by default the path."""
+    revision: str | None = None
+    """The hub's commit, where it came from one."""
+
+
+class CalibrationFile(Frozen):
+    """A calibration text, or token ids, on this machine."""
+
+    path: Path
+    source: str = Field(default_factory=lambda given: Path(given.get("path", "")).name)
+    """What the report calls it; by default the file's name."""
+    format: FileFormat = Field(default_factory=lambda given: format_of(Path(given.get("path", "")).name))
+    """By default what the file's name stands for."""
+
+
+class LabelledFile(Frozen):
+    """Labelled prompts on this machine."""
+
+    path: Path
+    """JSON Lines: {"prompt", "label"} or {"prompt", "score"}."""
+    source: str = Field(default_factory=lambda given: Path(given.get("path", "")).name)
+    """What the report calls it; by default the file's name."""
+
+
+class MeasurementRequest(Analysis):
+    """The request file of `python -m workers.measurement REQUEST.json OUT`."""
+
+    job_id: str | None = None
+    """For the report; made up when absent."""
+    model: ModelFiles
+    calibration: CalibrationFile
+    labelled: LabelledFile | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where to compute: `auto` takes a CUDA device when there is one."""
+    batch_sequences: Annotated[int, Field(ge=1)] | None = None
+    """Sequences in one forward pass; by default as many as make up 2048 tokens, at least one."""
+    memory_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30
+    """Hidden states that take more than this in all are kept in memory-mapped files."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How much work a kill may cost: at layer boundaries this far apart the hidden states are kept on disk."""

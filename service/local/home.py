@@ -1,0 +1,143 @@
+"""`HEADROOM_HOME`: where the embedded stack keeps what it must remember, for its owner's eyes alone.
+
+api-key      the key that the API asks for; made at the first start
+headroom.db  the database, unless HEADROOM_DATABASE_URL names another
+artifacts/   files of reports, by SHA-256
+logs/        one log per child, and the one before it
+lock         held while a stack runs, so that there is one per home
+stack.json   address of the running stack, for other commands
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from service.errors import Conflict, InvalidRequest
+from service.settings import Settings
+
+LOCK_SECONDS = 5.0
+"""How long to wait for a stack that is about to end."""
+KEY_BYTES = 32
+"""Random bytes in an API key."""
+
+Purpose = Literal["serve", "command"]
+"""`serve`: stays until stopped. `command`: ends with the command that started it."""
+
+
+class HomeInUse(Conflict):
+    """Another stack runs on the same HEADROOM_HOME."""
+
+    code = "home-in-use"
+
+
+@dataclass(frozen=True)
+class Running:
+    """The stack that runs on a home."""
+
+    url: str
+    pid: int
+    purpose: Purpose
+
+
+class Home:
+    """The directory `HEADROOM_HOME`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.path = settings.home.expanduser().absolute()
+        self.logs = self.path / "logs"
+        self._key = self.path / "api-key"
+        self._record = self.path / "stack.json"
+
+    def prepare(self) -> None:
+        """Make the directory, mode 700. Raises InvalidRequest when it cannot be made or written to."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            allowed = f"it must be a directory that can be written to ({error.strerror})"
+            raise InvalidRequest("HEADROOM_HOME", str(self.path), allowed) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the home for one stack. Raises HomeInUse when another keeps holding it.
+
+        The kernel frees the lock when its holder dies, however it dies.
+        """
+        with (self.path / "lock").open("a") as file:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _locked(file.fileno()):
+                if time.monotonic() > deadline:
+                    raise HomeInUse(self._who_holds_it())
+                time.sleep(0.1)
+            yield
+
+    def key(self) -> str | None:
+        """Return the API key in use: HEADROOM_API_KEY, else the one that the first start made, else None."""
+        if self.settings.api_key is not None:
+            return self.settings.api_key.get_secret_value()
+        try:
+            return self._key.read_text(encoding="ascii").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def make_key(self) -> str:
+        """Return the API key in use; make one, in a file of mode 600, when there is none."""
+        present = self.key()
+        if present is not None:
+            return present
+        made = secrets.token_urlsafe(KEY_BYTES)
+        self._write(self._key, made + "\n")
+        return made
+
+    def running(self) -> Running | None:
+        """Return the stack that runs on this home, or None."""
+        try:
+            with (self.path / "lock").open("a") as file:
+                if _locked(file.fileno()):
+                    return None
+            return Running(**json.loads(self._record.read_text(encoding="utf-8")))
+        except OSError:
+            return None
+
+    @contextlib.contextmanager
+    def announce(self, running: Running) -> Iterator[None]:
+        """Let other commands find the stack for as long as the context lasts."""
+        self._write(self._record, json.dumps(asdict(running)))
+        try:
+            yield
+        finally:
+            self._record.unlink(missing_ok=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file of mode 600, whole or not at all."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        partial.replace(path)
+
+    def _who_holds_it(self) -> str:
+        record = self.running()
+        holder = f"process {record.pid} at {record.url}" if record else "another process"
+        return (
+            f"HEADROOM_HOME: {str(self.path)!r} is in use by {holder}; wait for it, share one stack by running "
+            "`headroom serve` first, or set HEADROOM_HOME to another directory"
+        )
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""The queue: names, the Celery configuration, and sending by name.
+
+Redis is a doorbell, not a record. A message says "look at job J, dispatch N" and nothing else; the database says
+what is to be done and who may do it. That is why messages are acknowledged without waiting for the job, why no
+results are kept, and why losing every message loses nothing.
+
+Broker URLs: `redis://`, `rediss://` (the server's certificate is checked), and
+`redis+socket://:PASSWORD@/path/of.sock?virtual_host=0` for a Unix socket.
+"""
+
+import ssl
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from kombu.utils.url import sanitize_url
+from redis.exceptions import RedisError
+
+from service.errors import InvalidRequest, ServiceUnreachable
+from service.settings import Settings
+
+TASK = "headroom.run_job"
+"""Name of the one task; its arguments are a job's id and a dispatch number."""
+QUEUE = "headroom"
+"""Name of the one queue."""
+SCHEMES = ("redis", "rediss", "redis+socket")
+
+_BROKER_ERRORS = (OperationalError, RedisError, OSError)
+
+WORKER_ARGUMENTS = ("worker", "--without-gossip", "--without-mingle", "--without-heartbeat")
+"""Command line of a worker: these three have no configuration setting."""
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Return Celery's configuration. Raises InvalidRequest for a broker URL that is missing or of another kind."""
+    url = _broker_url(settings)
+    config: dict[str, Any] = {
+        "broker_url": url,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # a worker waits for its broker for as long as it takes
+        "broker_transport_options": {
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        "task_default_queue": QUEUE,
+        "task_acks_late": False,
+        "task_ignore_result": True,
+        "result_backend": None,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "worker_pool": "solo",
+        "worker_concurrency": 1,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,  # a waiting message stays where an idle worker can take it
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+        "worker_redirect_stdouts": False,
+    }
+    if url.startswith("rediss:"):  # kombu by itself would accept any certificate
+        config["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return config
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return a Celery application for sending, or for a worker to add its task to."""
+    app = Celery("headroom", set_as_current=False)
+    app.config_from_object(celery_config(settings))
+    return app
+
+
+def send(app: Celery, job_id: str, dispatch: int) -> None:
+    """Ring the bell for one dispatch. Raises ServiceUnreachable when the broker is away or refuses."""
+    try:
+        # One retry, at once: the pooled connection may be from before the broker was restarted.
+        app.send_task(TASK, args=[job_id, dispatch], retry=True, retry_policy={"max_retries": 1, "interval_start": 0})
+    except _BROKER_ERRORS as error:
+        raise _unreachable(app, error) from error
+
+
+def waiting(app: Celery) -> int:
+    """Return how many messages no worker has taken. Raises ServiceUnreachable when the broker is away or refuses."""
+    with app.connection_for_write() as connection:
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0)
+            queue = app.amqp.queues[QUEUE](connection.default_channel)
+            return int(queue.queue_declare(passive=False).message_count)
+        except _BROKER_ERRORS as error:
+            raise _unreachable(app, error) from error
+
+
+def _unreachable(app: Celery, error: Exception) -> ServiceUnreachable:
+    return ServiceUnreachable(f"the broker at {public_url(app.conf.broker_url)} cannot be reached: {error}")
+
+
+def public_url(url: str) -> str:
+    """Return a broker URL without its password."""
+    return str(sanitize_url(url))
+
+
+def _broker_url(settings: Settings) -> str:
+    url = settings.broker_url.get_secret_value() if settings.broker_url else None
+    scheme, separator, _ = url.partition("://") if url else ("", "", "")
+    if url is None or not separator or scheme not in SCHEMES:
+        allowed = "allowed: redis://host:port/0, rediss://host:port/0 or redis+socket:///path?virtual_host=0"
+        raise InvalidRequest("HEADROOM_BROKER_URL", public_url(url) if url else None, allowed)
+    return url

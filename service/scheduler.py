@@ -1,0 +1,128 @@
+"""The loop that makes up for everything that was lost.
+
+One round: jobs whose worker was lost are offered again; dispatches that never reached the broker are sent; and where
+the broker holds fewer messages than there are jobs waiting for theirs, the bell is rung again for those that have
+waited. Every step may be broken off, done twice, or done by two schedulers at once: workers drop what is stale or
+double.
+"""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import queue
+from service.errors import InvalidRequest, ServiceUnreachable
+from service.settings import Settings, settings
+from service.store.database import make_engine, upgrade
+from service.store.dispatches import Dispatches
+from service.store.jobs import JobStore
+from service.store.records import Dispatch
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 10.0
+"""When messages are missing, they are those of jobs whose bell was last rung longer ago than this."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did."""
+
+    offered: int
+    """Jobs taken from lost workers."""
+    sent: int
+    """Dispatches sent for the first time."""
+    rung: int
+    """Dispatches sent again."""
+
+
+def run_round(
+    store: Dispatches,
+    send: Callable[[str, int], None],
+    waiting: Callable[[], int],
+    *,
+    max_attempts: int,
+    answer_seconds: float = ANSWER_SECONDS,
+) -> Round:
+    """Do one round. `send` and `waiting` speak to the broker, and raise ServiceUnreachable when it is down."""
+    offered = len(store.offer_expired(max_attempts))
+    sent = _send_all(store, store.unsent_dispatches(), send)
+    # Jobs are counted before messages: a job that is taken in between makes the broker hold one too few, and the
+    # bell is rung once too often. The other order could hide a loss behind a message that has just come.
+    expected = store.expected_messages()
+    lost = expected > 0 and waiting() < expected
+    rung = _send_all(store, store.unanswered_dispatches(answer_seconds), send) if lost else 0
+    return Round(offered, sent, rung)
+
+
+def _send_all(store: Dispatches, dispatches: Sequence[Dispatch], send: Callable[[str, int], None]) -> int:
+    for dispatch in dispatches:
+        send(dispatch.job_id, dispatch.number)
+        store.mark_sent(dispatch.job_id, dispatch.number)
+    return len(dispatches)
+
+
+class Scheduler:
+    """Rounds without end, and a log that says what changed and nothing twice."""
+
+    def __init__(self, settings: Settings, store: Dispatches) -> None:
+        app = queue.make_app(settings)
+        self._send = partial(queue.send, app)
+        self._waiting = partial(queue.waiting, app)
+        self._settings = settings
+        self._store = store
+        self._trouble: str | None = None
+
+    def step(self) -> Round | None:
+        """Do one round; None when the broker or the database was in the way, which is logged once."""
+        try:
+            done = run_round(self._store, self._send, self._waiting, max_attempts=self._settings.max_attempts)
+        except (ServiceUnreachable, SQLAlchemyError) as error:
+            if self._trouble != type(error).__name__:
+                log.error("a round was broken off, and will be tried again until it succeeds: %s", error)
+            self._trouble = type(error).__name__
+            return None
+        if self._trouble:
+            log.info("rounds succeed again")
+            self._trouble = None
+        if done.offered or done.rung:
+            log.warning("%d jobs taken from lost workers, %d lost messages sent again", done.offered, done.rung)
+        return done
+
+    def run(self) -> NoReturn:
+        """Do rounds until the process is told to stop."""
+        while True:
+            self.step()
+            time.sleep(self._settings.scheduler_seconds)
+
+
+def main() -> NoReturn:
+    """Run the loop until SIGTERM or SIGINT, which may break off a round anywhere: the next one does the rest.
+
+    Exits with 2 when a setting is not allowed.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        present = settings()
+        engine = make_engine(present.database)
+        upgrade(engine)
+        scheduler = Scheduler(present, JobStore(engine))
+    except InvalidRequest as error:
+        print(f"headroom scheduler: {error}", file=sys.stderr)
+        sys.exit(2)
+    log.info("the scheduler runs a round every %g s", present.scheduler_seconds)
+    scheduler.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The database: SQLite in one file, or PostgreSQL. The same code and the same migrations run on both.
+
+SQLite is set up for several processes: write-ahead logging, so that readers and the one writer do not wait for each
+other; BEGIN IMMEDIATE for transactions that write, so that a writer waits for its turn at the start and never
+fails half way because another came between its read and its write; and a busy timeout that makes it wait.
+"""
+
+import time
+from pathlib import Path
+from sqlite3 import SQLITE_BUSY, OperationalError
+from sqlite3 import Connection as SQLiteConnection
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError
+
+from service.errors import InvalidRequest
+
+BUSY_SECONDS = 30
+"""How long a writer waits for the others on SQLite."""
+MIGRATION_LOCK = 0x48454144
+"""Key of the PostgreSQL advisory lock that a migration holds."""
+_WRITES = "headroom_writes"
+_ALLOWED = "allowed: sqlite:////absolute/file.db or postgresql://user:password@host:port/database"
+
+
+def make_engine(url: str) -> Engine:
+    """Return an engine for `sqlite:///FILE` (its directory is made when missing) or `postgresql://...`.
+
+    Any other URL raises InvalidRequest. Nothing is connected yet.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidRequest("HEADROOM_DATABASE_URL", url, _ALLOWED) from error
+    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
+    if parsed.drivername == "sqlite" and parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, pool_size=10)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    raise InvalidRequest("HEADROOM_DATABASE_URL", parsed.render_as_string(), _ALLOWED)
+
+
+def writer(engine: Engine) -> Engine:
+    """Return the same engine for transactions that write."""
+    return engine.execution_options(**{_WRITES: True})
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the database to the newest schema; several processes may do this at once.
+
+    All steps are one transaction: it ends at the newest schema or leaves everything as it was.
+    """
+    with writer(engine).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        command.upgrade(migrations(connection), "head")
+
+
+def migrations(connection: Connection) -> Config:
+    """Return Alembic's configuration for the migrations that come with this package, run on `connection`."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _prepare_sqlite(connection: SQLiteConnection, _record: object) -> None:
+    connection.isolation_level = None  # sqlite3 begins nothing by itself: `_begin_sqlite` does
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    _write_ahead(connection)
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _write_ahead(connection: SQLiteConnection) -> None:
+    """Turn write-ahead logging on; the file remembers it, so only the first connections ever change anything.
+
+    SQLite does not wait out the busy timeout for this one change: two connections that both hold a read lock and
+    want to change the mode would wait for each other. So it is tried again until another has made the change.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,205 @@
+"""The job store: the one writer of a job's status.
+
+A job is a row before it is a message. Submitting writes the row, its first event and the dispatch that is owed to
+the broker in one transaction; nothing is sent before that is committed (`service.submission`, `service.scheduler`).
+The worker's side is in `leases`, the scheduler's in `dispatches`; here is the side of the people who ask.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.contracts.request import JobRequest
+from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
+from service.store.dispatches import Dispatches
+from service.store.leases import Leases
+from service.store.records import ArtifactRow, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of, new_id
+from service.store.statuses import Status
+from service.store.tables import ArtifactRecord, EventRow, JobRow
+from service.store.transactions import end_cancelled, enqueue, locked, move, record
+
+__all__ = ["ArtifactRow", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
+
+MAX_PAGE_SIZE = 1000
+
+
+class JobStore(Leases, Dispatches):
+    """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
+
+    def submit(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+        """Put a job into the queue.
+
+        The same key with the same request gives the job that the first call made, whatever has become of it; with
+        another request it raises IdempotencyKeyReused.
+        """
+        try:
+            with self._write() as session:
+                if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
+                    return _same(session, row, request)
+                return self._insert(session, request, idempotency_key)
+        except IntegrityError:  # another call brought the same key in the same moment
+            if idempotency_key is None:
+                raise
+            with self._read() as session:
+                row = _by_key(session, idempotency_key)
+                if row is None:
+                    raise
+                return _same(session, row, request)
+
+    def _insert(self, session: Session, request: JobRequest, idempotency_key: str | None) -> Job:
+        now = self._clock()
+        row = JobRow(
+            id=new_id(now),
+            request=request.model_dump(mode="json"),
+            model=request.model,
+            status=Status.queued,
+            created_at=now,
+            queued_at=now,
+            dispatch=0,
+            events=0,
+            idempotency_key=idempotency_key,
+        )
+        session.add(row)
+        session.flush()
+        record(session, row, "queued", {}, now)
+        enqueue(session, row, now)
+        return _job(session, row)
+
+    def get(self, job_id: str) -> Job:
+        """Return a job. Raises NotFound."""
+        with self._read() as session:
+            return _job(session, _existing(session, job_id))
+
+    def list(
+        self,
+        *,
+        status: Status | None = None,
+        model: str | None = None,
+        page_size: int = 50,
+        page_token: str | None = None,
+        with_report: bool = False,
+    ) -> Page:
+        """Return up to `page_size` jobs (1 to 1000), newest first, after those of the page that gave `page_token`.
+
+        Raises InvalidRequest for a page size or token that is not allowed.
+        """
+        if not 1 <= page_size <= MAX_PAGE_SIZE:
+            raise InvalidRequest("page_size", page_size, f"allowed: 1 to {MAX_PAGE_SIZE}")
+        query = select(JobRow).order_by(JobRow.id.desc()).limit(page_size + 1)
+        if page_token is not None:
+            if len(page_token) != 32 or not page_token.isalnum():
+                raise InvalidRequest("page_token", page_token, "allowed: a next_page_token of an earlier answer")
+            query = query.where(JobRow.id < page_token)
+        if status is not None:
+            query = query.where(JobRow.status == status)
+        if with_report:
+            query = query.where(JobRow.status == Status.succeeded)
+        if model is not None:
+            query = query.where(JobRow.model == model)
+        with self._read() as session:
+            rows = session.scalars(query).all()
+            more = len(rows) > page_size
+            jobs = _jobs(session, rows[:page_size])
+        return Page(jobs, jobs[-1].id if more else None)
+
+    def events(self, job_id: str, after: int = 0, limit: int = 1000) -> Sequence[Event]:
+        """Return up to `limit` events of a job with a sequence number over `after`, in order. Raises NotFound."""
+        with self._read() as session:
+            _existing(session, job_id)
+            query = select(EventRow).where(EventRow.job_id == job_id, EventRow.sequence > after)
+            return [event_of(row) for row in session.scalars(query.order_by(EventRow.sequence).limit(limit))]
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job: a queued one at once, a running one as soon as its worker hears of it.
+
+        Raises NotFound, and TransitionNotAllowed when the job has ended.
+        """
+        with self._write() as session:
+            row = locked(session, job_id)
+            now = self._clock()
+            if row.status is not Status.running:
+                end_cancelled(session, row, now)
+            elif not row.cancel_requested:
+                row.cancel_requested = True
+                record(session, row, "cancel_requested", {}, now)
+            session.flush()
+            return _job(session, row)
+
+    def retry(self, job_id: str) -> Job:
+        """Put a failed or cancelled job into the queue again, with the same request.
+
+        Raises NotFound, and TransitionNotAllowed when the job is in any other status.
+        """
+        with self._write() as session:
+            row = locked(session, job_id)
+            if row.status is Status.running:  # only its worker, or the loss of its worker, may give it back
+                raise TransitionNotAllowed(f"job {job_id} is running and cannot be retried; cancel it first")
+            now = self._clock()
+            move(session, row, Status.queued, "requeued", now, {"reason": "retried"})
+            row.error = row.progress = row.started_at = row.finished_at = None
+            row.cancel_requested = False
+            row.losses = 0
+            enqueue(session, row, now)
+            session.flush()
+            return _job(session, row)
+
+    def artifact(self, job_id: str, name: str) -> ArtifactRow:
+        """Return one file of a report. Raises NotFound."""
+        with self._read() as session:
+            row = session.get(ArtifactRecord, (job_id, name))
+            if row is None:
+                raise NotFound(f"job {job_id!r} has no file {name!r}")
+            return artifact_of(row)
+
+    def artifacts(self, job_id: str) -> Sequence[ArtifactRow]:
+        """Return the files of a report by name; none until the job has succeeded. Raises NotFound."""
+        with self._read() as session:
+            _existing(session, job_id)
+            query = select(ArtifactRecord).where(ArtifactRecord.job_id == job_id).order_by(ArtifactRecord.name)
+            return [artifact_of(row) for row in session.scalars(query)]
+
+    def counts(self) -> dict[Status, int]:
+        """Return the number of jobs in every status."""
+        with self._read() as session:
+            found = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
+            counted = {status: count for status, count in found}  # noqa: C416 - rows are not pairs to the type checker
+        return {status: counted.get(status, 0) for status in Status}
+
+
+def _existing(session: Session, job_id: str) -> JobRow:
+    row = session.get(JobRow, job_id)
+    if row is None:
+        raise NotFound(f"job: {job_id!r} is not the id of a job")
+    return row
+
+
+def _by_key(session: Session, key: str) -> JobRow | None:
+    return session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+
+
+def _same(session: Session, row: JobRow, request: JobRequest) -> Job:
+    if JobRequest.model_validate(row.request) != request:
+        raise IdempotencyKeyReused(
+            f"Idempotency-Key: {row.idempotency_key!r} was used for job {row.id} with a different request; "
+            "allowed: a new key, or the same request again"
+        )
+    return _job(session, row)
+
+
+def _job(session: Session, row: JobRow) -> Job:
+    return _jobs(session, [row])[0]
+
+
+def _jobs(session: Session, rows: Iterable[JobRow]) -> list[Job]:
+    """Return the records, with the position of those that are queued: by the time they came into the queue."""
+    rows = list(rows)
+    waiting = [row.id for row in rows if row.status is Status.queued]
+    positions: dict[str, int] = {}
+    if waiting:
+        position = func.row_number().over(order_by=(JobRow.queued_at, JobRow.id)) - 1
+        queue = select(JobRow.id, position.label("position")).where(JobRow.status == Status.queued).subquery()
+        found = session.execute(select(queue.c.id, queue.c.position).where(queue.c.id.in_(waiting)))
+        positions = {job_id: place for job_id, place in found}  # noqa: C416
+    return [job_of(row, positions.get(row.id)) for row in rows]

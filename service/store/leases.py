@@ -1,0 +1,103 @@
+"""The worker's side of the store: jobs held under a lease, with a fencing number.
+
+A worker that claims a job gets the job's next fencing number. Every write it makes names that number and happens
+only while the job is running under it; otherwise LeaseLost is raised and nothing is written. So a worker that was
+thought dead, lost its job to another and wakes up again can do no harm.
+
+Leases are compared by the clocks of the machines: keep those within a few seconds of each other.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.contracts.progress import Failed, Progress, Warned
+from service.contracts.request import JobRequest
+from service.errors import LeaseLost
+from service.store.records import ArtifactRow, Claim
+from service.store.statuses import Status
+from service.store.tables import ArtifactRecord, JobRow
+from service.store.transactions import Transactions, end_cancelled, end_failed, move, record, requeue
+
+
+class Leases(Transactions):
+    """Claim a job, keep it, and end it."""
+
+    def claim(self, job_id: str, dispatch: int, worker: str, lease_seconds: float) -> Claim | None:
+        """Take a queued job for `lease_seconds`.
+
+        Returns None when there is nothing to do: no such job, it is not queued, or `dispatch` is not its present
+        one, as with a message that came twice or late.
+        """
+        with self._write() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None or row.status is not Status.queued or row.dispatch != dispatch:
+                return None
+            now = self._clock()
+            row.fence += 1
+            row.attempts += 1
+            row.worker = worker
+            row.started_at = now
+            row.progress = None
+            row.lease_expires_at = now + timedelta(seconds=lease_seconds)
+            move(session, row, Status.running, "started", now, {"attempt": row.attempts, "worker": worker})
+            return Claim(row.id, row.fence, JobRequest.model_validate(row.request), row.attempts)
+
+    def renew(self, claim: Claim, lease_seconds: float) -> bool:
+        """Hold the job for another `lease_seconds` from now; True when a cancellation was asked for.
+
+        A lease that has run out but was taken by nobody is renewed too. Raises LeaseLost.
+        """
+        with self._write() as session:
+            row = _held(session, claim)
+            row.lease_expires_at = self._clock() + timedelta(seconds=lease_seconds)
+            return row.cancel_requested
+
+    def progress(self, claim: Claim, line: Progress | Warned) -> None:
+        """Write an event, and for progress the job's latest. Raises LeaseLost."""
+        with self._write() as session:
+            row = _held(session, claim)
+            data = line.model_dump(mode="json", exclude={"kind"})
+            if isinstance(line, Progress):
+                row.progress = line.model_dump(mode="json")
+            record(session, row, line.kind, data, self._clock())
+
+    def succeed(self, claim: Claim, artifacts: Iterable[ArtifactRow]) -> None:
+        """End the job with its report, in one transaction: every artifact's row and the status. Raises LeaseLost."""
+        with self._write() as session:
+            row = _held(session, claim)
+            session.add_all(
+                ArtifactRecord(
+                    job_id=row.id, name=item.name, sha256=item.sha256, size=item.size, media_type=item.media_type
+                )
+                for item in artifacts
+            )
+            move(session, row, Status.succeeded, "succeeded", self._clock())
+
+    def fail(self, claim: Claim, failed: Failed) -> None:
+        """End the job without a report. Raises LeaseLost."""
+        with self._write() as session:
+            end_failed(session, _held(session, claim), failed, self._clock())
+
+    def cancelled(self, claim: Claim) -> None:
+        """End the job as was asked. Raises LeaseLost."""
+        with self._write() as session:
+            end_cancelled(session, _held(session, claim), self._clock())
+
+    def release(self, claim: Claim) -> None:
+        """Give the job back to the queue, because this worker stops. Raises LeaseLost."""
+        with self._write() as session:
+            requeue(session, _held(session, claim), self._clock(), "worker-stopped")
+
+
+def _held(session: Session, claim: Claim) -> JobRow:
+    row = session.scalars(
+        select(JobRow)
+        .where(JobRow.id == claim.job_id, JobRow.fence == claim.fence, JobRow.status == Status.running)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"job {claim.job_id} is no longer held by claim {claim.fence}")
+    return row

@@ -1,0 +1,136 @@
+"""What the store hands out: frozen records, free of the database session they came from.
+
+Times are timezone-aware UTC. Job ids are 32 hexadecimal characters that sort by the time of submission.
+"""
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from service.contracts.progress import Failed, Progress
+from service.contracts.request import JobRequest
+from service.store.statuses import Status
+from service.store.tables import ArtifactRecord, EventRow, JobRow
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to analyse one model, and where it stands."""
+
+    id: str
+    """Also the id of its report."""
+    status: Status
+    request: JobRequest
+    created_at: datetime
+    started_at: datetime | None
+    """When the present or last attempt began."""
+    finished_at: datetime | None
+    attempts: int
+    """How often a worker has begun it."""
+    dispatch: int
+    """Number of the message that may start it."""
+    fence: int
+    """Number of the claim that may write to it."""
+    worker: str | None
+    lease_expires_at: datetime | None
+    cancel_requested: bool
+    error: Failed | None
+    progress: Progress | None
+    queue_position: int | None
+    """Queued jobs ahead of it, 0 for the next; None unless queued."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job."""
+
+    job_id: str
+    sequence: int
+    """From 1, without gaps, for every job."""
+    at: datetime
+    kind: str
+    """`queued started progress warning requeued cancel_requested succeeded failed cancelled`."""
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's hold on a running job. Every write it makes is valid only while `fence` is the job's."""
+
+    job_id: str
+    fence: int
+    request: JobRequest
+    attempt: int
+    """From 1; never given twice for one job."""
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    """One file of a report."""
+
+    job_id: str
+    name: str
+    """`report.json`, `figures/error_growth.svg`, `tables/sites.parquet`, `bundle.zip`, ..."""
+    sha256: str
+    size: int
+    """Bytes."""
+    media_type: str
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """One message that is to start a job."""
+
+    job_id: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Part of a list of jobs, newest first."""
+
+    jobs: list[Job]
+    next_page_token: str | None
+    """Asks for the next part; None at the end."""
+
+
+def utcnow() -> datetime:
+    """Return the present time in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id(now: datetime) -> str:
+    """Return 32 hexadecimal characters: the milliseconds since 1970 in 12 of them, then 80 random bits."""
+    return f"{int(now.timestamp() * 1000):012x}{secrets.token_hex(10)}"
+
+
+def job_of(row: JobRow, queue_position: int | None) -> Job:
+    """Return the record of a row."""
+    return Job(
+        id=row.id,
+        status=row.status,
+        request=JobRequest.model_validate(row.request),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        attempts=row.attempts,
+        dispatch=row.dispatch,
+        fence=row.fence,
+        worker=row.worker,
+        lease_expires_at=row.lease_expires_at,
+        cancel_requested=row.cancel_requested,
+        error=Failed.model_validate(row.error) if row.error else None,
+        progress=Progress.model_validate(row.progress) if row.progress else None,
+        queue_position=queue_position,
+    )
+
+
+def event_of(row: EventRow) -> Event:
+    """Return the record of a row."""
+    return Event(row.job_id, row.sequence, row.at, row.kind, row.data)
+
+
+def artifact_of(row: ArtifactRecord) -> ArtifactRow:
+    """Return the record of a row."""
+    return ArtifactRow(row.job_id, row.name, row.sha256, row.size, row.media_type)

@@ -1,0 +1,33 @@
+"""The statuses of a job, listed once, and the one table of the ways between them."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Status(StrEnum):
+    """Where a job stands."""
+
+    queued = "queued"
+    """It waits for a worker."""
+    running = "running"
+    """A worker holds it under a lease."""
+    succeeded = "succeeded"
+    """It ended and left a report."""
+    failed = "failed"
+    """It ended without a report; `error` says why."""
+    cancelled = "cancelled"
+    """Somebody asked for it to be stopped, and it was."""
+
+
+TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
+    {
+        Status.queued: frozenset({Status.running, Status.cancelled}),
+        Status.running: frozenset({Status.queued, Status.succeeded, Status.failed, Status.cancelled}),
+        Status.succeeded: frozenset(),
+        Status.failed: frozenset({Status.queued}),
+        Status.cancelled: frozenset({Status.queued}),
+    }
+)
+"""Status -> the statuses that may follow it. A running job goes back to the queue when its worker stops or is lost;
+a failed or cancelled one when somebody asks for it again."""

@@ -1,0 +1,99 @@
+"""What every part of the job store stands on: transactions, and the one way to change a status.
+
+`move` is the only code that assigns a status. It checks the table of transitions and writes the event, so that a
+job's events tell its whole story.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.contracts.progress import Failed
+from service.errors import NotFound, TransitionNotAllowed
+from service.store.database import writer
+from service.store.records import utcnow
+from service.store.statuses import TRANSITIONS, Status
+from service.store.tables import DispatchRow, EventRow, JobRow
+
+
+class Transactions:
+    """Short transactions on one database, and the clock by which their times are set."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime] = utcnow) -> None:
+        self._reader = engine
+        self._writer = writer(engine)
+        self._clock = clock
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with Session(self._reader) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with Session(self._writer) as session, session.begin():
+            yield session
+
+
+def locked(session: Session, job_id: str) -> JobRow:
+    """Return a job's row, held until the transaction ends. Raises NotFound."""
+    row = session.get(JobRow, job_id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"job: {job_id!r} is not the id of a job")
+    return row
+
+
+def record(session: Session, row: JobRow, kind: str, data: Mapping[str, Any], at: datetime) -> None:
+    """Write a job's next event. The row must be locked."""
+    row.events += 1
+    session.add(EventRow(job_id=row.id, sequence=row.events, at=at, kind=kind, data=dict(data)))
+
+
+def move(
+    session: Session, row: JobRow, to: Status, kind: str, at: datetime, data: Mapping[str, Any] | None = None
+) -> None:
+    """Change a job's status and write the event `kind`. The row must be locked.
+
+    Raises TransitionNotAllowed when the table of transitions has no such step.
+    """
+    if to not in TRANSITIONS[row.status]:
+        allowed = ", ".join(sorted(TRANSITIONS[row.status])) or "nothing"
+        raise TransitionNotAllowed(f"job {row.id} is {row.status} and cannot become {to}; allowed: {allowed}")
+    row.status = to
+    if to is not Status.running:
+        row.worker = row.lease_expires_at = None
+    if to in (Status.succeeded, Status.failed, Status.cancelled):
+        row.finished_at = at
+    record(session, row, kind, data or {}, at)
+
+
+def enqueue(session: Session, row: JobRow, at: datetime) -> None:
+    """Put a job at the end of the queue: a new dispatch, which makes every earlier message void."""
+    row.dispatch += 1
+    row.queued_at = at
+    session.add(DispatchRow(job_id=row.id, number=row.dispatch, created_at=at))
+
+
+def end_cancelled(session: Session, row: JobRow, at: datetime) -> None:
+    """End a job that somebody asked to stop."""
+    move(session, row, Status.cancelled, "cancelled", at)
+
+
+def end_failed(session: Session, row: JobRow, failed: Failed, at: datetime) -> None:
+    """End a job without a report, for the reason given."""
+    row.error = failed.model_dump(mode="json")
+    move(session, row, Status.failed, "failed", at, failed.model_dump(mode="json", exclude={"kind"}))
+
+
+def requeue(session: Session, row: JobRow, at: datetime, reason: str) -> None:
+    """Give a running job back to the queue, or end it if a cancellation was asked for."""
+    if row.cancel_requested:
+        end_cancelled(session, row, at)
+        return
+    row.progress = None
+    move(session, row, Status.queued, "requeued", at, {"reason": reason})
+    enqueue(session, row, at)
