@@ -1,0 +1,88 @@
+"""`python -m workers.measurement REQUEST.json OUT`: measure, and leave report.json and tables/ in OUT.
+
+Standard output carries one JSON object per line (service.contracts.progress), the last `finished` or `failed`;
+whatever libraries print goes to standard error. Exit status: 0 done; 2 bad input; 1 anything else.
+"""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network; read when the libraries are imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that the kernels need
+
+import torch
+import transformers
+from pydantic import ValidationError
+
+from service.contracts.request import MeasurementRequest
+from workers.measurement.errors import BadRequest, MeasurementError
+from workers.measurement.program import measure
+from workers.measurement.progress import Narrator
+
+USAGE = "usage: python -m workers.measurement REQUEST.json OUT"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program; returns its exit status."""
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
+    narrator = Narrator(out=_private_stdout())
+    quiet_libraries()
+    try:
+        if len(arguments) != 2:
+            raise BadRequest(f"{USAGE}; {len(arguments)} arguments were given")
+        measure(_read_request(Path(arguments[0])), Path(arguments[1]), narrator)
+    except MeasurementError as error:
+        narrator.failed(error.code, str(error), bad_input=error.bad_input)
+        return 2 if error.bad_input else 1
+    except Exception as error:  # a supervisor must always be told
+        traceback.print_exc()
+        narrator.failed(_code(error), f"{type(error).__name__}: {error}", bad_input=False)
+        return 1
+    narrator.finished()
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from telling what a measurement does on purpose."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast to fp16
+
+
+def _read_request(path: Path) -> MeasurementRequest:
+    try:
+        return MeasurementRequest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadRequest(f"REQUEST: {str(path)!r} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['input']!r:.200} is not allowed; {e['msg']}"
+            for e in error.errors()
+            if e["type"] != "default_factory_not_called"  # only says that another error is listed
+        )
+        raise BadRequest(f"REQUEST: {str(path)!r}: {details}") from error
+
+
+def _private_stdout() -> TextIO:
+    """Keep standard output for progress lines; what libraries print to it goes to standard error."""
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lines
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk-full"
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return "out-of-memory" if no_memory else "internal"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""Reads the tensors at a layer's sites while the layer runs.
+
+B sequences, S tokens each, d channels of the site
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from workers.measurement.models.projections import BLOCK, Projection
+
+Port = Literal["input", "output"]
+
+
+class Site(NamedTuple):
+    """A place in a layer where a tensor is measured."""
+
+    component: str
+    port: Port
+
+
+BLOCK_OUTPUT = Site(BLOCK, "output")
+
+
+@dataclass
+class Capture:
+    """What entered and left every projection of a layer, by module name, [B, S, d] each."""
+
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    tokens: tuple[int, int] = (1, 1)
+    """B and S of the run."""
+
+    def sites(self, projections: list[Projection]) -> dict[Site, torch.Tensor]:
+        """Return the tensor at every site; one that feeds several projections appears once.
+
+        A projection that did not run in the pass (an expert to which no token went) has no site.
+        """
+        found: dict[Site, torch.Tensor] = {}
+        for projection in projections:
+            if projection.name not in self.inputs:
+                continue
+            found.setdefault(Site(projection.input_component, "input"), self.inputs[projection.name])
+            for component, rows in projection.parts.items():
+                found[Site(component, "output")] = self.outputs[projection.name][..., rows]
+        return found
+
+
+@contextmanager
+def capturing(layer: nn.Module, projections: list[Projection]) -> Iterator[Capture]:
+    """Capture the projections of a layer for as long as the context lasts.
+
+    Tensors are kept as [B, S, d] however the layer hands them on (OPT's MLP takes [B * S, d], DeepSeek's latents are
+    [B, 1, S, d]); where there is not one row for each token, as in an expert to which only some go, as one sequence.
+    The calls of a module that runs several times stand one after the other; one that gets no rows did not run.
+    """
+    capture = Capture()
+
+    def note_tokens(_: nn.Module, positional: tuple[torch.Tensor, ...]) -> None:
+        batch, length = positional[0].shape[:2]
+        capture.tokens = batch, length
+
+    handles = [layer.register_forward_pre_hook(note_tokens)]
+    for projection in projections:
+        module, hook = layer.get_submodule(projection.name), _hook(capture, projection.name)
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield capture
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(capture: Capture, name: str) -> Any:
+    def hook(
+        _: nn.Module, positional: tuple[torch.Tensor, ...], keyword: dict[str, torch.Tensor], output: torch.Tensor
+    ) -> None:
+        taken = positional[0] if positional else next(iter(keyword.values()))
+        if taken.numel():
+            _append(capture.inputs, name, taken, capture.tokens)
+            _append(capture.outputs, name, output, capture.tokens)
+
+    return hook
+
+
+def _append(kept: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, tokens: tuple[int, int]) -> None:
+    rows = tensor.detach().reshape(-1, tensor.shape[-1])
+    if name in kept:
+        rows = torch.cat([kept[name].flatten(0, -2), rows])
+    batch, length = tokens
+    if len(rows) % (batch * length):
+        length = len(rows)
+    kept[name] = rows.view(-1, length, rows.shape[-1])

@@ -1,0 +1,45 @@
+"""What a measurement refuses, and how it says so.
+
+`code` is stable and travels in the `failed` line; every message names what was given and what is allowed.
+"""
+
+from typing import ClassVar
+
+
+class MeasurementError(Exception):
+    """The measurement cannot be made."""
+
+    code: ClassVar[str] = "internal"
+    bad_input: ClassVar[bool] = False
+
+
+class BadRequest(MeasurementError):
+    """The request file, or a value in it, is not allowed."""
+
+    code = "bad-request"
+    bad_input = True
+
+
+class BadModel(MeasurementError):
+    """The model directory holds nothing that can be measured, or nothing that may be."""
+
+    code = "bad-model"
+    bad_input = True
+
+
+class CannotQuantise(BadModel):
+    """A scheme has no way of quantising a module of the model; without the scheme, the model can be measured."""
+
+
+class BadCalibration(MeasurementError):
+    """The calibration text cannot be used."""
+
+    code = "bad-calibration"
+    bad_input = True
+
+
+class BadLabelled(MeasurementError):
+    """The labelled prompts cannot be used."""
+
+    code = "bad-labelled"
+    bad_input = True

@@ -1,0 +1,56 @@
+"""What the sweep finds at one layer; whatever happens at other layers, this stands by itself."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.measurement.capture import Site
+from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.statistics.heads import HeadDeviation, HeadRange
+from workers.measurement.statistics.llm_int8 import Hits
+from workers.measurement.statistics.massive import MassiveActivation
+from workers.measurement.statistics.site import SiteStatistics
+
+F32 = NDArray[np.float32]
+
+
+@dataclass
+class SchemeFindings:
+    """What one scheme does at a layer."""
+
+    weight_errors: dict[str, float | None]
+    """norm_F(W - Q(W)) / norm_F(W) by component; None where W is zero."""
+    saved_bytes: int
+    """Bytes by which the quantised weights are smaller than the layer's own."""
+    paths: frozenset[str]
+    """Code paths that compute the projections."""
+    isolated: dict[Site, DeviationStatistics] = field(default_factory=dict)
+    """The quantised module applied to the reference's input."""
+    accumulated: dict[Site, DeviationStatistics] = field(default_factory=dict)
+    """In the scheme's own stream."""
+    heads: HeadDeviation | None = None
+    """None where the architecture has no heads that are known."""
+
+
+@dataclass
+class LayerFindings:
+    """What was found at one layer."""
+
+    layer: int
+    schemes: dict[str, SchemeFindings]
+    ranges: dict[Site, SiteStatistics] = field(default_factory=dict)
+    llm_int8: dict[int, Hits] = field(default_factory=dict)
+    """By dimension: where the magnitude of LLM.int8() was reached."""
+    massive: list[tuple[int, MassiveActivation]] = field(default_factory=list)
+    """Massive activations at block.output, with the number of their sequence."""
+    median_quantile: list[int] = field(default_factory=list)
+    """Dimensions that the definition flags at block.output."""
+    variance: list[int] = field(default_factory=list)
+    """Dimensions that the definition flags at block.output."""
+    heads: list[HeadRange] = field(default_factory=list)
+    """Empty where the architecture has no heads that are known."""
+    labelled: dict[str, list[F32]] = field(default_factory=dict)
+    """By stream: the last tokens of the labelled prompts, [B, d] a batch; only at the depth that was asked for."""
+    predicted_peaks: list[float] | None = None
+    """By head; None where the architecture does not allow the prediction."""

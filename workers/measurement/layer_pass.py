@@ -1,0 +1,157 @@
+"""What happens while one layer is in memory: every stream advances through it, and is measured on the way.
+
+B sequences of S tokens in a batch; T token positions in all; d channels of a site
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
+from workers.measurement.errors import CannotQuantise
+from workers.measurement.findings import LayerFindings, SchemeFindings
+from workers.measurement.models.components import heads
+from workers.measurement.models.decoder import run_layer
+from workers.measurement.models.projections import (
+    ATTENTION_INPUT,
+    MLP_INPUT,
+    Projection,
+    projections,
+    value_projection,
+)
+from workers.measurement.quantization.layer import quantise_layer
+from workers.measurement.state import SweepState
+from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.statistics.heads import HeadDeviation, head_ranges, predicted_peaks
+from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
+from workers.measurement.statistics.llm_int8 import LayerHits
+from workers.measurement.statistics.massive import massive_activations
+from workers.measurement.statistics.site import SiteStatistics
+from workers.measurement.streams import REFERENCE
+
+LLM_INT8_SITES = frozenset({Site(ATTENTION_INPUT[0], "input"), Site(MLP_INPUT[0], "input")})
+"""Where LLM.int8() looks for outlier dimensions."""
+HEADS_SITE = Site("attn.o", "input")
+"""The heads' outputs, side by side."""
+
+
+class LayerPass:
+    """One layer, its quantised copies, and what is found at them."""
+
+    def __init__(self, state: SweepState, index: int, layer: nn.Module) -> None:
+        self._state = state
+        self._layer = layer
+        self._config = state.decoder.config
+        self._parts = projections(layer, self._config)
+        self._heads = heads(self._config)
+        self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
+        copies = {s.name: quantise_layer(layer, self._parts, s, f"layer {index}") for s in state.schemes}
+        self._modules = {name: copied.module for name, copied in copies.items()}
+        schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
+        self._found = LayerFindings(index, schemes)
+
+    def run(self) -> LayerFindings:
+        """Advance every stream, batch by batch, and return what was found."""
+        sequence = position = 0
+        for number, batch in enumerate(self._state.batches):
+            if batch.measured:
+                self._measure(number, sequence, position)
+            else:
+                self._pass(number)
+            sequence += len(batch.token_ids)
+            position += batch.token_ids.numel()
+        self._conclude()
+        return self._found
+
+    def _pass(self, number: int) -> None:
+        """Advance every stream by one batch without measuring it; keep the last tokens at the depth asked for."""
+        for name, module in {REFERENCE: self._layer, **self._modules}.items():
+            hidden = self._advance(name, module, number)
+            if self._found.layer == self._state.analysis.label_depth:
+                self._found.labelled.setdefault(name, []).append(hidden[:, -1].float().cpu().numpy())
+
+    def _measure(self, number: int, sequence: int, position: int) -> None:
+        """Advance every stream by one batch, and measure it: the reference first, then each scheme against it."""
+        with capturing(self._layer, self._parts) as captured:
+            hidden = self._advance(REFERENCE, self._layer, number)
+        sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
+        self._measure_ranges(sites, sequence, position)
+        for name, found in self._found.schemes.items():
+            module = self._modules[name]
+            _measure_isolated(found.isolated, module, captured, self._parts)
+            with capturing(module, self._parts) as own:
+                hidden = self._advance(name, module, number)
+            own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
+            for site, reference in sites.items():
+                if site in own_sites:
+                    _add_deviation(found.accumulated, site, reference, own_sites[site])
+            if self._heads and HEADS_SITE in sites:
+                found.heads = found.heads or HeadDeviation(self._heads.query)
+                found.heads.add(sites[HEADS_SITE], own_sites[HEADS_SITE])
+
+    def _advance(self, stream: str, module: nn.Module, number: int) -> torch.Tensor:
+        streams, arguments = self._state.streams, self._state.arguments[number][self._found.layer]
+        try:
+            hidden = run_layer(module, streams.get(stream, number), arguments)
+        except RuntimeError as error:
+            if stream == REFERENCE or isinstance(error, torch.OutOfMemoryError):
+                raise
+            # Its modules were tried one by one: the layer reads one of them in a way that the scheme does not allow.
+            reason = str(error).splitlines()[0]
+            raise CannotQuantise(f"{stream}: layer {self._found.layer} does not run quantised: {reason}") from error
+        streams.put(stream, number, hidden)
+        return hidden
+
+    def _measure_ranges(self, sites: dict[Site, torch.Tensor], sequence: int, position: int) -> None:
+        analysis, ranges = self._state.analysis, self._found.ranges
+        for site, tensor in sites.items():
+            if site not in ranges:
+                ranges[site] = SiteStatistics(tensor.shape[-1], analysis.llm_int8.magnitude)
+            added = ranges[site].add(tensor)
+            if site in LLM_INT8_SITES:
+                for number, x in enumerate(tensor):
+                    self._hits.add(position + number * len(x), x, added.over[number])
+            if site == BLOCK_OUTPUT:
+                limits = analysis.massive
+                for number, x in enumerate(tensor):
+                    massive = massive_activations(x, added.token_abs_max[number], limits.magnitude, limits.ratio)
+                    self._found.massive += [(sequence + number, activation) for activation in massive]
+
+    def _conclude(self) -> None:
+        """Find what only the whole layer shows."""
+        found, analysis = self._found, self._state.analysis
+        found.llm_int8 = self._hits.hits()
+        block = found.ranges[BLOCK_OUTPUT]
+        found.variance = variance_dimensions(block.channels().variance, analysis.variance.ratio)
+        found.median_quantile = median_quantile_dimensions(
+            self._residual_stream, block.histogram, analysis.median_quantile.quantile
+        )
+        if self._heads and HEADS_SITE in found.ranges:
+            channels = found.ranges[HEADS_SITE].channels()
+            found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, self._heads.query)
+            weight, scale = value_projection(self._layer, self._config) or (None, None)
+            if weight is not None and scale is not None:
+                found.predicted_peaks = predicted_peaks(weight, scale, self._heads.query, self._heads.key_value)
+
+    def _residual_stream(self) -> Iterable[torch.Tensor]:
+        return self._state.streams.sequences(REFERENCE, len(self._state.measured))
+
+
+def _measure_isolated(
+    found: dict[Site, DeviationStatistics], module: nn.Module, captured: Capture, parts: list[Projection]
+) -> None:
+    for projection in parts:
+        if projection.name not in captured.inputs or not projection.quantised:
+            continue
+        with torch.no_grad():
+            output = module.get_submodule(projection.name)(captured.inputs[projection.name])
+        for component, rows in projection.parts.items():
+            reference = captured.outputs[projection.name][..., rows]
+            _add_deviation(found, Site(component, "output"), reference, output[..., rows])
+
+
+def _add_deviation(
+    found: dict[Site, DeviationStatistics], site: Site, reference: torch.Tensor, quantised: torch.Tensor
+) -> None:
+    found.setdefault(site, DeviationStatistics()).add(reference, quantised)

@@ -1,0 +1,256 @@
+"""A decoder model whose layers stay on disk, and are read one at a time.
+
+transformers loads everything but the decoder layers (embedding, final norm, head), and notes where in the
+safetensors files each layer's tensors lie. `resident` puts one layer's weights in place for as long as they are
+needed. No step knows the architecture: the layers are the model's largest list of modules, their arguments are
+taken down by standing in for them, and the model's own code turns the last hidden states into logits.
+
+    B sequences, S tokens each, d hidden dimensions, V vocabulary
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from workers.measurement.errors import BadModel
+from workers.measurement.models.checkpoint import Checkpoint
+from workers.measurement.models.probe import probe_first_layer, probe_layers
+from workers.measurement.models.stand_ins import Arguments as Arguments
+from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, standing_in
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A causal language model with its layers on disk."""
+
+    model: nn.Module
+    layers: nn.ModuleList
+    prefix: str
+    """Name of `layers` inside the model, with a dot at the end."""
+    weights: Any
+    """Mapping from a layer tensor's full name to the tensor, read from disk at each look."""
+    device: torch.device
+    answer_length: int
+    """Length of the tuple that the layers return, hidden states first; 0 if they return the hidden states alone."""
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        return self.model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the checkpoint's layers are stored and computed."""
+        return next(self.layers.parameters()).dtype
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        """Hold layer `index` in memory; afterwards its weights are freed.
+
+        Raises:
+            BadModel: a weight is NaN or infinite; names it.
+        """
+        layer = self.layers[index]
+        names = [name for name, _ in layer.named_parameters()]
+        try:
+            for name in names:
+                full = f"{self.prefix}{index}.{name}"
+                set_module_tensor_to_device(layer, name, self.device, value=_finite(full, self.weights[full]))
+            yield layer
+        finally:
+            for name in names:
+                set_module_tensor_to_device(layer, name, "meta")
+
+    def record(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
+        """Return what enters the first layer, [B, S, d], and every layer's own arguments, for token_ids [B, S]."""
+        stand_ins = [Recorder(layer, self.answer_length) for layer in self.layers]
+        stand_ins[-1].last = True
+        with standing_in(self.layers, stand_ins), torch.no_grad(), contextlib.suppress(Recorded):
+            self.model(input_ids=token_ids.to(self.device), use_cache=False)
+        return stand_ins[0].hidden, [stand_in.arguments for stand_in in stand_ins]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the model's logits, [B, S, V], for hidden states [B, S, d] after the last layer."""
+        stand_ins = [Injector(layer, self.answer_length, hidden) for layer in self.layers]
+        token_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+        with standing_in(self.layers, stand_ins), torch.no_grad():
+            logits: torch.Tensor = self.model(input_ids=token_ids, use_cache=False).logits
+        return logits
+
+    def head_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what enters the output head, [B, S, d]: hidden states [B, S, d] after the final norm."""
+        entered: list[torch.Tensor] = []
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_pre_hook(lambda _, positional: entered.append(positional[0]))
+        try:
+            self.logits(hidden)
+        finally:
+            handle.remove()
+        return entered[0]
+
+
+def run_layer(layer: Callable[..., Any], hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+    """Return the hidden states after a layer, [B, S, d], with the arguments that the model would hand it."""
+    positional, keyword = arguments
+    with torch.no_grad():
+        output = layer(hidden, *positional, **keyword)
+    hidden_after: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden_after
+
+
+def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) -> Decoder:
+    """Load a checkpoint with its decoder layers left on disk.
+
+    Args:
+        checkpoint: a directory that was looked at.
+        device: where to compute.
+        scratch: a directory for weights whose form in memory differs from that on disk.
+
+    Raises:
+        BadModel: no causal decoder, or config and weights disagree; names what. Also a model whose layers cannot
+            be called one by one.
+    """
+    config = _config(checkpoint)
+    prefix, placement = _plan(config, str(device))
+    loaded: Any
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            config=config,
+            device_map=placement,
+            dtype="auto",
+            offload_folder=scratch,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below, in words of our own
+        )
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        raise BadModel(f"model: {checkpoint.path} cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise BadModel(f"model: {checkpoint.path}: {_disagreement(info)}")
+    layers = model.get_submodule(prefix[:-1])
+    weights = _weights_on_disk(layers)
+    remove_hook_from_module(model, recurse=True)
+    model.eval().requires_grad_(False)
+    _check_shapes(checkpoint, layers, prefix, weights.index)
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta":
+            _finite(name, parameter)
+    decoder = Decoder(model, layers, prefix, weights, device, answer_length=0)
+    answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
+    probe_layers(model, layers, answer_length, device)
+    return replace(decoder, answer_length=answer_length)
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library validates configs with errors of many kinds
+        raise BadModel(f"model: {checkpoint.path / 'config.json'}: {_first_line(error)}") from error
+    named = ", ".join(config.architectures or ["no architecture"])
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise BadModel(
+            f"model: {named} ({config.model_type}) is no causal decoder; allowed are the architectures "
+            "that transformers loads as AutoModelForCausalLM"
+        )
+    if config.architectures and not any("CausalLM" in a or "LMHead" in a for a in config.architectures):
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        allowed = [str(getattr(c, "__name__", c)) for c in (causal if isinstance(causal, tuple) else (causal,))]
+        if not set(config.architectures) & set(allowed):
+            raise BadModel(
+                f"model: {named} is no causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
+            )
+    asked = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if asked > checkpoint.tensors:
+        raise BadModel(
+            f"model: {checkpoint.path / 'config.json'} asks for {asked} layers; the weight files hold only "
+            f"{checkpoint.tensors} tensors"
+        )
+    if getattr(config, "quantization_config", None):
+        raise BadModel(f"model: {checkpoint.path} is quantised already; give the checkpoint it was made from")
+    return config
+
+
+def _plan(config: Any, device: str) -> tuple[str, dict[str, str]]:
+    """Return the name of the list of decoder layers, with a dot, and where each module of the model goes.
+
+    The decoder layers are the list that holds the most parameters. They go to disk, all else to the device.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a hostile or mistaken config fails in as many ways as there are architectures
+        raise BadModel(f"model: config.json describes no model that can be built: {_first_line(error)}") from error
+    lists = {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists or max(len(module) for module in lists.values()) == 0:
+        raise BadModel(f"model: {type(skeleton).__name__} has no decoder layers")
+    layers = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    placement: dict[str, str] = {}
+    path = layers.split(".")
+    for depth in range(len(path)):
+        above = ".".join(path[:depth])
+        for name, _ in skeleton.get_submodule(above).named_children():
+            if name != path[depth]:
+                placement[f"{above}.{name}" if above else name] = device
+    return f"{layers}.", placement | {f"{layers}.{i}": "disk" for i in range(len(lists[layers]))}
+
+
+def _weights_on_disk(layers: nn.ModuleList) -> Any:
+    """Return accelerate's mapping from tensor names to tensors on disk, which its hooks on the modules hold."""
+    hooks = (getattr(module, "_hf_hook", None) for module in layers.modules())
+    maps = (getattr(hook, "weights_map", None) for hook in hooks)
+    return next(weights_map.dataset for weights_map in maps if weights_map is not None)
+
+
+def _check_shapes(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, index: dict[str, Any]) -> None:
+    """Hold every layer tensor's shape on disk against the one that the config asks for; reads headers only."""
+    by_file: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for name, parameter in layers.named_parameters():
+        full = prefix + name
+        if full not in index:
+            raise BadModel(f"model: {checkpoint.path}: config.json asks for {full}, which the weight files lack")
+        place = index[full]
+        wanted = (full, place["weight_name"], tuple(parameter.shape))
+        by_file.setdefault(place["safetensors_file"], []).append(wanted)
+    for file, entries in by_file.items():
+        with safe_open(file, framework="pt") as tensors:
+            for full, stored, wanted_shape in entries:
+                shape = tuple(tensors.get_slice(stored).get_shape())
+                if shape != wanted_shape:
+                    raise BadModel(
+                        f"model: {checkpoint.path}: {full} is {list(shape)} in the weight files, "
+                        f"and {list(wanted_shape)} by config.json"
+                    )
+
+
+def _disagreement(info: dict[str, Any]) -> str:
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        return f"config.json asks for {len(names)} tensors that the weight files lack: {', '.join(names[:3])}"
+    name, stored, wanted = sorted(info["mismatched_keys"])[0]
+    return f"{name} is {list(stored)} in the weight files, and {list(wanted)} by config.json"
+
+
+def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise BadModel(f"model: the weight {name} holds NaN or infinite values; a finite checkpoint is needed")
+    return tensor
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,107 @@
+"""The projections of a decoder layer: its Linear modules, under the names of the components they compute.
+
+What the table of components does not name keeps its module name as its component, and so does a fused module whose
+outputs are not as many as its layout says; a decoder that is not in the table is still measured whole.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from workers.measurement.models.components import ARCHITECTURES, Architecture, Rows, Split
+
+ATTENTION_INPUT = ("attn.q", "attn.k", "attn.v")
+MLP_INPUT = ("mlp.up", "mlp.gate")
+BLOCK = "block"
+
+_WHOLE = slice(None)
+_UNKNOWN = Architecture(modules={}, norm=lambda _: None)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A Linear (or Conv1D) of a decoder layer."""
+
+    name: str
+    """Module name inside the layer."""
+    parts: dict[str, Rows]
+    """Component -> its output channels."""
+    input_component: str
+    """The component whose name the input tensor carries: q for q, k, v; up for gate, up; else its own."""
+    quantised: bool
+    """Schemes replace it. They leave what bitsandbytes leaves: Linears of a class of their own, as Falcon's."""
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Tell whether bitsandbytes replaces the module: exactly a Linear, or GPT-2's Conv1D."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
+
+
+def weight_rows(module: nn.Module) -> torch.Tensor:
+    """Return a projection's weight as [out, in], whichever way it is stored: a Conv1D's is [in, out]."""
+    weight = cast(torch.Tensor, module.weight).detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def projections(layer: nn.Module, config: Any) -> list[Projection]:
+    """Return the projections of a decoder layer, in the order of its modules.
+
+    A Linear of a class of its own is one if the table names it: others may return anything (Llama 4's router
+    returns a pair).
+    """
+    architecture = ARCHITECTURES.get(config.model_type, _UNKNOWN)
+    found = []
+    for name, module in layer.named_modules():
+        entry = architecture.modules.get(name)
+        if is_projection(module) or (entry is not None and isinstance(module, nn.Linear)):
+            parts = _parts(entry or name, name, len(weight_rows(module)), config)
+            carries = architecture.inputs.get(name) or _shared_name(next(iter(parts)))
+            found.append(Projection(name, parts, carries, quantised=is_projection(module)))
+    return found
+
+
+def value_projection(layer: nn.Module, config: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Return a layer's value projection and the scale of the norm before it, or None if it has none.
+
+    Args:
+        layer: a decoder layer that is resident.
+        config: the model's text config.
+
+    Returns:
+        W_v [K * D, d] in the checkpoint's type, for K key/value heads of D channels (`components.heads`) and d
+        hidden dimensions; and g [d] in float32, the scale by which the norm multiplies: 1 + weight in Gemma. g is
+        None if no norm stands before (OLMo 2), or if v comes from a latent rather than the hidden states
+        (DeepSeek), where W_v is [K * D, latent]. None altogether if no module is known to compute v.
+    """
+    for projection in projections(layer, config):
+        if "attn.v" in projection.parts:
+            weight = weight_rows(layer.get_submodule(projection.name))
+            return weight[projection.parts["attn.v"]], _norm_scale(layer, config, weight.shape[1])
+    return None
+
+
+def _norm_scale(layer: nn.Module, config: Any, width: int) -> torch.Tensor | None:
+    architecture = ARCHITECTURES.get(config.model_type, _UNKNOWN)
+    name = architecture.norm(config)
+    if name is None:
+        return None
+    weight = getattr(layer.get_submodule(name), "weight", None)
+    return torch.ones(width) if weight is None else weight.detach().float() + architecture.scale_offset
+
+
+def _parts(entry: str | Split, name: str, width: int, config: Any) -> dict[str, Rows]:
+    if isinstance(entry, str):
+        return {entry: _WHOLE}
+    parts = entry(config)
+    described = sum(r.stop - r.start if isinstance(r, slice) else len(r) for r in parts.values())
+    return parts if described == width else {name: _WHOLE}
+
+
+def _shared_name(component: str) -> str:
+    for shared in (ATTENTION_INPUT, MLP_INPUT):
+        if component in shared:
+            return shared[0]
+    return component

@@ -1,0 +1,118 @@
+"""Compares the predictions of every scheme with the reference's, from their last hidden states.
+
+N sequences of S tokens; d hidden dimensions; V vocabulary
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.measurement.divergence import Comparison, compare, negative_log_likelihood, positions_per_chunk
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.progress import StageProgress
+from workers.measurement.results.tables import TableWriter
+from workers.measurement.state import SweepState
+from workers.measurement.streams import REFERENCE
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Every scored position, in the order of the text."""
+
+    reference_nll: F64
+    """[n]: the reference's negative log likelihood of the true next token."""
+    comparisons: dict[str, Comparison]
+    """By scheme."""
+
+    @property
+    def not_finite(self) -> dict[str, int]:
+        """How many positions have no finite prediction, by scheme and for the `reference`; none that has none."""
+        counts = {"reference": int((~np.isfinite(self.reference_nll)).sum())}
+        counts |= {name: int((~comparison.finite).sum()) for name, comparison in self.comparisons.items()}
+        return {name: count for name, count in counts.items() if count}
+
+
+def first_scored(score: str, length: int) -> int:
+    """First position of a sequence whose next token is scored; the last position has none."""
+    return min(length // 2, length - 2) if score == "second_half" else 0
+
+
+def compare_predictions(
+    state: SweepState,
+    token_ids: torch.Tensor,
+    first: int,
+    table: TableWriter,
+    progress: StageProgress,
+) -> Predictions:
+    """Score every position from `first` on, and write the `tokens` table.
+
+    Args:
+        state: after the last layer.
+        token_ids: [N, S].
+        first: first scored position of each sequence.
+        table: takes one row per position and scheme.
+        progress: is told of every sequence.
+    """
+    reference_nll: list[F64] = []
+    schemes = [scheme.name for scheme in state.schemes]
+    found: dict[str, list[Comparison]] = {name: [] for name in schemes}
+    streams = (state.streams.sequences(name, len(state.measured)) for name in (REFERENCE, *schemes))
+    for number, (ids, hidden, *others) in enumerate(zip(token_ids, *streams, strict=True)):
+        compared = dict(zip(schemes, others, strict=True))
+        nll, comparisons = _score_sequence(state.decoder, ids, hidden, compared, first)
+        reference_nll.append(nll)
+        for name, comparison in comparisons.items():
+            found[name].append(comparison)
+            table.append(_token_columns(name, number, ids, first, comparison))
+        progress.done(number + 1)
+    return Predictions(np.concatenate(reference_nll), {name: _joined(parts) for name, parts in found.items()})
+
+
+def _score_sequence(
+    decoder: Decoder, ids: torch.Tensor, hidden: torch.Tensor, others: dict[str, torch.Tensor], first: int
+) -> tuple[F64, dict[str, Comparison]]:
+    step = positions_per_chunk(decoder.config.vocab_size)
+    nll: list[F64] = []
+    found: dict[str, list[Comparison]] = {name: [] for name in others}
+    for start in range(first, len(ids) - 1, step):
+        chunk = slice(start, min(start + step, len(ids) - 1))
+        next_ids = ids[chunk.start + 1 : chunk.stop + 1]
+        logits = decoder.logits(hidden[None, chunk])[0]
+        nll.append(negative_log_likelihood(logits, next_ids))
+        for name, stream in others.items():
+            found[name].append(compare(logits, decoder.logits(stream[None, chunk])[0], next_ids))
+    return np.concatenate(nll), {name: _joined(parts) for name, parts in found.items()}
+
+
+def _joined(parts: list[Comparison]) -> Comparison:
+    return Comparison(
+        nll_reference=np.concatenate([part.nll_reference for part in parts]),
+        nll_scheme=np.concatenate([part.nll_scheme for part in parts]),
+        kl_divergence=np.concatenate([part.kl_divergence for part in parts]),
+        same_top=np.concatenate([part.same_top for part in parts]),
+    )
+
+
+def _token_columns(
+    scheme: str, sequence: int, ids: torch.Tensor, first: int, comparison: Comparison
+) -> dict[str, list[object]]:
+    length = len(ids)
+
+    def spread(values: npt.NDArray[np.generic]) -> list[object]:
+        """Put the scored positions' values in place; None elsewhere."""
+        return [None] * first + list(values.tolist()) + [None] * (length - first - len(values))
+
+    return {
+        "scheme": [scheme] * length,
+        "sequence": [sequence] * length,
+        "position": list(range(length)),
+        "token_id": ids.tolist(),
+        "nll_reference": spread(comparison.nll_reference),
+        "nll_scheme": spread(comparison.nll_scheme),
+        "kl_divergence": spread(comparison.kl_divergence),
+        "same_top": spread(comparison.same_top),
+    }

@@ -1,0 +1,269 @@
+"""The measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from service.contracts.progress import Warned
+from service.contracts.request import MeasurementRequest, schemes_for
+from service.contracts.tables import TABLES
+from workers.measurement.calibration import Calibration, calibrate
+from workers.measurement.errors import BadRequest
+from workers.measurement.findings import LayerFindings
+from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
+from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
+from workers.measurement.labelled.records import LabelledRecords, read_labelled
+from workers.measurement.labelled.vectors import final_vectors, in_record_order
+from workers.measurement.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
+from workers.measurement.models.components import ARCHITECTURES
+from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.predictions import Predictions, compare_predictions, first_scored
+from workers.measurement.profile import pick_profile
+from workers.measurement.progress import Narrator
+from workers.measurement.results.assembly import assemble
+from workers.measurement.results.layer_files import LayerFiles
+from workers.measurement.results.report import Findings, build_report
+from workers.measurement.results.tables import TableWriter, table_writers
+from workers.measurement.state import Batch, SweepState
+from workers.measurement.streams import REFERENCE, StreamCheckpoint
+from workers.measurement.sweep import prepare_sweep, sweep_layers
+from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
+from workers.measurement.workspace import identity_of, workspace
+
+BATCH_TOKENS = 2048
+"""Tokens in one forward pass unless the request says otherwise."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is ready to be measured."""
+
+    fingerprint: str
+    decoder: Decoder
+    tokenizer: LazyTokenizer
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Labelled prompts that go through the layers beside the calibration text."""
+
+    records: LabelledRecords
+    batches: list[LabelledBatch]
+    adds_bos: bool
+
+
+def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
+    """Measure what the request asks for, and leave report.json and tables/ in `out`.
+
+    Goes on where the same measurement was killed before. Otherwise `out` is whole or as it was.
+
+    Raises:
+        MeasurementError: the request, the model or the text is at fault; says which and how.
+        OSError: the output cannot be written.
+    """
+    with narrator.stage("load"):
+        checkpoint = open_checkpoint(request.model.path)
+        model_fingerprint = fingerprint(checkpoint.weight_files)
+    with workspace(out, identity_of(request, model_fingerprint)) as work:
+        subject = _load(request, checkpoint, model_fingerprint, work / "offloaded", narrator)
+        calibration = _calibrate(request, subject, narrator)
+        prompts = _prompts(request, subject)
+        state, files = _sweep(request, subject, calibration, prompts, work, narrator)
+        (work / "result").mkdir()
+        with table_writers(work / "result/tables", TABLES, request.schemes) as tables:
+            predictions = _compare(request, state, calibration, tables["tokens"], narrator)
+            labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
+            findings = Findings(
+                request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
+            )
+            _write(findings, files, tables, work / "result/report.json", narrator)
+
+
+def _load(
+    request: MeasurementRequest, checkpoint: Checkpoint, model_fingerprint: str, scratch: Path, narrator: Narrator
+) -> Subject:
+    with narrator.stage("load"):
+        decoder = load_decoder(checkpoint, _device(request.device), scratch)
+        longest = getattr(decoder.config, "max_position_embeddings", None)
+        if longest is not None and request.sequence_length > longest:
+            raise BadRequest(
+                f"sequence_length: {request.sequence_length} is not allowed; the model takes at most {longest}"
+            )
+        if decoder.config.model_type not in ARCHITECTURES:
+            narrator.warn(
+                "unknown-architecture",
+                f"{type(decoder.model).__name__} is not in the table of component names: components carry their "
+                "module names, and outlier dimensions after LLM.int8() are not looked for",
+            )
+        return Subject(model_fingerprint, decoder, load_tokenizer(checkpoint.path))
+
+
+def _calibrate(request: MeasurementRequest, subject: Subject, narrator: Narrator) -> Calibration:
+    with narrator.stage("calibrate"):
+        calibration = calibrate(request, subject.tokenizer, subject.decoder.config.vocab_size)
+        if len(calibration.token_ids) < request.sequences:
+            narrator.warn(
+                "short-calibration",
+                f"the calibration text holds {len(calibration.token_ids)} sequences of {request.sequence_length} "
+                f"tokens; {request.sequences} were asked for",
+            )
+        return calibration
+
+
+def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
+    """Read the labelled prompts, if there are any."""
+    if request.labelled is None:
+        return None
+    config = subject.decoder.config
+    depth = request.label_depth
+    if depth is not None and depth >= len(subject.decoder.layers):
+        raise BadRequest(
+            f"label_depth: {depth} is not allowed; the model's layers are 0 to {len(subject.decoder.layers) - 1}"
+        )
+    records = read_labelled(request.labelled, request.label_threshold)
+    bos = bos_token(subject.tokenizer, request.bos, config.vocab_size)
+    batches = labelled_batches(
+        records,
+        request.labelled,
+        subject.tokenizer,
+        bos=bos,
+        vocabulary=config.vocab_size,
+        longest=getattr(config, "max_position_embeddings", None),
+        batch_tokens=BATCH_TOKENS,
+    )
+    return Prompts(records, batches, adds_bos=bos is not None)
+
+
+def _sweep(
+    request: MeasurementRequest,
+    subject: Subject,
+    calibration: Calibration,
+    prompts: Prompts | None,
+    work: Path,
+    narrator: Narrator,
+) -> tuple[SweepState, LayerFiles]:
+    """Take every stream through every layer, keeping what is needed to go on after a kill."""
+    decoder = subject.decoder
+    size = request.batch_sequences or max(1, BATCH_TOKENS // request.sequence_length)
+    files = LayerFiles(work / "layers", request.schemes, request.heads)
+    kept = StreamCheckpoint(work / "checkpoint")
+    with narrator.stage("sweep", total=len(decoder.layers)) as progress:
+        state = prepare_sweep(
+            decoder,
+            [
+                *(Batch(token_ids) for token_ids in calibration.token_ids.split(size)),
+                *(Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ())),
+            ],
+            schemes_for(request),
+            request,
+            budget_bytes=request.memory_bytes,
+            directory=work / "streams",
+        )
+        first = kept.load(state.streams)
+        files.keep_first(first)
+        for layer in range(first):
+            narrator.recall(files.facts(layer).warnings)
+        if first:
+            progress.done(first)
+        saved_at = time.monotonic()
+        for found in sweep_layers(state, first):
+            files.write(found, _warn_nonfinite(found, narrator))
+            progress.done(found.layer + 1)
+            if time.monotonic() - saved_at >= request.checkpoint_seconds:
+                kept.save(found.layer + 1, state.streams)
+                saved_at = time.monotonic()
+    _warn_unquantised(state, files, narrator)
+    return state, files
+
+
+def _compare(
+    request: MeasurementRequest, state: SweepState, calibration: Calibration, table: TableWriter, narrator: Narrator
+) -> Predictions:
+    first = first_scored(request.score, request.sequence_length)
+    with narrator.stage("divergence", total=len(calibration.token_ids)) as progress:
+        predictions = compare_predictions(state, calibration.token_ids, first, table, progress)
+    for where, count in predictions.not_finite.items():
+        narrator.warn(
+            "nonfinite-predictions",
+            f"{count} positions with predictions that are not finite are left out of perplexity and divergence",
+            where,
+        )
+    return predictions
+
+
+def _separate(
+    request: MeasurementRequest,
+    state: SweepState,
+    files: LayerFiles,
+    prompts: Prompts | None,
+    tables: Path,
+    narrator: Narrator,
+) -> LabelledFindings | None:
+    """Find the dimensions that tell true prompts from false ones, and write the `labelled` table."""
+    if prompts is None or request.labelled is None:
+        return None
+    depth = request.label_depth
+    if depth is None:
+        vectors = final_vectors(state, prompts.batches)
+    else:
+        names = state.streams.names
+        vectors = {name: in_record_order(prompts.batches, files.labelled(depth, name)) for name in names}
+    found = labelled_findings(prompts.records, vectors, request.labelled, request, adds_bos=prompts.adds_bos)
+    for remark in found.warnings:
+        narrator.warn(*remark)
+    writer = TableWriter(found.table, (), tables / "labelled.parquet")
+    writer.append(found.columns)
+    writer.close()
+    return found
+
+
+def _write(
+    findings: Findings, files: LayerFiles, tables: Mapping[str, TableWriter], report_file: Path, narrator: Narrator
+) -> None:
+    state = findings.state
+    with narrator.stage("write"):
+        assembled = assemble(
+            files, len(state.decoder.layers), state.positions, findings.request, tables, findings.describe_token
+        )
+        profile = pick_profile(state.streams.sequences(REFERENCE, len(state.measured)))
+        tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
+        report = build_report(findings, assembled, profile, narrator)
+        report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _warn_nonfinite(found: LayerFindings, narrator: Narrator) -> list[Warned]:
+    return [
+        narrator.warn(
+            "nonfinite",
+            f"{statistics.nonfinite} values are NaN or infinite and left out of every other figure",
+            f"layer {found.layer}, {site.component} {site.port}",
+        )
+        for site, statistics in found.ranges.items()
+        if statistics.nonfinite
+    ]
+
+
+def _warn_unquantised(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
+    for scheme in state.schemes:
+        if not any(files.facts(layer).paths[scheme.name] for layer in range(len(state.decoder.layers))):
+            narrator.warn(
+                "nothing-quantised",
+                f"{type(state.decoder.model).__name__} has no Linear that {scheme.name} replaces, so nothing changes",
+                scheme.name,
+            )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise BadRequest(
+            f"device: {name!r} is not there; this machine has {count} CUDA devices; 'cpu' and 'auto' always work"
+        )
+    return torch.device("cuda:0") if name == "cuda" else device

@@ -1,0 +1,71 @@
+"""Tells on standard output how far the measurement has come, one JSON object per line."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from service.contracts.progress import Failed, Finished, Progress, ProgressLine, Stage, Warned
+
+
+@dataclass
+class Narrator:
+    """Writes progress lines, and keeps what the report needs of them: warnings and the seconds of every stage."""
+
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    began: float = field(default_factory=time.monotonic)
+    warnings: list[Warned] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the measurement began."""
+        return time.monotonic() - self.began
+
+    @contextmanager
+    def stage(self, stage: Stage, total: int = 1) -> Iterator["StageProgress"]:
+        """Announce a stage of `total` units, and its end; its seconds go into the report."""
+        started = self.elapsed
+        self._say(Progress(stage=stage, done=0, total=total, elapsed_seconds=started))
+        yield StageProgress(self, stage, total)
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
+        self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))
+
+    def warn(self, code: str, message: str, where: str | None = None) -> Warned:
+        """Say something that the reader of the report must know."""
+        warning = Warned(code=code, message=message, where=where)
+        self.recall([warning])
+        return warning
+
+    def recall(self, warnings: list[Warned]) -> None:
+        """Say again what was said before this measurement was broken off."""
+        self.warnings += warnings
+        for warning in warnings:
+            self._say(warning)
+
+    def finished(self) -> None:
+        """Say that the output is whole."""
+        self._say(Finished())
+
+    def failed(self, code: str, message: str, *, bad_input: bool) -> None:
+        """Say that there is no output, and why."""
+        self._say(Failed(code=code, message=message, bad_input=bad_input))
+
+    def _say(self, line: ProgressLine) -> None:
+        print(line.model_dump_json(), file=self.out, flush=True)
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """A stage under way."""
+
+    narrator: Narrator
+    stage: Stage
+    total: int
+
+    def done(self, units: int) -> None:
+        """Say that `units` of the stage's total are done."""
+        narrator = self.narrator
+        narrator._say(Progress(stage=self.stage, done=units, total=self.total, elapsed_seconds=narrator.elapsed))

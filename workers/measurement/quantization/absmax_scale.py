@@ -1,0 +1,11 @@
+"""The scale that carries a group's largest magnitude to the end of a symmetric format (absmax quantisation)."""
+
+import torch
+
+
+def absmax_scale(groups: torch.Tensor, highest: float) -> torch.Tensor:
+    """Return abs_max / highest of each group: [R, G, g] -> [R, G, 1], float32.
+
+    0 for a group of zeros; NaN for one that holds NaN, infinity for one that holds infinity.
+    """
+    return groups.abs().amax(dim=-1, keepdim=True) / highest

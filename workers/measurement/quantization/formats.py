@@ -1,0 +1,67 @@
+"""Formats of numbers, as data. Adding a format adds a record.
+
+Every format here is a set of values on the real line that lie `smallest_step` apart around zero. In an integer
+format they stay so far apart; in a floating point format the step doubles with every octave above the subnormals,
+so that `mantissa_bits` bits tell the values of one octave apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """The values that an element can take."""
+
+    name: str
+    bits: int
+    """Bits of one stored element."""
+    lowest: float
+    """The most negative value."""
+    highest: float
+    """The largest value."""
+    smallest_step: float
+    """Between neighbouring values at zero; a power of two."""
+    mantissa_bits: int | None
+    """Stored bits of the mantissa; None for integers, whose step never grows."""
+
+    @property
+    def has_zero_point(self) -> bool:
+        """All values are of one sign, so that a stored zero point must say where zero lies."""
+        return self.lowest == 0
+
+
+@dataclass(frozen=True)
+class ScaleFormat:
+    """In what the scale of a group is stored."""
+
+    name: str
+    bits: int
+    """Bits of one stored scale."""
+    highest: float
+    """The largest finite scale."""
+    power_of_two: bool
+    """The format has an exponent and nothing else."""
+
+
+_NUMBERS = (
+    NumberFormat("int8", bits=8, lowest=-127, highest=127, smallest_step=1, mantissa_bits=None),
+    NumberFormat("int4", bits=4, lowest=-7, highest=7, smallest_step=1, mantissa_bits=None),
+    NumberFormat("uint4", bits=4, lowest=0, highest=15, smallest_step=1, mantissa_bits=None),
+    NumberFormat("e4m3", bits=8, lowest=-448, highest=448, smallest_step=2**-9, mantissa_bits=3),
+    NumberFormat("e2m1", bits=4, lowest=-6, highest=6, smallest_step=2**-1, mantissa_bits=1),
+)
+
+NUMBERS: Mapping[str, NumberFormat] = MappingProxyType({number.name: number for number in _NUMBERS})
+"""By name. int8 and int4 leave out their lowest code, so that the grid is symmetric; e4m3 is the variant without
+infinities (arXiv 2209.05433, torch.float8_e4m3fn); e2m1 is the element of OCP MX v1.0."""
+
+_SCALES = (
+    ScaleFormat("float32", bits=32, highest=float.fromhex("0x1.fffffep127"), power_of_two=False),
+    ScaleFormat("float16", bits=16, highest=65504.0, power_of_two=False),
+    ScaleFormat("e8m0", bits=8, highest=2.0**127, power_of_two=True),
+)
+
+SCALES: Mapping[str, ScaleFormat] = MappingProxyType({scale.name: scale for scale in _SCALES})
+"""By name. e8m0 is the shared scale of OCP MX v1.0: 2^-127 to 2^127 and NaN."""

@@ -1,0 +1,42 @@
+"""Every kernel by name, and what a projection must pass before its quantised module is used."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from service.contracts.schemes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8, SIMULATED, Scheme
+from workers.measurement.errors import CannotQuantise
+from workers.measurement.models.projections import weight_rows
+from workers.measurement.quantization.linear4bit import linear4bit
+from workers.measurement.quantization.linear8bitlt import linear8bitlt
+from workers.measurement.quantization.projection import QuantisedProjection, Refused, Settings
+from workers.measurement.quantization.simulated_linear import simulated_linear
+
+KERNELS: Mapping[str, Callable[[nn.Module, Settings], QuantisedProjection]] = MappingProxyType(
+    {BITSANDBYTES_INT8: linear8bitlt, BITSANDBYTES_4BIT: linear4bit, SIMULATED: simulated_linear}
+)
+"""By the `kernel` of a scheme."""
+
+
+def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> QuantisedProjection:
+    """Quantise a projection, and call its module once on two tokens, so that a refusal comes here or not at all.
+
+    Raises:
+        CannotQuantise: no path of the kernel takes the projection; names `where`, its shape, and why.
+    """
+    weight = weight_rows(projection)
+    out_features, in_features = weight.shape
+    try:
+        quantised = KERNELS[scheme.kernel](projection, scheme.settings)
+        with torch.no_grad():
+            output = quantised.module(weight.new_zeros(1, 2, in_features))
+        if output.shape != (1, 2, out_features):
+            raise Refused(f"two tokens give an output of shape {list(output.shape)}")
+    except torch.OutOfMemoryError:
+        raise
+    except (Refused, AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise CannotQuantise(f"{scheme.name}: {where}, {in_features} -> {out_features}: {reason}") from error
+    return quantised

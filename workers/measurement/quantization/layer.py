@@ -1,0 +1,64 @@
+"""A decoder layer with every projection quantised; everything else of it is the layer's own."""
+
+import copy
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from service.contracts.schemes import Scheme
+from workers.measurement.models.projections import Projection, weight_rows
+from workers.measurement.quantization.kernels import quantise_projection
+from workers.measurement.statistics.deviation import token_products
+
+
+@dataclass(frozen=True)
+class QuantisedLayer:
+    """One scheme's copy of a decoder layer."""
+
+    module: nn.Module
+    weight_errors: dict[str, float | None]
+    """norm_F(W - Q(W)) / norm_F(W) by component; None where W is zero."""
+    saved_bytes: int
+    """Bytes by which the quantised weights are smaller than the layer's own."""
+    paths: frozenset[str]
+    """Code paths that compute the projections."""
+
+
+def quantise_layer(
+    layer: nn.Module, projections: list[Projection], scheme: Scheme, name: str = "layer"
+) -> QuantisedLayer:
+    """Return a copy of the layer in which the projections are quantised; the copy shares all other tensors.
+
+    Projections that schemes leave as they are have no weight error. `name` is the layer's, for messages.
+
+    Raises:
+        CannotQuantise: the scheme's kernel does not take a projection; says which and why.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
+    copied = copy.deepcopy(layer, memo=shared)
+    errors: dict[str, float | None] = {}
+    paths: set[str] = set()
+    saved = 0
+    for projection in projections:
+        if not projection.quantised:
+            continue
+        original = layer.get_submodule(projection.name)
+        quantised = quantise_projection(original, scheme, f"{name}, {projection.name}")
+        copied.set_submodule(projection.name, quantised.module)
+        weight = weight_rows(original)
+        errors |= _weight_errors(projection, weight, quantised.weight)
+        saved += weight.nbytes - quantised.nbytes
+        paths.add(quantised.path)
+    return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths))
+
+
+def _weight_errors(projection: Projection, weight: torch.Tensor, stands_for: torch.Tensor) -> dict[str, float | None]:
+    norms, _, _, errors, _ = token_products(weight, stands_for.to(weight.device))
+    found: dict[str, float | None] = {}
+    for component, rows in projection.parts.items():
+        norm = norms[rows].sum()
+        found[component] = float(np.sqrt(errors[rows].sum() / norm)) if norm else None
+    return found

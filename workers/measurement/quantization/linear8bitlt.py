@@ -1,0 +1,55 @@
+"""LLM.int8() by `bitsandbytes.nn.Linear8bitLt` (arXiv 2208.07339), the kernel that people deploy.
+
+Weights are rounded row by row to int8, by way of fp16. At each call the input's rows are rounded too, but columns
+that hold a value at or over the threshold are multiplied as they came with the dequantised weights. The module is
+built exactly as transformers builds it for `from_pretrained` with a BitsAndBytesConfig, so what a sweep computes is
+what the loaded model would. Inputs over 65504 stand in such a column; without a threshold they make their row NaN.
+"""
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+
+from workers.measurement.models.projections import weight_rows
+from workers.measurement.quantization.projection import QuantisedProjection, Refused, Settings, with_bias
+
+_FP16_MAX = 65504.0
+
+
+class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]
+    """Takes [B, 1, S, d] too, as DeepSeek's latents are, row by row; bitsandbytes stops at three dimensions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = super().forward(x.flatten(0, -2) if x.ndim > 3 else x)
+        return rows.unflatten(0, x.shape[:-1]) if x.ndim > 3 else rows
+
+
+def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjection:
+    """Quantise to LLM.int8(). Settings: `threshold`, magnitude at which a column stays as it came; 0 for never.
+
+    Raises:
+        Refused: a weight is over 65504, which in bitsandbytes makes its whole row NaN; or there is but one input
+            channel, for which the CPU's integer product gives arbitrary numbers.
+    """
+    weight = weight_rows(projection)
+    largest = float(weight.abs().max())
+    if largest > _FP16_MAX:
+        raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
+    if weight.shape[1] == 1:
+        raise Refused("it has 1 input channel; at least 2 are needed")
+    with torch.device("meta"):
+        module = _Linear8bitLtOfRows(
+            weight.shape[1],
+            weight.shape[0],
+            bias=projection.bias is not None,
+            has_fp16_weights=False,
+            threshold=settings["threshold"],
+        )
+    module.weight = bnb.nn.Int8Params(weight.to("cpu"), requires_grad=False, has_fp16_weights=False).to(weight.device)
+    codes, scales = module.weight.CB, module.weight.SCB
+    return QuantisedProjection(
+        module=with_bias(module, projection),
+        weight=bnb.functional.int8_vectorwise_dequant(codes, scales),
+        nbytes=codes.nbytes + scales.nbytes,
+        path=str(weight.device.type),
+    )

@@ -1,0 +1,51 @@
+"""A Linear in any format of `formats`, simulated: values are rounded to the format's grid, and multiplied as they are.
+
+The weight is rounded once. Inputs are rounded at each call where the scheme says so, with scales taken from the input
+itself (dynamic quantisation): one for each token, or one for the whole batch [B, S, d]. The matrix product runs in
+the input's type; in a 16-bit model the values on the grid are therefore rounded to 16 bits once more, which is far
+below the steps of every format here.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from workers.measurement.models.projections import weight_rows
+from workers.measurement.quantization.grid import Grid
+from workers.measurement.quantization.projection import QuantisedProjection, Settings, with_bias
+
+
+class SimulatedLinear(nn.Module):
+    """A Linear whose weight lies on a grid, and whose inputs are put on one at each call."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: torch.Tensor, inputs: Grid | None) -> None:
+        """Take a weight [out, in] that is on its grid already; inputs are left as they are without a grid."""
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None
+        self._inputs = inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output [..., out] for x [..., in], in the type of x."""
+        rounded = x if self._inputs is None else self._inputs.quantise(x).to(x.dtype)
+        return functional.linear(rounded, self.weight.to(x.dtype), self.bias)
+
+
+def simulated_linear(projection: nn.Module, settings: Settings) -> QuantisedProjection:
+    """Quantise to the grids that the settings name: `weight_format`, `weight_group`, `weight_scale`, and for inputs
+    `input_format`, `input_group`, `input_scale`, without which they are left as they are.
+    """
+    weight: torch.Tensor = weight_rows(projection)
+    weights = Grid.of(settings, "weight")
+    values = weight.float() if weights is None else weights.quantise(weight)
+    module: Any = SimulatedLinear(values.to(weight.dtype).contiguous(), Grid.of(settings, "input"))
+    return QuantisedProjection(
+        module=with_bias(module, projection),
+        weight=values,
+        nbytes=weight.nbytes if weights is None else weights.nbytes(weight.shape),
+        path=f"simulated on {weight.device.type}",
+    )

@@ -1,0 +1,94 @@
+"""What each layer leaves on disk: its rows of the tables, and what the definitions over all layers need.
+
+A layer's files stand in a directory of their own, which takes its name when they are whole. The report is put
+together from them at the end, layer by layer, so a measurement that was broken off and went on again leaves the
+same tables as one that was not.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from service.contracts.progress import Warned
+from service.contracts.request import HeadThresholds
+from workers.measurement.findings import LayerFindings
+from workers.measurement.results.layer_rows import PER_LAYER, write_layer
+from workers.measurement.results.tables import table_writers
+from workers.measurement.statistics.llm_int8 import Hits, load_hits, save_hits
+
+_UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a layer adds to the summary."""
+
+    warnings: list[Warned]
+    saved_bytes: dict[str, int]
+    """By scheme: bytes by which its copy of the layer is smaller."""
+    paths: dict[str, list[str]]
+    """By scheme: code paths that computed it."""
+
+
+class LayerFiles:
+    """The files of the layers that are done."""
+
+    def __init__(self, directory: Path, schemes: Sequence[str], thresholds: HeadThresholds) -> None:
+        self._directory = directory
+        self._schemes = schemes
+        self._thresholds = thresholds
+
+    def keep_first(self, layers: int) -> None:
+        """Make the directory if need be, and remove whatever is not of the first `layers` layers."""
+        self._directory.mkdir(exist_ok=True)
+        kept = {self._of(layer).name for layer in range(layers)}
+        for entry in self._directory.iterdir():
+            if entry.name not in kept:
+                shutil.rmtree(entry)
+
+    def write(self, found: LayerFindings, warnings: list[Warned]) -> None:
+        """Keep what was found at a layer."""
+        fresh = self._directory / _UNFINISHED
+        fresh.mkdir()
+        with table_writers(fresh / "tables", PER_LAYER, self._schemes) as writers:
+            write_layer(writers, found, self._thresholds)
+        save_hits(fresh / "llm_int8.npz", found.llm_int8)
+        for name, vectors in found.labelled.items():
+            np.savez(fresh / f"labelled-{name}.npz", *vectors)
+        facts = {
+            "warnings": [warning.model_dump() for warning in warnings],
+            "saved_bytes": {name: scheme.saved_bytes for name, scheme in found.schemes.items()},
+            "paths": {name: sorted(scheme.paths) for name, scheme in found.schemes.items()},
+        }
+        (fresh / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        fresh.rename(self._of(found.layer))
+
+    def table(self, layer: int, name: str) -> pa.Table:
+        """Return a layer's rows of a table."""
+        return pq.read_table(self._of(layer) / "tables" / f"{name}.parquet")
+
+    def llm_int8(self, layer: int) -> dict[int, Hits]:
+        """Return where a layer reached the magnitude of LLM.int8(), by dimension."""
+        return load_hits(self._of(layer) / "llm_int8.npz")
+
+    def labelled(self, layer: int, stream: str) -> list[NDArray[np.float32]]:
+        """Return the last tokens of the labelled prompts, [B, d] a batch, at the layer that was asked for."""
+        with np.load(self._of(layer) / f"labelled-{stream}.npz") as stored:
+            return [stored[name] for name in stored.files]
+
+    def facts(self, layer: int) -> LayerFacts:
+        """Return what a layer adds to the summary."""
+        stored: dict[str, Any] = json.loads((self._of(layer) / "facts.json").read_text(encoding="utf-8"))
+        warnings = [Warned.model_validate(warning) for warning in stored["warnings"]]
+        return LayerFacts(warnings, stored["saved_bytes"], stored["paths"])
+
+    def _of(self, layer: int) -> Path:
+        return self._directory / f"{layer:05d}"

@@ -1,0 +1,94 @@
+"""From what the sweep found at a layer to rows of the tables."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from service.contracts.request import HeadThresholds
+from workers.measurement.capture import BLOCK_OUTPUT
+from workers.measurement.findings import LayerFindings
+from workers.measurement.results.tables import TableWriter
+from workers.measurement.statistics.histogram import occupied_bins
+
+PER_LAYER = ("sites", "channels", "histograms", "outlier_dimensions", "massive_activations", "heads", "errors")
+"""The tables that grow layer by layer."""
+MOST_MASSIVE = 10_000
+"""Massive activations that the table holds, the largest first."""
+
+Row = dict[str, Any]
+
+
+def write_layer(writers: Mapping[str, TableWriter], found: LayerFindings, thresholds: HeadThresholds) -> None:
+    """Append a layer's rows to every table of `PER_LAYER`."""
+    _write_ranges(writers, found)
+    writers["outlier_dimensions"].append_rows(list(_outlier_rows(found)))
+    writers["massive_activations"].append_rows(largest(_massive_rows(found)))
+    writers["heads"].append_rows(list(_head_rows(found, thresholds)))
+    writers["errors"].append_rows(list(_error_rows(found)))
+
+
+def largest(massive: Iterable[Row]) -> list[Row]:
+    """Return the rows of the largest massive activations, the largest first; ties in the order of the text."""
+    return sorted(massive, key=lambda row: -abs(row["value"]))[:MOST_MASSIVE]
+
+
+def _write_ranges(writers: Mapping[str, TableWriter], found: LayerFindings) -> None:
+    for site, statistics in found.ranges.items():
+        place = {"layer": found.layer, "component": site.component, "port": site.port}
+        writers["sites"].append_rows([place | asdict(statistics.range())])
+        channels = asdict(statistics.channels())
+        width = len(channels["min"])
+        writers["channels"].append(_repeated(place, width) | {"channel": np.arange(width)} | channels)
+        low, high, count = occupied_bins(statistics.histogram)
+        bins = {"bin_low": low, "bin_high": high, "count": count}
+        writers["histograms"].append(_repeated(place, len(count)) | bins)
+
+
+def _outlier_rows(found: LayerFindings) -> Iterable[Row]:
+    abs_max = found.ranges[BLOCK_OUTPUT].channels().abs_max
+    flagged = {
+        "massive_tensor": {m.dimension for _, m in found.massive if m.massive_tensor},
+        "massive_token": {m.dimension for _, m in found.massive if m.massive_token},
+        "median_quantile": set(found.median_quantile),
+        "variance": set(found.variance),
+    }
+    for definition, dimensions in flagged.items():
+        for j in sorted(dimensions):
+            yield {"definition": definition, "layer": found.layer, "dimension": j, "abs_max": float(abs_max[j])}
+
+
+def _massive_rows(found: LayerFindings) -> Iterable[Row]:
+    for sequence, activation in found.massive:
+        yield {"layer": found.layer, "sequence": sequence} | asdict(activation)
+
+
+def _head_rows(found: LayerFindings, thresholds: HeadThresholds) -> Iterable[Row]:
+    sqnr = {f"sqnr_db_{name}": s.heads.sqnr_db() for name, s in found.schemes.items() if s.heads is not None}
+    for number, head in enumerate(found.heads):
+        predicted = None if found.predicted_peaks is None else found.predicted_peaks[number]
+        peak = head.relative_peak
+        yield {
+            "layer": found.layer,
+            "head": number,
+            **asdict(head),
+            "predicted_peak": predicted,
+            "measured_outlier": peak is not None and peak >= thresholds.relative_peak,
+            "predicted_outlier": None if predicted is None else predicted >= thresholds.predicted_peak,
+            **{column: values[number] for column, values in sqnr.items()},
+        }
+
+
+def _error_rows(found: LayerFindings) -> Iterable[Row]:
+    for mode in ("isolated", "accumulated"):
+        for name, scheme in found.schemes.items():
+            weight_errors = scheme.weight_errors if mode == "isolated" else {}
+            for site, statistics in getattr(scheme, mode).items():
+                place = {"scheme": name, "layer": found.layer, "component": site.component, "port": site.port}
+                weight_error = {"weight_error": weight_errors.get(site.component)}
+                yield place | {"mode": mode} | asdict(statistics.deviation()) | weight_error
+
+
+def _repeated(place: Row, times: int) -> Row:
+    return {name: [value] * times for name, value in place.items()}

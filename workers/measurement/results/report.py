@@ -1,0 +1,197 @@
+"""Puts `report.json` together from what was found."""
+
+import platform
+import resource
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from service.contracts import report as contract
+from service.contracts.request import Analysis, MeasurementRequest
+from service.contracts.schemes import Scheme
+from service.contracts.tables import TABLES
+from workers.measurement.calibration import Calibration
+from workers.measurement.divergence import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
+from workers.measurement.labelled.findings import LabelledFindings
+from workers.measurement.models.components import heads
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.models.projections import is_projection
+from workers.measurement.predictions import Predictions
+from workers.measurement.profile import Profile
+from workers.measurement.progress import Narrator
+from workers.measurement.results.assembly import Assembled
+from workers.measurement.state import SweepState
+from workers.measurement.tokenizer import LazyTokenizer
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a measurement found, and what it was made on."""
+
+    request: MeasurementRequest
+    fingerprint: str
+    """Of the model."""
+    tokenizer: LazyTokenizer
+    calibration: Calibration
+    state: SweepState
+    """After the last layer."""
+    predictions: Predictions
+    labelled: LabelledFindings | None
+
+    def describe_token(self, sequence: int, position: int) -> tuple[int, str | None]:
+        """Return the id and the text of the token at a position."""
+        token_id = int(self.calibration.token_ids[sequence, position])
+        return token_id, self.tokenizer.decode([token_id])
+
+
+def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> contract.ModelFacts:
+    """Describe the model."""
+    config = decoder.config
+    found = heads(config)
+    return contract.ModelFacts(
+        source=request.model.source,
+        revision=request.model.revision,
+        fingerprint=fingerprint,
+        architecture=type(decoder.model).__name__,
+        layers=len(decoder.layers),
+        hidden_size=config.hidden_size,
+        heads=found.query if found else None,
+        kv_heads=found.key_value if found else None,
+        head_dim=found.width if found else None,
+        vocabulary=config.vocab_size,
+        parameters=sum(p.numel() for p in decoder.model.parameters()),
+        weight_bytes=sum(p.nbytes for p in decoder.model.parameters()),
+        dtype=str(decoder.dtype).removeprefix("torch."),
+    )
+
+
+def calibration_facts(request: MeasurementRequest, calibration: Calibration, batch: int) -> contract.CalibrationFacts:
+    """Describe the text."""
+    sequences, length = calibration.token_ids.shape
+    return contract.CalibrationFacts(
+        source=request.calibration.source,
+        fingerprint=calibration.fingerprint,
+        sequences=sequences,
+        sequence_length=length,
+        tokens=sequences * length,
+        adds_bos=calibration.adds_bos,
+        documents=calibration.documents,
+        separator=calibration.separator,
+        seed=request.seed,
+        batch_sequences=batch,
+    )
+
+
+def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment:
+    """Describe where it ran."""
+    cuda = decoder.device.type == "cuda"
+    return contract.Environment(
+        device=torch.cuda.get_device_name(decoder.device) if cuda else f"cpu ({platform.machine()})",
+        torch=torch.__version__,
+        transformers=version("transformers"),
+        bitsandbytes=version("bitsandbytes"),
+        python=platform.python_version(),
+        kernels=paths,
+    )
+
+
+def timing(narrator: Narrator, device: torch.device) -> contract.Timing:
+    """State what it cost so far."""
+    # Linux counts the peak in KiB, macOS in bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return contract.Timing(
+        wall_seconds=narrator.elapsed,
+        stage_seconds=narrator.stage_seconds,
+        peak_memory_bytes=contract.PeakMemory(
+            resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            device=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        ),
+    )
+
+
+def reference_facts(predictions: Predictions) -> contract.ReferenceFacts:
+    """State how well the model as it came predicts the text."""
+    nll = predictions.reference_nll[np.isfinite(predictions.reference_nll)]
+    return contract.ReferenceFacts(perplexity=perplexity(nll) if nll.size else None)
+
+
+def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> contract.SchemeFacts:
+    """State what a scheme does to the model."""
+    decoder, name = findings.state.decoder, scheme.name
+    reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
+    model_bytes = reference_bytes - assembled.saved_bytes[name]
+    comparison = findings.predictions.comparisons[name].where_finite()
+    compared = len(comparison.same_top) > 0
+    return contract.SchemeFacts(
+        settings=scheme.settings,
+        perplexity=perplexity(comparison.nll_scheme) if compared else None,
+        perplexity_ratio=perplexity_ratio(comparison) if compared else None,
+        kl_divergence=kl_divergence(comparison.kl_divergence) if compared else None,
+        same_top_token=same_top_token(comparison.same_top) if compared else None,
+        delta_p=delta_p(comparison) if compared else None,
+        model_bytes=model_bytes,
+        compression=reference_bytes / model_bytes,
+        not_quantised=not_quantised(decoder),
+        worst_sites=assembled.worst_sites[name],
+    )
+
+
+def not_quantised(decoder: Decoder) -> tuple[str, ...]:
+    """Name the modules that hold a weight matrix of their own which no scheme replaces."""
+    return tuple(
+        name
+        for name, module in decoder.model.named_modules()
+        if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+        and not (name.startswith(decoder.prefix) and is_projection(module))
+    )
+
+
+def profile_facts(profile: Profile, findings: Findings) -> contract.ProfileFacts:
+    """Say which vector the `profile` table holds."""
+    token_id, token = findings.describe_token(profile.sequence, profile.position)
+    return contract.ProfileFacts(
+        layer=len(findings.state.decoder.layers) - 1,
+        sequence=profile.sequence,
+        position=profile.position,
+        token_id=token_id,
+        token=token,
+        median_abs=profile.median_abs,
+        p99_abs=profile.p99_abs,
+        max_to_median=profile.max_to_median,
+        kurtosis=profile.kurtosis,
+    )
+
+
+def build_report(findings: Findings, assembled: Assembled, profile: Profile, narrator: Narrator) -> contract.Report:
+    """Return the whole of `report.json`; its figures are drawn later, from the tables."""
+    request, state, decoder = findings.request, findings.state, findings.state.decoder
+    labelled = findings.labelled
+    return contract.Report(
+        schema_version=contract.SCHEMA_VERSION,
+        definitions_version=contract.DEFINITIONS_VERSION,
+        headroom_version=version("headroom"),
+        job_id=request.job_id or uuid4().hex,
+        created_at=datetime.now(UTC),
+        model=model_facts(request, decoder, findings.fingerprint),
+        analysis=Analysis(**{name: getattr(request, name) for name in Analysis.model_fields}),
+        calibration=calibration_facts(request, findings.calibration, len(state.batches[0].token_ids)),
+        environment=environment(decoder, assembled.paths),
+        outliers=assembled.outliers,
+        massive_activations=assembled.massive_activations,
+        heads=assembled.heads,
+        reference=reference_facts(findings.predictions),
+        schemes={scheme.name: scheme_facts(scheme, findings, assembled) for scheme in state.schemes},
+        profile=profile_facts(profile, findings),
+        warnings=tuple(contract.Warning(code=w.code, message=w.message, where=w.where) for w in narrator.warnings),
+        figures=(),
+        labelled=labelled.section if labelled else None,
+        tables=tuple(
+            contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",))
+            for t in (*TABLES.values(), *((labelled.table,) if labelled else ()))
+        ),
+        timing=timing(narrator, decoder.device),
+    )

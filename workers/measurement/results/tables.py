@@ -1,0 +1,63 @@
+"""Writes the tables of a report as Parquet, piece by piece, so that none is ever whole in memory."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from service.contracts.tables import TABLES, Table
+
+ROW_GROUP = 1 << 16
+"""Rows that are written at a time; a group of few rows costs more than they do."""
+
+_ARROW = {"bool": "bool_"} | {name: name for name in ("int32", "int64", "float32", "float64", "string")}
+
+
+class TableWriter:
+    """Writes one table; columns, their order and their types are the contract's."""
+
+    def __init__(self, table: Table, schemes: Iterable[str], file: Path) -> None:
+        columns = table.columns_for(schemes)
+        self._schema = pa.schema([pa.field(c.name, getattr(pa, _ARROW[c.type])()) for c in columns])
+        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        self._pending: list[pa.Table] = []
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Append rows, given as columns of equal length; a NaN is written as null. Every column must be given."""
+        arrays = [pa.array(columns[field.name], type=field.type, from_pandas=True) for field in self._schema]
+        self.append_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, given one by one; a key that a row lacks is null."""
+        self.append({field.name: [row.get(field.name) for row in rows] for field in self._schema})
+
+    def append_table(self, table: pa.Table) -> None:
+        """Append a table that has this one's columns."""
+        self._pending.append(table)
+        if sum(pending.num_rows for pending in self._pending) >= ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is pending, and the file's footer."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending))
+            self._pending.clear()
+
+
+@contextmanager
+def table_writers(directory: Path, names: Iterable[str], schemes: Sequence[str]) -> Iterator[dict[str, TableWriter]]:
+    """Open writers for these tables, by name, in a new directory; the files are whole when the context ends."""
+    directory.mkdir()
+    with ExitStack() as stack:
+        writers = {}
+        for name in names:
+            writers[name] = TableWriter(TABLES[name], schemes, directory / f"{name}.parquet")
+            stack.callback(writers[name].close)
+        yield writers

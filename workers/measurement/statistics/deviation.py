@@ -1,0 +1,94 @@
+"""How far a quantised tensor q lies from its reference y, in one reading of both.
+
+Every figure of `Error of a scheme` follows from five numbers per token: |y|^2, |q|^2, <y, q>, |y - q|^2 and
+max |y - q|. Elements where either is not finite are left out. Sums are float64.
+
+    T tokens, d channels
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from workers.measurement.statistics import backends
+from workers.measurement.statistics.reduction import F32, F64
+
+_MOST_PENDING = 16
+"""Tensors whose products may wait on a device."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The error figures of one site. A figure that does not exist is None."""
+
+    sqnr_db: float | None
+    """None where exact, and where y is zero everywhere."""
+    relative_l2: float | None
+    median_token_error: float | None
+    cosine: float | None
+    max_abs_error: float | None
+    exact: bool
+    """y and q are equal everywhere."""
+
+
+class DeviationStatistics:
+    """Accumulates the deviation at one site; keeps one number per token."""
+
+    def __init__(self) -> None:
+        self._pending: list[torch.Tensor] = []
+        self._signal = 0.0
+        self._noise = 0.0
+        self._peak = 0.0
+        self._token_error: list[F64] = []
+        self._cosine_sum = 0.0
+        self._cosines = 0
+
+    def add(self, y: torch.Tensor | F32, q: torch.Tensor | F32) -> None:
+        """Add tokens: y and q [..., d], on one device, each bfloat16, float16 or float32."""
+        products = _products(y, q)
+        self._pending.append(products)
+        if products.device.type == "cpu" or len(self._pending) == _MOST_PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, []
+        for products in pending:
+            self._merge(products.cpu().numpy())
+
+    def _merge(self, products: F64) -> None:
+        yy, qq, yq, ee, peak = products
+        self._signal += float(yy.sum())
+        self._noise += float(ee.sum())
+        self._peak = max(self._peak, float(peak.max(initial=0.0)))
+        present = yy > 0
+        self._token_error.append(np.sqrt(ee[present] / yy[present]))
+        both = present & (qq > 0)
+        self._cosine_sum += float((yq[both] / np.sqrt(yy[both] * qq[both])).sum())
+        self._cosines += int(both.sum())
+
+    def deviation(self) -> Deviation:
+        """Return the figures over everything added so far."""
+        self._settle()
+        errors = np.concatenate(self._token_error) if self._token_error else np.empty(0)
+        exact, silent = self._noise == 0, self._signal == 0
+        return Deviation(
+            sqnr_db=None if exact or silent else 10 * math.log10(self._signal / self._noise),
+            relative_l2=None if silent else math.sqrt(self._noise / self._signal),
+            median_token_error=float(np.median(errors)) if errors.size else None,
+            cosine=self._cosine_sum / self._cosines if self._cosines else None,
+            max_abs_error=self._peak,
+            exact=exact,
+        )
+
+
+def token_products(y: torch.Tensor | F32, q: torch.Tensor | F32) -> F64:
+    """Return |y|^2, |q|^2, <y, q>, |y - q|^2 and max |y - q| of every token of y and q [..., d], [5, T]."""
+    products: F64 = _products(y, q).cpu().numpy()
+    return products
+
+
+def _products(y: torch.Tensor | F32, q: torch.Tensor | F32) -> torch.Tensor:
+    y, q = torch.as_tensor(y), torch.as_tensor(q)
+    return backends.token_products(y.reshape(-1, y.shape[-1]), q.reshape(-1, q.shape[-1]))

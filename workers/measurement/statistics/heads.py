@@ -1,0 +1,84 @@
+"""Attention heads: which stand out, which could have been told from the weights, and what a scheme does to them.
+
+z_h is head h's slice of what enters the attention's output projection. Query head h reads key/value head
+floor(h / (H / H_kv)).
+
+    T token positions, S of one sequence, H query heads, K key/value heads, D channels of a head
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeadRange:
+    """The range figures of one head."""
+
+    abs_max: float | None
+    rms: float | None
+    crest_db: float | None
+    relative_peak: float | None
+    """abs_max over the root mean square of the whole layer's z; None where that is 0."""
+
+
+def head_ranges(abs_max: npt.NDArray[np.float32], mean: F64, variance: F64, heads: int) -> list[HeadRange]:
+    """Return every head's range from its channels' figures, [H * D] each; NaN where a channel has no finite value."""
+    power = (variance + mean**2).reshape(heads, -1)
+    peaks = abs_max.astype(np.float64).reshape(heads, -1)
+    if not np.isfinite(power).any():
+        return [HeadRange(None, None, None, None)] * heads
+    layer_rms = math.sqrt(float(np.nanmean(power)))
+    return [_head_range(peaks[h], power[h], layer_rms) for h in range(heads)]
+
+
+def _head_range(peaks: F64, power: F64, layer_rms: float) -> HeadRange:
+    if not np.isfinite(power).any():
+        return HeadRange(None, None, None, None)
+    abs_max, rms = float(np.nanmax(peaks)), math.sqrt(float(np.nanmean(power)))
+    return HeadRange(
+        abs_max=abs_max,
+        rms=rms,
+        crest_db=20 * math.log10(abs_max / rms) if rms else None,
+        relative_peak=abs_max / layer_rms if layer_rms else None,
+    )
+
+
+def predicted_peaks(value_weight: torch.Tensor, norm_scale: torch.Tensor, heads: int, kv_heads: int) -> list[float]:
+    """Predict every query head's peak from weights alone, [H].
+
+    value_weight: [K * D, d], rows are the value channels; norm_scale: [d], the scale of the norm before it. A
+    channel's reach is norm2(row * norm_scale); a head's figure is its farthest-reaching channel's, over the root mean
+    square of all channels'. All 0 where the weights are.
+    """
+    reach = (value_weight.double() * norm_scale.double()).norm(dim=1).cpu().numpy()
+    typical = math.sqrt(float((reach**2).mean()))
+    peaks = reach.reshape(kv_heads, -1).max(axis=1) / (typical or 1.0)
+    return np.repeat(peaks, heads // kv_heads).tolist()
+
+
+class HeadDeviation:
+    """Accumulates the error of every head under a scheme."""
+
+    def __init__(self, heads: int) -> None:
+        self._signal = np.zeros(heads)
+        self._noise = np.zeros(heads)
+
+    def add(self, y: torch.Tensor, q: torch.Tensor) -> None:
+        """Add a batch: the reference's z and the scheme's, [..., H * D]. What is not finite in either is left out."""
+        heads = len(self._signal)
+        y, q = (z.reshape(-1, heads, z.shape[-1] // heads).float() for z in (y, q))
+        present = torch.isfinite(y) & torch.isfinite(q)
+        y, q = (torch.where(present, z, 0) for z in (y, q))
+        self._signal += y.square().sum(dim=(0, 2), dtype=torch.float64).cpu().numpy()
+        self._noise += (y - q).square().sum(dim=(0, 2), dtype=torch.float64).cpu().numpy()
+
+    def sqnr_db(self) -> list[float | None]:
+        """Return 10 log10(signal / noise) of every head, [H]; None where exact, or where the head is silent."""
+        pairs = zip(self._signal.tolist(), self._noise.tolist(), strict=True)
+        return [10 * math.log10(s / n) if s > 0 and n > 0 else None for s, n in pairs]

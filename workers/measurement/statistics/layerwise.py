@@ -1,0 +1,78 @@
+"""Outlier dimensions that a layer's residual stream shows by itself, by two definitions.
+
+- median_quantile (Macocco et al.): the median over tokens of abs(x_j) is above the 99th percentile of all abs(x).
+- variance (Rudman et al.): var(x_j) is at least 5 times the mean over dimensions of var.
+
+The first wants exact order statistics of the whole stream. Sorting it is not needed: the histogram says in which
+bin the percentile lies, so only that bin's values are sorted; and a dimension's median can only be above it if at
+least half of its values are, which few dimensions reach.
+
+    T token positions in sequences of S, d hidden dimensions
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.measurement.statistics.reduction import BINS
+
+I64 = npt.NDArray[np.int64]
+Stream = Callable[[], Iterable[torch.Tensor]]
+"""Gives the layer's hidden states sequence by sequence, [S, d] each, every time it is called."""
+
+_SHIFT = 32 - 14
+
+
+def median_quantile_dimensions(stream: Stream, histogram: I64, quantile: float) -> list[int]:
+    """Return the dimensions that median_quantile flags, in ascending order.
+
+    histogram: [16384], of the same stream. Values that are not finite are left out.
+    """
+    counts = histogram[: BINS // 2] + histogram[BINS // 2 :]
+    if not counts.any():
+        return []
+    limit = _exact_quantile(stream, counts, quantile)
+    above: I64 | int = 0
+    tokens = 0
+    for x in stream():
+        above = above + (x.float().abs() > limit).sum(dim=0).cpu().numpy()
+        tokens += len(x)
+    candidates = np.flatnonzero(2 * np.asarray(above) >= tokens)
+    if not candidates.size:
+        return []
+    index = torch.from_numpy(candidates)
+    columns = torch.cat([x[:, index.to(x.device)].float().abs().cpu() for x in stream()]).double().numpy()
+    columns[~np.isfinite(columns)] = np.nan
+    return [int(j) for j, column in zip(candidates, columns.T, strict=True) if np.nanmedian(column) > limit]
+
+
+def variance_dimensions(variance: npt.NDArray[np.float64], ratio: float) -> list[int]:
+    """Return the dimensions that the variance definition flags, in ascending order.
+
+    variance: [d], over tokens; NaN where a dimension has no finite value. None is flagged where all are 0.
+    """
+    if not np.isfinite(variance).any():
+        return []
+    mean = np.nanmean(variance)
+    return np.flatnonzero(variance >= ratio * mean).tolist() if mean > 0 else []
+
+
+def _exact_quantile(stream: Stream, counts: I64, quantile: float) -> float:
+    """Return a quantile of the magnitudes, linear between order statistics; counts: [8192], by bin."""
+    upto = np.cumsum(counts)
+    rank = quantile * (int(upto[-1]) - 1)
+    ranks = np.array([np.floor(rank), np.ceil(rank)], np.int64)
+    bins = np.searchsorted(upto, ranks, side="right")
+    values = {int(b): _sorted_values_of_bin(stream, int(b)) for b in np.unique(bins)}
+    below, above = (float(values[int(b)][r - (upto[b] - counts[b])]) for b, r in zip(bins, ranks, strict=True))
+    return below + (above - below) * float(rank - ranks[0])
+
+
+def _sorted_values_of_bin(stream: Stream, number: int) -> npt.NDArray[np.float64]:
+    found = []
+    for x in stream():
+        magnitudes = x.float().abs().cpu().contiguous().numpy()
+        found.append(magnitudes[(magnitudes.view(np.uint32) >> np.uint32(_SHIFT)) == number])
+    return np.sort(np.concatenate(found).astype(np.float64))

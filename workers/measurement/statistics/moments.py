@@ -1,0 +1,70 @@
+"""Moments out of power sums, and power sums about one point out of those about another.
+
+Where v = x - p, the sums of (v + e)^k follow from those of v^k by the binomial theorem, so parts that were taken
+about different pivots can be added, and moments over all channels follow from each channel's sums about its own
+pivot. Everything is float64.
+
+    N sequences, d channels
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.reduction import F32, F64, I64
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments over all elements."""
+
+    count: int
+    mean: float
+    second: float
+    """E[(x - mean)^2]."""
+    fourth: float
+    """E[(x - mean)^4]."""
+
+
+def pooled(finite: I64, power_sums: F64, pivot: F32) -> Moments:
+    """Return the moments over all channels, from each one's count [d] and power sums [4, d] about its pivot [d].
+
+    At least one count must not be 0.
+    """
+    return Moments(*_pooled(finite, power_sums, pivot))
+
+
+def add_about(total: F64, about: F32, finite: I64, power_sums: F64, pivot: F32) -> None:
+    """Add power sums [N, 4, d] of counts [N, d], taken about pivots [N, d], to a total [4, d] about `about` [d]."""
+    _add_about(total, about, finite, power_sums, pivot)
+
+
+@compiled()
+def _pooled(finite: Any, sums: Any, pivot: Any) -> Any:  # pragma: no cover - compiled
+    count = 0
+    total = 0.0
+    for c in range(len(finite)):
+        count += finite[c]
+        total += sums[0, c] + finite[c] * np.float64(pivot[c])
+    mean = total / count
+    second = fourth = 0.0
+    for c in range(len(finite)):
+        e = np.float64(pivot[c]) - mean
+        n, s1, s2, s3, s4 = finite[c], sums[0, c], sums[1, c], sums[2, c], sums[3, c]
+        second += s2 + 2 * e * s1 + n * e**2
+        fourth += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
+    return count, mean, max(second / count, 0.0), max(fourth / count, 0.0)
+
+
+@compiled()
+def _add_about(total: Any, about: Any, finite: Any, sums: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+    for k in range(len(finite)):
+        for c in range(len(about)):
+            e = np.float64(pivot[k, c]) - np.float64(about[c])
+            n, s1, s2, s3, s4 = finite[k, c], sums[k, 0, c], sums[k, 1, c], sums[k, 2, c], sums[k, 3, c]
+            total[0, c] += s1 + n * e
+            total[1, c] += s2 + 2 * e * s1 + n * e**2
+            total[2, c] += s3 + 3 * e * s2 + 3 * e**2 * s1 + n * e**3
+            total[3, c] += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4

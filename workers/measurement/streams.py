@@ -1,0 +1,149 @@
+"""The hidden states of every variant at the present depth: in memory, or past a budget in memory-mapped files.
+
+A stream is what a layer takes and gives, for every batch. Only one batch of one variant is worked on at a time, so
+a stream that lies in files costs the memory of a batch, however long the text.
+
+    B sequences, S tokens each, d hidden dimensions
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+REFERENCE = "reference"
+"""Name of the stream of the model as it came; a scheme's stream has the scheme's name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each batch lies in a stream's file."""
+
+    shapes: tuple[tuple[int, int, int], ...]
+    """[B, S, d] of every batch."""
+    dtype: torch.dtype
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of every batch."""
+        return [int(np.prod(shape)) * self.dtype.itemsize for shape in self.shapes]
+
+
+class Streams:
+    """The streams of the reference and of every scheme."""
+
+    def __init__(
+        self, names: Sequence[str], layout: Layout, device: torch.device, budget_bytes: int, directory: Path
+    ) -> None:
+        self.names = tuple(names)
+        self._layout = layout
+        self._device = device
+        self._offsets = np.concatenate([[0], np.cumsum(layout.sizes)]).tolist()
+        self._held: dict[tuple[str, int], torch.Tensor] = {}
+        self._directory: Path | None = None
+        if len(self.names) * self._offsets[-1] > budget_bytes:
+            self._directory = directory
+            directory.mkdir(parents=True, exist_ok=True)
+            for name in self.names:
+                with self._file(directory, name).open("wb") as file:
+                    file.truncate(self._offsets[-1])
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the streams were too large for the budget."""
+        return self._directory is not None
+
+    @property
+    def batches(self) -> int:
+        """How many batches a stream has."""
+        return len(self._layout.shapes)
+
+    def get(self, name: str, batch: int) -> torch.Tensor:
+        """Return a batch's hidden states, [B, S, d]; not to be changed."""
+        if self._directory is None:
+            return self._held[name, batch]
+        return self._mapped(self._directory, name, batch, "c").to(self._device)
+
+    def put(self, name: str, batch: int, hidden: torch.Tensor) -> None:
+        """Replace a batch's hidden states by those after the next layer."""
+        if self._directory is None:
+            self._held[name, batch] = hidden
+        elif hidden.dtype != self._layout.dtype:
+            raise ValueError(f"hidden: {hidden.dtype} is not allowed; the stream holds {self._layout.dtype}")
+        else:
+            self._mapped(self._directory, name, batch, "r+").copy_(hidden)
+
+    def sequences(self, name: str, batches: int) -> Iterator[torch.Tensor]:
+        """Yield the hidden states of every sequence of the first `batches` batches, [S, d] each."""
+        for batch in range(batches):
+            yield from self.get(name, batch)
+
+    def save(self, directory: Path) -> None:
+        """Write every stream into a directory, which must exist."""
+        for name in self.names:
+            with self._file(directory, name).open("wb") as file:
+                for batch in range(self.batches):
+                    file.write(self.get(name, batch).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+    def load(self, directory: Path) -> None:
+        """Take every stream from a directory that `save` wrote to."""
+        for name in self.names:
+            for batch in range(self.batches):
+                self.put(name, batch, self._mapped(directory, name, batch, "c").clone().to(self._device))
+
+    def _file(self, directory: Path, name: str) -> Path:
+        return directory / f"{self.names.index(name)}.stream"
+
+    def _mapped(self, directory: Path, name: str, batch: int, mode: str) -> torch.Tensor:
+        """Map a batch of a stream's file; the mapping lasts as long as the tensor."""
+        shape = self._layout.shapes[batch]
+        mapped = np.memmap(
+            self._file(directory, name),
+            dtype=np.uint8,
+            mode=mode,  # type: ignore[call-overload]
+            offset=self._offsets[batch],
+            shape=(self._layout.sizes[batch],),
+        )
+        return torch.from_numpy(mapped).view(self._layout.dtype).view(shape)
+
+
+class StreamCheckpoint:
+    """The streams at a layer boundary, kept so that a killed measurement can go on from there."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def save(self, layers_done: int, streams: Streams) -> None:
+        """Keep the streams after `layers_done` layers; the checkpoint before goes only when this one is whole."""
+        fresh = self._directory.with_name(f"{self._directory.name}-{layers_done}")
+        fresh.mkdir()
+        streams.save(fresh)
+        (fresh / "layers_done.json").write_text(json.dumps(layers_done))
+        before = self.latest()
+        fresh.rename(self._directory.with_name(f"{self._directory.name}.{layers_done:06d}"))
+        if before is not None:
+            _remove(before)
+
+    def latest(self) -> Path | None:
+        """Return the directory of the latest whole checkpoint."""
+        whole = sorted(self._directory.parent.glob(f"{self._directory.name}.[0-9]*"))
+        return whole[-1] if whole else None
+
+    def load(self, streams: Streams) -> int:
+        """Take the streams from the latest checkpoint; return how many layers they are through, 0 without one."""
+        latest = self.latest()
+        for unfinished in self._directory.parent.glob(f"{self._directory.name}-*"):
+            _remove(unfinished)
+        if latest is None:
+            return 0
+        streams.load(latest)
+        return int(json.loads((latest / "layers_done.json").read_text()))
+
+
+def _remove(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
+    directory.rmdir()

@@ -1,0 +1,64 @@
+"""One pass over the decoder layers, the reference and every scheme side by side.
+
+Each layer is read once. The reference stream advances through it and every site is measured; every scheme's copy
+of the layer is made from the same weights, answers the reference's inputs (the error where it arises: isolated)
+and advances the scheme's own stream (the error where it has accumulated). Then the layer and its copies are freed.
+So memory holds one layer and its copies, whatever the depth, and nothing is carried from layer to layer but the
+streams: every layer boundary is a place to go on from.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from service.contracts.request import Analysis
+from service.contracts.schemes import Scheme
+from workers.measurement.arguments import SharedTensors
+from workers.measurement.findings import LayerFindings
+from workers.measurement.layer_pass import LayerPass
+from workers.measurement.memory import keep_what_is_loaded, release_memory
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.state import Batch, SweepState
+from workers.measurement.streams import REFERENCE, Layout, Streams
+
+
+def prepare_sweep(
+    decoder: Decoder,
+    batches: Sequence[Batch],
+    schemes: Sequence[Scheme],
+    analysis: Analysis,
+    *,
+    budget_bytes: int,
+    directory: Path,
+) -> SweepState:
+    """Run the embedding, take down what the model hands to each layer, and start every stream.
+
+    Args:
+        decoder: the model.
+        batches: measured ones first.
+        schemes: each gets a stream of its own.
+        analysis: thresholds.
+        budget_bytes: streams that are larger than this in all lie in files.
+        directory: where those files go; made when it is needed.
+    """
+    names = [REFERENCE, *(scheme.name for scheme in schemes)]
+    hidden, _ = decoder.record(batches[0].token_ids[:1, :1])
+    layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
+    streams = Streams(names, layout, decoder.device, budget_bytes, directory)
+    shared = SharedTensors()
+    arguments = []
+    for number, batch in enumerate(batches):
+        hidden, recorded = decoder.record(batch.token_ids)
+        arguments.append(shared.share(recorded))
+        for name in names:
+            streams.put(name, number, hidden)
+    return SweepState(decoder, batches, schemes, analysis, arguments, streams)
+
+
+def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
+    """Advance every stream from layer `first` on, and yield what was found at each layer."""
+    keep_what_is_loaded()
+    for index in range(first, len(state.decoder.layers)):
+        with state.decoder.resident(index) as layer:
+            found = LayerPass(state, index, layer).run()
+        release_memory()
+        yield found
