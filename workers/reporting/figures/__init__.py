@@ -1,0 +1,1 @@
+"""One module per figure, one style for all, one registry."""

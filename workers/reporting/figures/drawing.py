@@ -1,0 +1,57 @@
+"""What a figure's module returns, and how it becomes files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.contracts.report import Entry, Report
+from workers.reporting.figures import style
+from workers.reporting.text import counted, visible
+
+_SVG_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure, drawn and described."""
+
+    name: str
+    """File name without its ending."""
+    title: str
+    caption: str
+    """All that is needed to read the figure away from the report: model, calibration, definition, settings."""
+    alt: str
+    """What the figure shows, for someone who cannot see it."""
+    table: str
+    """The table that it is drawn from."""
+    figure: Any
+    """The matplotlib Figure."""
+
+    @property
+    def narrow(self) -> bool:
+        """True when two such figures stand side by side on a wide page."""
+        return bool(self.figure.get_figwidth() < style.WIDE[0])
+
+    def save(self, directory: Path) -> Entry:
+        """Write NAME.svg and NAME.png into `directory`; the same drawing gives the same bytes."""
+        with style.applied(f"headroom {self.name}"):
+            self.figure.savefig(directory / f"{self.name}.svg", metadata=_SVG_METADATA)
+            self.figure.savefig(directory / f"{self.name}.png", dpi=style.DPI, metadata={"Software": None})
+        files = tuple(f"figures/{self.name}.{kind}" for kind in ("svg", "png"))
+        return Entry(name=self.name, title=self.title, caption=self.caption, files=files)
+
+
+def provenance(report: Report, table: str) -> str:
+    """Return the sentences that end every caption: model, calibration, table."""
+    model, calibration = report.model, report.calibration
+    return (
+        f"Model {visible(model.source)}, {counted(model.layers, 'layer')}; calibration {visible(calibration.source)}, "
+        f"{counted(calibration.sequences, 'sequence')} of {calibration.sequence_length:,} tokens, "
+        f"seed {calibration.seed}. Drawn from tables/{table}.parquet."
+    )
+
+
+def scheme_settings(report: Report, name: str) -> str:
+    """Return a scheme's title and settings: `int8 (LLM.int8()), threshold 6.0`."""
+    settings = report.schemes[name].settings
+    return ", ".join([style.scheme_title(name), *(visible(f"{key} {value}") for key, value in settings.items())])

@@ -1,0 +1,226 @@
+"""`error_growth`: how the error of each scheme builds up with depth, and where it is made.
+
+Above, the signal to quantization noise ratio of the residual stream, each scheme in its own stream: a falling line
+gathers error. Beneath, the worst single module of every layer, fed with the reference's input: a spike is a cause.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.labels import spread
+from workers.reporting.loading import Source, select
+from workers.reporting.text import counted, number, plain, ranges, visible
+
+
+class Growth(NamedTuple):
+    """One scheme's lines; all arrays have one element per layer, NaN where the table has none."""
+
+    scheme: str
+    sqnr_db: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    """The scheme's stream equals the reference after the layer: no ratio to draw."""
+    worst: NDArray[np.float64]
+    """Largest isolated relative_l2 of the layer."""
+    component: list[str]
+    """Where it is; empty where there is none."""
+
+
+def draw(source: Source) -> Iterator[Drawing]:
+    """Yield the figure, unless the report has no scheme."""
+    growths = [_growth(source, scheme) for scheme in source.report.schemes]
+    if not growths:
+        return
+    depth = source.report.model.layers
+    figure = Figure(figsize=(style.WIDE[0], 5.4))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    upper.set(title="Error growth through the layers", ylabel="SQNR at block.output, dB")
+    lower.set_ylabel("worst component,\nisolated relative_l2")
+    style.layer_axis(lower, depth)
+    _accumulated(upper, growths)
+    _isolated(lower, growths)
+    figure.draw_without_rendering()
+    _label_ends(upper, growths)
+    yield Drawing(
+        name="error_growth",
+        title="Error growth through the layers",
+        caption=_caption(source, growths),
+        alt=_alt(growths),
+        table="errors",
+        figure=figure,
+    )
+
+
+def _growth(source: Source, scheme: str) -> Growth:
+    depth = source.report.model.layers
+    sqnr, exact = np.full(depth, np.nan), np.zeros(depth, dtype=bool)
+    errors = source.tables["errors"]
+    stream = select(errors, scheme=scheme, mode="accumulated", component="block", port="output")
+    layers = source.layers_of("errors", stream)
+    exact[layers] = stream["exact"] == 1
+    sqnr[layers] = np.where(exact[layers], np.nan, stream["sqnr_db"])
+    worst, component = np.full(depth, np.nan), [""] * depth
+    isolated = select(errors, scheme=scheme, mode="isolated", port="output")
+    rows = zip(source.layers_of("errors", isolated), isolated["component"], isolated["relative_l2"], strict=True)
+    for layer, name, value in rows:
+        if name != "block" and np.isfinite(value) and not value <= worst[layer]:
+            worst[layer], component[layer] = value, str(name)
+    return Growth(scheme, sqnr, exact, worst, component)
+
+
+def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str) -> None:
+    look = style.mark(position)
+    axes.plot(
+        np.arange(len(values)),
+        values,
+        color=look.colour,
+        linestyle=look.line,
+        marker=look.marker,
+        markersize=4 if len(values) <= 40 else 2.6,
+        gid=gid,
+    )
+
+
+def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int, upwards: bool) -> None:
+    """Mark layers whose value is off the scale: open triangles at the edge that it lies beyond, one in another."""
+    if not layers.size:
+        return
+    axes.plot(
+        layers,
+        np.full(len(layers), level),
+        linestyle="none",
+        marker="^" if upwards else "v",
+        markersize=5 + 3.5 * position,
+        markerfacecolor="none",
+        markeredgecolor=style.mark(position).colour,
+        gid="exact",
+    )
+
+
+def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
+    finite = np.concatenate([growth.sqnr_db[np.isfinite(growth.sqnr_db)] for growth in growths])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    pad = 0.08 * (high - low) or 1.0
+    ceiling = high + 2 * pad
+    for position, growth in enumerate(growths):
+        _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
+        _off_scale(axes, np.flatnonzero(growth.exact), ceiling, position, upwards=True)
+    exact = any(growth.exact.any() for growth in growths)
+    axes.set_ylim(low - pad, ceiling + pad if exact else high + pad)
+    if exact:
+        axes.axhline(ceiling, color=style.MUTED, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
+        _edge_note(axes, ceiling, "exact")
+    if not finite.size:
+        axes.set_yticks([])
+
+
+def _edge_note(axes: Any, level: float, text: str) -> None:
+    axes.annotate(
+        text,
+        (1, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=style.MUTED,
+    )
+
+
+def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
+    positive = np.concatenate([growth.worst[growth.worst > 0] for growth in growths])
+    low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.01, 1.0)
+    floor = low / 2
+    zero = any((growth.worst == 0).any() for growth in growths)
+    style.log_axis(axes, (floor if zero else low) / 1.6, high * 2.4)
+    for position, growth in enumerate(growths):
+        _line(axes, np.where(growth.worst > 0, growth.worst, np.nan), position, f"worst_{growth.scheme}")
+        _off_scale(axes, np.flatnonzero(growth.worst == 0), floor, position, upwards=False)
+        _name_worst(axes, growth, position)
+    if zero:
+        _edge_note(axes, floor, "exact")
+
+
+def _name_worst(axes: Any, growth: Growth, position: int) -> None:
+    """Name the component of the largest isolated error."""
+    if not (growth.worst > 0).any():
+        return
+    layer = int(np.nanargmax(growth.worst))
+    side = "left" if layer < len(growth.worst) / 2 else "right"
+    axes.annotate(
+        plain(growth.component[layer]),
+        (layer, growth.worst[layer]),
+        xytext=(-3 if side == "left" else 3, 5),
+        textcoords="offset points",
+        ha=side,
+        va="bottom",
+        fontsize=8,
+        color=style.mark(position).colour,
+    )
+
+
+def _label_ends(axes: Any, growths: Sequence[Growth]) -> None:
+    """Write each scheme's name at the end of its line, moved apart where lines end close together."""
+    box = axes.get_window_extent()
+    top = axes.get_ylim()[1]
+    ends = [growth.sqnr_db[np.isfinite(growth.sqnr_db)][-1:] for growth in growths]
+    wanted = [axes.transData.transform((0, end[0] if end.size else top))[1] - box.y0 for end in ends]
+    height = 11 / 72 * axes.figure.dpi
+    places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
+    for position, (growth, place) in enumerate(zip(growths, places, strict=True)):
+        axes.annotate(
+            growth.scheme,
+            (1, place),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontweight="bold",
+            color=style.mark(position).colour,
+        )
+
+
+def _caption(source: Source, growths: Sequence[Growth]) -> str:
+    parts = [
+        "Above: sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, each scheme in its own stream; higher is "
+        "better, and a falling line gathers error. Beneath: the largest isolated relative_l2 of each layer's "
+        "components, on the reference's input, logarithmic; the name is the component of the largest."
+    ]
+    parts.append("Schemes: " + "; ".join(scheme_settings(source.report, growth.scheme) for growth in growths) + ".")
+    for growth in growths:
+        if growth.exact.any():
+            layers = ranges(np.flatnonzero(growth.exact).tolist())
+            parts.append(f"{growth.scheme} is exact after layer {layers}: equal to the reference, no ratio to draw.")
+        if (growth.worst == 0).any():
+            layers = ranges(np.flatnonzero(growth.worst == 0).tolist())
+            parts.append(f"Every component of {growth.scheme} is exact in layer {layers}.")
+    if source.report.model.layers == 1:
+        parts.append("The model has a single layer: there are points, and no growth to see.")
+    return " ".join([*parts, provenance(source.report, "errors")])
+
+
+def _alt(growths: Sequence[Growth]) -> str:
+    return "Line chart over layers. " + " ".join(_alt_of(growth) for growth in growths)
+
+
+def _alt_of(growth: Growth) -> str:
+    drawn = np.flatnonzero(np.isfinite(growth.sqnr_db))
+    if drawn.size:
+        first, last = int(drawn[0]), int(drawn[-1])
+        text = (
+            f"{growth.scheme}: {number(growth.sqnr_db[first])} dB after layer {first}, "
+            f"{number(growth.sqnr_db[last])} dB after layer {last}"
+        )
+    else:
+        text = f"{growth.scheme}: {counted(int(growth.exact.sum()), 'exact layer')}, no ratio"
+    if (growth.worst > 0).any():
+        layer = int(np.nanargmax(growth.worst))
+        text += f"; worst component {visible(growth.component[layer])} of layer {layer}, "
+        text += f"relative error {number(growth.worst[layer])}"
+    return text + "."

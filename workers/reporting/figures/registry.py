@@ -1,0 +1,21 @@
+"""Every figure of a report, in the order in which the page shows them. Adding a figure adds a line here."""
+
+from collections.abc import Callable, Iterator
+
+from workers.reporting.figures import activation_profile, component_heatmap, error_growth, style
+from workers.reporting.figures.drawing import Drawing
+from workers.reporting.loading import Source
+
+FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
+    error_growth.draw,
+    component_heatmap.draw,
+    activation_profile.draw,
+)
+
+
+def draw_all(source: Source) -> Iterator[Drawing]:
+    """Yield every figure for which the report has something to show."""
+    for draw in FIGURES:
+        with style.applied():
+            drawings = tuple(draw(source))
+        yield from drawings

@@ -1,0 +1,130 @@
+"""The house style of every figure: sizes, type, and colours that survive colour blindness.
+
+Five neutral colours carry everything that is not data. They are used for nothing else, so that the page can
+exchange them for its own in dark mode.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from service.contracts.schemes import SCHEMES
+
+DPI = 144
+"""Pixels per inch of the PNG; also the resolution for which a line is thinned."""
+WIDE = (8.6, 4.4)
+"""Inches: a figure as wide as the page."""
+NARROW = 6.0
+"""Inches: width of a figure of which two stand side by side."""
+
+INK = "#1c2127"
+MUTED = "#58626e"
+GRID = "#dfe3e8"
+SHADE = "#eceff2"
+PAPER = "#fefefe"
+NEUTRALS = MappingProxyType({"ink": INK, "muted": MUTED, "grid": GRID, "shade": SHADE, "paper": PAPER})
+"""The neutral colours by the name of their variable on the page."""
+
+CYAN = "#009fbd"
+DIVERGING = LinearSegmentedColormap.from_list(
+    "blue-white-orange", ["#1d4f91", "#5b92cc", "#b3cfe8", "#f7f7f7", "#fdc794", "#ee8a2f", "#b35306"], N=101
+)
+"""Low values blue, the middle white, high values orange; told apart with any common colour blindness."""
+
+
+class Mark(NamedTuple):
+    """How the line of one scheme looks; marker and dashes tell it apart without colour."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+_MARKS = (
+    Mark("#1a78b8", "o", "-"),
+    Mark("#d55e00", "s", "--"),
+    Mark("#0b9b72", "^", "-."),
+    Mark("#c2649a", "D", ":"),
+    Mark("#b58900", "v", "-"),
+    Mark("#6f62c4", "P", "--"),
+)
+
+_RC: dict[str, Any] = {
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "center",
+    "axes.titlepad": 10,
+    "axes.titlesize": 11.5,
+    "axes.unicode_minus": False,  # a minus that can be typed can be searched for
+    "figure.constrained_layout.use": True,
+    "figure.dpi": DPI,
+    "figure.facecolor": PAPER,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "hatch.color": MUTED,
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.6,
+    "path.simplify": False,  # thinning is ours, and keeps every extreme
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a module's name is a dollar sign
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 8.5,
+}
+
+
+@contextmanager
+def applied(salt: str = "headroom") -> Iterator[None]:
+    """Draw and save in the house style, whatever the user's matplotlibrc says; `salt` keeps SVG ids stable."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC | {"svg.hashsalt": salt})
+        yield
+
+
+def mark(position: int) -> Mark:
+    """Return the look of the scheme at `position` in the report; looks repeat after six."""
+    return _MARKS[position % len(_MARKS)]
+
+
+def scheme_title(name: str) -> str:
+    """Return what a figure calls the scheme `name`: its own name where the contracts do not know it."""
+    return SCHEMES[name].title if name in SCHEMES else name
+
+
+def layer_axis(axis: Any, layers: int) -> None:
+    """Make `axis` an axis of layers: whole numbers, with room at both ends."""
+    axis.set_xlim(-0.5, layers - 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    axis.set_xlabel("Layer")
+
+
+def log_axis(axis: Any, low: float, high: float) -> None:
+    """Make the y axis of `axis` logarithmic from `low` to `high`, ticks 1-2-5 in plain digits."""
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    axis.yaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=12))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

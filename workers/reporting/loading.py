@@ -1,0 +1,177 @@
+"""Reads a report from disk, and says exactly what is wrong with one that cannot be drawn.
+
+A table becomes a mapping from column name to a NumPy array; a null becomes NaN, so that it is never mistaken for
+zero. Every message names the file, and the column or key.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from service.contracts.report import SCHEMA_VERSION, Report
+from service.contracts.tables import TABLES
+from service.errors import HeadroomError
+
+Columns = Mapping[str, NDArray[Any]]
+"""The columns of a table by name; all of one length."""
+
+_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_TABLE_FILE = re.compile(r"tables/[a-z0-9_]+\.parquet")
+
+
+class ReportUnreadable(HeadroomError):
+    """A report on disk is missing a part, is damaged, or is of a form this program does not know."""
+
+    code: ClassVar[str] = "report-unreadable"
+
+
+class Tables:
+    """The tables of one report, read when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[str, Columns] = {}
+
+    def check(self, name: str) -> None:
+        """Make sure that the table is there, is whole and has its columns, without reading its rows."""
+        self._open(name)
+
+    def __getitem__(self, name: str) -> Columns:
+        """Return the columns that the contract gives the table `name`.
+
+        Raises:
+            ReportUnreadable: the file is missing or damaged, or a column is missing or of another type.
+        """
+        if name not in self._read:
+            self._read[name] = self._columns(name)
+        return self._read[name]
+
+    def _open(self, name: str) -> Any:
+        path = self._directory / f"{name}.parquet"
+        where = f"tables/{path.name}"
+        if not path.is_file():
+            raise ReportUnreadable(f"{where}: the file is missing")
+        try:
+            file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ReportUnreadable(f"{where}: not a whole Parquet file: {error}") from error
+        present = file.schema_arrow.names
+        for column in TABLES[name].columns if name in TABLES else ():
+            if column.name not in present:
+                raise ReportUnreadable(f"{where}: column {column.name!r} is missing; found {', '.join(present)}")
+        return file
+
+    def _columns(self, name: str) -> Columns:
+        with self._open(name) as file:
+            try:
+                table = file.read(columns=[column.name for column in TABLES[name].columns])
+            except (pa.ArrowException, OSError) as error:
+                raise ReportUnreadable(f"tables/{name}.parquet: not a whole Parquet file: {error}") from error
+        return {column.name: _array(table, name, column.name, column.type) for column in TABLES[name].columns}
+
+
+def _array(table: Any, name: str, column: str, kind: str) -> NDArray[Any]:
+    values = table.column(column)
+    try:
+        values = values.cast(pa.type_for_alias(kind))
+    except pa.ArrowException as error:
+        found = values.type
+        raise ReportUnreadable(f"tables/{name}.parquet: column {column!r} is {found}, expected {kind}") from error
+    if kind == "bool" and values.null_count:
+        values = values.cast(pa.int8())
+    array: NDArray[Any] = values.to_numpy()
+    return array
+
+
+def select(columns: Columns, **equal: object) -> Columns:
+    """Return the rows in which every named column equals the given value."""
+    keep = np.ones(len(next(iter(columns.values()))), dtype=bool)
+    for name, value in equal.items():
+        keep &= np.asarray(columns[name] == value, dtype=bool)
+    return {name: values[keep] for name, values in columns.items()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a figure or the page may look at."""
+
+    directory: Path
+    """Where report.json lies."""
+    report: Report
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The report's tables."""
+        return Tables(self.directory / "tables")
+
+    def layers_of(self, table: str, columns: Columns) -> NDArray[np.int64]:
+        """Return the `layer` column as integers.
+
+        Raises:
+            ReportUnreadable: it names a layer that the model does not have.
+        """
+        layers = columns["layer"]
+        depth = self.report.model.layers
+        bad = layers[~((layers >= 0) & (layers < depth))]
+        if bad.size:
+            raise ReportUnreadable(
+                f"tables/{table}.parquet: column 'layer' holds {bad[0]:g}; report.json gives the model {depth} layers"
+            )
+        return layers.astype(np.int64)
+
+
+def load(directory: Path) -> Source:
+    """Read the report in `directory` and check the tables that it lists.
+
+    Raises:
+        ReportUnreadable: report.json or a table is missing, damaged, or of another major schema version.
+    """
+    path = directory / "report.json"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReportUnreadable(f"{path}: cannot be read: {error.strerror}") from error
+    _check_version(content)
+    try:
+        # A newer report may have keys that this version does not know, also in the settings of its analysis.
+        report = Report.model_validate_json(content, extra="allow")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ReportUnreadable(f"report.json: {where}: {first['msg']}") from error
+    _check_names(report)
+    source = Source(directory, report)
+    for table in report.tables:
+        source.tables.check(table.name)
+    return source
+
+
+def _check_version(content: bytes) -> None:
+    try:
+        version = json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportUnreadable(f"report.json: not a report: {error!r}") from error
+    major = SCHEMA_VERSION.split(".")[0]
+    if str(version).split(".")[0] != major:
+        raise ReportUnreadable(f"report.json: schema_version: {version!r} is not allowed; this program reads {major}.x")
+
+
+def _check_names(report: Report) -> None:
+    """Refuse names that would become a path outside the report, or a link to anywhere else."""
+    for scheme in report.schemes:
+        if not _SAFE_NAME.fullmatch(scheme):
+            raise ReportUnreadable(f"report.json: schemes: {scheme!r} is not allowed; a-z, 0-9, - and _ are")
+    for table in report.tables:
+        for file in (f"tables/{table.name}.parquet", *table.files):
+            if not _TABLE_FILE.fullmatch(file):
+                raise ReportUnreadable(f"report.json: tables: {file!r} is not allowed; tables/NAME.parquet is")

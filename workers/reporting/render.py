@@ -1,0 +1,37 @@
+"""From a measured report to a finished one: read, draw, write the page, put everything in place."""
+
+import json
+from pathlib import Path
+
+from service.contracts.report import Report
+from workers.reporting.figures.registry import draw_all
+from workers.reporting.loading import load
+from workers.reporting.page import Shown, page
+from workers.reporting.publish import staged
+
+PUBLISHED = ("figures", "report.html", "report.json")
+"""What rendering writes, in the order in which it is put in place."""
+
+
+def render(directory: Path) -> Report:
+    """Draw the figures and the page of the report in `directory`, and name the figures in its report.json.
+
+    A report that was rendered before is rendered afresh; the same report gives the same bytes.
+
+    Returns:
+        The report as it now stands.
+
+    Raises:
+        ReportUnreadable: report.json or a table is missing, damaged or of another form.
+        OSError: a file could not be written. In both cases `directory` is as it was.
+    """
+    source = load(directory)
+    with staged(directory, PUBLISHED) as stage:
+        (stage / "figures").mkdir()
+        shown = [Shown(drawing, drawing.save(stage / "figures")) for drawing in draw_all(source)]
+        figures = tuple(figure.entry for figure in shown)
+        # Only the figures change: what a newer version added is kept as it stands.
+        stated = json.loads((directory / "report.json").read_bytes()) | {"figures": [f.model_dump() for f in figures]}
+        (stage / "report.html").write_text(page(source, shown, stage), encoding="utf-8")
+        (stage / "report.json").write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return source.report.model_copy(update={"figures": figures})

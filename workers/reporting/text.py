@@ -1,0 +1,101 @@
+"""How numbers and foreign text are written for a reader: the one place that decides digits and escapes.
+
+Numbers are rounded to what a reader can use; the tables hold the full value. Foreign text (model names, tokens,
+warnings) keeps its printable characters; anything that could hide, reorder or break a line is written as an escape.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from service.contracts.report import Estimate
+
+ABSENT = "n/a"
+
+
+def visible(text: str) -> str:
+    """Return `text` with every unprintable character (controls, bidirectional marks, newlines) as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def plain(text: str, limit: int = 32) -> str:
+    """Return `text` as at most `limit` ASCII characters, for use inside a figure, whose font knows few scripts."""
+    ascii_text = text.encode("ascii", "backslashreplace").decode("ascii")
+    printable = visible(ascii_text)
+    return printable if len(printable) <= limit else printable[: limit - 3] + "..."
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return `value` to `digits` significant digits; `n/a` for None and NaN, `infinite` for infinities."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if not -5 <= magnitude < 7:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def estimate(figure: Estimate | None) -> str:
+    """Return `value ± standard error`, both to the error's second digit, a tenth at least where the value is
+    under a thousand; the value alone where it has no error.
+    """
+    if figure is None:
+        return ABSENT
+    value, standard_error = figure.value, figure.standard_error
+    if standard_error is None or not math.isfinite(standard_error) or not math.isfinite(value):
+        return number(value, 4)
+    if standard_error <= 0:
+        return f"{number(value, 4)} ± 0"
+    places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(standard_error))))
+    return f"{value:,.{places}f} ± {standard_error:,.{places}f}"
+
+
+def percent(share: float, places: int = 1) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:.{places}f} %"
+
+
+def data_size(size: float) -> str:
+    """Return a number of bytes in decimal units: `12.3 MB`."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{number(size)} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `4.2 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 60:
+        return f"{number(seconds, 2)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def listing(items: Iterable[str], limit: int = 12) -> str:
+    """Join `items` with commas; after `limit` of them say only how many more there are."""
+    names = list(items)
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write ascending integers as ranges: `0-2, 5`."""
+    runs: list[list[int]] = []
+    for value in numbers:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """Return `1 layer`, `12 layers`."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
