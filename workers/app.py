@@ -1,0 +1,67 @@
+"""A Celery worker: one process, one job at a time, one GPU or the CPU.
+
+    python -m workers.app        (options of `celery worker` may follow, such as --loglevel=DEBUG)
+
+The pool is `solo`: the task runs in the worker's main thread, which supervises the measurement in a process of its
+own. On SIGTERM, SIGINT and SIGQUIT the job in hand goes back to the queue and the worker ends.
+"""
+
+import os
+import socket
+import sys
+
+from celery import Celery
+from celery.worker import state
+
+from service import queue
+from service.errors import InvalidRequest
+from service.settings import Settings, settings
+from service.store.artifacts import ArtifactStore
+from service.store.database import make_engine, upgrade
+from service.store.jobs import JobStore
+from workers.attempt import Commands
+from workers.supervisor import Supervisor
+
+
+def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
+    """Return a Celery application with the one task that runs jobs; the database is brought up to date.
+
+    `commands` are the programs that jobs run, by default this package's. Raises InvalidRequest for a broker or
+    database URL that is not allowed.
+    """
+    app = queue.make_app(present)
+    engine = make_engine(present.database)
+    upgrade(engine)
+    supervisor = Supervisor(
+        JobStore(engine),
+        ArtifactStore(present.artifacts),
+        present,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        stopping=stopping,
+        commands=commands,
+    )
+    app.task(name=queue.TASK)(supervisor.run)
+    return app
+
+
+def stopping() -> bool:
+    """Whether this worker was told to stop.
+
+    Celery's signal handlers, which run in the middle of the task, set these two to an exit status, which may be 0.
+    They do so whatever goes wrong in them; the signal `worker_shutting_down` is not sent then.
+    """
+    return any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+
+
+def main() -> None:
+    """Run a worker until it is told to stop. Exits with 2 when a setting is not allowed."""
+    try:
+        app = make_worker(settings())
+    except InvalidRequest as error:
+        print(f"headroom worker: {error}", file=sys.stderr)
+        sys.exit(2)
+    app.worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""A worker's hold on its job, renewed from a thread of its own for as long as the work takes.
+
+The work itself asks `check` now and then, and learns by an exception that it must stop.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.errors import LeaseLost
+from service.store.leases import Leases
+from service.store.records import Claim
+
+log = logging.getLogger(__name__)
+
+
+class CancelAsked(Exception):
+    """Somebody asked for the job to be cancelled."""
+
+
+class WorkerStopping(Exception):
+    """The worker was told to stop."""
+
+
+class Lease:
+    """Context manager: inside it the claim is renewed every quarter of `seconds`.
+
+    A renewal that fails because the database cannot be reached is tried again soon. Only when none has succeeded for
+    `seconds`, so that somebody else may hold the job by now, is the lease given up.
+    """
+
+    def __init__(self, store: Leases, claim: Claim, seconds: float, stopping: Callable[[], bool]) -> None:
+        self.seconds = seconds
+        self._store = store
+        self._claim = claim
+        self._stopping = stopping
+        self._renewed = time.monotonic()
+        self._lost = False
+        self._cancel_asked = False
+        self._closed = Event()
+        self._thread = Thread(target=self._keep, name=f"lease of {claim.job_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join(self.seconds)
+
+    def check(self) -> None:
+        """Raise LeaseLost, CancelAsked or WorkerStopping when the work must stop."""
+        self.check_owned()
+        if self._cancel_asked:
+            raise CancelAsked
+        if self._stopping():
+            raise WorkerStopping
+
+    def check_owned(self) -> None:
+        """Raise LeaseLost alone; for the last steps, which nothing else is worth breaking off for."""
+        if self._lost or time.monotonic() - self._renewed > self.seconds:
+            raise LeaseLost(f"the lease of job {self._claim.job_id} could not be kept")
+
+    def _keep(self) -> None:
+        pause = self.seconds / 4
+        while not self._closed.wait(pause):
+            began = time.monotonic()
+            try:
+                self._cancel_asked = self._store.renew(self._claim, self.seconds)
+            except LeaseLost:
+                self._lost = True
+                return
+            except SQLAlchemyError as error:
+                log.warning("job %s: the lease was not renewed, trying again: %s", self._claim.job_id, error)
+                pause = self.seconds / 20
+            else:
+                self._renewed = began
+                pause = self.seconds / 4

@@ -1,0 +1,146 @@
+"""What a worker does with a message: claim the job, have it measured, and end it.
+
+The database decides whether there is anything to do: a message that is stale or double finds no job to claim.
+Everything that can happen on the way has one end for the job:
+
+| what happens                                     | the job                                       |
+|--------------------------------------------------|-----------------------------------------------|
+| a report                                         | succeeded, in one transaction with its files   |
+| bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
+| somebody asks to cancel it                       | cancelled                                     |
+| this worker is told to stop                      | queued again                                  |
+| the lease is lost                                | somebody else's: nothing is written           |
+| this worker dies                                 | running, until the scheduler offers it again  |
+
+In every case but the last the working directory is gone afterwards; the next attempt removes that one.
+"""
+
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from service.contracts.progress import Failed
+from service.errors import LeaseLost, StoreFailed
+from service.settings import Settings
+from service.store.artifacts import ArtifactStore
+from service.store.leases import Leases
+from service.store.records import Claim
+from workers.attempt import Attempt, Commands, JobFailed
+from workers.lease import CancelAsked, Lease, WorkerStopping
+
+log = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RETRY_SECONDS = 1.0
+_GIVEN_BACK = "given back to the queue, because this worker stops"
+
+
+class Supervisor:
+    """Runs jobs one at a time, in the thread that calls `run`, which must live as long as the worker."""
+
+    def __init__(
+        self,
+        store: Leases,
+        artifacts: ArtifactStore,
+        settings: Settings,
+        *,
+        worker: str,
+        stopping: Callable[[], bool] = lambda: False,
+        commands: Commands | None = None,
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._settings = settings
+        self._worker = worker
+        self._stopping = stopping
+        self._commands = commands or Commands()
+
+    def run(self, job_id: str, dispatch: int) -> None:
+        """Do what a message asks for, if there is anything to do. Raises nothing that the job should end with."""
+        seconds = self._settings.lease_seconds
+        claim = self._store.claim(job_id, dispatch, self._worker, seconds)
+        if claim is None:
+            log.info("job %s: dispatch %d finds nothing to do", job_id, dispatch)
+            return
+        log.info("job %s: attempt %d begins", job_id, claim.attempt)
+        with Lease(self._store, claim, seconds, self._stopping) as lease:
+            end, what = self._work(claim, lease)
+            self._settle(claim, lease, end, what)
+
+    def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
+        """Do the job's work; return the write that ends it, or None, and its name for the log."""
+        store = self._store
+        try:
+            with self._directory(claim) as directory:
+                attempt = Attempt(
+                    store, self._artifacts, lease, claim, directory, self._settings.device, self._commands
+                )
+                artifacts = attempt.run()
+            return partial(store.succeed, claim, artifacts), "succeeded"
+        except JobFailed as error:
+            failed = error.failed
+        except CancelAsked:
+            return partial(store.cancelled, claim), "cancelled"
+        except WorkerStopping:
+            return partial(store.release, claim), _GIVEN_BACK
+        except LeaseLost as error:
+            return None, str(error)
+        except Exception as error:  # the job must end, and say why, also when the fault is here
+            log.error("job %s", claim.job_id, exc_info=error)
+            if self._stopping():  # then it is not the job's fault: Celery's handler of SIGQUIT raises in a solo pool
+                return partial(store.release, claim), _GIVEN_BACK
+            failed = _failed(error)
+        return partial(store.fail, claim, failed), f"failed ({failed.code}): {failed.message}"
+
+    @contextmanager
+    def _directory(self, claim: Claim) -> Iterator[Path]:
+        """Make the attempt's working directory, after removing those of attempts that died; remove it at the end."""
+        job = self._settings.home / "work" / claim.job_id
+        for old in job.glob("attempt-*"):
+            if int(old.name.removeprefix("attempt-")) < claim.attempt:
+                shutil.rmtree(old, ignore_errors=True)
+        directory = job / f"attempt-{claim.attempt}"
+        try:
+            directory.mkdir(parents=True)
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            _remove_if_empty(job)
+
+    def _settle(self, claim: Claim, lease: Lease, end: Callable[[], None] | None, what: str) -> None:
+        """Write the job's end, trying again while the database is away and the lease may still be ours."""
+        try:
+            while end is not None:
+                try:
+                    end()
+                    break
+                except OperationalError as error:
+                    log.warning("job %s: its end was not written, trying again: %s", claim.job_id, error)
+                    lease.check_owned()
+                    if self._stopping():
+                        raise LeaseLost("this worker stops, and leaves the job's lease to run out") from error
+                    time.sleep(_RETRY_SECONDS)
+        except LeaseLost as error:
+            what = str(error)
+        log.info("job %s: %s", claim.job_id, what)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        log.debug("%s is kept: another attempt is at work there", directory)
+
+
+def _failed(error: Exception) -> Failed:
+    cause = error.__cause__ if isinstance(error, StoreFailed) else error
+    if (isinstance(cause, OSError) and cause.errno in _FULL) or (isinstance(error, StoreFailed) and cause is None):
+        return Failed(code="disk-full", message=f"the report could not be stored: {error}", bad_input=False)
+    return Failed(code="internal", message=f"{type(error).__name__}: {error}", bad_input=False)
