@@ -1,0 +1,145 @@
+"""Events over HTTP: the list, the stream, and a stream taken up again."""
+
+import json
+import threading
+from dataclasses import dataclass
+
+import pytest
+
+from service.api import events
+from service.contracts.progress import Progress, Warned
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+@dataclass
+class Sent:
+    """One server-sent event."""
+
+    id: str
+    event: str
+    data: dict[str, object]
+
+
+def parse(lines):
+    """Yield the events of a stream as the format's specification says; comments and `retry` pass unseen."""
+    fields = {}
+    for line in lines:
+        if line == "":
+            if "data" in fields:
+                yield Sent(fields["id"], fields["event"], json.loads(fields["data"]))
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+
+
+@pytest.fixture
+def ended_job(world):
+    """A job with the events queued, started, progress, warning, succeeded."""
+    job = world.submit()
+    claim = world.claim(job)
+    world.store.progress(claim, Progress(stage="sweep", done=1, total=6, elapsed_seconds=0.5))
+    world.store.progress(claim, Warned(code="nonfinite", message="NaN\n\nin the\r weights", where="layer 3"))
+    world.store.succeed(claim, [])
+    return job
+
+
+KINDS = ["queued", "started", "progress", "warning", "succeeded"]
+
+
+def test_the_list_has_every_event_and_says_that_the_job_has_ended(client, ended_job):
+    document = client.get(f"/v1/jobs/{ended_job.id}/events").json()
+    assert [(event["sequence"], event["kind"]) for event in document["events"]] == list(enumerate(KINDS, 1))
+    assert document["ended"] is True
+    assert document["events"][2]["data"] == {"stage": "sweep", "done": 1, "total": 6, "elapsed_seconds": 0.5}
+
+
+def test_the_list_goes_on_after_an_event(client, ended_job):
+    document = client.get(f"/v1/jobs/{ended_job.id}/events", params={"after": 3}).json()
+    assert [event["sequence"] for event in document["events"]] == [4, 5]
+    assert client.get(f"/v1/jobs/{ended_job.id}/events", params={"after": 5}).json() == {"events": [], "ended": True}
+
+
+def test_a_job_that_has_not_ended_is_not_said_to_have(client, world):
+    job = world.submit()
+    assert client.get(f"/v1/jobs/{job.id}/events").json()["ended"] is False
+
+
+def test_a_retried_job_has_not_ended(client, world):
+    job = world.submit()
+    world.store.cancel(job.id)
+    assert client.get(f"/v1/jobs/{job.id}/events").json()["ended"] is True
+    world.store.retry(job.id)
+    assert client.get(f"/v1/jobs/{job.id}/events").json()["ended"] is False
+
+
+def test_the_stream_has_the_same_events_as_the_list_and_ends(client, ended_job):
+    listed = client.get(f"/v1/jobs/{ended_job.id}/events").json()["events"]
+    response = client.get(f"/v1/jobs/{ended_job.id}/events", headers=STREAM)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    sent = list(parse(response.text.split("\n")))
+    assert [event.data for event in sent] == listed
+    assert [(event.id, event.event) for event in sent] == [(str(n), kind) for n, kind in enumerate(KINDS, 1)]
+
+
+def test_the_stream_is_taken_up_after_the_last_event_seen(client, ended_job):
+    response = client.get(f"/v1/jobs/{ended_job.id}/events", headers={**STREAM, "Last-Event-ID": "3"})
+    assert [event.id for event in parse(response.text.split("\n"))] == ["4", "5"]
+    response = client.get(f"/v1/jobs/{ended_job.id}/events", headers={**STREAM, "Last-Event-ID": "5"})
+    assert list(parse(response.text.split("\n"))) == []
+
+
+def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(client, world, monkeypatch):
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
+    job = world.submit()
+    looks, real_events = threading.Semaphore(0), world.store.events
+
+    def counted(*arguments, **options):
+        looks.release()
+        return real_events(*arguments, **options)
+
+    monkeypatch.setattr(world.store, "events", counted)
+
+    def work():
+        for _ in range(10):  # the stream has looked in vain for a while
+            looks.acquire()
+        world.store.succeed(world.claim(job), [])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    response = client.get(f"/v1/jobs/{job.id}/events", headers=STREAM)
+    worker.join()
+    lines = response.text.split("\n")
+    assert [event.event for event in parse(lines)] == ["queued", "started", "succeeded"]
+    assert any(line.startswith(":") for line in lines)
+
+
+def test_a_long_history_is_streamed_whole(client, world, monkeypatch):
+    monkeypatch.setattr(events, "_BATCH", 3)
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
+    job = world.submit()
+    claim = world.claim(job)
+    for done in range(7):
+        world.store.progress(claim, Progress(stage="sweep", done=done, total=7, elapsed_seconds=done))
+    world.store.succeed(claim, [])
+    response = client.get(f"/v1/jobs/{job.id}/events", headers=STREAM)
+    assert [event.id for event in parse(response.text.split("\n"))] == [str(n) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("last", ["-1", "first", "1" * 50, "9999999999", "²", "1.5"])
+def test_a_last_event_id_that_is_none_of_ours_is_refused(client, ended_job, problem, last):
+    response = client.get(f"/v1/jobs/{ended_job.id}/events", headers={**STREAM, "Last-Event-ID": last.encode()})
+    document = problem(response, 422, "invalid-request")
+    assert document["errors"][0]["field"] == "Last-Event-ID"
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "99999999999"])
+def test_a_bad_after_is_refused(client, ended_job, problem, after):
+    problem(client.get(f"/v1/jobs/{ended_job.id}/events", params={"after": after}), 422, "invalid-request")
+
+
+def test_the_events_of_an_unknown_job_are_not_found_in_either_form(client, problem):
+    problem(client.get("/v1/jobs/none/events"), 404, "not-found")
+    problem(client.get("/v1/jobs/none/events", headers=STREAM), 404, "not-found")

@@ -1,0 +1,313 @@
+"""The commands against a running service: what they print, and their exit codes."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from service.contracts.progress import Failed, Progress
+from service.contracts.request import JobRequest
+from service.store.statuses import Status
+
+
+def bundle_of(report):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("report.json", json.dumps(report))
+        archive.writestr("report.html", "<!doctype html>")
+    return content.getvalue()
+
+
+@pytest.fixture
+def work(remote):
+    """Do something with the next job that comes, in the worker's place; it is claimed already."""
+    threads = []
+
+    def start(end):
+        def run():
+            while not (queued := remote.store.list(status=Status.queued).jobs):
+                time.sleep(0.01)
+            end(remote.claim(queued[0].id))
+
+        threads.append(threading.Thread(target=run))
+        threads[0].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def test_analyze_downloads_the_report_and_sums_it_up(headroom, remote, work, report, tmp_path):
+    def end(claim):
+        remote.store.progress(claim, Progress(stage="sweep", done=1, total=2, elapsed_seconds=1))
+        remote.succeed(claim, {"bundle.zip": bundle_of(report)})
+
+    work(end)
+    out = tmp_path / "out"
+    ran = headroom("analyze", "sample", "--out", str(out), "--scheme", "int8", "--sequences", "3", "--seed", "5")
+    assert ran.code == 0, ran.err
+    assert "Reference perplexity 20.000" in ran.out
+    assert ran.out.splitlines()[-1] == f"Report: {out / 'report.html'}"
+    assert "sweep over the layers: 1/2 layers" in ran.err
+    assert json.loads((out / "report.json").read_text()) == report
+    [job] = remote.store.list().jobs
+    assert job.request == JobRequest(model="sample", schemes=("int8",), sequences=3, seed=5)
+
+
+def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_path):
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    (tmp_path / "c.parquet").write_bytes(b"PAR1\xff")
+    (tmp_path / "p.jsonl").write_text("{}")
+    files = ("--calibration", str(tmp_path / "c.parquet"), "--labelled", str(tmp_path / "p.jsonl"))
+    chosen = ("--bos", "never", "--score", "second_half", "--text-field", "body", "--int8-threshold", "0")
+    labels = ("--label-threshold", "-0.5", "--label-depth", "3", "--label-dimensions", "2")
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), *files, *chosen, *labels)
+    assert ran.code == 0, ran.err
+    [job] = remote.store.list().jobs
+    asked = job.request
+    assert (asked.bos, asked.score, asked.text_field) == ("never", "second_half", "body")
+    assert asked.int8_threshold == 0
+    assert (asked.label_threshold, asked.label_depth, asked.label_dimensions) == (-0.5, 3, 2)
+    assert (asked.calibration.name, asked.labelled.name) == ("c.parquet", "p.jsonl")
+    assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == b"PAR1\xff"
+    assert remote.artifacts.path(asked.labelled.sha256).read_bytes() == b"{}"
+
+
+def test_analyze_with_json_prints_one_document(headroom, remote, work, report, tmp_path):
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    out = tmp_path / "out"
+    ran = headroom("analyze", "sample", "--out", str(out), "--json")
+    document = ran.document
+    assert (ran.code, document["status"]) == (0, "succeeded")
+    assert document["job_id"] == remote.store.list().jobs[0].id
+    assert Path(document["report"]) == out / "report.json"
+    assert Path(document["page"]).is_file()
+    assert document["schemes"]["int8"]["worst_site"]["component"] == "mlp.up"
+    assert "succeeded" in ran.err
+
+
+@pytest.mark.parametrize(("bad_input", "code"), [(True, 2), (False, 1)])
+def test_a_failed_job_says_why_and_whose_fault_it_is(headroom, remote, work, tmp_path, bad_input, code):
+    work(lambda claim: remote.store.fail(claim, Failed(code="bad-model", message="no config", bad_input=bad_input)))
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--json")
+    assert ran.code == code
+    error = ran.document["error"]
+    assert (error["code"], error["job_id"]) == ("bad-model", remote.store.list().jobs[0].id)
+    assert "no config" in error["message"]
+    assert "no config" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_that_somebody_cancels_leaves_no_report(headroom, remote, work, tmp_path):
+    work(remote.store.cancelled)
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"))
+    assert ran.code == 1
+    assert "was cancelled" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_analyze_cancels_its_job(remote, tmp_path, number):
+    command = [sys.executable, "-m", "service.cli.main", "analyze", "sample", "--out", str(tmp_path / "out")]
+    code = "import sys; from service.cli.main import main; sys.argv = ['headroom', *sys.argv[1:]]; main()"
+    command = [sys.executable, "-c", code, *command[3:]]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == "queued\n"
+        claim = remote.claim(remote.store.list().jobs[0].id)
+        process.send_signal(number)
+        while not remote.store.get(claim.job_id).cancel_requested:
+            time.sleep(0.01)
+        remote.store.cancelled(claim)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"cancelling job {claim.job_id}" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
+    (tmp_path / "empty").touch()
+    out = str(tmp_path / "out")
+    for arguments, named in (
+        (["analyze", "sample", "--out", str(tmp_path)], "--out"),
+        (["analyze", "sample", "--out", out, "--calibration", str(tmp_path / "empty")], "--calibration"),
+        (["analyze", "sample", "--out", out, "--scheme", "int3"], "int8, nf4"),
+        (["analyze", "sample", "--out", out, "--labelled", str(tmp_path / "empty")], "--labelled"),
+        (["analyze", "sample", "--out", out, "--bos", "maybe"], "'auto', 'always' or 'never'"),
+        (["analyze", "sample", "--out", out, "--score", "half"], "'all' or 'second_half'"),
+        (["analyze", "sample", "--out", out, "--label-threshold", "1"], "label_threshold: 1.0"),
+        (["analyze", "sample", "--out", out, "--label-depth", "-1"], "label_depth: -1"),
+        (["analyze", "sample", "--out", out, "--sequences", "0"], "sequences: 0"),
+        (["analyze", "sample", "--out", out, "--sequence-length", "1"], "sequence_length: 1"),
+        (["analyze", "no such model", "--out", out], "model: 'no such model'"),
+        (["analyze", "sample", "--out", out, "--sequences", "many"], "--sequences"),
+        (["analyze", "sample"], "--out"),
+        (["analyze"], "MODEL"),
+        (["analize"], "analize"),
+        (["jobs", "list", "--limit", "0"], "--limit"),
+        (["jobs", "list", "--status", "resting"], "queued"),
+        (["jobs", "show", "none"], "none"),
+        (["reports", "download", "none", "--out", out], "none"),
+        (["reports", "download", "..", "--out", out], ".."),
+    ):
+        ran = headroom(*arguments, "--json")
+        assert ran.code == 2, arguments
+        assert named in ran.document["error"]["message"], arguments
+        assert named in ran.err, arguments
+        assert "Traceback" not in ran.err
+        assert not Path(out).exists()
+    assert sum(remote.store.counts().values()) == 0
+
+
+def test_jobs_are_listed_shown_cancelled_and_retried(headroom, remote):
+    job = remote.store.submit(JobRequest(model="/models/[a]"))
+    listed = headroom("jobs", "list")
+    assert (listed.code, listed.err) == (0, "")
+    assert job.id in listed.out
+    assert "/models/[a]" in listed.out
+    shown = headroom("jobs", "show", job.id)
+    assert "/models/[a]" in shown.out
+    assert headroom("jobs", "cancel", job.id, "--json").document["status"] == "cancelled"
+    again = headroom("jobs", "cancel", job.id)
+    assert again.code == 2
+    assert "cancelled" in again.err
+    assert headroom("jobs", "retry", job.id, "--json").document["status"] == "queued"
+    assert [item["id"] for item in headroom("jobs", "list", "--json").document["jobs"]] == [job.id]
+    assert headroom("jobs", "list", "--json", "--model", "other").document["jobs"] == []
+
+
+def test_a_long_list_goes_on_with_its_token(headroom, remote):
+    ids = {remote.store.submit(JobRequest(model="sample")).id for _ in range(3)}
+    first = headroom("jobs", "list", "--limit", "2", "--json").document
+    rest = headroom("jobs", "list", "--limit", "2", "--json", "--page-token", first["next_page_token"]).document
+    assert {job["id"] for job in first["jobs"] + rest["jobs"]} == ids
+    assert f"--page-token {first['next_page_token']}" in headroom("jobs", "list", "--limit", "2").out
+
+
+def test_reports_are_listed_and_downloaded(headroom, remote, report, tmp_path):
+    job = remote.store.submit(JobRequest(model="sample"))
+    remote.succeed(remote.claim(job.id), {"bundle.zip": bundle_of(report)})
+    assert job.id in headroom("reports", "list").out
+    assert [item["id"] for item in headroom("reports", "list", "--json").document["reports"]] == [job.id]
+    out = tmp_path / "deep" / "out"
+    ran = headroom("reports", "download", job.id, "--out", str(out), "--json")
+    assert Path(ran.document["page"]) == out / "report.html"
+    assert json.loads((out / "report.json").read_text()) == report
+    assert headroom("reports", "download", job.id, "--out", str(out)).code == 2
+
+
+def test_a_download_that_is_not_what_was_stored_is_thrown_away(headroom, remote, report, tmp_path):
+    job = remote.store.submit(JobRequest(model="sample"))
+    remote.succeed(remote.claim(job.id), {"bundle.zip": bundle_of(report)})
+    stored = remote.artifacts.path(remote.store.artifact(job.id, "bundle.zip").sha256)
+    stored.chmod(0o600)
+    stored.write_bytes(bundle_of({**report, "job_id": "another"}))
+    ran = headroom("reports", "download", job.id, "--out", str(tmp_path / "out"))
+    assert ran.code == 1
+    assert "not what was sent" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_service_that_is_not_there_is_exit_code_3(headroom, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("HEADROOM_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HEADROOM_API_KEY", "any")
+    ran = headroom("jobs", "list", "--json")
+    assert ran.code == 3
+    assert ran.document["error"]["code"] == "service-unreachable"
+    assert f"127.0.0.1:{port}" in ran.err
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_wrong_and_a_missing_key_are_bad_input(headroom, monkeypatch):
+    monkeypatch.setenv("HEADROOM_API_KEY", "wrong")
+    assert headroom("jobs", "list", "--json").document["error"]["code"] == "unauthorized"
+    monkeypatch.delenv("HEADROOM_API_KEY")
+    ran = headroom("jobs", "list")
+    assert ran.code == 2
+    assert "HEADROOM_API_KEY" in ran.err
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "not a url", "http://", "http://127.0.0.1:port"])
+def test_an_address_that_is_none_is_refused(headroom, monkeypatch, url):
+    monkeypatch.setenv("HEADROOM_URL", url)
+    monkeypatch.setenv("HEADROOM_API_KEY", "any")
+    ran = headroom("jobs", "list")
+    assert ran.code == 2
+    assert f"HEADROOM_URL: '{url}'" in ran.err
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(headroom, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert headroom("jobs", "list").code == 0
+
+
+def test_a_bad_setting_is_named(headroom, monkeypatch):
+    monkeypatch.setenv("HEADROOM_PORT", "eighty")
+    ran = headroom("jobs", "list")
+    assert ran.code == 2
+    assert "HEADROOM_PORT: 'eighty'" in ran.err
+
+
+def test_without_a_service_the_command_starts_its_own_api(headroom, tmp_path):
+    ran = headroom("jobs", "list", "--json")
+    assert ran.document == {"jobs": [], "next_page_token": None}
+    assert (tmp_path / "home" / "headroom.db").is_file()
+    assert headroom("jobs", "show", "none").code == 2
+
+
+def test_a_worker_without_a_queue_is_refused(headroom):
+    ran = headroom("worker")
+    assert ran.code == 2
+    assert "HEADROOM_BROKER_URL" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["analyze"], ["serve"], ["worker"], ["jobs"], ["jobs", "list"], ["reports", "download"]]
+)
+def test_every_command_explains_itself(headroom, command):
+    ran = headroom(*command, "--help")
+    assert ran.code == 0
+    assert "Usage: headroom" in ran.out
+    assert "--help" in ran.out
+
+
+def test_the_help_names_every_exit_code(headroom):
+    text = " ".join(headroom("--help").out.split())
+    for meaning in ("0 done", "1 the job failed", "2 bad usage", "3 the service", "4 a limit"):
+        assert meaning in text
+
+
+def test_a_closed_pipe_is_no_traceback(remote):
+    for _ in range(50):
+        remote.store.submit(JobRequest(model="/" + "x" * 900))
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys; from service.cli.main import main; sys.argv = ['headroom', 'jobs', 'list', '--json']; main()"
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_read_is_named_without_a_traceback(headroom, tmp_path):
+    key = tmp_path / "home" / "api-key"
+    key.mkdir(parents=True)
+    ran = headroom("jobs", "list", "--json")
+    assert ran.code == 1
+    assert ran.document["error"]["code"] == "system"
+    assert str(key) in ran.err
+    assert "Traceback" not in ran.err

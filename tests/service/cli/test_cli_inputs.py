@@ -1,0 +1,148 @@
+"""What the user gives: checked before anything is started, and named when it is refused."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from service.cli.inputs import Wanted, check_out, model_name, read_text, submission, upload
+from service.errors import InvalidRequest
+
+ALL_DEFAULTS = Wanted("sample", Path("out"), (), None, None, None, None)
+
+
+def test_a_new_and_an_empty_directory_are_fit_for_a_report(tmp_path):
+    check_out(tmp_path / "new")
+    check_out(tmp_path / "deep" / "new")
+    check_out(tmp_path)
+
+
+def test_a_directory_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / ".hidden").touch()
+    with pytest.raises(InvalidRequest, match=r"--out.*does not exist yet, or an empty one"):
+        check_out(tmp_path)
+
+
+def test_a_file_and_a_dangling_link_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(InvalidRequest, match=rf"--out.*{name}"):
+            check_out(tmp_path / name)
+
+
+def test_a_place_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidRequest, match=r"file' must be a directory that can be written to"):
+        check_out(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b" \n\t ", "it is empty"),
+        (b"good \xff bad", "byte 5 is not UTF-8"),
+        (b"x" * 101, "it has more"),
+        ("größe".encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_a_text_that_cannot_be_sent_is_refused(tmp_path, content, reason):
+    file = tmp_path / "text"
+    file.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=rf"--calibration: '.*text'.*1 to 100 bytes; .*{reason}"):
+        read_text("--calibration", file, 100)
+
+
+def test_a_missing_text_and_a_directory_are_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match="No such file"):
+        read_text("--calibration", tmp_path / "none", 100)
+    with pytest.raises(InvalidRequest, match="Is a directory"):
+        read_text("--calibration", tmp_path, 100)
+
+
+def test_a_text_of_the_largest_size_is_read(tmp_path):
+    file = tmp_path / "text"
+    file.write_bytes("ü".encode() * 50)
+    assert read_text("--calibration", file, 100) == "ü" * 50
+
+
+def test_a_local_directory_becomes_an_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("sample", "org/name"):
+        (tmp_path / name).mkdir(parents=True)
+    for model in ("./sample", "~/sample", str(tmp_path / "sample")):
+        assert model_name(model, on_this_machine=True) == str(tmp_path / "sample")
+    assert model_name("org/name", on_this_machine=True) == str(tmp_path / "org" / "name")
+
+
+def test_the_sample_and_hub_ids_go_through_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").mkdir()
+    assert model_name("sample", on_this_machine=True) == "sample"
+    assert model_name("org/name@main", on_this_machine=True) == "org/name@main"
+
+
+@pytest.mark.parametrize("model", ["./none", "/none", "~/none"])
+def test_a_missing_directory_is_refused_here_and_left_to_a_service_elsewhere(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match=f"MODEL: '{model}'"):
+        model_name(model, on_this_machine=True)
+    assert model_name(model, on_this_machine=False).startswith("/")
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InvalidRequest, match="MODEL"):
+        model_name(str(tmp_path / "model.safetensors"), on_this_machine=True)
+
+
+def test_what_was_not_given_is_left_to_the_service(tmp_path):
+    assert submission(ALL_DEFAULTS, on_this_machine=True, largest_file=10) == {"model": "sample"}
+    (tmp_path / "mine.txt").write_text("text")
+    wanted = Wanted("sample", Path("out"), ("nf4",), tmp_path / "mine.txt", 0, 7, 0)
+    assert submission(wanted, on_this_machine=True, largest_file=10) == {
+        "model": "sample",
+        "schemes": ["nf4"],
+        "calibration": {"name": "mine.txt", "text": "text"},
+        "sequences": 0,
+        "sequence_length": 7,
+        "seed": 0,
+    }
+
+
+def test_settings_and_labelled_prompts_are_sent_as_they_are(tmp_path):
+    prompts = '{"prompt": "größer", "score": 2}\n'
+    (tmp_path / "p.jsonl").write_text(prompts, encoding="utf-8")
+    chosen = {"score": "second_half", "bos": "never", "text_field": "body", "label_threshold": 0.0}
+    chosen |= {"label_depth": 0, "label_dimensions": 2, "int8_threshold": 0.0}
+    wanted = Wanted("sample", Path("out"), (), None, None, None, None, labelled=tmp_path / "p.jsonl", **chosen)
+    assert submission(wanted, on_this_machine=True, largest_file=100) == {
+        "model": "sample",
+        "labelled": {"name": "p.jsonl", "text": prompts},
+        **chosen,
+    }
+
+
+def test_parquet_travels_in_base64_and_everything_else_as_text(tmp_path):
+    for name in ("c.txt", "c.jsonl", "c"):
+        (tmp_path / name).write_text("text")
+        assert upload("--calibration", tmp_path / name, 100) == {"name": name, "text": "text"}
+    content = b"PAR1\xff\x00PAR1"
+    (tmp_path / "c.Parquet").write_bytes(content)
+    sent = upload("--calibration", tmp_path / "c.Parquet", 100)
+    assert sent.keys() == {"name", "content_base64"}
+    assert base64.b64decode(sent["content_base64"]) == content
+
+
+def test_a_parquet_file_that_cannot_be_sent_is_refused(tmp_path):
+    file = tmp_path / "c.parquet"
+    for content, reason in ((b"", "it is empty"), (b"PAR1" + bytes(72), "it has more"), (b"text", "begin with the")):
+        file.write_bytes(content)
+        with pytest.raises(InvalidRequest, match=rf"--calibration: '.*c\.parquet'.*{reason}"):
+            upload("--calibration", file, 100)
+    file.write_bytes(b"PAR1" + bytes(71))
+    assert len(upload("--calibration", file, 100)["content_base64"]) == 100
+    with pytest.raises(InvalidRequest, match="a Parquet file, of 1 to 75 bytes; No such file"):
+        upload("--calibration", tmp_path / "none.parquet", 100)

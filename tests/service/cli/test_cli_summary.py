@@ -1,0 +1,63 @@
+"""The summary says what an engineer can act on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from service.cli.summary import show, summarise
+
+
+@pytest.fixture
+def told(report):
+    """What is printed for the report, as it stands when this is called."""
+
+    def lines():
+        console = Console(file=io.StringIO(), width=120)
+        show(console, summarise(report))
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+    return lines
+
+
+def test_the_figures_of_every_scheme_are_shown(told):
+    lines = told()
+    assert lines[0] == "sample: LlamaForCausalLM, 8 layers, 5.1 M parameters"
+    assert lines[1] == "Reference perplexity 20.000 over 100 tokens"
+    [row] = [line.split() for line in lines if line.startswith("int8")]
+    assert " ".join(row) == "int8 20.010 ± 0.500 1.0004 ± 0.0001 0.00123 0.0456 98.76% 6.2 MB 1.64x"
+    assert "Worst component under int8: layer 3 mlp.up, 1.14% relative error of its output" in lines
+    assert "Not quantised under int8: lm_head" in lines
+
+
+def test_outlier_dimensions_and_warnings_are_shown(told):
+    lines = told()
+    assert "Outlier dimensions (llm_int8): 1" in lines
+    assert "  dimension 46, in 75% of the layers, at 88.1% of the positions, up to 46.25" in lines
+    assert "Warning nonfinite: NaN in [bold]weights[/bold] (layer 3)" in lines
+
+
+def test_figures_that_could_not_be_had_are_said_to_be_none(report, told):
+    for key in ("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token"):
+        report["schemes"]["int8"][key] = None
+    report["reference"]["perplexity"] = None
+    report["schemes"]["int8"]["worst_sites"] = []
+    lines = told()
+    assert "Reference perplexity none" in lines
+    [row] = [line.split() for line in lines if line.startswith("int8")]
+    assert row == ["int8", "none", "none", "none", "none", "none", "6.2", "MB", "1.64x"]
+
+
+def test_a_report_without_outliers_or_schemes_says_so(report, told):
+    report["schemes"] = {}
+    report["outliers"]["llm_int8"]["dimensions"] = []
+    assert "No outlier dimensions found" in told()
+
+
+def test_long_lists_are_cut(report, told):
+    report["schemes"]["int8"]["not_quantised"] = [f"m{n}" for n in range(100)]
+    report["outliers"]["llm_int8"]["dimensions"] *= 30
+    lines = told()
+    assert "Not quantised under int8: m0, m1, m2, m3, m4, m5 and 94 more" in lines
+    assert sum(line.startswith("  dimension") for line in lines) == 20
+    assert "  and 10 more" in lines

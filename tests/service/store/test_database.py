@@ -1,0 +1,156 @@
+"""The schema, and several processes on one database."""
+
+import multiprocessing
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, inspect, select, text
+
+from service.contracts.request import JobRequest
+from service.errors import InvalidRequest
+from service.store.database import make_engine, migrations, upgrade, writer
+from service.store.jobs import JobStore
+from service.store.statuses import Status
+from service.store.tables import Base, JobRow
+
+PROCESSES = 6
+
+
+def test_the_migrations_make_the_models(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_model_without_migration_is_noticed(engine: Engine) -> None:
+    with writer(engine).begin() as connection:
+        connection.execute(text("ALTER TABLE jobs DROP COLUMN losses"))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert [difference[0] for difference in compare_metadata(context, Base.metadata)] == ["add_column"]
+
+
+def test_downgrade_takes_everything_back(engine: Engine) -> None:
+    with writer(engine).begin() as connection:
+        command.downgrade(migrations(connection), "base")
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+
+
+def test_a_migration_that_fails_leaves_nothing(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(config: object, revision: str) -> None:
+        config.attributes["connection"].execute(text("CREATE TABLE half (x INTEGER)"))  # type: ignore[attr-defined]
+        raise RuntimeError(revision)
+
+    monkeypatch.setattr(command, "upgrade", failing)
+    with pytest.raises(RuntimeError):
+        upgrade(empty_engine)
+    assert inspect(empty_engine).get_table_names() == []
+
+
+def test_upgrade_works_from_any_directory(
+    empty_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    upgrade(empty_engine)
+    upgrade(empty_engine)
+    assert set(inspect(empty_engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+
+
+def _upgrade(url: str, start: "multiprocessing.synchronize.Barrier") -> None:
+    engine = make_engine(url)
+    start.wait()
+    upgrade(engine)
+    JobStore(engine).submit(JobRequest(model="sample"))
+    engine.dispose()
+
+
+def _claim_all(url: str, names: list[str], worker: str, start: "multiprocessing.synchronize.Barrier") -> None:
+    engine = make_engine(url)
+    store = JobStore(engine)
+    start.wait()
+    for name in names:
+        store.claim(name, 1, worker, 60)
+    engine.dispose()
+
+
+def _in_processes(target: object, arguments: list[tuple[object, ...]]) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["service.store.jobs"])
+    start = context.Barrier(len(arguments))
+    children = [context.Process(target=target, args=(*each, start)) for each in arguments]  # type: ignore[arg-type]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * len(children)
+
+
+def test_several_processes_may_upgrade_at_once(url: str) -> None:
+    _in_processes(_upgrade, [(url,)] * PROCESSES)
+    engine = make_engine(url)
+    assert JobStore(engine).counts()[Status.queued] == PROCESSES
+    engine.dispose()
+
+
+def test_each_job_is_claimed_once_by_many_processes(engine: Engine, url: str) -> None:
+    store = JobStore(engine)
+    names = [store.submit(JobRequest(model="sample")).id for _ in range(30)]
+    _in_processes(_claim_all, [(url, names, f"worker-{number}") for number in range(PROCESSES)])
+    with engine.connect() as connection:
+        rows = connection.execute(select(JobRow.fence, JobRow.attempts, JobRow.status, JobRow.events)).all()
+    assert rows == [(1, 1, Status.running, 2)] * 30
+    for name in names:
+        assert [event.kind for event in store.events(name)] == ["queued", "started"]
+
+
+def test_sqlite_is_set_up_for_several_processes(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    with engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+        assert connection.scalar(text("PRAGMA busy_timeout")) == 30_000
+    engine.dispose()
+
+
+def test_write_ahead_logging_waits_for_a_writer_that_came_first(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    first = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    first.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, first.close)
+    release.start()
+    engine = make_engine(f"sqlite:///{file}")
+    with engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+    release.join()
+    engine.dispose()
+
+
+def test_sqlite_readers_do_not_wait_for_the_writer(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    upgrade(engine)
+    store = JobStore(engine)
+    job = store.submit(JobRequest(model="sample"))
+    with writer(engine).begin() as connection:
+        connection.execute(text("DELETE FROM jobs"))
+        assert store.get(job.id).id == job.id
+        connection.rollback()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///:memory:", "mysql://user:pass@host/db", "postgresql+psycopg2://host/db"]
+)
+def test_other_databases_are_refused_by_name(url: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"HEADROOM_DATABASE_URL.*postgresql://") as caught:
+        make_engine(url)
+    assert "pass@" not in str(caught.value)
+
+
+def test_what_is_no_url_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="HEADROOM_DATABASE_URL"):
+        make_engine("headroom.db")

@@ -1,0 +1,276 @@
+"""The one door: what is let in, what is refused, and what is left behind."""
+
+import base64
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.contracts.files import format_of
+from service.contracts.request import JobRequest, JobSubmission, StoredFile, Upload
+from service.errors import IdempotencyKeyReused, InvalidRequest, ServiceUnreachable, StoreFailed
+from service.store.artifacts import ArtifactStore
+from service.store.database import make_engine, upgrade
+from service.store.jobs import Job, JobStore
+from service.store.statuses import Status
+from service.submission import submit
+
+TEXT = Upload(name="calibration.txt", text="Größe und Maß\n")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    """An empty job store."""
+    engine = make_engine(f"sqlite:///{tmp_path / 'headroom.db'}")
+    upgrade(engine)
+    yield JobStore(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    """An empty artifact store."""
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def nothing_is_left(store: JobStore, tmp_path: Path) -> bool:
+    return sum(store.counts().values()) == 0 and not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "sample",
+        "/",
+        "/models/Llama 3",
+        "/models/größe",
+        "org/name",
+        "org/name@main",
+        "a1/b.c_d-e@refs/pr/1",
+        "o/n@v1.0",
+    ],
+)
+def test_models_by_name_path_and_hub_id_are_let_in(store: JobStore, artifacts: ArtifactStore, model: str) -> None:
+    job = submit(store, artifacts, JobSubmission(model=model))
+    assert isinstance(job, Job)
+    assert (job.request, job.status) == (JobRequest(model=model), Status.queued)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("models/a/b", "allowed: 'sample'"),
+        ("./model", "relative path"),
+        ("../model", "relative path"),
+        ("~/model", "relative path"),
+        ("gpt2", "allowed: 'sample'"),
+        ("org/na me", "allowed: 'sample'"),
+        ("org/name@", "allowed: 'sample'"),
+        ("org/..", "allowed: 'sample'"),
+        ("org/name@../x", "allowed: 'sample'"),
+        ("org/a--b", "allowed: 'sample'"),
+        ("https://host/org/name", "allowed: 'sample'"),
+        ("/models/\x00", "control character"),
+        ("sample\n", "control character"),
+    ],
+)
+def test_other_models_are_refused_by_name(
+    store: JobStore, artifacts: ArtifactStore, tmp_path: Path, model: str, why: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        submit(store, artifacts, JobSubmission(model=model, calibration=TEXT))
+    assert (caught.value.parameter, caught.value.value) == ("model", model)
+    assert repr(model) in str(caught.value)
+    assert nothing_is_left(store, tmp_path)
+
+
+def test_an_upload_is_stored_before_the_job(store: JobStore, artifacts: ArtifactStore) -> None:
+    submission = JobSubmission(model="sample", seed=3, schemes=("nf4",), calibration=TEXT)
+    job = submit(store, artifacts, submission)
+    assert isinstance(job, Job)
+    content = TEXT.text.encode()
+    stored = StoredFile(name=TEXT.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    assert job.request == JobRequest(model="sample", seed=3, schemes=("nf4",), calibration=stored)
+    assert artifacts.path(stored.sha256).read_bytes() == content
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_an_empty_upload_is_refused(store: JobStore, artifacts: ArtifactStore, tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"calibration\.text.*empty"):
+        submit(store, artifacts, JobSubmission(model="sample", calibration=Upload(name="c.txt", text=text)))
+    assert nothing_is_left(store, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.jsonl", "c.ndjson", "c"])
+def test_text_may_come_in_base64(store: JobStore, artifacts: ArtifactStore, name: str) -> None:
+    content = "größer".encode()
+    upload = Upload(name=name, content_base64=base64.b64encode(content).decode())
+    assert upload.content == content == Upload(name=name, text="größer").content
+    job = submit(store, artifacts, JobSubmission(model="sample", calibration=upload))
+    assert isinstance(job, Job)
+    assert job.request.calibration is not None
+    assert artifacts.path(job.request.calibration.sha256).read_bytes() == content
+
+
+def test_labelled_prompts_are_stored_beside_the_calibration(store: JobStore, artifacts: ArtifactStore) -> None:
+    prompts = Upload(name="p.jsonl", text='{"prompt": "a", "score": 1}')
+    submission = JobSubmission(model="sample", calibration=TEXT, labelled=prompts, label_threshold=0.5, bos="never")
+    job = submit(store, artifacts, submission)
+    assert isinstance(job, Job)
+    assert (job.request.label_threshold, job.request.bos) == (0.5, "never")
+    for stored, sent in ((job.request.calibration, TEXT), (job.request.labelled, prompts)):
+        assert stored is not None
+        assert (stored.name, stored.size) == (sent.name, len(sent.content))
+        assert artifacts.path(stored.sha256).read_bytes() == sent.content
+
+
+PARQUET = base64.b64encode(b"PAR1\xff\x00").decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter", "why"),
+    [
+        ({"calibration": Upload(name="c", content_base64="")}, "calibration.content_base64", "it is empty"),
+        ({"calibration": Upload(name="c", content_base64="/w==")}, "calibration.content_base64", "byte 0 is not"),
+        (
+            {"calibration": Upload(name="c.jsonl", content_base64=PARQUET)},
+            "calibration.content_base64",
+            "UTF-8; byte 4",
+        ),
+        ({"calibration": Upload(name="c.parquet", text="PAR2")}, "calibration.text", "travels as content_base64"),
+        ({"labelled": Upload(name="p.jsonl", text=" ")}, "labelled.text", "it is empty"),
+        ({"labelled": Upload(name="p.parquet", content_base64=PARQUET)}, "labelled.name", "Parquet is not read"),
+        ({"labelled": Upload(name="x\x00", text="a")}, "labelled.name", "control characters"),
+        ({"label_threshold": 0.0}, "label_threshold", "none are given"),
+    ],
+)
+def test_an_upload_must_be_what_its_name_says(
+    store: JobStore, artifacts: ArtifactStore, tmp_path: Path, fields: dict[str, Any], parameter: str, why: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        submit(store, artifacts, JobSubmission(model="sample", **{"calibration": TEXT} | fields))
+    assert caught.value.parameter == parameter
+    assert nothing_is_left(store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({}, "exactly one of text and content_base64"),
+        ({"text": "a", "content_base64": "YQ=="}, "exactly one of text and content_base64"),
+        ({"content_base64": "YQ="}, "standard base64"),
+        ({"content_base64": "Y Q=="}, "standard base64"),
+        ({"content_base64": "Y-_="}, "standard base64"),
+        ({"content_base64": "ü"}, "standard base64"),
+    ],
+)
+def test_an_upload_has_one_content(content: dict[str, str], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Upload.model_validate({"name": "a", **content})
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("a.txt", "text"),
+        ("a", "text"),
+        ("parquet", "text"),
+        ("a.jsonl.txt", "text"),
+        ("a.JSONL", "jsonl"),
+        ("a.b.ndjson", "jsonl"),
+        ("a.parquet", "parquet"),
+    ],
+)
+def test_a_files_name_tells_its_format(name: str, format_: str) -> None:
+    assert format_of(name) == format_
+
+
+def test_an_upload_with_a_strange_name_is_refused(store: JobStore, artifacts: ArtifactStore, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"calibration\.name.*x\\x00"):
+        submit(store, artifacts, JobSubmission(model="sample", calibration=Upload(name="x\x00", text="a")))
+    assert nothing_is_left(store, tmp_path)
+
+
+def test_an_unknown_scheme_never_becomes_a_submission() -> None:
+    with pytest.raises(ValidationError, match=r"'int3' is no scheme; allowed: int8, nf4"):
+        JobSubmission(model="sample", schemes=("int3",))
+
+
+def test_an_upload_that_cannot_be_stored_leaves_no_job(store: JobStore, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreFailed):
+        submit(store, ArtifactStore(tmp_path / "file"), JobSubmission(model="sample", calibration=TEXT))
+    assert nothing_is_left(store, tmp_path)
+
+
+def test_validating_only_leaves_nothing(store: JobStore, artifacts: ArtifactStore, tmp_path: Path) -> None:
+    submission = JobSubmission(model="sample", calibration=TEXT)
+    validated = submit(store, artifacts, submission, validate_only=True)
+    assert nothing_is_left(store, tmp_path)
+    job = submit(store, artifacts, submission)
+    assert isinstance(job, Job)
+    assert validated == job.request
+
+
+def test_a_key_makes_one_job(store: JobStore, artifacts: ArtifactStore) -> None:
+    submission = JobSubmission(model="sample", calibration=TEXT)
+    first = submit(store, artifacts, submission, idempotency_key="key")
+    assert submit(store, artifacts, submission, idempotency_key="key") == first
+    with pytest.raises(IdempotencyKeyReused):
+        submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key")
+    assert store.counts()[Status.queued] == 1
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\x00"])
+def test_keys_have_a_form(store: JobStore, artifacts: ArtifactStore, tmp_path: Path, key: str) -> None:
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        submit(store, artifacts, JobSubmission(model="sample"), idempotency_key=key)
+    assert nothing_is_left(store, tmp_path)
+
+
+def test_the_bell_is_rung_after_the_commit(store: JobStore, artifacts: ArtifactStore) -> None:
+    rung: list[tuple[str, int, Status]] = []
+
+    def bell(job_id: str, number: int) -> None:
+        rung.append((job_id, number, store.get(job_id).status))
+
+    job = submit(store, artifacts, JobSubmission(model="sample"), bell=bell)
+    assert isinstance(job, Job)
+    assert rung == [(job.id, 1, Status.queued)]
+    assert store.unsent_dispatches() == []
+
+
+def test_without_a_broker_the_job_is_kept_for_the_scheduler(
+    store: JobStore, artifacts: ArtifactStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ServiceUnreachable("nobody there")
+
+    with caplog.at_level(logging.WARNING):
+        job = submit(store, artifacts, JobSubmission(model="sample"), bell=broken)
+    assert isinstance(job, Job)
+    assert [owed.job_id for owed in store.unsent_dispatches()] == [job.id]
+    assert "nobody there" in caplog.text
+
+
+def test_a_job_that_has_moved_on_is_not_rung_for_again(store: JobStore, artifacts: ArtifactStore) -> None:
+    rung: list[str] = []
+    job = submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key")
+    assert isinstance(job, Job)
+    store.claim(job.id, 1, "worker", 60)
+    submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key", bell=lambda job, _: rung.append(job))
+    assert rung == []
+
+
+def test_the_service_loads_no_numeric_libraries() -> None:
+    modules = "service.submission, service.queue, service.scheduler, service.store.jobs, service.store.keys"
+    heavy = "{'torch', 'transformers', 'bitsandbytes', 'numba', 'numpy', 'matplotlib', 'workers'}"
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    answer = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"

@@ -1,0 +1,259 @@
+"""Every architecture in the table: computed as the whole model computes it, named as its own code divides it."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from architectures import (
+    COMPONENTS,
+    CONFIGS,
+    HIDDEN,
+    NOT_QUANTISED,
+    VOCABULARY,
+    decoder_layers,
+    random_model,
+    save_random,
+)
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.models.bloom.modeling_bloom import BloomAttention
+
+from service.contracts.request import Analysis
+from service.contracts.schemes import SCHEMES
+from workers.measurement.capture import Site
+from workers.measurement.models.checkpoint import open_checkpoint
+from workers.measurement.models.components import heads
+from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.projections import projections, value_projection
+from workers.measurement.results.report import not_quantised
+from workers.measurement.state import Batch
+from workers.measurement.streams import REFERENCE
+from workers.measurement.sweep import prepare_sweep, sweep_layers
+
+CONFIGURATIONS = {
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "fp4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
+}
+TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep over one architecture's tiny model left."""
+
+    architecture: str
+    path: Path
+    logits: dict[str, torch.Tensor]
+    sites: list[dict[Site, int]]
+    """By layer: every site and its channels."""
+    not_quantised: tuple[str, ...]
+    prefix: str
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return sweep(request.param, tmp_path_factory.mktemp("architecture"))
+
+
+def sweep(architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat16) -> Swept:
+    path = save_random(directory / "model", CONFIGS[architecture](), dtype)
+    decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), directory / "scratch")
+    schemes = [SCHEMES[name] for name in CONFIGURATIONS]
+    state = prepare_sweep(
+        decoder, [Batch(TOKEN_IDS)], schemes, Analysis(), budget_bytes=2**30, directory=directory / "streams"
+    )
+    sites = [{s: len(x.channels().mean) for s, x in found.ranges.items()} for found in sweep_layers(state)]
+    logits = {name: decoder.logits(state.streams.get(name, 0)) for name in state.streams.names}
+    return Swept(architecture, path, logits, sites, not_quantised(decoder), decoder.prefix)
+
+
+@functools.lru_cache(maxsize=4)
+def whole_model(path: Path, scheme: str) -> Any:
+    """The whole model as transformers loads it, with what bitsandbytes' CPU kernels refuse kept from them.
+
+    Their packed 4-bit path takes no weight of one row (Qwen2-MoE's gate of its shared expert), and their int8 path
+    no input of four dimensions (DeepSeek-V3's latents).
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=CONFIGURATIONS.get(scheme)).eval()
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.out_features % 32:
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.forward = by_rows(module.forward)
+    return model
+
+
+def whole_model_logits(path: Path, scheme: str) -> torch.Tensor:
+    with torch.no_grad():
+        return whole_model(path, scheme)(input_ids=TOKEN_IDS, use_cache=False).logits
+
+
+def by_rows(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def two_dimensional(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim < 4:
+            return forward(x)
+        return forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+    return two_dimensional
+
+
+def test_the_sweep_computes_what_the_whole_model_and_bitsandbytes_compute(swept: Swept) -> None:
+    for scheme, logits in swept.logits.items():
+        assert torch.equal(logits, whole_model_logits(swept.path, scheme)), scheme
+    left_as_it_is = swept.architecture.startswith("falcon")
+    for scheme in CONFIGURATIONS:
+        assert torch.equal(swept.logits[REFERENCE], swept.logits[scheme]) == left_as_it_is, scheme
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma3", "deepseek_v3", "bloom"])
+def test_fp16_checkpoints_whose_norms_or_biases_stay_in_float32(architecture: str, tmp_path: Path) -> None:
+    found = sweep(architecture, tmp_path, torch.float16)
+    assert found.logits[REFERENCE].isfinite().all()
+    for scheme in (REFERENCE, "int8"):
+        assert torch.equal(found.logits[scheme], whole_model_logits(found.path, scheme)), scheme
+
+
+def test_every_component_is_named(swept: Swept) -> None:
+    for sites, expected in zip(swept.sites, COMPONENTS[swept.architecture], strict=True):
+        assert {site.component for site in sites if site.port == "output"} == expected | {"block"}
+
+
+def test_every_input_is_measured_once_and_the_hidden_states_enter_q_and_up(swept: Swept) -> None:
+    inputs = {"attn.q", "attn.o"}
+    latents = {"self_attn.kv_b_proj"} if swept.architecture.startswith("deepseek") else set()
+    latents |= {"self_attn.q_b_proj"} if swept.architecture == "deepseek_v3" else set()
+    for sites, components in zip(swept.sites, COMPONENTS[swept.architecture], strict=True):
+        mlp = components & {"mlp.up", "mlp.down"}
+        assert {site.component for site in sites if site.port == "input"} == inputs | mlp | latents
+        assert sites[Site("attn.q", "input")] == sites[Site("block", "output")] == HIDDEN
+        assert sites.get(Site("mlp.up", "input"), HIDDEN) == HIDDEN
+
+
+def test_what_no_scheme_replaces_is_listed_by_name(swept: Swept) -> None:
+    within = {name for name in swept.not_quantised if name.startswith(swept.prefix)}
+    assert within == NOT_QUANTISED.get(swept.architecture, set())
+    model = AutoModelForCausalLM.from_pretrained(swept.path, quantization_config=CONFIGURATIONS["int8"])
+    own = {
+        n for n, m in model.named_modules() if any(p.ndim > 1 and p.is_floating_point() for p in m.parameters(False))
+    }
+    assert own == set(swept.not_quantised)
+
+
+FUSED = ["gpt2", "gpt_neox", "bloom", "phi3", *(name for name in CONFIGS if name.startswith(("falcon", "deepseek")))]
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, ...]]:
+    """The q, k and v that the first attention computations are called with, [B, heads, S, D] each."""
+    calls: list[tuple[torch.Tensor, ...]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def recording(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **keyword: Any) -> Any:
+        calls.append((query, key, value))
+        return attend(query, key, value, *rest, **keyword)
+
+    divide = BloomAttention._reshape
+
+    def noting(attention: nn.Module, fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(divide(attention, fused))
+        return calls[-1]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
+    monkeypatch.setattr(BloomAttention, "_reshape", noting)  # BLOOM's attention calls no function of that kind
+    return calls
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+def test_fused_outputs_are_split_as_the_attention_receives_them(
+    architecture: str, received: list[tuple[torch.Tensor, ...]]
+) -> None:
+    model = random_model(CONFIGS[architecture]())
+    layer, config = decoder_layers(model)[0], model.config
+    [fused] = [p for p in projections(layer, config) if "attn.v" in p.parts]
+    assert len(fused.parts) > 1
+    outputs: list[torch.Tensor] = []
+    layer.get_submodule(fused.name).register_forward_hook(lambda _, __, output: outputs.append(output))
+    # At position 0 the rotary embedding turns by no angle.
+    positions = {} if architecture == "bloom" else {"position_ids": torch.zeros_like(TOKEN_IDS)}
+    with torch.no_grad():
+        model(input_ids=TOKEN_IDS, use_cache=False, **positions)
+    found = heads(config)
+    assert found is not None
+    for name, tensor in zip(("attn.q", "attn.k", "attn.v"), received[0], strict=True):
+        if name not in fused.parts:
+            continue
+        count = found.query if name == "attn.q" else found.key_value
+        split = outputs[0][..., fused.parts[name]].reshape(*TOKEN_IDS.shape, count, -1)
+        one_each = tensor[:, :: tensor.shape[1] // count].transpose(1, 2)  # k and v may be repeated for every query
+        assert torch.equal(split, one_each[..., : split.shape[-1]]), name
+
+
+def test_gate_and_up_are_split_as_the_mlp_uses_them() -> None:
+    model = random_model(CONFIGS["phi3"]())
+    layer = decoder_layers(model)[0]
+    kept: dict[str, torch.Tensor] = {}
+    layer.mlp.activation_fn.register_forward_hook(lambda _, inputs, output: kept.update(gate=inputs[0], act=output))
+    layer.mlp.gate_up_proj.register_forward_hook(lambda _, __, output: kept.update(fused=output))
+    layer.mlp.down_proj.register_forward_hook(lambda _, inputs, __: kept.update(product=inputs[0]))
+    with torch.no_grad():
+        model(input_ids=TOKEN_IDS, use_cache=False)
+    [fused] = [p for p in projections(layer, model.config) if "mlp.up" in p.parts]
+    assert torch.equal(kept["fused"][..., fused.parts["mlp.gate"]], kept["gate"])
+    assert torch.equal(kept["fused"][..., fused.parts["mlp.up"]] * kept["act"], kept["product"])
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_value_projection_and_its_norm_are_those_that_act(architecture: str) -> None:
+    """On states of alternating sign, mean 0 and rms 1, a norm gives its scale, and its bias cancels."""
+    model = random_model(CONFIGS[architecture](), torch.float32)
+    layer, config = decoder_layers(model)[0], model.config
+    signs = torch.tensor([1.0, -1.0]).repeat(HIDDEN // 2)
+    [value] = [p for p in projections(layer, config) if "attn.v" in p.parts]
+    taken, given = [], []
+    layer.register_forward_pre_hook(
+        lambda _, inputs, keyword: ((next(states) * signs.expand(*TOKEN_IDS.shape, HIDDEN), *inputs[1:]), keyword),
+        with_kwargs=True,
+    )
+    module = layer.get_submodule(value.name)
+    module.register_forward_hook(lambda _, inputs, __: taken.append(inputs[0]))
+    module.register_forward_hook(lambda _, __, output: given.append(output))
+    for sign in (1.0, -1.0):
+        states = iter([sign])
+        with torch.no_grad():
+            model(input_ids=TOKEN_IDS, use_cache=False)
+    weight, scale = value_projection(layer, config) or pytest.fail("no value projection")
+
+    found = heads(config)
+    assert found is not None
+    assert len(weight) == found.key_value * found.width
+    [out] = [p for p in projections(layer, config) if "attn.o" in p.parts]
+    o_weight = layer.get_submodule(out.name).weight
+    assert (o_weight.shape[0] if architecture == "gpt2" else o_weight.shape[1]) == found.query * found.width
+
+    change = (taken[0] - taken[1]) / 2
+    expected = (given[0] - given[1])[..., value.parts["attn.v"]] / 2
+    torch.testing.assert_close(change @ weight.T, expected, rtol=1e-4, atol=1e-5)
+    if architecture in ("olmo2", "opt, norms after"):
+        assert scale is None
+        assert torch.equal(change[0, 0], signs)
+    elif architecture.startswith("deepseek"):
+        assert scale is None
+        assert change.shape[-1] == config.kv_lora_rank
+    else:
+        torch.testing.assert_close(scale, change[0, 0] * signs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fused_module_of_another_width_keeps_its_module_name() -> None:
+    model = random_model(CONFIGS["phi3"]())
+    config = CONFIGS["phi3"]()
+    config.update({"num_key_value_heads": 4, "intermediate_size": 96})
+    found = {p.name: list(p.parts) for p in projections(decoder_layers(model)[0], config)}
+    assert found["self_attn.qkv_proj"] == ["self_attn.qkv_proj"]
+    assert found["mlp.gate_up_proj"] == ["mlp.gate_up_proj"]
+    assert found["self_attn.o_proj"] == ["attn.o"]

@@ -1,0 +1,233 @@
+"""Whatever a measurement is given, it says what is wrong, by name, and leaves nothing behind."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import CONFIGS, edit_config, request_for, save_checkpoint, words
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError
+from workers.measurement.program import measure
+from workers.measurement.progress import Narrator
+from workers.measurement.results.tables import TableWriter
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "model", CONFIGS["llama"]())
+
+
+def refused(kind: type[MeasurementError], tmp_path: Path, model: Path, text: Path, **settings: Any) -> str:
+    """Measure, expect a refusal of this kind that leaves nothing, and return its message."""
+    out = tmp_path / "out"
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(kind) as caught:
+        measure(request_for(model, text, **settings), out, Narrator(out=io.StringIO()))
+    assert sorted(tmp_path.iterdir()) == before
+    assert caught.value.bad_input
+    return str(caught.value)
+
+
+def truncate(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def without_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def pickles_only(model: Path) -> None:
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+
+
+def nan_in_a_layer(model: Path, name: str = "model.layers.2.mlp.up_proj.weight") -> None:
+    weights = load_file(model / "model.safetensors")
+    weights[name][3, 4] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def nan_in_the_embedding(model: Path) -> None:
+    nan_in_a_layer(model, "model.embed_tokens.weight")
+
+
+def drop_a_tensor(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "no config": (lambda m: (m / "config.json").unlink(), ("config.json",)),
+    "config is no JSON": (lambda m: (m / "config.json").write_text("{"), ("config.json", "JSON")),
+    "config is a list": (lambda m: (m / "config.json").write_text("[]"), ("config.json", "object")),
+    "no weights": (without_weights, ("no weights", "model.safetensors")),
+    "pickles only": (pickles_only, ("pytorch_model.bin", "pickle", "run any code", "safetensors")),
+    "truncated weights": (lambda m: truncate(m / "model.safetensors"), ("model.safetensors", "no whole safetensors")),
+    "empty weights": (lambda m: (m / "model.safetensors").write_bytes(b""), ("model.safetensors", "no whole")),
+    "custom code": (
+        lambda m: edit_config(m, auto_map={"AutoModelForCausalLM": "modeling.Model"}),
+        ("auto_map", "custom code is never run"),
+    ),
+    "sizes disagree in the layers": (
+        lambda m: edit_config(m, intermediate_size=256),
+        ("model.layers.0.mlp.gate_proj.weight", "[192, 128]", "[256, 128]"),
+    ),
+    "sizes disagree in the embedding": (lambda m: edit_config(m, vocab_size=999), ("[320, 128]", "[999, 128]")),
+    "more layers than weights": (lambda m: edit_config(m, num_hidden_layers=6), ("model.layers.4",)),
+    "more layers than tensors": (
+        lambda m: edit_config(m, num_hidden_layers=10**9),
+        ("1000000000 layers", "39 tensors"),
+    ),
+    "a tensor is missing": (drop_a_tensor, ("model.layers.1.self_attn.k_proj.weight", "lack")),
+    "unknown architecture": (lambda m: edit_config(m, model_type="nosuch", architectures=["NoSuch"]), ("nosuch",)),
+    "another head": (
+        lambda m: edit_config(m, architectures=["LlamaForSequenceClassification"]),
+        ("LlamaForSequenceClassification", "no causal decoder", "LlamaForCausalLM"),
+    ),
+    "quantised already": (
+        lambda m: edit_config(m, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        ("quantised already",),
+    ),
+    "impossible sizes": (lambda m: edit_config(m, hidden_size=-5), ("config.json",)),
+    "NaN in a layer": (nan_in_a_layer, ("model.layers.2.mlp.up_proj.weight", "NaN")),
+    "NaN in the embedding": (nan_in_the_embedding, ("embed_tokens", "NaN")),
+    "no tokenizer": (lambda m: [f.unlink() for f in m.glob("tokenizer*")], ("tokenizer",)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_model_that_cannot_be_measured(name: str, model: Path, calibration_text: Path, tmp_path: Path) -> None:
+    damage, named = DAMAGE[name]
+    damage(model)
+    message = refused(BadModel, tmp_path, model, calibration_text)
+    assert message.startswith("model: ")
+    assert "\n" not in message
+    for words_of_it in named:
+        assert words_of_it in message
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_ff=16, num_layers=1, num_heads=2)),
+        lambda: BertForMaskedLM(
+            BertConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ),
+    ],
+    ids=["encoder-decoder", "masked"],
+)
+def test_an_architecture_that_is_no_causal_decoder(
+    make: Callable[[], Any], tmp_path: Path, calibration_text: Path
+) -> None:
+    made = make()
+    made.save_pretrained(tmp_path / "model")
+    message = refused(BadModel, tmp_path, tmp_path / "model", calibration_text)
+    assert type(made).__name__ in message
+    assert "causal decoder" in message
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path, calibration_text: Path) -> None:
+    assert "no directory" in refused(BadModel, tmp_path, tmp_path / "nowhere", calibration_text)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "is empty"),
+        (b" \n\t ", "is empty"),
+        (b"caf\xe9 " * 500, "is not UTF-8: byte 0xe9 at offset 3"),
+        (words(12, seed=2).encode(), "shorter than one sequence; at least 47 are needed for sequence_length=48"),
+    ],
+    ids=["empty", "blank", "latin-1", "short"],
+)
+def test_a_text_that_cannot_be_used(content: bytes, named: str, tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    text = tmp_path / "calibration.txt"
+    text.write_bytes(content)
+    message = refused(BadCalibration, tmp_path, checkpoints["llama"], text)
+    assert named in message
+    assert str(text) in message
+
+
+def test_a_text_that_is_not_there(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    assert "cannot be read" in refused(BadCalibration, tmp_path, checkpoints["llama"], tmp_path / "nowhere.txt")
+
+
+def test_a_sequence_longer_than_the_model_takes(
+    tmp_path: Path, checkpoints: dict[str, Path], calibration_text: Path
+) -> None:
+    message = refused(BadRequest, tmp_path, checkpoints["gpt2"], calibration_text, sequence_length=129)
+    assert message == "sequence_length: 129 is not allowed; the model takes at most 128"
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, checkpoints: dict[str, Path], calibration_text: Path) -> None:
+    assert "cuda:99" in refused(BadRequest, tmp_path, checkpoints["gpt2"], calibration_text, device="cuda:99")
+
+
+def test_an_output_that_holds_something(tmp_path: Path, checkpoints: dict[str, Path], calibration_text: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    assert "not an empty directory" in refused(BadRequest, tmp_path, checkpoints["gpt2"], calibration_text)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, checkpoints: dict[str, Path], calibration_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TableWriter, "append_rows", full)
+    with pytest.raises(OSError, match="No space left"):
+        measure(request_for(checkpoints["gpt2"], calibration_text), tmp_path / "out", Narrator(out=io.StringIO()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def run(*arguments: str | Path) -> tuple[int, list[dict[str, Any]]]:
+    """Run the program; returns its exit status and the lines of its standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.measurement", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_program_reports_a_bad_request(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    file = tmp_path / "request.json"
+    content = {"model": {"path": str(checkpoints["gpt2"])}, "calibration": {"path": "x"}, "schemes": ["int3"]}
+    file.write_text(json.dumps(content))
+    status, lines = run(file, tmp_path / "out")
+    assert status == 2
+    assert [line["kind"] for line in lines] == ["failed"]
+    assert (lines[0]["code"], lines[0]["bad_input"]) == ("bad-request", True)
+    for named in ("schemes", "int3", "int8, nf4"):
+        assert named in lines[0]["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_says_what_it_does(tmp_path: Path, checkpoints: dict[str, Path], calibration_text: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(request_for(checkpoints["gpt_neox"], calibration_text, sequences=10**5).model_dump_json())
+    status, lines = run(file, tmp_path / "out")
+    assert status == 0
+    assert lines[-1] == {"kind": "finished"}
+    stages = [line["stage"] for line in lines if line["kind"] == "progress"]
+    assert list(dict.fromkeys(stages)) == ["load", "calibrate", "sweep", "divergence", "write"]
+    assert [(x["done"], x["total"]) for x in lines if x.get("stage") == "sweep"] == [(0, 2), (1, 2), (2, 2), (2, 2)]
+    elapsed = [line["elapsed_seconds"] for line in lines if line["kind"] == "progress"]
+    assert elapsed == sorted(elapsed)
+    warnings = [line["code"] for line in lines if line["kind"] == "warning"]
+    assert warnings == ["short-calibration"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [w["code"] for w in report["warnings"]] == warnings
+    assert report["timing"]["peak_memory_bytes"]["resident"] > 10**8

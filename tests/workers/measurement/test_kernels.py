@@ -1,0 +1,250 @@
+"""The kernels that read a tensor once: compiled against plain torch against numpy in extended precision.
+
+x [N, S, d] with N sequences, S tokens each, d channels
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from workers.measurement.statistics import cpu_products, cpu_reduction, plain
+from workers.measurement.statistics.backends import reduce_sequences, token_products, typical
+from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.statistics.reduction import BINS, Reduction
+from workers.measurement.statistics.threads import share_out
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = {torch.float32: np.uint32, torch.bfloat16: np.uint16, torch.float16: np.uint16}
+SHAPES = [
+    (1, 1, 1),
+    (2, 1, 5000),
+    (3, 2, 1),
+    (1, 3, 17),
+    (2, 5, 16),
+    (1, 9, 768),
+    (1, 257, 33),
+    (2, 256, 64),
+    (1, 2500, 7),
+]
+EPSILON = 2.0**-53
+
+
+def extended(x: torch.Tensor) -> np.ndarray:
+    """Return x exactly, in extended precision, with 0 for what is not finite."""
+    narrow = x.float().numpy()
+    return np.where(np.isfinite(narrow), narrow, 0).astype(np.longdouble)
+
+
+def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Values over a wide range, with a NaN, infinities, negative zero, a subnormal and values that fp16 cannot hold."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator) * torch.exp(3 * torch.randn(shape, generator=generator))
+    special = [torch.nan, torch.inf, -torch.inf, -0.0, 2.0**-24, 1e-40, 65504.0, 65505.0, -70000.0, 6.0, -6.0]
+    if x.numel() > 2 * len(special):
+        where = torch.randperm(x.numel(), generator=generator)[: len(special)]
+        x.view(-1)[where] = torch.tensor(special)
+    return x.to(dtype)
+
+
+def check_reduction(found: Reduction, x: torch.Tensor, threshold: float) -> None:
+    """Hold a reduction against sums in extended precision and counts of numpy."""
+    wide, narrow = extended(x), x.float().numpy()
+    finite = np.isfinite(narrow)
+    magnitudes = np.where(finite, np.abs(narrow), 0)
+    assert (found.minimum.numpy() == np.where(finite, narrow, np.inf).min(axis=1)).all()
+    assert (found.maximum.numpy() == np.where(finite, narrow, -np.inf).max(axis=1)).all()
+    assert (found.token_abs_max.numpy() == magnitudes.max(axis=2)).all()
+    assert (found.over.numpy() == (finite & (magnitudes >= np.float32(threshold))).sum(axis=1)).all()
+    assert (found.missing.numpy() == (~finite).sum(axis=1)).all()
+    assert (found.over_fp16.numpy() == (magnitudes > 65504).sum(axis=(1, 2))).all()
+    bins = narrow[finite].view(np.uint32) >> np.uint32(18)
+    assert (found.histogram.numpy() == np.bincount(bins, minlength=BINS)).all()
+    v = wide - np.where(finite, extended(found.pivot)[:, None], 0)
+    for power in (1, 2, 3, 4):
+        scale = (np.abs(v) ** power).sum(axis=1)
+        error = np.abs(found.power_sums.numpy()[:, power - 1] - (v**power).sum(axis=1))
+        assert (error <= (x.shape[1] + 8) * EPSILON * scale).all(), power
+
+
+def check_products(found: torch.Tensor, y: torch.Tensor, q: torch.Tensor) -> None:
+    """Hold token products against sums in extended precision."""
+    present = np.isfinite(y.float().numpy()) & np.isfinite(q.float().numpy())
+    a, b = (np.where(present, extended(part), 0) for part in (y, q))
+    terms = (a * a, b * b, a * b, (a - b) ** 2)
+    for number, term in enumerate(terms):
+        error = np.abs(found[number].numpy() - term.sum(axis=1))
+        assert (error <= (y.shape[1] + 8) * EPSILON * np.abs(term).sum(axis=1)).all(), number
+    assert (found[4].numpy() == np.abs((a - b).astype(np.float64)).max(axis=1)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiled_and_plain_agree_with_numpy(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    x = random_tensor(shape, dtype)
+    pivot = typical(x)
+    assert torch.equal(pivot, plain.typical(x))
+    assert pivot.isfinite().all()
+    for reduce in (cpu_reduction.reduce, plain.reduce):
+        check_reduction(reduce(x, pivot, 6.0), x, 6.0)
+
+
+LAYOUTS = {
+    "columns of a wider tensor": lambda x: torch.cat([x, x, x], dim=-1)[..., x.shape[-1] : 2 * x.shape[-1]],
+    "selected by an index": lambda x: torch.cat([x, x], dim=-1)[
+        ..., torch.arange(2 * x.shape[-1]).flip(0)[::2].flip(0)
+    ],
+    "every other token": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "channels apart": lambda x: x.repeat_interleave(3, dim=2)[..., ::3],
+    "tokens before sequences": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "one sequence seen twice": lambda x: x[:1].expand(2, -1, -1),
+    "leading part of a longer storage": lambda x: torch.cat([x.flatten(), x.flatten()])[5 : 5 + x.numel()].view(
+        x.shape
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_is_read_right(layout: str, dtype: torch.dtype) -> None:
+    x = LAYOUTS[layout](random_tensor((3, 21, 19), dtype))
+    check_reduction(reduce_sequences(x, typical(x), 6.0), x, 6.0)
+    y, q = x.reshape(-1, 19), LAYOUTS[layout](random_tensor((3, 21, 19), torch.bfloat16, seed=1)).reshape(-1, 19)
+    check_products(token_products(y, q), y, q)
+    check_products(token_products(y.T, q.T), y.T, q.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_pattern_is_decoded_to_the_bit(dtype: torch.dtype) -> None:
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype).view(1, 1, -1)
+    found = reduce_sequences(x, torch.zeros(1, 1 << 16), 6.0)
+    finite = x[0].isfinite()
+    assert torch.equal(found.missing == 1, ~finite)
+    for figure in (found.minimum, found.maximum):
+        assert torch.equal(figure[finite].view(torch.int32), x[0][finite].float().view(torch.int32))
+    check_reduction(found, x, 6.0)
+
+
+def patterns(dtype: torch.dtype) -> st.SearchStrategy[torch.Tensor]:
+    """Tensors of any bit patterns whatever."""
+    shapes = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 20))
+    arrays = hnp.arrays(INTEGERS[dtype], shapes)
+    return arrays.map(lambda bits: torch.from_numpy(bits).view(dtype))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sampled_from(DTYPES).flatmap(patterns), st.floats(0, 1e6, width=32))
+def test_any_patterns_are_reduced_right(x: torch.Tensor, threshold: float) -> None:
+    check_reduction(reduce_sequences(x, typical(x), threshold), x, threshold)
+    check_reduction(plain.reduce(x, plain.typical(x), threshold), x, threshold)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sampled_from(DTYPES).flatmap(patterns), st.sampled_from(DTYPES), st.integers(0, 9))
+def test_products_of_any_patterns(y: torch.Tensor, dtype: torch.dtype, seed: int) -> None:
+    y = y.flatten(0, 1)
+    q = random_tensor(tuple(y.shape), dtype, seed)
+    for products in (cpu_products.token_products, plain.token_products):
+        check_products(products(y, q), y, q)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_nothing_depends_on_the_number_of_threads() -> None:
+    x = random_tensor((3, 1300, 37), torch.float32)
+    y, q = x.flatten(0, 1), x.flatten(0, 1).bfloat16()
+    found = []
+    for number in (1, 2, 7):
+        torch.set_num_threads(number)
+        found.append((*reduce_sequences(x, typical(x), 6.0), token_products(y, q)))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_sequence_is_reduced_alike_alone_and_among_others() -> None:
+    x = random_tensor((4, 700, 12), torch.bfloat16)
+    together = reduce_sequences(x, typical(x), 6.0)
+    alone = [reduce_sequences(s[None], typical(s[None]), 6.0) for s in x]
+    for name in Reduction._fields[:-1]:
+        assert torch.equal(getattr(together, name), torch.cat([getattr(part, name) for part in alone])), name
+    assert torch.equal(together.histogram, sum(part.histogram for part in alone))
+
+
+def test_kernels_may_run_in_several_threads_at_once() -> None:
+    inputs = [random_tensor((2, 600, 40), torch.float16, seed) for seed in range(6)]
+    found: list[Reduction | None] = [None] * len(inputs)
+
+    def work(number: int) -> None:
+        found[number] = reduce_sequences(inputs[number], typical(inputs[number]), 6.0)
+
+    running = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    for x, reduction in zip(inputs, found, strict=True):
+        assert reduction is not None
+        check_reduction(reduction, x, 6.0)
+
+
+def test_a_failure_in_any_thread_is_seen() -> None:
+    def work(_: int, first: int, __: int) -> None:
+        if first == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        share_out(4, work)
+
+
+def test_a_pivot_is_typical_though_one_token_is_not() -> None:
+    x = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0)) + 100
+    x[:, 0] = 1e6
+    assert (typical(x) - 100).abs().max() < 3
+    x[0, :, 2] = torch.nan
+    assert typical(x)[0, 2] == 0
+
+
+def test_no_tokens_add_nothing_to_a_deviation() -> None:
+    y = torch.tensor([[3.0, 4.0]])
+    statistics = DeviationStatistics()
+    statistics.add(y[:0], y[:0])
+    statistics.add(y, 2 * y)
+    assert statistics.deviation().relative_l2 == 1
+    assert token_products(y[:0], y[:0]).shape == (5, 0)
+
+
+def test_what_cannot_be_read_is_refused_by_name() -> None:
+    x = torch.zeros(1, 2, 3)
+    with pytest.raises(
+        ValueError, match=r"x: torch\.float64; allowed are torch\.float32, torch\.bfloat16, torch\.float16"
+    ):
+        reduce_sequences(x.double(), torch.zeros(1, 3), 6.0)
+    with pytest.raises(ValueError, match=r"x: shape \[2, 3\]; 3 dimensions are needed"):
+        typical(x[0])
+    with pytest.raises(ValueError, match=r"x: shape \[1, 0, 3\]; no dimension may be 0"):
+        reduce_sequences(x[:, :0], torch.zeros(1, 3), 6.0)
+    with pytest.raises(ValueError, match=r"q: \[2, 2\] on cpu; it must be like y, \[2, 3\] on cpu"):
+        token_products(x[0], x[0, :, :2])
+
+
+def test_a_kernel_whose_file_has_no_place_for_a_cache_is_compiled_without() -> None:
+    namespace: dict[str, Any] = {}
+    exec(compile("def doubled(n):\n    return 2 * n\n", "<nowhere>", "exec"), namespace)
+    doubled = namespace["doubled"]
+    with pytest.raises(RuntimeError, match="no locator available"):
+        numba.njit(cache=True)(doubled)
+    assert compiled()(doubled)(21) == 42

@@ -1,0 +1,180 @@
+"""Decoders that no table names are measured under their module names, or refused by name with the reason."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from architectures import VOCABULARY, save_random
+from torch import nn
+from transformers import AutoModelForCausalLM, BartConfig, BertConfig, ViTConfig
+
+from service.contracts.request import Analysis
+from service.contracts.schemes import SCHEMES
+from workers.measurement.errors import BadModel
+from workers.measurement.models.checkpoint import open_checkpoint
+from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.probe import probe_layers
+from workers.measurement.state import Batch
+from workers.measurement.streams import REFERENCE
+from workers.measurement.sweep import prepare_sweep, sweep_layers
+
+TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(5))
+_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+_COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+_PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}
+_SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
+
+
+def config_of(name: str, **settings: Any) -> Any:
+    return getattr(transformers, f"{name}Config")(**(_COMMON | settings))
+
+
+OTHERS = {
+    "cohere": lambda: config_of("Cohere", **_SIZES, num_key_value_heads=2),
+    "granite": lambda: config_of("Granite", **_SIZES, num_key_value_heads=2),
+    "mamba": lambda: config_of("Mamba", hidden_size=64, num_hidden_layers=2, state_size=8, time_step_rank=64),
+    "bamba": lambda: config_of(
+        "Bamba", **_SIZES, num_key_value_heads=2, mamba_n_heads=4, mamba_d_head=32, attn_layer_indices=[1]
+    ),
+}
+"""Cohere and Bamba run attention; Mamba has none; Bamba's layers return a pair that its model takes apart."""
+
+OWN_NAMES = {
+    "cohere": {"self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"},
+    "granite": {"self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"},
+    "mamba": {"mixer.in_proj", "mixer.x_proj", "mixer.out_proj"},
+    "bamba": {"mamba.in_proj", "feed_forward.down_proj"},
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_a_decoder_outside_the_table_is_swept_exactly_under_its_module_names(architecture: str, tmp_path: Path) -> None:
+    path = save_random(tmp_path / "model", OTHERS[architecture]())
+    schemes = [] if architecture == "mamba" else [SCHEMES["int8"]]  # Mamba reads the weight of one Linear itself
+    decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+    state = prepare_sweep(
+        decoder, [Batch(TOKEN_IDS)], schemes, Analysis(), budget_bytes=2**30, directory=tmp_path / "streams"
+    )
+    names = [{site.component for site in found.ranges} for found in sweep_layers(state)]
+    assert names[0] > OWN_NAMES[architecture]
+    assert not set.union(*names) & {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
+    for stream in state.streams.names:
+        quantisation = None if stream == REFERENCE else transformers.BitsAndBytesConfig(load_in_8bit=True)
+        whole = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantisation).eval()
+        with torch.no_grad():
+            expected = whole(input_ids=TOKEN_IDS, use_cache=False).logits
+        assert torch.equal(decoder.logits(state.streams.get(stream, 0)), expected), stream
+
+
+REFUSED = {
+    "bert": (
+        lambda: BertConfig(**_SIZES, vocab_size=VOCABULARY),
+        "BertLMHeadModel is no causal decoder: in its first layer a position sees the one after it",
+    ),
+    "gemma3n": (
+        lambda: config_of("Gemma3nText", **_SIZES, **_PER_LAYER, **_SHARED, laurel_rank=8, head_dim=16),
+        r"layers of Gemma3nForCausalLM take hidden states \[4, 1, 2, 64\] for 1 sequence of 2 tokens",
+    ),
+    "gemma4": (
+        lambda: config_of("Gemma4Text", **_SIZES, **_PER_LAYER, **_SHARED),
+        "layers of Gemma4ForCausalLM cannot be measured one by one: they hand each other keys and values",
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_a_model_that_the_sweep_would_compute_wrongly_is_refused_by_name(architecture: str, tmp_path: Path) -> None:
+    make, message = REFUSED[architecture]
+    path = save_random(tmp_path / "model", make())
+    with pytest.raises(BadModel, match=message):
+        load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("make", "architecture", "message"),
+    [
+        (lambda: BartConfig(), "BartForConditionalGeneration", r"BartForConditionalGeneration \(bart\)"),
+        (lambda: BertConfig(), "BertForMaskedLM", "BertForMaskedLM is no causal decoder"),
+        (lambda: ViTConfig(), "ViTForImageClassification", r"ViTForImageClassification \(vit\)"),
+        (lambda: config_of("T5"), "T5ForConditionalGeneration", r"T5ForConditionalGeneration \(t5\)"),
+    ],
+)
+def test_encoder_decoders_masked_and_vision_models_are_refused_by_name(
+    make: Callable[[], Any], architecture: str, message: str, tmp_path: Path
+) -> None:
+    path = save_random(tmp_path / "model", OTHERS["granite"]())
+    config = make()
+    config.architectures = [architecture]
+    config.save_pretrained(path)
+    with pytest.raises(BadModel, match=message):
+        load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+
+
+class Whole(nn.Module):
+    """A model of three layers and no weights, which calls them as a test says."""
+
+    def __init__(self, run: Callable[[nn.ModuleList, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Identity() for _ in range(3))
+        self._run = run
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        assert not use_cache
+        return self._run(self.layers, torch.ones(*input_ids.shape, 4))
+
+
+def in_turn(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+    for layer in layers:
+        hidden = layer(hidden)
+
+
+def twice_over(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+    for layer in (*layers, *layers):
+        hidden = layer(hidden)
+
+
+def one_left_out(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+    for layer in layers[:2]:
+        hidden = layer(hidden)
+
+
+def scaled_between(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+    for layer in layers:
+        hidden = layer(hidden) * 0.5
+
+
+def told_of_the_one_before(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+    for layer in layers:
+        hidden = layer(hidden, hidden.mean())
+
+
+def sharing_a_dictionary(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+    shared: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        hidden = layer(hidden, shared)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (twice_over, r"calls them in the order \[0, 1, 2, 0, 1, 2\], not each of 3 once"),
+        (one_left_out, r"in the order \[0, 1\], not each of 3 once"),
+        (scaled_between, "the model changes the hidden states between two layers"),
+        (told_of_the_one_before, "other arguments of a layer depend on what the layers before it gave"),
+        (sharing_a_dictionary, "hand each other keys and values besides the hidden states"),
+    ],
+)
+def test_layers_that_do_not_follow_one_another_by_hidden_states_alone_are_refused(run: Any, message: str) -> None:
+    model = Whole(run)
+    with pytest.raises(BadModel, match=f"layers of Whole cannot be measured one by one: .*{message}"):
+        probe_layers(model, model.layers, 0, torch.device("cpu"))
+
+
+def test_layers_that_do_are_taken_and_put_back() -> None:
+    model = Whole(in_turn)
+    layers = list(model.layers)
+    probe_layers(model, model.layers, 0, torch.device("cpu"))
+    assert all(now is before for now, before in zip(model.layers, layers, strict=True))

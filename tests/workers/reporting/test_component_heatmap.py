@@ -1,0 +1,156 @@
+"""Every cell of a heat map is a value of the table, and every cell without one is hatched."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+
+from workers.reporting.figures import component_heatmap, style
+from workers.reporting.figures.component_heatmap import median_norm
+
+ORDER = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate"]
+NAMES = [
+    f"component_heatmap_{scheme}_{metric}" for scheme in ("int8", "nf4") for metric in ("weight_error", "relative_l2")
+]
+
+
+@pytest.fixture
+def draw(draw_with):
+    return partial(draw_with, component_heatmap)
+
+
+def mesh(drawing):
+    return next(part for part in drawing.figure.axes[0].collections if part.get_gid() == "cells")
+
+
+def table_cells(rows, scheme, metric, layers):
+    cells = np.full((layers, 7), np.nan)
+    for row in rows:
+        if (row["scheme"], row["mode"], row["port"]) == (scheme, "isolated", "output") and row["component"] in ORDER:
+            cells[row["layer"], ORDER.index(row["component"])] = row[metric]
+    return cells
+
+
+def hatched(drawing):
+    """(layer, column) of every cell under a hatched patch."""
+    cells = set()
+    for patch in drawing.figure.axes[0].patches:
+        assert patch.get_hatch()
+        bottom = round(patch.get_y() + 0.5)
+        cells |= {(bottom + step, round(patch.get_x() + 0.5)) for step in range(round(patch.get_height()))}
+    return cells
+
+
+@pytest.mark.parametrize("layers", [1, 8, 80])
+def test_cells_are_the_tables_values(make_report, draw, rows_of, layers):
+    report = make_report(layers=layers)
+    drawings, rows = draw(report), rows_of(report, "errors")
+    assert list(drawings) == NAMES
+    for name in NAMES:
+        _, _, scheme, metric = name.split("_", 3)
+        shown = mesh(drawings[name]).get_array().filled(np.nan).reshape(layers, 7)
+        np.testing.assert_array_equal(shown, table_cells(rows, scheme, metric, layers))
+
+
+def test_axes_are_those_of_the_contract(make_report, draw):
+    axes, bar = draw(make_report(layers=28))["component_heatmap_int8_weight_error"].figure.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [
+        "attn. q", "attn. k", "attn. v", "attn. o", "mlp. up", "mlp. down", "mlp. gate"
+    ]  # fmt: skip
+    assert axes.get_yticks().tolist() == list(range(0, 28, 3))
+    assert axes.get_ylim() == (-0.5, 27.5)
+    assert "weight_error" in bar.get_ylabel()
+
+
+def test_absent_components_are_hatched_and_never_a_number(make_report, draw):
+    report = make_report(layers=8, absent={"mlp.gate": None, "attn.q": (2, 3, 6)})
+    drawing = draw(report)["component_heatmap_nf4_relative_l2"]
+    expected = {(layer, 6) for layer in range(8)} | {(2, 0), (3, 0), (6, 0)}
+    assert hatched(drawing) == expected
+    masked = np.argwhere(np.ma.getmaskarray(mesh(drawing).get_array()).reshape(8, 7))
+    assert set(map(tuple, masked.tolist())) == expected
+    assert [text.get_text() for text in drawing.figure.axes[0].texts] == ["n/a"] * 3
+    assert "n/a" in drawing.caption
+
+
+def test_a_module_that_was_left_alone_is_hatched_in_the_weights_map(make_report, draw, edit_table):
+    report = make_report()
+
+    def leave(rows):
+        for row in rows:
+            if row["component"] == "mlp.up" and row["layer"] == 5:
+                row["weight_error"] = None
+
+    edit_table(report, "errors", leave)
+    assert hatched(draw(report)["component_heatmap_int8_weight_error"]) == {(5, 4)}
+
+
+def test_a_full_map_has_no_hatching(make_report, draw):
+    drawing = draw(make_report())["component_heatmap_int8_relative_l2"]
+    assert not hatched(drawing)
+    assert "n/a" not in drawing.caption
+
+
+def test_other_components_are_named_in_the_caption(make_report, draw, rows_of):
+    report = make_report(extra=("linear_attn.in_proj",), absent=dict.fromkeys(ORDER[:4], (0, 1)))
+    values = [
+        row["relative_l2"]
+        for row in rows_of(report, "errors")
+        if (row["component"], row["scheme"], row["mode"]) == ("linear_attn.in_proj", "nf4", "isolated")
+    ]
+    caption = draw(report)["component_heatmap_nf4_relative_l2"].caption
+    assert f"linear_attn.in_proj ({max(values):.3g})" in caption
+
+
+def test_an_architecture_without_any_of_the_seven_is_still_drawn(make_report, draw):
+    extra = tuple(f"mixer.part_{index}" for index in range(20))
+    drawings = draw(make_report(layers=3, absent=dict.fromkeys(ORDER), extra=extra))
+    for name in NAMES:
+        assert len(hatched(drawings[name])) == 21
+        assert "and 8 more" in drawings[name].caption
+        assert "no value" in drawings[name].alt
+
+
+def test_the_smallest_is_blue_the_median_white_the_largest_orange(make_report, draw):
+    drawing = draw(make_report(layers=9))["component_heatmap_nf4_weight_error"]
+    values = mesh(drawing).get_array().compressed()
+    colours = mesh(drawing).to_rgba([values.min(), np.median(values), values.max()])[:, :3]
+    assert colours[0, 2] > colours[0, 0] + 0.3
+    assert colours[1].min() > 0.94
+    assert colours[2, 0] > colours[2, 2] + 0.3
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
+def test_colours_never_reverse_an_order(values):
+    array = np.array(values)
+    norm, ticks = median_norm(array)
+    placed = np.asarray(norm(np.sort(array)))
+    assert (np.diff(placed) >= 0).all()
+    assert placed.min() >= -1e-9
+    assert placed.max() <= 1 + 1e-9
+    assert ticks == sorted(ticks)
+    np.testing.assert_allclose(norm(np.quantile(array, 0.5)), 0.5, atol=1e-3)
+
+
+def test_exact_zeros_and_equal_values_have_a_scale():
+    for values in ([0.0, 0.0], [0.1, 0.1], [0.0, 1.0], []):
+        norm, ticks = median_norm(np.array(values))
+        assert norm.vmin < norm.vmax
+        assert len(ticks) == 5
+
+
+def test_more_than_a_decade_is_coloured_by_its_logarithm(make_report, draw, edit_table):
+    report = make_report()
+    edit_table(report, "errors", lambda rows: rows[0].update(relative_l2=50.0))
+    drawings = draw(report)
+    assert "logarithm" in drawings["component_heatmap_int8_relative_l2"].caption
+    assert "logarithm" not in drawings["component_heatmap_int8_weight_error"].caption
+
+
+def test_data_is_never_coloured_like_the_page():
+    data = {to_hex(style.DIVERGING(step)) for step in range(style.DIVERGING.N)}
+    data |= {style.mark(position).colour for position in range(6)} | {style.CYAN}
+    assert not data & set(style.NEUTRALS.values())

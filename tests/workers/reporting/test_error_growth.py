@@ -1,0 +1,159 @@
+"""The growth figure's lines are the table's rows, and what has no number is shown as such."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from workers.reporting.figures import error_growth
+from workers.reporting.loading import ReportUnreadable
+
+
+@pytest.fixture
+def draw(draw_with):
+    return partial(draw_with, error_growth)
+
+
+def lines(drawing):
+    return {
+        line.get_gid(): line for axes in drawing.figure.axes for line in axes.get_lines() if line.get_gid() != "exact"
+    }
+
+
+def exact_marks(axes):
+    return sorted(int(x) for line in axes.get_lines() if line.get_gid() == "exact" for x in line.get_xdata())
+
+
+def stream(rows, scheme):
+    return {
+        row["layer"]: row["sqnr_db"]
+        for row in rows
+        if (row["scheme"], row["mode"], row["component"], row["port"]) == (scheme, "accumulated", "block", "output")
+    }
+
+
+def worst(rows, scheme, layer):
+    return max(
+        row["relative_l2"]
+        for row in rows
+        if (row["scheme"], row["mode"], row["layer"]) == (scheme, "isolated", layer) and row["component"] != "block"
+    )
+
+
+@pytest.mark.parametrize("layers", [1, 8, 80])
+def test_lines_are_the_tables_rows(make_report, draw, rows_of, layers):
+    report = make_report(layers=layers)
+    rows, drawn = rows_of(report, "errors"), lines(draw(report)["error_growth"])
+    for scheme in ("int8", "nf4"):
+        expected = stream(rows, scheme)
+        assert drawn[f"sqnr_{scheme}"].get_xdata().tolist() == list(range(layers))
+        assert drawn[f"sqnr_{scheme}"].get_ydata().tolist() == [expected[layer] for layer in range(layers)]
+        below = [worst(rows, scheme, layer) for layer in range(layers)]
+        assert drawn[f"worst_{scheme}"].get_ydata().tolist() == below
+
+
+def test_isolated_errors_of_blocks_are_not_taken_for_a_component(make_report, draw, edit_table):
+    report = make_report()
+
+    def add_block(rows):
+        rows.append(rows[0] | {"component": "block", "mode": "isolated", "relative_l2": 99.0})
+
+    edit_table(report, "errors", add_block)
+    assert lines(draw(report)["error_growth"])["worst_int8"].get_ydata().max() < 1
+
+
+def test_axes_cover_the_data_and_say_what_they_are(make_report, draw):
+    drawing = draw(make_report(layers=12))["error_growth"]
+    upper, lower = drawing.figure.axes
+    assert upper.get_ylabel() == "SQNR at block.output, dB"
+    assert "relative_l2" in lower.get_ylabel()
+    assert lower.get_yscale() == "log"
+    assert lower.get_xlabel() == "Layer"
+    for axes in (upper, lower):
+        (bottom, top), (left, right) = axes.get_ylim(), axes.get_xlim()
+        for line in axes.get_lines():
+            assert bottom <= np.nanmin(line.get_ydata())
+            assert np.nanmax(line.get_ydata()) <= top
+            assert left <= 0
+            assert right >= 11
+
+
+def test_every_line_carries_its_schemes_name_even_where_lines_meet(make_report, draw, edit_table):
+    report = make_report()
+
+    def same(rows):
+        for row in rows:
+            if row["component"] == "block":
+                row["sqnr_db"] = 20.0
+
+    edit_table(report, "errors", same)
+    upper = draw(report)["error_growth"].figure.axes[0]
+    names = {text.get_text(): Text.get_window_extent(text) for text in upper.texts}
+    assert set(names) == {"int8", "nf4"}
+    assert not names["int8"].overlaps(names["nf4"])
+
+
+def test_the_worst_component_of_all_is_named(make_report, draw, rows_of):
+    report = make_report()
+    rows = [row for row in rows_of(report, "errors") if row["mode"] == "isolated" and row["scheme"] == "nf4"]
+    expected = max(rows, key=lambda row: row["relative_l2"])
+    lower = draw(report)["error_growth"].figure.axes[1]
+    assert (expected["component"], (expected["layer"], expected["relative_l2"])) in [
+        (text.get_text(), tuple(text.xy)) for text in lower.texts
+    ]
+
+
+def test_exact_layers_are_marked_and_said(make_report, draw):
+    drawing = draw(make_report(exact_layers=3))["error_growth"]
+    upper, _ = drawing.figure.axes
+    assert exact_marks(upper) == [0, 0, 1, 1, 2, 2]
+    assert np.isnan(lines(drawing)["sqnr_int8"].get_ydata()[:3]).all()
+    assert "int8 is exact after layer 0-2" in drawing.caption
+    assert "exact" in [text.get_text() for text in upper.texts]
+
+
+def test_a_scheme_that_is_exact_everywhere(make_report, draw):
+    drawing = draw(make_report(layers=4, exact_layers=4, schemes=("int8",)))["error_growth"]
+    assert exact_marks(drawing.figure.axes[0]) == [0, 1, 2, 3]
+    assert "int8: 4 exact layers" in drawing.alt
+
+
+def test_components_without_error_are_marked_at_the_foot_of_the_log_scale(make_report, draw, edit_table):
+    report = make_report(schemes=("int8",))
+
+    def no_error(rows):
+        for row in rows:
+            if row["mode"] == "isolated" and row["layer"] in (2, 5):
+                row.update(relative_l2=0.0, sqnr_db=None, exact=True)
+
+    edit_table(report, "errors", no_error)
+    drawing = draw(report)["error_growth"]
+    assert exact_marks(drawing.figure.axes[1]) == [2, 5]
+    assert "exact in layer 2, 5" in drawing.caption
+
+
+def test_a_single_layer_is_said(make_report, draw):
+    assert "single layer" in draw(make_report(layers=1))["error_growth"].caption
+    assert "single layer" not in draw(make_report("deeper", layers=2))["error_growth"].caption
+
+
+def test_without_schemes_there_is_no_growth_figure(make_report, draw):
+    assert not draw(make_report(schemes=()))
+
+
+def test_a_scheme_without_rows_does_not_stop_the_others(make_report, draw, edit_table):
+    report = make_report()
+
+    def drop_int8(rows):
+        rows[:] = [row for row in rows if row["scheme"] != "int8"]
+
+    edit_table(report, "errors", drop_int8)
+    assert np.isfinite(lines(draw(report)["error_growth"])["sqnr_nf4"].get_ydata()).all()
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused(make_report, draw, edit_table):
+    report = make_report(layers=4)
+    edit_table(report, "errors", lambda rows: rows[-1].update(layer=4))
+    with pytest.raises(ReportUnreadable, match=r"errors\.parquet: column 'layer' holds 4; .* 4 layers"):
+        draw(report)

@@ -1,0 +1,218 @@
+"""The page stands alone, tells the outcome first, and lets no foreign text become markup."""
+
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+
+import pyarrow.parquet as pq
+import pytest
+
+from workers.reporting.loading import load
+from workers.reporting.render import render
+from workers.reporting.sections import command
+from workers.reporting.verdict import LIMITS
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+HOSTILE = '"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>{{ 7*7 }}\u202e$x^2$'
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, ids, text, and the text of each element kind."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text, self.stack, self.inside = [], "", [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text += data
+        for tag in set(self.stack):
+            self.inside[tag] = self.inside.get(tag, "") + data
+
+
+def page_of(directory):
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(drawn_report):
+    return page_of(drawn_report)
+
+
+def links(page):
+    return [
+        value for _, attributes in page.elements for key, value in attributes.items() if key in ("href", "xlink:href")
+    ]
+
+
+def test_the_markup_is_balanced(page):
+    assert page.stack == []
+
+
+def test_nothing_is_loaded_from_anywhere(page, drawn_report):
+    text = (drawn_report / "report.html").read_text(encoding="utf-8")
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "img", "image", "base", "form")
+        assert not [
+            key for key in attributes if key in ("src", "srcset", "action", "data", "poster") or key[:2] == "on"
+        ]
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    assert "@import" not in text
+    assert "data:" not in text
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+
+
+def test_every_link_leads_to_a_place_on_the_page_or_a_file_beside_it(page, drawn_report):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for link in links(page):
+        assert link[1:] in ids if link.startswith("#") else (drawn_report / link).is_file()
+    text = (drawn_report / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+
+
+def test_every_table_and_figure_file_is_linked(page, drawn_report):
+    files = {str(path.relative_to(drawn_report)) for path in drawn_report.glob("*/*") if path.is_file()}
+    assert files <= set(links(page))
+
+
+def test_the_outcome_comes_first_with_its_figures(page, drawn_report):
+    report = json.loads((drawn_report / "report.json").read_text())
+    assert page.text.index("Outcome") < page.text.index("What was found") < page.text.index("Figures")
+    assert "The effect of int8 is negligible." in page.text
+    assert "The effect of nf4 is noticeable." in page.text
+    for part in ("12.50 ± 0.30", "12.70 ± 0.31", "1.0162 ± 0.0030", "0.0324 ± 0.0016", "91.90 %", "3.60 times smaller"):
+        assert part in page.text
+    for limit in LIMITS:
+        for part in (limit.measure, limit.judged_by, f"under {limit.noticeable}", f"{limit.severe} or more"):
+            assert part in page.text
+    for part in (report["model"]["fingerprint"], report["calibration"]["fingerprint"], report["environment"]["torch"]):
+        assert part in page.text
+    assert "headroom analyze example/llama-small --out report --scheme int8 --scheme nf4" in page.text
+
+
+def test_the_command_quotes_what_a_shell_would_read(make_report):
+    directory = make_report(source="/models/my model; rm", schemes=("nf4",))
+    report = load(directory).report
+    words = shlex.split(command(report))
+    assert words[:3] == ["headroom", "analyze", "/models/my model; rm"]
+    assert words[words.index("--calibration") + 1] == "calibration.txt"
+    bundled = report.model_copy(update={"calibration": report.calibration.model_copy(update={"source": "sample"})})
+    assert "--calibration" not in command(bundled)
+    assert "--int8-threshold" not in words
+
+
+def test_the_command_states_the_threshold_of_int8(make_report):
+    report = load(make_report(schemes=("int8",))).report
+    analysis = report.analysis.model_copy(update={"int8_threshold": 0.125})
+    assert "--scheme int8 --int8-threshold 0.125 " in command(report.model_copy(update={"analysis": analysis}))
+    assert "--bos" not in command(report)
+    analysis = report.analysis.model_copy(update={"bos": "never", "score": "second_half", "label_depth": 0})
+    told = command(report.model_copy(update={"analysis": analysis}))
+    assert told.endswith("--score second_half --bos never --label-depth 0")
+
+
+def test_what_was_found_is_listed(page, drawn_report):
+    report = json.loads((drawn_report / "report.json").read_text())
+    for found in report["outliers"]["llm_int8"]["dimensions"]:
+        assert str(found["dimension"]) in page.inside["th"]
+    for scheme in report["schemes"].values():
+        for site in scheme["worst_sites"]:
+            assert f"layer {site['layer']} {site['component']}" in page.inside["th"]
+
+
+def test_the_range_table_holds_the_streams_figures(page, drawn_report):
+    rows = pq.read_table(drawn_report / "tables" / "sites.parquet").to_pylist()
+    for row in rows:
+        if row["component"] == "block":
+            assert f"{row['range_bits']:.2f}" in page.inside["td"]
+
+
+def test_every_figure_has_its_caption_and_words_for_who_cannot_see_it(page, drawn_report):
+    report = json.loads((drawn_report / "report.json").read_text())
+    images = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(images) == len(report["figures"]) == 6
+    assert all(image["role"] == "img" and len(image["aria-label"]) > 60 for image in images)
+    for figure in report["figures"]:
+        assert figure["caption"] in page.inside["figcaption"]
+        for part in ("example/llama-small", "calibration.txt", "seed 0", "tables/"):
+            assert part in figure["caption"]
+
+
+def test_figures_take_the_pages_colours(drawn_report):
+    text = (drawn_report / "report.html").read_text(encoding="utf-8")
+    drawings = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert "var(--ink)" in drawings
+    assert "#1c2127" not in drawings
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_hostile_text_comes_out_as_text(make_report, edit_table):
+    directory = make_report(
+        source=HOSTILE, token=HOSTILE, warnings=((HOSTILE, HOSTILE, HOSTILE),), extra=(HOSTILE,)
+    )  # fmt: skip
+    path = directory / "report.json"
+    content = json.loads(path.read_text())
+    content["calibration"]["source"] = content["environment"]["device"] = HOSTILE
+    content["environment"]["kernels"] = {HOSTILE: HOSTILE}
+    content["model"]["architecture"] = content["model"]["revision"] = HOSTILE
+    content["schemes"]["nf4"]["not_quantised"] = [HOSTILE]
+    content["schemes"]["nf4"]["settings"] = {HOSTILE: HOSTILE}
+    content["tables"][0]["title"] = HOSTILE
+    path.write_text(json.dumps(content))
+
+    def worst(rows):
+        for row in rows:
+            row["relative_l2"] = 90.0 if row["component"] == HOSTILE else row["relative_l2"]
+
+    edit_table(directory, "errors", worst)
+    edit_table(directory, "outlier_dimensions", lambda rows: [row.update(definition=HOSTILE) for row in rows])
+    render(directory)
+    text, shown = (directory / "report.html").read_text(encoding="utf-8"), page_of(directory)
+    assert "<script" not in text
+    assert "\u202e" not in text
+    assert not [tag for tag, _ in shown.elements if tag in ("script", "img")]
+    assert not [attributes for _, attributes in shown.elements if "onerror" in attributes]
+    assert HOSTILE.replace("\u202e", "\\u202e") in shown.text
+    assert "{{ 7*7 }}" in shown.text
+    for svg in directory.glob("figures/*.svg"):
+        assert "<script" not in svg.read_text(encoding="utf-8")
+
+
+def test_warnings_stand_before_the_findings(make_report):
+    directory = make_report(
+        schemes=(), warnings=(("nonfinite", "Three values are not finite", "layer 2 mlp.down.output"),)
+    )
+    render(directory)
+    text = page_of(directory).text
+    assert text.index("Three values are not finite") < text.index("What was found")
+    assert "1 warning" in text
+
+
+def test_no_outliers_and_no_schemes_are_said(make_report):
+    directory = make_report(outliers=0, schemes=())
+    render(directory)
+    text = page_of(directory).text
+    assert "No hidden dimension meets the definition." in text
+    assert "No scheme was asked for" in text
+
+
+def test_values_beyond_fp16_are_counted(make_report, edit_table):
+    directory = make_report(schemes=())
+    edit_table(directory, "sites", lambda rows: rows[5].update(over_fp16=1234))
+    render(directory)
+    assert "occur at 1 site; most at layer 0 attn.v.output: 1,234" in page_of(directory).text

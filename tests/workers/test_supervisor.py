@@ -1,0 +1,597 @@
+"""The supervisor, with small programs in place of the measurement and the drawing."""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from service.contracts.progress import Failed, Progress
+from service.contracts.request import JobRequest, MeasurementRequest, StoredFile
+from service.errors import NotFound, StoreFailed
+from service.settings import Settings
+from service.store.artifacts import ArtifactStore
+from service.store.database import make_engine, upgrade
+from service.store.jobs import Job, JobStore
+from service.store.statuses import Status
+from workers.attempt import Commands
+from workers.samples import CALIBRATION, MODEL
+from workers.supervisor import Supervisor
+
+REQUEST = JobRequest(model="sample")
+LEASE = 60.0
+
+SAY = """
+import json, os, pathlib, signal, sys, time
+def say(**line): print(json.dumps(line), flush=True)
+def progress(stage, done, total): say(kind="progress", stage=stage, done=done, total=total, elapsed_seconds=0)
+target = pathlib.Path(sys.argv[-1])
+"""
+MEASURE = """
+request = pathlib.Path(sys.argv[1]).read_text()
+(target / "tables").mkdir(parents=True)
+(target / "report.json").write_text(request)
+(target / "tables" / "sites.parquet").write_bytes(b"PAR1" + bytes(1000))
+progress("load", 1, 1)
+say(kind="finished")
+"""
+DRAW = """
+(target / "figures").mkdir()
+(target / "figures" / "profile.svg").write_text("<svg/>")
+(target / "report.html").write_text("<html></html>")
+"""
+NAMES = ["bundle.zip", "figures/profile.svg", "report.html", "report.json", "tables/sites.parquet"]
+SLEEP = "progress('sweep', 0, 9)\ntime.sleep(600)\n"
+
+
+def program(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-S", "-c", SAY + code)
+
+
+class Bench:
+    """A store with one queued job, and a supervisor whose programs can be chosen."""
+
+    def __init__(self, home: Path, request: JobRequest = REQUEST) -> None:
+        self.settings = Settings(home=home / "home", lease_seconds=LEASE, device="cpu")
+        self.engine = make_engine(f"sqlite:///{home / 'headroom.db'}")
+        upgrade(self.engine)
+        self.store = JobStore(self.engine)
+        self.artifacts = ArtifactStore(self.settings.artifacts)
+        self.job_id = self.store.submit(request).id
+        self.stopping = False
+
+    def supervisor(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "", lease: float = LEASE) -> Supervisor:
+        return Supervisor(
+            self.store,
+            self.artifacts,
+            self.settings.model_copy(update={"lease_seconds": lease}),
+            worker="host:1",
+            stopping=lambda: self.stopping,
+            commands=Commands(hub=program(hub), measurement=program(measure), reporting=program(draw)),
+        )
+
+    def run(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "", lease: float = LEASE) -> Job:
+        self.supervisor(measure, draw, hub, lease).run(self.job_id, self.store.get(self.job_id).dispatch)
+        return self.job
+
+    @property
+    def job(self) -> Job:
+        return self.store.get(self.job_id)
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.store.events(self.job_id)]
+
+    def nothing_is_left(self) -> bool:
+        """No working directory, no file in the artifact store, no row."""
+        artifacts = [path for path in self.settings.artifacts.rglob("*") if path.is_file()]
+        return self.no_work_is_left() and artifacts == [] and self.store.artifacts(self.job_id) == []
+
+    def no_work_is_left(self) -> bool:
+        return list((self.settings.home / "work").iterdir()) == []
+
+    def meanwhile(self, act: Callable[[], object]) -> Thread:
+        """Do something once the measurement has begun to sweep."""
+
+        def wait_and_act() -> None:
+            while self.job.progress is None:
+                time.sleep(0.02)
+            act()
+
+        thread = Thread(target=wait_and_act)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A bench whose job asks for the sample model."""
+    made = Bench(tmp_path)
+    yield made
+    made.engine.dispose()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is not a corpse that nobody has collected."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def writes_pid(bench: Bench) -> tuple[str, Callable[[], int]]:
+    """Code that writes the process's id beside the bench, and what reads it."""
+    path = bench.settings.home / "pid"
+    return f"pathlib.Path({str(path)!r}).write_text(str(os.getpid()))\n", lambda: int(path.read_text())
+
+
+def test_a_report_ends_in_the_store(bench: Bench) -> None:
+    job = bench.run()
+    assert (job.status, job.error, job.attempts) == (Status.succeeded, None, 1)
+    rows = bench.store.artifacts(bench.job_id)
+    assert [row.name for row in rows] == NAMES
+    kept = {row.name: bench.artifacts.path(row.sha256).read_bytes() for row in rows}
+    assert {row.name: row.size for row in rows} == {name: len(content) for name, content in kept.items()}
+    with zipfile.ZipFile(io.BytesIO(kept.pop("bundle.zip"))) as bundle:
+        assert bundle.testzip() is None
+        assert {name: bundle.read(name) for name in bundle.namelist()} == kept
+    assert {row.name: row.media_type for row in rows} == {
+        "bundle.zip": "application/zip",
+        "figures/profile.svg": "image/svg+xml",
+        "report.html": "text/html; charset=utf-8",
+        "report.json": "application/json",
+        "tables/sites.parquet": "application/vnd.apache.parquet",
+    }
+    assert bench.no_work_is_left()
+
+
+def test_the_measurement_is_told_everything_in_its_request(bench: Bench) -> None:
+    bench.run()
+    row = bench.store.artifact(bench.job_id, "report.json")
+    request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert (request.job_id, request.device) == (bench.job_id, "cpu")
+    assert (request.model.path, request.model.source) == (MODEL, "sample")
+    assert (request.calibration.path, request.calibration.format) == (CALIBRATION, "text")
+    assert request.labelled is None
+
+
+def test_a_local_model_and_an_uploaded_text_are_passed_on(tmp_path: Path) -> None:
+    sha256, size = ArtifactStore(tmp_path / "home" / "artifacts").put(b"some text")
+    upload = StoredFile(name="mine.txt", sha256=sha256, size=size)
+    asked = JobRequest(model="/models/a", calibration=upload, seed=5, sequences=3, schemes=("nf4",))
+    bench = Bench(tmp_path, asked)
+    bench.run()
+    row = bench.store.artifact(bench.job_id, "report.json")
+    request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert (str(request.model.path), request.model.source) == ("/models/a", "/models/a")
+    assert (request.calibration.path.read_bytes(), request.calibration.source) == (b"some text", "mine.txt")
+    assert (request.seed, request.sequences, request.schemes) == (5, 3, ("nf4",))
+    bench.engine.dispose()
+
+
+def test_files_are_passed_on_with_their_names_and_formats(tmp_path: Path) -> None:
+    artifacts = ArtifactStore(tmp_path / "home" / "artifacts")
+    files = {"calibration": ("ids.parquet", b"PAR1"), "labelled": ("prompts.jsonl", b"{}")}
+    stored = {
+        field: StoredFile(name=name, sha256=(kept := artifacts.put(content))[0], size=kept[1])
+        for field, (name, content) in files.items()
+    }
+    settings = {"bos": "never", "label_threshold": 0.5, "text_field": "body", "score": "second_half"}
+    bench = Bench(tmp_path, JobRequest.model_validate({"model": "sample", **stored, **settings}))
+    bench.run()
+    row = bench.store.artifact(bench.job_id, "report.json")
+    request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert request.labelled is not None
+    assert (request.calibration.source, request.calibration.format) == ("ids.parquet", "parquet")
+    assert request.calibration.path.read_bytes() == b"PAR1"
+    assert (request.labelled.source, request.labelled.path.read_bytes()) == ("prompts.jsonl", b"{}")
+    assert {name: getattr(request, name) for name in settings} == settings
+    bench.engine.dispose()
+
+
+def test_a_hub_model_is_fetched_by_a_process_of_its_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, JobRequest(model="org/name@main"))
+    fetch = """
+name = sys.argv[1]
+target.write_text(json.dumps({"path": "/cache/abc", "source": name, "revision": "abc"}))
+say(kind="finished")
+"""
+    assert bench.run(hub=fetch).status is Status.succeeded
+    row = bench.store.artifact(bench.job_id, "report.json")
+    request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert request.model.model_dump(mode="json") == {"path": "/cache/abc", "source": "org/name@main", "revision": "abc"}
+    bench.engine.dispose()
+
+
+def test_a_hub_model_that_cannot_be_fetched_fails_the_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, JobRequest(model="org/name"))
+    job = bench.run(hub="say(kind='failed', code='bad-model', message='no such model', bad_input=True); sys.exit(2)")
+    assert job.error == Failed(code="bad-model", message="no such model", bad_input=True)
+    assert bench.nothing_is_left()
+    bench.engine.dispose()
+
+
+def test_the_same_report_makes_the_same_bundle(tmp_path: Path) -> None:
+    measure = MEASURE.replace("write_text(request)", "write_text('{}')")
+    hashes = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name)
+        bench.run(measure)
+        hashes.add(bench.store.artifact(bench.job_id, "bundle.zip").sha256)
+        bench.engine.dispose()
+        time.sleep(2)  # a zip file's dates count in steps of two seconds
+    assert len(hashes) == 1
+
+
+def test_what_belongs_to_no_report_is_not_stored(bench: Bench) -> None:
+    stray = """
+(target / "notes.txt").write_text("x")
+(target / "tables" / "core").write_text("x")
+os.symlink("/etc/passwd", target / "tables" / "passwd.parquet")
+"""
+    bench.run(draw=DRAW + stray)
+    assert [row.name for row in bench.store.artifacts(bench.job_id)] == NAMES
+
+
+def test_the_programs_see_no_credentials(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = {"HEADROOM_BROKER_URL", "HEADROOM_API_KEY", "HF_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY"}
+    for name in secret:
+        monkeypatch.setenv(name, "hidden")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    bench.run(MEASURE.replace("write_text(request)", "write_text(json.dumps(dict(os.environ)))"))
+    row = bench.store.artifact(bench.job_id, "report.json")
+    seen = json.loads(bench.artifacts.path(row.sha256).read_bytes())
+    assert secret & set(seen) == set()
+    assert seen["OMP_NUM_THREADS"] == "2"
+
+
+def test_progress_is_stored_sparingly_and_the_last_of_each_stage_always(bench: Bench) -> None:
+    many = "for done in range(1, 500): progress('sweep', done, 500)\n" + "progress('divergence', 0, 4)\n" * 2
+    job = bench.run(many + MEASURE.replace("load", "write"))
+    said = [
+        (event.data["stage"], event.data["done"]) for event in bench.store.events(job.id) if event.kind == "progress"
+    ]
+    sweep = [done for stage, done in said if stage == "sweep"]
+    assert (sweep[0], sweep[-1]) == (1, 499)
+    assert len(sweep) < 20
+    assert [line for line in said if line[0] != "sweep"] == [
+        ("divergence", 0),
+        ("write", 1),
+        ("report", 0),
+        ("report", 1),
+    ]
+    assert job.progress is not None
+    assert (job.progress.stage, job.progress.done) == ("report", 1)
+
+
+def test_every_warning_is_stored(bench: Bench) -> None:
+    warn = "for n in range(3): say(kind='warning', code='nonfinite', message=str(n), where='layer')\n"
+    bench.run(warn + MEASURE)
+    warnings = [event.data for event in bench.store.events(bench.job_id) if event.kind == "warning"]
+    assert warnings == [{"code": "nonfinite", "message": str(n), "where": "layer"} for n in range(3)]
+
+
+def test_garbage_on_standard_output_is_ignored(bench: Bench) -> None:
+    garbage = r"""
+sys.stdout.buffer.write(b"\xff\x00 garbage\n{}\n[1]\n\n" + b"x" * 300000 + b"\n{\"kind\": \"unheard\"}\n")
+sys.stdout.flush()
+print("no newline at the end of this: ", end="", file=sys.stderr)
+"""
+    assert bench.run(garbage + MEASURE).status is Status.succeeded
+
+
+def test_a_failure_is_stored_as_it_was_said(bench: Bench) -> None:
+    job = bench.run("say(kind='failed', code='bad-calibration', message='too short', bad_input=True); sys.exit(2)")
+    assert job.error == Failed(code="bad-calibration", message="too short", bad_input=True)
+    assert job.status is Status.failed
+    assert bench.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        ("sys.stderr.write('first\\nRuntimeError: broke\\n\\n'); sys.exit(1)", "ended with 1: RuntimeError: broke"),
+        ("sys.exit(0)", "ended with 0: it said nothing"),
+        ("say(kind='finished'); sys.exit(3)", "ended with 3"),
+        ("say(kind='finished')", "left no report.json"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV"),
+    ],
+)
+def test_an_end_without_explanation_is_internal(bench: Bench, measure: str, message: str) -> None:
+    job = bench.run(measure)
+    assert job.error is not None
+    assert (job.error.code, job.error.bad_input) == ("internal", False)
+    assert message in job.error.message
+    assert bench.nothing_is_left()
+
+
+def test_a_killed_measurement_is_told_from_others(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        job = bench.run(
+            "print('about to allocate', file=sys.stderr, flush=True); time.sleep(0.3); os.kill(os.getpid(), 9)"
+        )
+    assert job.error is not None
+    assert (job.error.code, job.error.bad_input) == ("killed", False)
+    assert "SIGKILL" in job.error.message
+    assert "about to allocate" in caplog.text
+    assert bench.nothing_is_left()
+
+
+def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:
+    job = bench.run(draw="sys.exit('no table sites')")
+    assert job.error is not None
+    assert job.error.code == "internal"
+    assert "no table sites" in job.error.message
+    assert bench.nothing_is_left()
+
+
+def test_a_program_that_cannot_be_started_fails_the_job(bench: Bench) -> None:
+    commands = Commands(measurement=("/no/such/program",))
+    supervisor = Supervisor(bench.store, bench.artifacts, bench.settings, worker="host:1", commands=commands)
+    supervisor.run(bench.job_id, 1)
+    error = bench.job.error
+    assert error is not None
+    assert (error.code, "/no/such/program" in error.message) == ("internal", True)
+    assert bench.nothing_is_left()
+
+
+def test_an_upload_that_is_gone_fails_the_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, JobRequest(model="sample", calibration=StoredFile(name="c", sha256="0" * 64, size=1)))
+    error = bench.run().error
+    assert error is not None
+    assert (error.code, NotFound.__name__ in error.message) == ("internal", True)
+    assert bench.nothing_is_left()
+    bench.engine.dispose()
+
+
+def test_a_stale_message_does_nothing(bench: Bench) -> None:
+    bench.supervisor().run(bench.job_id, 2)
+    bench.supervisor().run("0" * 32, 1)
+    assert (bench.job.status, bench.job.attempts) == (Status.queued, 0)
+    bench.run()
+    bench.supervisor().run(bench.job_id, 1)
+    assert bench.kinds().count("started") == 1
+
+
+def test_a_cancelled_job_takes_its_processes_with_it(bench: Bench) -> None:
+    write_pid, pid = writes_pid(bench)
+    grandchild = "import subprocess; subprocess.Popen(['sleep', '600'])\n"
+    thread = bench.meanwhile(lambda: bench.store.cancel(bench.job_id))
+    job = bench.run(write_pid + grandchild + SLEEP, lease=2)
+    thread.join()
+    assert job.status is Status.cancelled
+    assert bench.kinds()[-2:] == ["cancel_requested", "cancelled"]
+    group = subprocess.run(
+        ["ps", "-o", "stat=", "--no-headers", "-g", str(pid())], capture_output=True, text=True
+    ).stdout
+    assert [state for state in group.split() if not state.startswith("Z")] == []
+    assert bench.nothing_is_left()
+
+
+def test_a_process_that_ignores_sigterm_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.children.GRACE_SECONDS", 0.2)
+    write_pid, pid = writes_pid(bench)
+    thread = bench.meanwhile(lambda: bench.store.cancel(bench.job_id))
+    job = bench.run("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + write_pid + SLEEP, lease=2)
+    thread.join()
+    assert job.status is Status.cancelled
+    assert not alive(pid())
+
+
+def test_a_stopping_worker_gives_its_job_back(bench: Bench) -> None:
+    write_pid, pid = writes_pid(bench)
+    thread = bench.meanwhile(lambda: setattr(bench, "stopping", True))
+    job = bench.run(write_pid + SLEEP)
+    thread.join()
+    assert (job.status, job.dispatch, job.worker) == (Status.queued, 2, None)
+    assert bench.kinds()[-1] == "requeued"
+    assert not alive(pid())
+    assert bench.nothing_is_left()
+    bench.stopping = False
+    assert bench.run().status is Status.succeeded
+
+
+def test_a_worker_whose_lease_is_lost_stops_and_writes_nothing(bench: Bench) -> None:
+    write_pid, pid = writes_pid(bench)
+    later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
+
+    def take() -> None:
+        assert later.offer_expired(3) == [bench.job_id]
+        assert bench.store.claim(bench.job_id, 2, "host:2", LEASE) is not None
+
+    thread = bench.meanwhile(take)
+    job = bench.run(write_pid + SLEEP, lease=2)
+    thread.join()
+    assert (job.status, job.worker, job.fence) == (Status.running, "host:2", 2)
+    assert bench.kinds()[-1] == "started"
+    assert not alive(pid())
+    assert bench.nothing_is_left()
+
+
+def test_a_lease_lost_at_the_last_moment_leaves_the_job_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    succeed = bench.store.succeed
+
+    def lose_then_succeed(*arguments: object) -> None:
+        later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
+        assert later.offer_expired(3) == [bench.job_id]
+        succeed(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.store, "succeed", lose_then_succeed)
+    job = bench.run()
+    assert job.status is Status.queued
+    assert bench.store.artifacts(bench.job_id) == []
+    monkeypatch.undo()
+    assert bench.run().status is Status.succeeded
+    assert bench.kinds().count("succeeded") == 1
+
+
+def _away(*_: object) -> None:
+    raise OperationalError("statement", {}, Exception("the database is away"))
+
+
+def test_a_short_absence_of_the_database_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.supervisor._RETRY_SECONDS", 0.05)
+    renew, succeed, left = bench.store.renew, bench.store.succeed, {"renew": 2, "succeed": 2}
+
+    def failing(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            if left[name]:
+                left[name] -= 1
+                _away()
+            return real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(bench.store, "renew", failing("renew", renew))
+    monkeypatch.setattr(bench.store, "succeed", failing("succeed", succeed))
+    monkeypatch.setattr(bench.store, "progress", _away)
+    job = bench.run("time.sleep(1.5)\n" + MEASURE, lease=2)
+    assert (job.status, left) == (Status.succeeded, {"renew": 0, "succeed": 0})
+
+
+def test_a_long_absence_of_the_database_ends_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pid, pid = writes_pid(bench)
+    monkeypatch.setattr(bench.store, "renew", _away)
+    job = bench.run(write_pid + SLEEP, lease=1)
+    assert not alive(pid())
+    assert (job.status, bench.kinds()[-1]) == (Status.running, "progress")
+    assert bench.nothing_is_left()
+
+
+def test_the_lease_is_renewed_while_the_measurement_is_silent(bench: Bench) -> None:
+    renewed: list[object] = []
+
+    def look() -> None:
+        first = bench.job.lease_expires_at
+        while bench.job.lease_expires_at == first:
+            time.sleep(0.02)
+        renewed.append(bench.job.lease_expires_at)
+        assert bench.store.offer_expired(3) == []
+
+    thread = bench.meanwhile(look)
+    assert bench.run("progress('load', 0, 1); time.sleep(2.5)\n" + MEASURE, lease=1).status is Status.succeeded
+    thread.join()
+    assert len(renewed) == 1
+
+
+def test_what_dead_attempts_left_is_removed(bench: Bench) -> None:
+    left = bench.settings.home / "work" / bench.job_id / "attempt-0"
+    left.mkdir(parents=True)
+    (left / "half.parquet").touch()
+    seen = "say(kind='failed', code='x', message=str(sorted(os.listdir(target.parent.parent))), bad_input=False)"
+    job = bench.run(seen)
+    assert job.error is not None
+    assert job.error.message == "['attempt-1']"
+    assert bench.nothing_is_left()
+
+
+def _can_mount() -> bool:
+    with tempfile.TemporaryDirectory() as place:
+        if os.geteuid() != 0 or subprocess.run([*MOUNT, place], capture_output=True).returncode != 0:
+            return False
+        subprocess.run(["umount", place], check=True)
+        return True
+
+
+MOUNT = ("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
+FULL_DISKS = ["artifacts", "work"] if _can_mount() else ["injected"]
+
+
+@pytest.fixture(params=FULL_DISKS)
+def small_disk(request: pytest.FixtureRequest, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """64 KiB for the artifacts, or for the working directories; where none may be mounted, a bundle that is refused."""
+    if request.param == "injected":
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("workers.attempt.write_bundle", refuse)
+        yield
+        return
+    place = bench.settings.home / request.param
+    place.mkdir(parents=True)
+    subprocess.run([*MOUNT, str(place)], check=True)
+    yield
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_fails_the_job_and_leaves_nothing_half_written(bench: Bench) -> None:
+    big = MEASURE.replace("bytes(1000)", "os.urandom(40000)")
+    job = bench.run(big)
+    assert job.error is not None
+    assert (job.status, job.error.code, job.error.bad_input) == (Status.failed, "disk-full", False)
+    assert os.strerror(errno.ENOSPC) in job.error.message
+    assert bench.store.artifacts(bench.job_id) == []
+    assert bench.no_work_is_left()
+    kept = [path for path in bench.settings.artifacts.rglob("*") if path.is_file()]
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in kept)
+
+
+@pytest.mark.parametrize("step", ["put", "bundle", "mkdir"])
+def test_no_space_at_any_step_fails_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_space(*_: object, **__: object) -> None:
+        if step == "put":
+            raise StoreFailed("could not be stored") from full
+        raise full
+
+    target = {"put": (bench.artifacts, "put"), "bundle": ("workers.attempt", "write_bundle"), "mkdir": (Path, "mkdir")}
+    place, name = target[step]
+    if isinstance(place, str):
+        monkeypatch.setattr(f"{place}.{name}", no_space)
+    else:
+        monkeypatch.setattr(place, name, no_space)
+    job = bench.run()
+    monkeypatch.undo()
+    assert job.error is not None
+    assert job.error.code == "disk-full"
+    assert bench.store.artifacts(bench.job_id) == []
+
+
+def test_another_trouble_of_the_artifact_store_is_not_called_a_full_disk(bench: Bench) -> None:
+    bench.settings.home.mkdir()
+    (bench.settings.home / "artifacts").touch()
+    job = bench.run()
+    assert job.error is not None
+    assert (job.error.code, "could not be stored" in job.error.message) == ("internal", True)
+
+
+def test_the_first_progress_of_a_job_is_seen_while_it_runs(bench: Bench) -> None:
+    seen: list[Progress | None] = []
+
+    def look() -> None:
+        seen.append(bench.job.progress)
+        bench.stopping = True
+
+    thread = bench.meanwhile(look)
+    bench.run(SLEEP)
+    thread.join()
+    assert seen == [Progress(stage="sweep", done=0, total=9, elapsed_seconds=0)]
+
+
+def test_sigterm_is_what_a_measurement_hears_first(bench: Bench) -> None:
+    heard = bench.settings.home / "heard"
+    listen = f"""
+def hear(*_): pathlib.Path({str(heard)!r}).touch(); sys.exit(0)
+signal.signal(signal.SIGTERM, hear)
+"""
+    thread = bench.meanwhile(lambda: setattr(bench, "stopping", True))
+    bench.run(listen + SLEEP)
+    thread.join()
+    assert heard.exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
