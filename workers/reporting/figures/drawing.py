@@ -1,11 +1,14 @@
 """What a figure's module returns, and how it becomes files."""
 
-from dataclasses import dataclass
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from service.contracts.report import Entry, Report
 from workers.reporting.figures import style
+from workers.reporting.figures.svg import Hover, finish
 from workers.reporting.text import counted, visible
 
 _SVG_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
@@ -26,6 +29,8 @@ class Drawing:
     """The table that it is drawn from."""
     figure: Any
     """The matplotlib Figure."""
+    hover: Hover = field(default_factory=dict)
+    """Exact values that the SVG shows on hover."""
 
     @property
     def narrow(self) -> bool:
@@ -35,10 +40,22 @@ class Drawing:
     def save(self, directory: Path) -> Entry:
         """Write NAME.svg and NAME.png into `directory`; the same drawing gives the same bytes."""
         with style.applied(f"headroom {self.name}"):
-            self.figure.savefig(directory / f"{self.name}.svg", metadata=_SVG_METADATA)
+            written = io.StringIO()
+            self.figure.savefig(written, format="svg", metadata=_SVG_METADATA)
+            svg = finish(written.getvalue(), self.hover)
+            (directory / f"{self.name}.svg").write_text(svg, encoding="utf-8")
             self.figure.savefig(directory / f"{self.name}.png", dpi=style.DPI, metadata={"Software": None})
         files = tuple(f"figures/{self.name}.{kind}" for kind in ("svg", "png"))
         return Entry(name=self.name, title=self.title, caption=self.caption, files=files)
+
+
+def name_each(artists: Iterable[Any], texts: Iterable[str], gid: str) -> dict[str, tuple[str]]:
+    """Give bars (or other artists of one shape each) the ids `gid`-0, `gid`-1, ... and return their `Drawing.hover`."""
+    hover = {}
+    for position, (artist, text) in enumerate(zip(artists, texts, strict=True)):
+        artist.set_gid(f"{gid}-{position}")
+        hover[artist.get_gid()] = (text,)
+    return hover
 
 
 def provenance(report: Report, table: str) -> str:
