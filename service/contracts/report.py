@@ -19,7 +19,7 @@ from service.contracts.request import (
     VarianceThresholds,
 )
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 DEFINITIONS_VERSION = "1.0"
 
 
@@ -280,6 +280,13 @@ class Entry(Record):
     files: tuple[str, ...]
 
 
+class LeftOut(Record):
+    """A figure that the report cannot have."""
+
+    name: str
+    reason: str
+
+
 class Report(Record):
     """The whole of `report.json`."""
 
@@ -305,4 +312,6 @@ class Report(Record):
     """None where no labelled prompts were given."""
     warnings: tuple[Warning, ...]
     figures: tuple[Entry, ...]
+    figures_left_out: tuple[LeftOut, ...] = ()
+    """Figures for which the report has no table, such as one that was measured before the table existed."""
     tables: tuple[Entry, ...]

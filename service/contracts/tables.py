@@ -16,6 +16,8 @@ class Column(NamedTuple):
     type: str
     """`int32`, `int64`, `float32`, `float64`, `bool` or `string`."""
     meaning: str
+    since: str = "1.0"
+    """The schema version that brought it; a report of an earlier one reads as nulls there."""
 
 
 class Table(NamedTuple):

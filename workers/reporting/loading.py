@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service.contracts.report import SCHEMA_VERSION, Report
-from service.contracts.tables import TABLES
+from service.contracts.tables import TABLES, Column
 from service.errors import HeadroomError
 
 Columns = Mapping[str, NDArray[Any]]
@@ -33,14 +33,25 @@ class ReportUnreadable(HeadroomError):
     """A report on disk is missing a part, is damaged, or is of a form this program does not know."""
 
     code: ClassVar[str] = "report-unreadable"
+    status: ClassVar[int] = 422
+
+
+class TableAbsent(ReportUnreadable):
+    """A report was made without a table: by an earlier version, or because nothing was asked for that fills it."""
 
 
 class Tables:
     """The tables of one report, read when first asked for."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, report: Report) -> None:
         self._directory = directory
+        self._listed = frozenset(table.name for table in report.tables)
+        self._schema_version = report.schema_version
         self._read: dict[str, Columns] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the report has the table."""
+        return name in self._listed
 
     def check(self, name: str) -> None:
         """Make sure that the table is there, is whole and has its columns, without reading its rows."""
@@ -49,9 +60,14 @@ class Tables:
     def __getitem__(self, name: str) -> Columns:
         """Return the columns that the contract gives the table `name`.
 
+        A column that is newer than the report holds nulls alone.
+
         Raises:
+            TableAbsent: report.json does not list the table.
             ReportUnreadable: the file is missing or damaged, or a column is missing or of another type.
         """
+        if name not in self._listed:
+            raise TableAbsent(f"the report, of schema version {self._schema_version}, has no table {name!r}")
         if name not in self._read:
             self._read[name] = self._columns(name)
         return self._read[name]
@@ -67,28 +83,54 @@ class Tables:
             raise ReportUnreadable(f"{where}: not a whole Parquet file: {error}") from error
         present = file.schema_arrow.names
         for column in TABLES[name].columns if name in TABLES else ():
-            if column.name not in present:
+            if column.name not in present and not self._predates(column):
                 raise ReportUnreadable(f"{where}: column {column.name!r} is missing; found {', '.join(present)}")
         return file
 
+    def _predates(self, column: Column) -> bool:
+        """Whether the report is older than the column."""
+        return _minor(self._schema_version) < _minor(column.since)
+
     def _columns(self, name: str) -> Columns:
         with self._open(name) as file:
+            present = file.schema_arrow.names
             try:
-                table = file.read(columns=[column.name for column in TABLES[name].columns])
+                table = file.read(columns=[column.name for column in TABLES[name].columns if column.name in present])
             except (pa.ArrowException, OSError) as error:
                 raise ReportUnreadable(f"tables/{name}.parquet: not a whole Parquet file: {error}") from error
-        return {column.name: _array(table, name, column.name, column.type) for column in TABLES[name].columns}
+        return {column.name: _array(table, name, column) for column in TABLES[name].columns}
 
 
-def _array(table: Any, name: str, column: str, kind: str) -> NDArray[Any]:
-    values = table.column(column)
+def _minor(schema_version: str) -> int:
+    """Return the part of a version after its major; 0 where it has none."""
+    _, _, minor = schema_version.partition(".")
+    return int(minor) if minor.isdecimal() else 0
+
+
+def _array(table: Any, name: str, column: Column) -> NDArray[Any]:
+    wanted = pa.type_for_alias(column.type)
+    if column.name not in table.column_names:
+        return _to_numpy(pa.chunked_array([pa.nulls(table.num_rows, wanted)]))
+    values = table.column(column.name)
     try:
-        values = values.cast(pa.type_for_alias(kind))
+        values = values.cast(wanted)
     except pa.ArrowException as error:
-        found = values.type
-        raise ReportUnreadable(f"tables/{name}.parquet: column {column!r} is {found}, expected {kind}") from error
-    if kind == "bool" and values.null_count:
+        raise ReportUnreadable(
+            f"tables/{name}.parquet: column {column.name!r} is {values.type}, expected {column.type}"
+        ) from error
+    return _to_numpy(values)
+
+
+def _to_numpy(values: Any) -> NDArray[Any]:
+    """Return a column as an array; nulls become NaN, in a column of strings None."""
+    if pa.types.is_boolean(values.type) and values.null_count:
         values = values.cast(pa.int8())
+    if pa.types.is_string(values.type):
+        # Few distinct strings stand for many rows: each is made once, and the rows share it.
+        encoded = values.combine_chunks().dictionary_encode()
+        distinct = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+        strings: NDArray[Any] = distinct[encoded.indices.fill_null(-1).to_numpy()]
+        return strings
     array: NDArray[Any] = values.to_numpy()
     return array
 
@@ -112,7 +154,7 @@ class Source:
     @cached_property
     def tables(self) -> Tables:
         """The report's tables."""
-        return Tables(self.directory / "tables")
+        return Tables(self.directory / "tables", self.report)
 
     def layers_of(self, table: str, columns: Columns) -> NDArray[np.int64]:
         """Return the `layer` column as integers.

@@ -5,16 +5,14 @@ it, and unprintable characters are shown as escapes. A content security policy i
 requests, should anything slip through.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from service.contracts.report import Entry, Report
+from service.contracts.report import Report
 from workers.reporting import sections
-from workers.reporting.figures.drawing import Drawing
+from workers.reporting.figures.gallery import Gallery
 from workers.reporting.inline_svg import inline
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, estimate, visible
@@ -23,13 +21,6 @@ from workers.reporting.verdict import LIMITED, LIMITS, Level
 _HERE = Path(__file__).parent
 _SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
 """Fuller is worse; the word stands beside it, so that no colour is needed to tell them apart."""
-
-
-class Shown(NamedTuple):
-    """A figure on the page: what was drawn, and the entry that report.json gets for it."""
-
-    drawing: Drawing
-    entry: Entry
 
 
 def _finalize(value: object) -> object:
@@ -57,22 +48,22 @@ def _reference(report: Report) -> str:
     return f"The reference has a perplexity of {estimate(perplexity)} over {scored}. Every ± is one standard error."
 
 
-def page(source: Source, shown: Sequence[Shown], directory: Path) -> str:
+def page(source: Source, gallery: Gallery, directory: Path) -> str:
     """Return the page.
 
     Args:
         source: The report and its tables.
-        shown: Its figures, in order.
+        gallery: Its figures, and those that it cannot have.
         directory: Where the figures' files lie.
     """
     report = source.report
     figures = [
         {
-            "drawing": figure.drawing,
-            "files": figure.entry.files,
-            "svg": inline(directory / figure.entry.files[0], figure.drawing.name, visible(figure.drawing.alt)),
+            "drawing": saved,
+            "files": saved.files,
+            "svg": inline(directory / saved.files[0], saved.name, visible(saved.alt)),
         }
-        for figure in shown
+        for saved in gallery.figures
     ]
     return (
         _environment()
@@ -89,6 +80,7 @@ def page(source: Source, shown: Sequence[Shown], directory: Path) -> str:
             outliers=sections.outlier_dimensions(report),
             worst=sections.worst_sites(report),
             figures=figures,
+            left_out=gallery.left_out,
             ranges=sections.range_by_layer(source),
             over_fp16=sections.over_fp16(source),
             provenance=sections.provenance(report),

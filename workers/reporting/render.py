@@ -4,19 +4,23 @@ import json
 from pathlib import Path
 
 from service.contracts.report import Report
-from workers.reporting.figures.registry import draw_all
+from workers.reporting.figures.gallery import draw_all
 from workers.reporting.loading import load
-from workers.reporting.page import Shown, page
+from workers.reporting.page import page
 from workers.reporting.publish import staged
 
 PUBLISHED = ("figures", "report.html", "report.json")
 """What rendering writes, in the order in which it is put in place."""
 
 
-def render(directory: Path) -> Report:
+def render(directory: Path, processes: int | None = None) -> Report:
     """Draw the figures and the page of the report in `directory`, and name the figures in its report.json.
 
     A report that was rendered before is rendered afresh; the same report gives the same bytes.
+
+    Args:
+        directory: The report.
+        processes: How many draw at once; by default as many as the report's size and the CPUs make sensible.
 
     Returns:
         The report as it now stands.
@@ -28,10 +32,11 @@ def render(directory: Path) -> Report:
     source = load(directory)
     with staged(directory, PUBLISHED) as stage:
         (stage / "figures").mkdir()
-        shown = [Shown(drawing, drawing.save(stage / "figures")) for drawing in draw_all(source)]
-        figures = tuple(figure.entry for figure in shown)
+        gallery = draw_all(source, stage / "figures", processes)
+        figures = {"figures": tuple(saved.entry for saved in gallery.figures), "figures_left_out": gallery.left_out}
         # Only the figures change: what a newer version added is kept as it stands.
-        stated = json.loads((directory / "report.json").read_bytes()) | {"figures": [f.model_dump() for f in figures]}
-        (stage / "report.html").write_text(page(source, shown, stage), encoding="utf-8")
+        stated = json.loads((directory / "report.json").read_bytes())
+        stated |= {key: [entry.model_dump() for entry in entries] for key, entries in figures.items()}
+        (stage / "report.html").write_text(page(source, gallery, stage), encoding="utf-8")
         (stage / "report.json").write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return source.report.model_copy(update={"figures": figures})
+    return source.report.model_copy(update=figures)

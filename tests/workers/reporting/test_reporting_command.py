@@ -26,10 +26,10 @@ def edit_report(directory, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def fails(directory, capsys):
-    """Run the command, see it fail cleanly, and return its one line."""
+def fails(directory, capsys, status=2):
+    """Run the command, see it fail cleanly with an exit status, and return its one line."""
     before = contents(directory)
-    assert main([str(directory)]) == 1
+    assert main([str(directory)]) == status
     assert contents(directory) == before
     assert not list(directory.glob(".reporting-*"))
     error = capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_everything_as_it_was(make_report, capsys, monkeypatc
         return write(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert "No space left on device" in fails(directory, capsys)
+    assert "No space left on device" in fails(directory, capsys, status=1)
 
 
 @pytest.mark.parametrize("rendered", [False, True])
@@ -220,4 +220,4 @@ def test_a_move_that_fails_is_undone(make_report, capsys, monkeypatch, victim, r
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    assert "Permission denied" in fails(directory, capsys)
+    assert "Permission denied" in fails(directory, capsys, status=1)

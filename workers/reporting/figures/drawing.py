@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.contracts.report import Entry, Report
 from workers.reporting.figures import style
@@ -12,6 +12,25 @@ from workers.reporting.figures.svg import Hover, finish
 from workers.reporting.text import counted, visible
 
 _SVG_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+
+
+class Saved(NamedTuple):
+    """A figure that has become files, and what is said of it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    table: str
+    narrow: bool
+    """Two such figures stand side by side on a wide page."""
+    files: tuple[str, ...]
+    """Relative to the report; SVG first."""
+
+    @property
+    def entry(self) -> Entry:
+        """What report.json says of the figure."""
+        return Entry(name=self.name, title=self.title, caption=self.caption, files=self.files)
 
 
 @dataclass(frozen=True)
@@ -32,12 +51,7 @@ class Drawing:
     hover: Hover = field(default_factory=dict)
     """Exact values that the SVG shows on hover."""
 
-    @property
-    def narrow(self) -> bool:
-        """True when two such figures stand side by side on a wide page."""
-        return bool(self.figure.get_figwidth() < style.WIDE[0])
-
-    def save(self, directory: Path) -> Entry:
+    def save(self, directory: Path) -> Saved:
         """Write NAME.svg and NAME.png into `directory`; the same drawing gives the same bytes."""
         with style.applied(f"headroom {self.name}"):
             written = io.StringIO()
@@ -46,7 +60,8 @@ class Drawing:
             (directory / f"{self.name}.svg").write_text(svg, encoding="utf-8")
             self.figure.savefig(directory / f"{self.name}.png", dpi=style.DPI, metadata={"Software": None})
         files = tuple(f"figures/{self.name}.{kind}" for kind in ("svg", "png"))
-        return Entry(name=self.name, title=self.title, caption=self.caption, files=files)
+        narrow = bool(self.figure.get_figwidth() < style.WIDE[0])
+        return Saved(self.name, self.title, self.caption, self.alt, self.table, narrow, files)
 
 
 def name_each(artists: Iterable[Any], texts: Iterable[str], gid: str) -> dict[str, tuple[str]]:

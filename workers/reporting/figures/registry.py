@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from workers.reporting.figures import activation_profile, component_heatmap, error_growth, style
+from workers.reporting.figures import activation_profile, component_heatmap, error_growth
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import Source
 
@@ -11,11 +11,3 @@ FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     component_heatmap.draw,
     activation_profile.draw,
 )
-
-
-def draw_all(source: Source) -> Iterator[Drawing]:
-    """Yield every figure for which the report has something to show."""
-    for draw in FIGURES:
-        with style.applied():
-            drawings = tuple(draw(source))
-        yield from drawings

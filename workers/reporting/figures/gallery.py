@@ -1,0 +1,118 @@
+"""Draws and saves every figure of a report, in several processes where that is faster.
+
+Each process imports matplotlib once and reads only the tables that its figures need. What a figure looks like does
+not depend on the process that draws it.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+from service.contracts.report import LeftOut
+from service.errors import HeadroomError
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Saved
+from workers.reporting.figures.registry import FIGURES
+from workers.reporting.loading import Source, TableAbsent
+
+WORTH_PROCESSES = 100
+"""Layers times schemes from which drawing takes long enough to make up for starting processes."""
+
+
+class DrawingStopped(HeadroomError):
+    """A process that draws was ended from outside."""
+
+    code = "drawing-stopped"
+
+
+class Gallery(NamedTuple):
+    """The figures of a report, in the order of the page."""
+
+    figures: tuple[Saved, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def draw_all(source: Source, directory: Path, processes: int | None = None) -> Gallery:
+    """Draw every figure for which the report has something to show, and save them in `directory`.
+
+    Args:
+        source: The report.
+        directory: Where the files go.
+        processes: How many draw at once; by default one for a small report, else one for each CPU.
+
+    Raises:
+        ReportUnreadable: a table is damaged.
+        DrawingStopped: a process was killed.
+    """
+    count = min(processes or _sensible(source), len(FIGURES))
+    tasks = range(len(FIGURES))
+    parts = [_draw(source, directory, task) for task in tasks] if count == 1 else _at_once(source, directory, count)
+    return Gallery(
+        tuple(saved for part in parts for saved in part.figures),
+        tuple(absent for part in parts for absent in part.left_out),
+    )
+
+
+def _sensible(source: Source) -> int:
+    work = source.report.model.layers * max(1, len(source.report.schemes))
+    return _cpus() if work >= WORTH_PROCESSES else 1
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _draw(source: Source, directory: Path, task: int) -> Gallery:
+    """Draw and save the figures of one module."""
+    draw = FIGURES[task]
+    try:
+        with style.applied():
+            drawings = tuple(draw(source))
+    except TableAbsent as absent:
+        name = draw.__module__.rpartition(".")[2]
+        return Gallery((), (LeftOut(name=name, reason=str(absent)),))
+    return Gallery(tuple(drawing.save(directory) for drawing in drawings), ())
+
+
+def _at_once(source: Source, directory: Path, count: int) -> Sequence[Gallery]:
+    # Spawned, for a fork would copy the locks of threads that it does not copy.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(count, context, initializer=_begin, initargs=(source, directory)) as pool:
+            drawn = [pool.submit(_draw_here, task) for task in range(len(FIGURES))]
+            try:
+                return [part.result() for part in drawn]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as error:
+        raise DrawingStopped("a process that draws figures was ended; most often that is a lack of memory") from error
+
+
+_here: tuple[Source, Path] | None = None
+"""In a drawing process: what it draws, and where to."""
+
+
+def _begin(source: Source, directory: Path) -> None:
+    global _here
+    _here = source, directory
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that came about."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _draw_here(task: int) -> Gallery:
+    assert _here is not None
+    return _draw(*_here, task)
