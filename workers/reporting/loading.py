@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from service.contracts.labelled import labelled_table
 from service.contracts.report import SCHEMA_VERSION, Report
 from service.contracts.tables import TABLES, Column
 from service.errors import HeadroomError
@@ -45,6 +46,7 @@ class Tables:
 
     def __init__(self, directory: Path, report: Report) -> None:
         self._directory = directory
+        self._contract = contract(report)
         self._listed = frozenset(table.name for table in report.tables)
         self._schema_version = report.schema_version
         self._read: dict[str, Columns] = {}
@@ -82,7 +84,7 @@ class Tables:
         except (pa.ArrowException, OSError) as error:
             raise ReportUnreadable(f"{where}: not a whole Parquet file: {error}") from error
         present = file.schema_arrow.names
-        for column in TABLES[name].columns if name in TABLES else ():
+        for column in self._contract.get(name, ()):
             if column.name not in present and not self._predates(column):
                 raise ReportUnreadable(f"{where}: column {column.name!r} is missing; found {', '.join(present)}")
         return file
@@ -92,13 +94,23 @@ class Tables:
         return _minor(self._schema_version) < _minor(column.since)
 
     def _columns(self, name: str) -> Columns:
+        columns = self._contract[name]
         with self._open(name) as file:
             present = file.schema_arrow.names
             try:
-                table = file.read(columns=[column.name for column in TABLES[name].columns if column.name in present])
+                table = file.read(columns=[column.name for column in columns if column.name in present])
             except (pa.ArrowException, OSError) as error:
                 raise ReportUnreadable(f"tables/{name}.parquet: not a whole Parquet file: {error}") from error
-        return {column.name: _array(table, name, column) for column in TABLES[name].columns}
+        return {column.name: _array(table, name, column) for column in columns}
+
+
+def contract(report: Report) -> dict[str, tuple[Column, ...]]:
+    """Return the columns that each table of `report` has, those of its schemes and labelled dimensions among them."""
+    columns = {name: table.columns_for(report.schemes) for name, table in TABLES.items()}
+    if report.labelled is not None:
+        chosen = [found.dimension for found in report.labelled.dimensions]
+        columns["labelled"] = labelled_table(chosen, report.schemes).columns
+    return columns
 
 
 def _minor(schema_version: str) -> int:
@@ -170,6 +182,20 @@ class Source:
                 f"tables/{table}.parquet: column 'layer' holds {bad[0]:g}; report.json gives the model {depth} layers"
             )
         return layers.astype(np.int64)
+
+    def truths(self, table: str, column: str) -> NDArray[np.bool_]:
+        """Return a column of true and false.
+
+        Raises:
+            ReportUnreadable: it holds a null.
+        """
+        values = self.tables[table][column]
+        if values.dtype != np.bool_:  # a column with nulls is read as numbers
+            absent = int(np.isnan(values).sum())
+            raise ReportUnreadable(
+                f"tables/{table}.parquet: column {column!r} is null in {absent} rows; true and false are allowed"
+            )
+        return values
 
 
 def load(directory: Path) -> Source:

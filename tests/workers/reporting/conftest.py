@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up import head_rows, labelled_rows, labelled_section
 from scipy import stats
 
+from service.contracts.labelled import labelled_table
 from service.contracts.schemes import SCHEMES
-from service.contracts.tables import TABLES
+from service.contracts.tables import TABLES, Table
 from workers.reporting.figures import style
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import load
@@ -37,6 +39,12 @@ class Recipe:
     exact_layers: int = 0
     """First layers after which every scheme's stream equals the reference."""
     outliers: int = 3
+    heads: int = 8
+    outlier_heads: bool = True
+    """About one head in five is measured or predicted to be an outlier; else none."""
+    labelled: int = 160
+    """Labelled prompts; 0 for none given."""
+    label_dimensions: tuple[int, ...] = (201, 14, 35, 67)
     source: str = "example/llama-small"
     token: str = "the"
     warnings: tuple[tuple[str, str, str | None], ...] = ()
@@ -144,12 +152,14 @@ class Maker:
         ]  # fmt: skip
 
     def heads(self) -> Rows:
-        return [
-            {"layer": layer, "head": head, "abs_max": 4.0, "rms": 1.0, "crest_db": 12.0, "relative_peak": 4.0,
-             "predicted_peak": 1.5, "measured_outlier": False, "predicted_outlier": False}
-            for layer in range(self.recipe.layers)
-            for head in range(8)
-        ]  # fmt: skip
+        recipe = self.recipe
+        random = np.random.default_rng([recipe.seed, 1])
+        return head_rows(random, recipe.layers, recipe.heads, recipe.schemes, recipe.outlier_heads)
+
+    def labelled(self) -> Rows:
+        recipe = self.recipe
+        random = np.random.default_rng([recipe.seed, 2])
+        return labelled_rows(random, recipe.labelled, recipe.label_dimensions, recipe.schemes)
 
     def tokens(self) -> Rows:
         return [
@@ -212,7 +222,8 @@ class Maker:
         return self.facts() | {
             "model": {"source": recipe.source, "revision": None, "fingerprint": "sha256:" + "a" * 64,
                       "architecture": "LlamaForCausalLM", "layers": recipe.layers,
-                      "hidden_size": recipe.hidden_size, "heads": 8, "kv_heads": 4, "head_dim": 32,
+                      "hidden_size": recipe.hidden_size, "heads": recipe.heads or None,
+                      "kv_heads": recipe.heads or None, "head_dim": 32,
                       "vocabulary": 4096, "parameters": 3_400_000, "weight_bytes": 6_800_000, "dtype": "bfloat16"},
             "outliers": {
                 "llm_int8": {"thresholds": thresholds, "dimensions": dimensions},
@@ -222,8 +233,8 @@ class Maker:
                 "variance": {"thresholds": {}, "dimensions": []},
             },
             "massive_activations": self.rows["massive_activations"],
-            "heads": {"thresholds": {}, "heads": 8 * recipe.layers, "measured_outliers": 0, "predicted_outliers": 0,
-                      "both": 0},
+            "heads": self.head_counts(),
+            "labelled": labelled_section(self.rows["labelled"], recipe.label_dimensions, recipe.schemes),
             "schemes": {name: self.scheme(name) for name in recipe.schemes},
             "profile": {"layer": recipe.layers - 1, "sequence": 3, "position": 17, "token_id": 42,
                         "token": recipe.token, "median_abs": float(np.median(magnitudes)),
@@ -234,15 +245,31 @@ class Maker:
             "figures": [],
             "tables": [
                 {"name": name, "title": table.title, "caption": table.title + ".", "files": [f"tables/{name}.parquet"]}
-                for name, table in TABLES.items()
+                for name, table in self.tables().items()
             ],
         }  # fmt: skip
 
+    def head_counts(self) -> dict[str, Any]:
+        rows = self.rows["heads"]
+        return {
+            "thresholds": {},
+            "heads": len(rows),
+            "measured_outliers": sum(row["measured_outlier"] for row in rows),
+            "predicted_outliers": sum(row["predicted_outlier"] for row in rows),
+            "both": sum(row["measured_outlier"] and row["predicted_outlier"] for row in rows),
+        }
+
+    def tables(self) -> dict[str, Table]:
+        recipe = self.recipe
+        own = {"labelled": labelled_table(recipe.label_dimensions, recipe.schemes)} if recipe.labelled else {}
+        return {**TABLES, **own}
+
     def write(self, directory: Path) -> None:
-        self.rows = {name: getattr(self, name)() for name in TABLES}
+        self.rows = {name: getattr(self, name)() for name in (*TABLES, "labelled")}
         (directory / "tables").mkdir(parents=True)
-        for name, table in TABLES.items():
-            schema = pa.schema([(column.name, pa.type_for_alias(column.type)) for column in table.columns])
+        for name, table in self.tables().items():
+            columns = table.columns_for(self.recipe.schemes)
+            schema = pa.schema([(column.name, pa.type_for_alias(column.type)) for column in columns])
             pq.write_table(pa.Table.from_pylist(self.rows[name], schema), directory / "tables" / f"{name}.parquet")
         (directory / "report.json").write_text(json.dumps(self.report(), indent=2))
 
