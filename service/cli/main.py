@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 jobs = typer.Typer(help="Look at jobs, cancel them, try them again.", no_args_is_help=True)
-reports = typer.Typer(help="List reports and download them.", no_args_is_help=True)
+reports = typer.Typer(help="List reports, download them, and draw them anew.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(reports, name="reports")
 
@@ -211,6 +211,17 @@ def download_report(
     from service.cli import resources
 
     resources.download_report(report_id, out, as_json=as_json)
+
+
+@reports.command("render")
+def render_report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where a report lies, such as --out left it.")],
+    as_json: Json = False,
+) -> None:
+    """Draw a report's figures and page anew from its tables, in place. Needs no model and no torch."""
+    from service.cli import redrawing
+
+    redrawing.render(directory, as_json=as_json)
 
 
 def main() -> None:

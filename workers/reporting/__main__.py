@@ -5,6 +5,7 @@ read.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit status; SIGTERM and Ctrl-C leave nothing half-written."""
     parser = argparse.ArgumentParser(prog="python -m workers.reporting", description="Draw a report from its tables.")
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory with report.json and tables/")
     parser.add_argument(
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         render(given.directory, given.processes)
+    except KeyboardInterrupt:
+        print("workers.reporting: stopped", file=sys.stderr)
+        return 1
     except (HeadroomError, OSError) as error:
         print(f"workers.reporting: {visible(str(error))}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, ReportUnreadable) else 1
@@ -40,4 +44,5 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

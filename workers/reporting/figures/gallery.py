@@ -6,6 +6,7 @@ not depend on the process that draws it.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -102,6 +103,7 @@ _here: tuple[Source, Path] | None = None
 def _begin(source: Source, directory: Path) -> None:
     global _here
     _here = source, directory
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,0 +1,33 @@
+"""`headroom reports render`: figures and page anew, from the tables of a report that lies on this machine."""
+
+import json
+from pathlib import Path
+
+from service.cli import output, reporting
+from service.errors import InvalidRequest
+
+
+def render(directory: Path, *, as_json: bool) -> None:
+    """Draw the report in `directory` anew, in place. Raises InvalidRequest where no report lies."""
+    check_report(directory)
+    reporting.run([str(directory.absolute())])
+    report = json.loads((directory / "report.json").read_bytes())
+    page = directory.absolute() / "report.html"
+    left_out = report["figures_left_out"]
+    if as_json:
+        names = [figure["name"] for figure in report["figures"]]
+        output.document(
+            {"directory": str(directory.absolute()), "page": str(page), "figures": names, "left_out": left_out}
+        )
+        return
+    console = output.results()
+    for figure in left_out:
+        output.line(console, f"Not drawn: {figure['name']}: {figure['reason']}")
+    output.line(console, f"Report: {page}")
+
+
+def check_report(directory: Path) -> None:
+    """Raise InvalidRequest unless `directory` holds a report."""
+    if not (directory / "report.json").is_file():
+        allowed = "it must be the directory of a report, with report.json and tables/"
+        raise InvalidRequest("DIR", str(directory), allowed)

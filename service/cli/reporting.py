@@ -1,0 +1,91 @@
+"""Starts the reporting program, `python -m workers.reporting`, as a child: the service names it and never imports it.
+
+It needs the drawing libraries, but neither torch nor a model.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from service.cli.signals import interruptible
+from service.errors import HeadroomError
+from service.processes import spawn, terminate
+
+REPORTING_COMMAND = ("-m", "workers.reporting")
+"""Arguments to Python; the program is named, never imported."""
+GRACE_SECONDS = 10.0
+"""How long an interrupted program may take to clear away what it has begun."""
+_LIBRARIES = ("matplotlib", "numpy", "jinja2", "pyarrow")
+_BAD_INPUT = 2
+"""Exit status of a program that was given something it cannot read."""
+
+
+class DrawingMissing(HeadroomError):
+    """The installation can talk to a service, but not draw."""
+
+    code = "drawing-not-installed"
+    status = 422
+
+
+class NotDrawable(HeadroomError):
+    """The reporting program refused what it was given."""
+
+    code = "not-drawable"
+    status = 422
+
+
+class DrawingFailed(HeadroomError):
+    """The reporting program was given what it can draw, and could not finish."""
+
+    code = "drawing-failed"
+
+
+class DrawingInterrupted(HeadroomError):
+    """The user stopped it."""
+
+    code = "interrupted"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the program to its end; `arguments` go to it. Ctrl-C ends it, and it leaves nothing half-written.
+
+    Raises:
+        DrawingMissing: its libraries are not installed.
+        NotDrawable: what it was given is damaged, or of another version.
+        DrawingInterrupted: Ctrl-C, or another signal to end.
+        DrawingFailed: it ended otherwise.
+    """
+    require_drawing()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADROOM_")}
+    with interruptible():
+        # -P: no file that happens to lie where the user stands is imported.
+        process = spawn(
+            [sys.executable, "-P", *REPORTING_COMMAND, *arguments],
+            env=environment,
+            on_parent_death=signal.SIGTERM,  # so that it can clear away what it has begun
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _, said = process.communicate()
+        except KeyboardInterrupt:
+            raise DrawingInterrupted("stopped; nothing was changed") from None
+        finally:
+            terminate(process, GRACE_SECONDS)
+    if process.returncode:
+        lines = said.decode("utf-8", "replace").strip().splitlines() or ["it said nothing on standard error"]
+        message = lines[-1].removeprefix("workers.reporting: ")
+        if process.returncode == _BAD_INPUT:
+            raise NotDrawable(message)
+        raise DrawingFailed(f"drawing ended with {process.returncode}: {message}")
+
+
+def require_drawing() -> None:
+    """Raise DrawingMissing unless the drawing libraries are installed."""
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DrawingMissing(f"figures cannot be drawn here without {', '.join(missing)}: pip install 'headroom[draw]'")
