@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
-from service.api import catalog, events, health, jobs, problems, reports
+from service.api import catalog, comparisons, events, health, jobs, problems, reports
 from service.api.gate import BodyLimit, KeyRequired
 from service.api.rooms import Rooms
 from service.settings import Settings
@@ -44,6 +44,6 @@ def make_app(
     problems.install(app)
     app.include_router(health.router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
-    for router in (jobs.router, events.router, reports.router, catalog.router, openapi):
+    for router in (jobs.router, events.router, reports.router, comparisons.router, catalog.router, openapi):
         app.include_router(router, dependencies=keyed)
     return app

@@ -40,7 +40,7 @@ def holds(request: Request, etag: str) -> bool:
 
 def not_modified(etag: str) -> Response:
     """Return the answer to a client that has the file already."""
-    return Response(status_code=304, headers=_headers(etag))
+    return Response(status_code=304, headers=headers(etag))
 
 
 def send(
@@ -53,7 +53,7 @@ def send(
     _check_range(request, etag, path.stat().st_size)
     return FileResponse(
         path,
-        headers=_headers(etag),
+        headers=headers(etag),
         media_type=media_type,
         filename=filename,
         content_disposition_type="inline",
@@ -61,7 +61,8 @@ def send(
     )
 
 
-def _headers(etag: str) -> dict[str, str]:
+def headers(etag: str) -> dict[str, str]:
+    """Return the headers of everything sent."""
     return {
         "ETag": etag,
         "Cache-Control": "private, no-cache",

@@ -1,0 +1,88 @@
+"""Reports side by side: the numbers, worked out from what is stored when somebody asks for them.
+
+Figures are drawn where the drawing libraries are, by `headroom reports compare`; this process has none.
+"""
+
+import hashlib
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pyarrow import ArrowException, parquet
+
+from service.api import downloads
+from service.api.rooms import Rooms, Within
+from service.contracts.comparison.records import Comparison
+from service.contracts.comparison.sides import MOST, NotComparable, Rows, Side, check_count, check_schema_version
+from service.contracts.comparison.whole import compare
+from service.contracts.report import Report
+from service.errors import HeadroomError, InvalidRequest
+
+router = APIRouter(prefix="/v1/comparisons")
+
+_ID = r"^[0-9A-Za-z_-]{1,64}$"
+ReportIds = Annotated[
+    list[Annotated[str, Query(pattern=_ID)]],
+    Query(description=f"Ids of 2 to {MOST} reports; the first is the baseline that the others are held against."),
+]
+
+
+class ReportDamaged(HeadroomError):
+    """A stored report cannot be read."""
+
+    code = "report-damaged"
+
+
+@router.get("", response_model=Comparison)
+def comparison(rooms: Within, request: Request, report: ReportIds) -> Response:
+    """Compare reports: range, outlier dimensions, and every shared scheme, with standard errors."""
+    try:
+        check_count(len(report))
+        sides = [_side(rooms, report_id) for report_id in report]
+        found = compare(sides, version("headroom"))
+    except NotComparable as error:
+        raise InvalidRequest("report", report, str(error)) from error
+    content = found.model_dump_json().encode()
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    if downloads.holds(request, etag):
+        return downloads.not_modified(etag)
+    return Response(content, media_type="application/json", headers=downloads.headers(etag))
+
+
+def _side(rooms: Rooms, report_id: str) -> Side:
+    report = _report(rooms, report_id)
+    listed = {table.name for table in report.tables}
+
+    @cache
+    def read(table: str, columns: tuple[str, ...]) -> Rows | None:
+        name = f"tables/{table}.parquet"
+        if table not in listed:
+            return None
+        try:
+            rows: Rows = parquet.read_table(_path(rooms, report_id, name), columns=list(columns)).to_pydict()
+        except (ArrowException, OSError) as error:
+            raise ReportDamaged(f"report {report_id}: {name} cannot be read: {error}") from error
+        if missing := [column for column in columns if column not in rows]:
+            raise ReportDamaged(f"report {report_id}: {name}: column {missing[0]!r} is missing")
+        return rows
+
+    return Side(report_id, report, read)
+
+
+def _report(rooms: Rooms, report_id: str) -> Report:
+    """Return report.json. Raises NotFound, NotComparable for another major version, ReportDamaged."""
+    content = _path(rooms, report_id, "report.json").read_bytes()
+    try:
+        check_schema_version(f"report {report_id}", json.loads(content)["schema_version"])
+        return Report.model_validate_json(content, extra="allow")
+    except NotComparable:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportDamaged(f"report {report_id}: report.json cannot be read") from error
+
+
+def _path(rooms: Rooms, report_id: str, name: str) -> Path:
+    return rooms.artifacts.path(rooms.store.artifact(report_id, name).sha256)

@@ -1,0 +1,132 @@
+"""What differs between two reports besides the numbers, said by name.
+
+A difference in calibration, definitions or settings leaves most figures comparable, but changes what their
+difference means: that is a warning. Where a difference would mean nothing, the figure is not compared at all.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from service.contracts.comparison.sides import NotComparable
+from service.contracts.report import LeftOut, Report, Warning
+
+DEFINITIONS = ("llm_int8", "massive_tensor", "massive_token", "median_quantile", "variance")
+
+
+def check_definitions(name: str, baseline: Report, other: Report) -> None:
+    """Raise NotComparable where the reports' definitions have another major version."""
+    versions = baseline.definitions_version, other.definitions_version
+    if versions[0].partition(".")[0] != versions[1].partition(".")[0]:
+        raise NotComparable(
+            f"{name}: definitions_version {versions[1]!r} cannot be compared with the baseline's {versions[0]!r}: "
+            "the same names stand for other figures"
+        )
+
+
+def warnings(label: str, baseline: Report, other: Report) -> Iterator[Warning]:
+    """Yield what the reader of the differences must know; `label` is the other report's."""
+    for code, message in (
+        *_definitions(baseline, other),
+        *_calibration(baseline, other),
+        *_model(baseline, other),
+        *_thresholds(baseline, other),
+        *_schemes(baseline, other),
+        *_machine(baseline, other),
+    ):
+        yield Warning(code=code, message=message, where=label)
+
+
+def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
+    """Yield the definitions of outlier dimensions whose sets cannot be held against each other."""
+    widths = baseline.model.hidden_size, other.model.hidden_size
+    for definition in DEFINITIONS:
+        limits = [getattr(report.outliers, definition).thresholds.model_dump() for report in (baseline, other)]
+        reason = ""
+        if widths[0] != widths[1]:
+            reason = f"hidden sizes of {widths[0]:,} and {widths[1]:,}: the dimensions are not the same"
+        elif limits[0] != limits[1]:
+            reason = f"other thresholds: {_changed(*limits)}"
+        if reason:
+            yield LeftOut(name=f"outliers.{definition}", reason=reason)
+
+
+def uncomparable_layers(baseline: Report, other: Report) -> str | None:
+    """Return why a layer of one model is not the same layer of the other; None where it is."""
+    depths = baseline.model.layers, other.model.layers
+    return None if depths[0] == depths[1] else f"{depths[0]} layers and {depths[1]}: layer by layer they do not match"
+
+
+def _definitions(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+    if baseline.definitions_version != other.definitions_version:
+        yield (
+            "definitions-differ",
+            f"definitions {baseline.definitions_version} and {other.definitions_version}: "
+            "some figures may be defined otherwise",
+        )
+
+
+def _calibration(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+    if baseline.calibration.fingerprint != other.calibration.fingerprint:
+        yield (
+            "calibration-differs",
+            f"other calibration tokens: {_described(baseline)} and {_described(other)}. Every difference is also one "
+            "of the texts, and the errors of the two reports count as independent",
+        )
+    elif baseline.analysis.score != other.analysis.score:
+        yield (
+            "scoring-differs",
+            f"positions scored: {baseline.analysis.score} and {other.analysis.score}. Paired differences are over the "
+            "positions that both scored",
+        )
+
+
+def _described(report: Report) -> str:
+    text = report.calibration
+    return (
+        f"{text.source}, {text.sequences} x {text.sequence_length} tokens, seed {text.seed}, "
+        f"{'with' if text.adds_bos else 'without'} BOS"
+    )
+
+
+def _model(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+    if baseline.model.fingerprint != other.model.fingerprint:
+        yield (
+            "models-differ",
+            "other weights: a layer, head or dimension of one is the same of the other only where one model was made "
+            "from the other",
+        )
+
+
+def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+    limits = {
+        "massive": (baseline.outliers.massive_tensor.thresholds, other.outliers.massive_tensor.thresholds),
+        "heads": (baseline.heads.thresholds, other.heads.thresholds),
+    }
+    for definition in ("llm_int8", "median_quantile", "variance"):
+        limits[definition] = tuple(getattr(report.outliers, definition).thresholds for report in (baseline, other))
+    for name, (before, after) in limits.items():
+        if before != after:
+            yield "thresholds-differ", f"thresholds of {name}: {_changed(before.model_dump(), after.model_dump())}"
+
+
+def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+    for name in [name for name in baseline.schemes if name in other.schemes]:
+        before, after = baseline.schemes[name].settings, other.schemes[name].settings
+        if before != after:
+            yield "scheme-settings-differ", f"settings of {name}: {_changed(before, after)}"
+
+
+def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+    names = {"device", "torch", "transformers", "bitsandbytes"}
+    before, after = (report.environment.model_dump(include=names) for report in (baseline, other))
+    paths = baseline.environment.kernels, other.environment.kernels
+    for scheme in [scheme for scheme in paths[0] if scheme in paths[1]]:
+        before[f"kernel of {scheme}"], after[f"kernel of {scheme}"] = paths[0][scheme], paths[1][scheme]
+    if before != after:
+        yield "environment-differs", f"measured elsewhere, so that last digits may differ: {_changed(before, after)}"
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Say which values differ: `threshold 6.0 and 0.0`."""
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {before.get(name, 'absent')} and {after.get(name, 'absent')}" for name in names)

@@ -1,0 +1,148 @@
+"""`comparison.json`: two or more reports side by side. The names are a contract with other programs.
+
+The first report is the baseline. Every difference is the other report's figure minus the baseline's, so that a
+positive one means more: more range, more error, more divergence.
+"""
+
+from datetime import datetime
+
+from service.contracts.report import (
+    CalibrationFacts,
+    Entry,
+    Estimate,
+    LeftOut,
+    ModelFacts,
+    Record,
+    ReferenceFacts,
+    SchemeFacts,
+    Warning,
+)
+
+COMPARISON_VERSION = "1.0"
+
+
+class Compared(Record):
+    """One of the reports, as far as a comparison speaks of it."""
+
+    label: str
+    """What figures and tables call it; no two reports have the same."""
+    name: str
+    """The id, or the directory, that was given."""
+    job_id: str
+    created_at: datetime
+    schema_version: str
+    definitions_version: str
+    model: ModelFacts
+    calibration: CalibrationFacts
+    reference: ReferenceFacts
+    schemes: dict[str, SchemeFacts]
+
+
+class RangeChange(Record):
+    """One site's dynamic range in both reports."""
+
+    layer: int
+    component: str
+    port: str
+    range_bits: tuple[float | None, float | None]
+    """Baseline's and other's; None where the median magnitude is 0."""
+    abs_max: tuple[float, float]
+    change_bits: float | None
+    """Difference in range_bits; None where one of them is."""
+
+
+class RangeDifference(Record):
+    """What became of the dynamic range."""
+
+    sites: int
+    """Sites that both reports have, at the same layer, component and port."""
+    only_baseline: int
+    only_other: int
+    median_change_bits: float | None
+    """Over the sites with a range in both."""
+    growth: tuple[RangeChange, ...]
+    """The ten sites whose range grew most, the largest growth first."""
+    shrinkage: tuple[RangeChange, ...]
+    """The ten sites whose range shrank most, likewise."""
+
+
+class OutlierDifference(Record):
+    """What became of one definition's outlier dimensions."""
+
+    gained: tuple[int, ...]
+    """Outliers in the other report alone; all three ascend."""
+    lost: tuple[int, ...]
+    """Outliers in the baseline alone."""
+    kept: tuple[int, ...]
+    """Outliers in both."""
+
+
+class Change(Record):
+    """One figure in both reports."""
+
+    baseline: Estimate | None
+    other: Estimate | None
+    difference: Estimate | None
+    """Other minus baseline; None where one of them is."""
+    paired: bool
+    """The standard error is of the differences position by position; else it combines two independent errors."""
+    positions: int | None
+    """Positions that were paired; None where none were."""
+    clear: bool | None
+    """The 95 % interval of the difference does not hold 0; None without a standard error."""
+
+
+class ErrorChange(Record):
+    """One projection's isolated error in both reports."""
+
+    layer: int
+    component: str
+    relative_l2: tuple[float, float]
+    change_db: float | None
+    """20 log10(other / baseline); None where one of them is 0."""
+
+
+class SchemeDifference(Record):
+    """What became of one scheme that both reports have."""
+
+    kl_divergence: Change
+    """The mean, nats per scored position."""
+    perplexity_ratio: Change
+    same_top_token: Change
+    final_sqnr_db: tuple[float | None, float | None]
+    """Accumulated, at the last block.output; None where the stream is exact."""
+    growth: tuple[ErrorChange, ...]
+    """The ten projections whose isolated error grew most, the largest growth first."""
+
+
+class Difference(Record):
+    """One report held against the baseline."""
+
+    label: str
+    reference_perplexity: Change
+    range: RangeDifference | None
+    outliers: dict[str, OutlierDifference]
+    """By definition; one that cannot be compared is in `not_compared`."""
+    schemes: dict[str, SchemeDifference]
+    """The schemes that both reports have."""
+    only_baseline: tuple[str, ...]
+    """Schemes of the baseline alone."""
+    only_other: tuple[str, ...]
+    not_compared: tuple[LeftOut, ...]
+    """What would mean nothing, and why."""
+
+
+class Comparison(Record):
+    """The whole of `comparison.json`."""
+
+    comparison_version: str
+    headroom_version: str
+    reports: tuple[Compared, ...]
+    """The baseline first, the others in the order given."""
+    warnings: tuple[Warning, ...]
+    """What differs between the reports, and makes a difference mean something else than it seems."""
+    differences: tuple[Difference, ...]
+    """One for each report after the baseline."""
+    figures: tuple[Entry, ...] = ()
+    """Files relative to the comparison; none in the API's answer, which is numbers alone."""
+    figures_left_out: tuple[LeftOut, ...] = ()

@@ -1,0 +1,65 @@
+"""A report as a comparison takes it, and what every report is called."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from service.contracts.report import SCHEMA_VERSION, Report
+
+Rows = Mapping[str, Sequence[Any]]
+"""Columns of a table by name, all of one length; a null is None."""
+
+FEWEST, MOST = 2, 8
+"""Reports in one comparison."""
+
+
+class NotComparable(ValueError):
+    """Reports that cannot be held against each other; the message names them and the reason."""
+
+
+class Side(NamedTuple):
+    """One report, and how to read its tables."""
+
+    name: str
+    """The id, or the directory's name, by which the user knows it."""
+    report: Report
+    read: Callable[[str, tuple[str, ...]], Rows | None]
+    """From a table's name and columns to its rows; None where the report has no such table."""
+
+
+def check_schema_version(name: str, version: str) -> None:
+    """Raise NotComparable for a report of another major version."""
+    major = SCHEMA_VERSION.partition(".")[0]
+    if str(version).partition(".")[0] != major:
+        raise NotComparable(
+            f"{name}: schema_version {version!r} cannot be compared; this version of Headroom reads {major}.x"
+        )
+
+
+def check_count(count: int) -> None:
+    """Raise NotComparable for too few reports, or too many."""
+    if not FEWEST <= count <= MOST:
+        raise NotComparable(f"{count} reports cannot be compared at once; {FEWEST} to {MOST} can")
+
+
+def labels(sides: Sequence[Side]) -> list[str]:
+    """Return what to call each report: its model, with as much more as tells the reports apart."""
+    plain = [_model_name(side.report) for side in sides]
+    told = [
+        model if plain.count(model) == 1 else f"{model} ({_short(side.name)})"
+        for model, side in zip(plain, sides, strict=True)
+    ]
+    return [
+        label if told.count(label) == 1 else f"{label} #{told[: place + 1].count(label)}"
+        for place, label in enumerate(told)
+    ]
+
+
+def _model_name(report: Report) -> str:
+    model = report.model
+    return f"{model.source}@{model.revision[:8]}" if model.revision else model.source
+
+
+def _short(name: str) -> str:
+    """Return the end of an id, whose beginning is the time and much like that of others; any other name whole."""
+    return name[-8:] if re.fullmatch(r"[0-9a-f]{32}", name) else name

@@ -1,0 +1,113 @@
+"""Site by site: dynamic range, and the isolated errors of schemes, in two reports of the same depth."""
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from service.contracts.comparison.records import ErrorChange, RangeChange, RangeDifference
+from service.contracts.comparison.sides import Side
+
+LISTED = 10
+"""Sites named at each end."""
+
+Site = tuple[int, str, str]
+"""Layer, component, port."""
+
+
+def range_changes(baseline: Side, other: Side) -> tuple[list[RangeChange], int, int] | None:
+    """Return every site of both reports, and how many only the baseline and only the other has.
+
+    None where a report has no table of sites.
+    """
+    before, after = _ranges(baseline), _ranges(other)
+    if before is None or after is None:
+        return None
+    changes = [
+        RangeChange(
+            layer=site[0],
+            component=site[1],
+            port=site[2],
+            range_bits=(before[site][0], after[site][0]),
+            abs_max=(before[site][1], after[site][1]),
+            change_bits=_difference(before[site][0], after[site][0]),
+        )
+        for site in before
+        if site in after
+    ]
+    return changes, len(before.keys() - after.keys()), len(after.keys() - before.keys())
+
+
+def range_difference(baseline: Side, other: Side) -> RangeDifference | None:
+    """Return the summary of all changes of range; None where a report has no table of sites."""
+    found = range_changes(baseline, other)
+    if found is None:
+        return None
+    changes, only_baseline, only_other = found
+    ranked = sorted(
+        ((change.change_bits, change) for change in changes if change.change_bits is not None),
+        key=lambda pair: pair[0],
+    )
+    return RangeDifference(
+        sites=len(changes),
+        only_baseline=only_baseline,
+        only_other=only_other,
+        median_change_bits=statistics.median(bits for bits, _ in ranked) if ranked else None,
+        growth=tuple(change for bits, change in reversed(ranked[-LISTED:]) if bits > 0),
+        shrinkage=tuple(change for bits, change in ranked[:LISTED] if bits < 0),
+    )
+
+
+def error_growth(baseline: Side, other: Side, scheme: str) -> tuple[ErrorChange, ...]:
+    """Return the projections whose isolated error under `scheme` grew most."""
+    before, after = _errors(baseline, scheme), _errors(other, scheme)
+    grown = [
+        ErrorChange(
+            layer=site[0],
+            component=site[1],
+            relative_l2=(before[site], after[site]),
+            change_db=20 * math.log10(after[site] / before[site]) if before[site] > 0 and after[site] > 0 else None,
+        )
+        for site in before
+        if site in after and after[site] > before[site]
+    ]
+    return tuple(sorted(grown, key=lambda c: math.inf if c.change_db is None else c.change_db, reverse=True)[:LISTED])
+
+
+def final_sqnr(side: Side, scheme: str) -> float | None:
+    """Return sqnr_db of the scheme's own stream after the last layer; None where it is exact or not known."""
+    rows = side.read("errors", ("scheme", "layer", "component", "port", "mode", "sqnr_db"))
+    if rows is None:
+        return None
+    wanted = (scheme, side.report.model.layers - 1, "block", "output", "accumulated")
+    names = ("scheme", "layer", "component", "port", "mode")
+    found = zip(*(rows[name] for name in names), rows["sqnr_db"], strict=True)
+    return next((row[-1] for row in found if row[:-1] == wanted), None)
+
+
+def _ranges(side: Side) -> Mapping[Site, tuple[float | None, float]] | None:
+    rows = side.read("sites", ("layer", "component", "port", "range_bits", "abs_max"))
+    if rows is None:
+        return None
+    sites = zip(rows["layer"], rows["component"], rows["port"], strict=True)
+    return dict(zip(sites, zip(map(_known, rows["range_bits"]), rows["abs_max"], strict=True), strict=True))
+
+
+def _errors(side: Side, scheme: str) -> Mapping[tuple[int, str], float]:
+    rows = side.read("errors", ("scheme", "layer", "component", "port", "mode", "relative_l2"))
+    if rows is None:
+        return {}
+    kinds = zip(rows["scheme"], rows["port"], rows["mode"], strict=True)
+    sites = zip(rows["layer"], rows["component"], strict=True)
+    return {
+        site: error
+        for kind, site, error in zip(kinds, sites, rows["relative_l2"], strict=True)
+        if kind == (scheme, "output", "isolated") and _known(error) is not None
+    }
+
+
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _difference(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before

@@ -1,0 +1,108 @@
+"""The whole comparison of reports: checks, then one difference for each report after the first."""
+
+from collections.abc import Iterator, Sequence
+
+from service.contracts.comparison import cautions, predictions, sites
+from service.contracts.comparison.records import (
+    COMPARISON_VERSION,
+    Compared,
+    Comparison,
+    Difference,
+    OutlierDifference,
+    SchemeDifference,
+)
+from service.contracts.comparison.sides import Side, check_count, check_schema_version, labels
+from service.contracts.report import LeftOut
+
+
+def compare(sides: Sequence[Side], headroom_version: str) -> Comparison:
+    """Hold every report after the first against the first, the baseline.
+
+    Raises:
+        NotComparable: there are fewer than two reports or more than eight, or one is of another major version of the
+            schema or the definitions.
+    """
+    check_count(len(sides))
+    baseline, *others = sides
+    for side in sides:
+        check_schema_version(side.name, side.report.schema_version)
+        cautions.check_definitions(side.name, baseline.report, side.report)
+    called = labels(sides)
+    return Comparison(
+        comparison_version=COMPARISON_VERSION,
+        headroom_version=headroom_version,
+        reports=tuple(_compared(label, side) for label, side in zip(called, sides, strict=True)),
+        warnings=tuple(
+            warning
+            for label, other in zip(called[1:], others, strict=True)
+            for warning in cautions.warnings(label, baseline.report, other.report)
+        ),
+        differences=tuple(_difference(label, baseline, side) for label, side in zip(called[1:], others, strict=True)),
+    )
+
+
+def _compared(label: str, side: Side) -> Compared:
+    report = side.report
+    shared = {name: getattr(report, name) for name in Compared.model_fields if name not in ("label", "name")}
+    return Compared(label=label, name=side.name, **shared)
+
+
+def _difference(label: str, baseline: Side, other: Side) -> Difference:
+    before, after = baseline.report.schemes, other.report.schemes
+    shared = [scheme for scheme in before if scheme in after]
+    paired = {scheme: predictions.pairs(baseline, other, scheme) for scheme in shared}
+    layers = cautions.uncomparable_layers(baseline.report, other.report)
+    return Difference(
+        label=label,
+        reference_perplexity=predictions.reference_change(
+            baseline.report.reference.perplexity,
+            other.report.reference.perplexity,
+            next(iter(paired.values()), ()),
+        ),
+        range=None if layers else sites.range_difference(baseline, other),
+        outliers=_outliers(baseline, other),
+        schemes={scheme: _scheme(baseline, other, scheme, paired[scheme], layers is None) for scheme in shared},
+        only_baseline=tuple(scheme for scheme in before if scheme not in after),
+        only_other=tuple(scheme for scheme in after if scheme not in before),
+        not_compared=tuple(_not_compared(baseline, other, layers)),
+    )
+
+
+def _not_compared(baseline: Side, other: Side, layers: str | None) -> Iterator[LeftOut]:
+    if layers:
+        yield LeftOut(name="range", reason=layers)
+        yield LeftOut(name="errors by component", reason=layers)
+    elif sites.range_changes(baseline, other) is None:
+        yield LeftOut(name="range", reason="a report has no table 'sites'")
+    yield from cautions.uncomparable_outliers(baseline.report, other.report)
+
+
+def _outliers(baseline: Side, other: Side) -> dict[str, OutlierDifference]:
+    refused = {left_out.name for left_out in cautions.uncomparable_outliers(baseline.report, other.report)}
+    found = {}
+    for definition in cautions.DEFINITIONS:
+        if f"outliers.{definition}" in refused:
+            continue
+        before, after = (
+            {outlier.dimension for outlier in getattr(side.report.outliers, definition).dimensions}
+            for side in (baseline, other)
+        )
+        found[definition] = OutlierDifference(
+            gained=tuple(sorted(after - before)),
+            lost=tuple(sorted(before - after)),
+            kept=tuple(sorted(before & after)),
+        )
+    return found
+
+
+def _scheme(
+    baseline: Side, other: Side, scheme: str, paired: Sequence[predictions.Pair], same_layers: bool
+) -> SchemeDifference:
+    before, after = baseline.report.schemes[scheme], other.report.schemes[scheme]
+    return SchemeDifference(
+        kl_divergence=predictions.kl_change(before, after, paired),
+        perplexity_ratio=predictions.ratio_change(before, after, paired),
+        same_top_token=predictions.same_top_change(before, after, paired),
+        final_sqnr_db=(sites.final_sqnr(baseline, scheme), sites.final_sqnr(other, scheme)),
+        growth=sites.error_growth(baseline, other, scheme) if same_layers else (),
+    )

@@ -1,0 +1,272 @@
+"""Two reports held against each other, checked with NumPy on the stored tables."""
+
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stored_reports import copy, edit, restate, side
+
+from service.contracts.comparison.records import Comparison
+from service.contracts.comparison.sides import NotComparable, labels
+from service.contracts.comparison.whole import compare
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    return copy(tmp_path / "before")
+
+
+@pytest.fixture
+def other(tmp_path):
+    return copy(tmp_path / "after")
+
+
+def compared(*directories):
+    found = compare([side(directory) for directory in directories], "0.1.0")
+    assert Comparison.model_validate_json(found.model_dump_json()) == found
+    return found
+
+
+def tokens(directory, scheme):
+    """Return a scheme's scored rows as arrays."""
+    rows = [
+        row for row in pq.read_table(directory / "tables" / "tokens.parquet").to_pylist() if row["scheme"] == scheme
+    ]
+    scored = [row for row in rows if row["kl_divergence"] is not None]
+    return {name: np.array([row[name] for row in scored], dtype=float) for name in scored[0] if name != "scheme"}
+
+
+def worsen(rows):
+    """Make nf4 worse, at each position by another factor."""
+    random = np.random.default_rng(4)
+    for row in rows:
+        if row["scheme"] == "nf4" and row["kl_divergence"] is not None:
+            row["kl_divergence"] *= float(random.uniform(1.1, 1.7))
+            row["nll_scheme"] += float(random.normal(0.05, 0.02))
+            row["same_top"] = row["same_top"] and bool(random.random() < 0.9)
+
+
+def test_a_report_held_against_itself_has_not_changed(baseline, other):
+    found = compared(baseline, other)
+    [difference] = found.differences
+    assert [report.label for report in found.reports] == ["example/tiny-llama (before)", "example/tiny-llama (after)"]
+    assert found.warnings == ()
+    assert difference.not_compared == ()
+    assert (difference.range.sites, difference.range.only_baseline, difference.range.only_other) == (60, 0, 0)
+    assert (difference.range.median_change_bits, difference.range.growth, difference.range.shrinkage) == (0, (), ())
+    assert difference.outliers["llm_int8"].kept == (17, 40)
+    assert all(not (sets.gained or sets.lost) for sets in difference.outliers.values())
+    assert set(difference.schemes) == {"int8", "nf4", "w8a8-tensor"}
+    for changes in difference.schemes.values():
+        for change in (changes.kl_divergence, changes.perplexity_ratio, changes.same_top_token):
+            assert (change.difference.value, change.difference.standard_error, change.clear) == (0, 0, False)
+            assert change.positions == 4 * 63
+        assert changes.growth == ()
+        assert changes.final_sqnr_db[0] == changes.final_sqnr_db[1] > 0
+
+
+def test_the_same_tokens_are_paired_position_by_position(baseline, other):
+    edit(other, "tokens", worsen)
+    changes = compared(baseline, other).differences[0].schemes["nf4"]
+    before, after = tokens(baseline, "nf4"), tokens(other, "nf4")
+    count = len(before["kl_divergence"])
+    for change, differences in (
+        (changes.kl_divergence, after["kl_divergence"] - before["kl_divergence"]),
+        (changes.same_top_token, after["same_top"] - before["same_top"]),
+    ):
+        assert (change.paired, change.positions) == (True, count)
+        assert change.difference.value == pytest.approx(differences.mean(), rel=1e-12)
+        assert change.difference.standard_error == pytest.approx(differences.std(ddof=1) / math.sqrt(count), rel=1e-12)
+    assert changes.kl_divergence.clear
+    independent = math.sqrt(2) * changes.kl_divergence.baseline.standard_error
+    assert changes.kl_divergence.difference.standard_error < 0.5 * independent
+
+
+def test_the_error_of_a_perplexity_s_change_agrees_with_the_bootstrap(baseline, other):
+    edit(other, "tokens", worsen)
+    change = compared(baseline, other).differences[0].schemes["nf4"].perplexity_ratio
+    before, after = ((t["nll_scheme"] - t["nll_reference"]) for t in (tokens(baseline, "nf4"), tokens(other, "nf4")))
+    assert change.difference.value == pytest.approx(np.exp(after.mean()) - np.exp(before.mean()), rel=1e-12)
+    draws = np.random.default_rng(0).integers(len(before), size=(4000, len(before)))
+    spread = (np.exp(after[draws].mean(axis=1)) - np.exp(before[draws].mean(axis=1))).std()
+    assert change.difference.standard_error == pytest.approx(spread, rel=0.06)
+
+
+def test_other_tokens_are_not_paired_and_the_errors_combined(baseline, other):
+    restate(other, lambda report: report["calibration"].update(fingerprint="sha256:" + "c" * 64, source="other.txt"))
+    edit(other, "tokens", worsen)
+    found = compared(baseline, other)
+    [warning] = found.warnings
+    assert (warning.code, warning.where) == ("calibration-differs", "example/tiny-llama (after)")
+    assert "words.txt, 4 x 64 tokens" in warning.message
+    assert "other.txt, 4 x 64 tokens" in warning.message
+    change = found.differences[0].schemes["nf4"].kl_divergence
+    assert (change.paired, change.positions) == (False, None)
+    errors = [estimate.standard_error for estimate in (change.baseline, change.other)]
+    assert change.difference.standard_error == pytest.approx(math.hypot(*errors))
+    assert change.difference.value == pytest.approx(change.other.value - change.baseline.value)
+
+
+def test_only_positions_that_both_score_are_paired(baseline, other):
+    def score_half(rows):
+        for row in rows:
+            if row["position"] < 32:
+                row.update(nll_reference=None, nll_scheme=None, kl_divergence=None, same_top=None)
+
+    edit(other, "tokens", score_half)
+    restate(other, lambda report: report["analysis"].update(score="second_half"))
+    found = compared(baseline, other)
+    assert [warning.code for warning in found.warnings] == ["scoring-differs"]
+    assert found.differences[0].schemes["int8"].kl_divergence.positions == 4 * 31
+
+
+def test_range_site_by_site(baseline, other):
+    factors = {(3, "mlp.down", "input"): 8.0, (1, "attn.q", "input"): 2.0, (4, "block", "output"): 0.25}
+
+    def widen(rows):
+        for row in rows:
+            factor = factors.get((row["layer"], row["component"], row["port"]), 1.0)
+            row["abs_max"] *= factor
+            row["range_bits"] += math.log2(factor)
+
+    edit(other, "sites", widen)
+    edit(other, "sites", lambda rows: rows.remove(next(row for row in rows if row["component"] == "attn.o")))
+    found = compared(baseline, other).differences[0].range
+    assert (found.sites, found.only_baseline, found.only_other) == (59, 1, 0)
+    assert [(c.layer, c.component, c.port, round(c.change_bits, 9)) for c in found.growth] == [
+        (3, "mlp.down", "input", 3),
+        (1, "attn.q", "input", 1),
+    ]
+    assert [(c.layer, c.component, round(c.change_bits, 9)) for c in found.shrinkage] == [(4, "block", -2)]
+    assert found.growth[0].abs_max[1] == pytest.approx(8 * found.growth[0].abs_max[0], rel=1e-6)
+
+
+def test_a_site_without_a_median_has_no_change(baseline, other):
+    def flatten(rows):
+        rows[0]["range_bits"] = None
+
+    edit(other, "sites", flatten)
+    found = compared(baseline, other).differences[0].range
+    assert (found.sites, found.median_change_bits, found.growth) == (60, 0, ())
+
+
+def test_outlier_dimensions_gained_lost_and_kept(baseline, other):
+    def exchange(report):
+        outliers = report["outliers"]["llm_int8"]["dimensions"]
+        outliers[0]["dimension"] = 5
+        report["outliers"]["massive_token"]["dimensions"] = [{"dimension": 9, "layers_fraction": 1.0, "abs_max": 200.0}]
+
+    restate(other, exchange)
+    found = compared(baseline, other).differences[0].outliers
+    assert (found["llm_int8"].gained, found["llm_int8"].lost, found["llm_int8"].kept) == ((5,), (17,), (40,))
+    assert (found["massive_token"].gained, found["massive_token"].kept) == ((9,), ())
+    assert found["variance"].kept == (17,)
+
+
+def test_sets_by_other_thresholds_are_not_compared_and_the_thresholds_named(baseline, other):
+    restate(other, lambda report: report["outliers"]["llm_int8"]["thresholds"].update(magnitude=5.0))
+    found = compared(baseline, other)
+    assert [(w.code, w.message) for w in found.warnings] == [
+        ("thresholds-differ", "thresholds of llm_int8: magnitude 6.0 and 5.0")
+    ]
+    [left_out] = found.differences[0].not_compared
+    assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "other thresholds: magnitude 6.0 and 5.0")
+    assert set(found.differences[0].outliers) == {"massive_tensor", "massive_token", "median_quantile", "variance"}
+
+
+def test_the_errors_that_grew_most(baseline, other):
+    def worsen_one(rows):
+        for row in rows:
+            place = (row["scheme"], row["layer"], row["component"], row["mode"], row["port"])
+            if place == ("int8", 2, "mlp.up", "isolated", "output"):
+                row["relative_l2"] *= 10
+            if place == ("int8", 4, "block", "accumulated", "output"):
+                row["sqnr_db"] -= 6
+
+    edit(other, "errors", worsen_one)
+    found = compared(baseline, other).differences[0].schemes
+    [grown] = found["int8"].growth
+    assert (grown.layer, grown.component, round(grown.change_db, 6)) == (2, "mlp.up", 20)
+    assert found["int8"].final_sqnr_db[1] == pytest.approx(found["int8"].final_sqnr_db[0] - 6)
+    assert found["nf4"].growth == ()
+
+
+def test_schemes_of_one_report_alone_are_listed(baseline, other):
+    restate(other, lambda report: report["schemes"].pop("nf4"))
+    restate(other, lambda report: report["schemes"].update(fp4=report["schemes"].pop("int8")))
+    found = compared(baseline, other).differences[0]
+    assert list(found.schemes) == ["w8a8-tensor"]
+    assert (found.only_baseline, found.only_other) == (("int8", "nf4"), ("fp4",))
+
+
+def test_other_settings_weights_and_machines_are_named(baseline, other):
+    def change(report):
+        report["schemes"]["int8"]["settings"]["threshold"] = 0.0
+        report["model"]["fingerprint"] = "sha256:" + "d" * 64
+        report["environment"]["bitsandbytes"] = "0.48.0"
+        report["definitions_version"] = "1.1"
+
+    restate(other, change)
+    told = {warning.code: warning.message for warning in compared(baseline, other).warnings}
+    assert told["scheme-settings-differ"] == "settings of int8: threshold 6.0 and 0.0"
+    assert "other weights" in told["models-differ"]
+    assert "and 0.48.0" in told["environment-differs"]
+    assert "definitions 1.0 and 1.1" in told["definitions-differ"]
+    assert len(told) == 4
+
+
+def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_something(baseline, other):
+    restate(other, lambda report: report["model"].update(layers=4, hidden_size=32))
+    found = compared(baseline, other).differences[0]
+    assert found.range is None
+    assert found.outliers == {}
+    reasons = {left_out.name: left_out.reason for left_out in found.not_compared}
+    assert reasons["range"] == "5 layers and 4: layer by layer they do not match"
+    assert reasons["outliers.variance"] == "hidden sizes of 64 and 32: the dimensions are not the same"
+    assert len(reasons) == 7
+    assert found.schemes["nf4"].growth == ()
+    assert found.schemes["nf4"].kl_divergence.difference.value == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"schema_version": "2.0"},
+            "after: schema_version '2.0' cannot be compared; this version of Headroom reads 1.x",
+        ),
+        (
+            {"definitions_version": "2.0"},
+            "after: definitions_version '2.0' cannot be compared with the baseline's '1.0'",
+        ),
+    ],
+)
+def test_other_major_versions_are_refused_by_name(baseline, other, change, said):
+    restate(other, lambda report: report.update(change))
+    with pytest.raises(NotComparable, match=said):
+        compared(baseline, other)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_too_few_and_too_many_are_refused(baseline, count):
+    with pytest.raises(NotComparable, match=f"{count} reports cannot be compared at once; 2 to 8 can"):
+        compare([side(baseline)] * count, "0.1.0")
+
+
+def test_a_scheme_without_any_finite_prediction_has_no_difference(baseline, other):
+    def silence(report):
+        report["schemes"]["nf4"].update(perplexity_ratio=None, kl_divergence=None, same_top_token=None)
+
+    restate(other, silence)
+    change = compared(baseline, other).differences[0].schemes["nf4"].kl_divergence
+    assert change.baseline.value > 0
+    assert (change.other, change.difference, change.clear) == (None, None, None)
+
+
+def test_labels_tell_reports_apart(baseline, other):
+    first, second = side(baseline, "0123456789abcdef0123456789abcdef"), side(other, "same")
+    assert labels([first, second]) == ["example/tiny-llama (89abcdef)", "example/tiny-llama (same)"]
+    assert labels([second, second]) == ["example/tiny-llama (same) #1", "example/tiny-llama (same) #2"]
+    restate(other, lambda report: report["model"].update(revision="0011223344556677"))
+    assert labels([first, side(other)]) == ["example/tiny-llama", "example/tiny-llama@00112233"]
