@@ -4,11 +4,12 @@ import zipfile
 from pathlib import Path
 
 BUNDLE = "bundle.zip"
-_PATTERNS = ("report.json", "report.html", "figures/*", "tables/*")
+_PATTERNS = ("report.json", "report.html", "summary.md", "figures/*", "tables/*")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip file can hold
 _MEDIA_TYPES = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
     ".svg": "image/svg+xml",
     ".png": "image/png",
     ".parquet": "application/vnd.apache.parquet",
@@ -17,7 +18,7 @@ _MEDIA_TYPES = {
 
 
 def report_files(directory: Path) -> dict[str, Path]:
-    """Return the files of the report in `directory` by name, sorted: report.json, report.html, figures and tables.
+    """Return the files of the report in `directory` by name, sorted.
 
     Links, and files of a kind that no report has, are left out.
     """

@@ -40,6 +40,12 @@ def page(rooms: Within, request: Request, job_id: JobId) -> Response:
     return downloads.artifact(rooms, request, job_id, "report.html")
 
 
+@router.get("/{job_id}/summary.md", response_class=Response)
+def summary(rooms: Within, request: Request, job_id: JobId) -> Response:
+    """Return the report's summary in Markdown."""
+    return downloads.artifact(rooms, request, job_id, "summary.md")
+
+
 @router.get("/{job_id}/bundle.zip", response_class=Response)
 def bundle(rooms: Within, request: Request, job_id: JobId) -> Response:
     """Return every file of the report in one archive."""

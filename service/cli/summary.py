@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.client import Document
+from service.contracts.report import Estimate
+from service.contracts.request import VerdictLimits
+from service.contracts.verdict import judge
 
 NONE = "none"
 """Stands for a figure that could not be had: no position had a finite prediction."""
@@ -20,17 +23,39 @@ SHOWN_DIMENSIONS = 20
 
 def summarise(report: Document) -> dict[str, Any]:
     """Return the figures that `analyze` shows, as a document of its own."""
+    limits = _limits(report)
+    predicts = report["reference"]["perplexity"] is not None
     return {
         "model": {
             key: report["model"][key] for key in ("source", "architecture", "layers", "hidden_size", "parameters")
         },
         "reference": report["reference"],
-        "schemes": {name: _scheme(facts) for name, facts in report["schemes"].items()},
+        "verdict_limits": limits.model_dump(),
+        "schemes": {
+            name: {"verdict": _verdict(facts, limits, predicts)} | _scheme(facts)
+            for name, facts in report["schemes"].items()
+        },
         "outlier_dimensions": {
             name: list(found["dimensions"]) for name, found in report["outliers"].items() if found["dimensions"]
         },
         "warnings": list(report["warnings"]),
     }
+
+
+def _limits(report: Document) -> VerdictLimits:
+    """Return where the verdict's classes begin: as the report says, or the defaults in a report that says nothing."""
+    return VerdictLimits.model_validate(report.get("analysis", {}).get("verdict", {}), extra="ignore")
+
+
+def _verdict(facts: Document, limits: VerdictLimits, predicts: bool) -> dict[str, str]:
+    kl, ratio = facts["kl_divergence"], facts["perplexity_ratio"]
+    judged = judge(
+        kl and Estimate(value=kl["mean"], standard_error=kl["standard_error"]),
+        ratio and Estimate(value=ratio["value"], standard_error=ratio["standard_error"]),
+        limits,
+        reference_predicts=predicts,
+    )
+    return {"effect": judged.level.name, "not_ruled_out": judged.possible.name}
 
 
 def _scheme(facts: Document) -> dict[str, Any]:
@@ -56,12 +81,24 @@ def show(console: Console, summary: dict[str, Any]) -> None:
     tokens = f" over {perplexity['scored_tokens']} tokens" if perplexity else ""
     _line(console, f"Reference perplexity {_estimate(perplexity, 3)}{tokens}")
     if summary["schemes"]:
+        _verdicts(console, summary)
         console.print(_divergences(summary["schemes"]))
         _worst(console, summary["schemes"])
     _outliers(console, summary["outlier_dimensions"])
     for warning in summary["warnings"]:
         where = f" ({warning['where']})" if warning.get("where") else ""
         _line(console, f"Warning {warning['code']}: {warning['message']}{where}")
+
+
+def _verdicts(console: Console, summary: dict[str, Any]) -> None:
+    for name, facts in summary["schemes"].items():
+        effect, possible = facts["verdict"]["effect"], facts["verdict"]["not_ruled_out"]
+        doubt = "" if effect == possible else f"; {possible} is not ruled out, more calibration text would settle it"
+        _line(console, f"The effect of {name} is {effect}{doubt}")
+    limits = summary["verdict_limits"]
+    kl = f"mean KL of {limits['kl_noticeable']:g} and {limits['kl_severe']:g} nats"
+    ratio = f"perplexity ratio of {limits['ratio_noticeable']:g} and {limits['ratio_severe']:g}"
+    _line(console, f"Noticeable and severe begin at a {kl}, and a {ratio}")
 
 
 def _divergences(schemes: dict[str, Any]) -> Table:

@@ -104,6 +104,33 @@ class HeadThresholds(Frozen):
     """Predicted from weights alone: the largest value channel's norm over the layer's typical one."""
 
 
+class VerdictLimits(Frozen):
+    """From where on a scheme's effect on the predictions is called noticeable, and from where on severe.
+
+    The defaults are conventions. Eight-bit weights usually stay under 0.01 nats and good four-bit ones lie between
+    0.01 and 0.1; a perplexity 5 % higher is about half of what separates neighbouring sizes of a model family.
+    """
+
+    kl_noticeable: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    """Mean KL divergence, nats per token."""
+    kl_severe: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """Must be larger than `kl_noticeable`."""
+    ratio_noticeable: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.01
+    """Perplexity over the reference's, by the lower end of its 95 % interval."""
+    ratio_severe: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.05
+    """Must be larger than `ratio_noticeable`."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for measure in ("kl", "ratio"):
+            noticeable, severe = getattr(self, f"{measure}_noticeable"), getattr(self, f"{measure}_severe")
+            if not noticeable < severe:
+                raise ValueError(
+                    f"{measure}_severe is {severe:g}; it must be larger than {measure}_noticeable, {noticeable:g}"
+                )
+        return self
+
+
 class Analysis(Frozen):
     """The settings of an analysis, the same in a job and in a measurement."""
 
@@ -134,6 +161,7 @@ class Analysis(Frozen):
     median_quantile: MedianQuantileThresholds = MedianQuantileThresholds()
     variance: VarianceThresholds = VarianceThresholds()
     heads: HeadThresholds = HeadThresholds()
+    verdict: VerdictLimits = VerdictLimits()
 
     @field_validator("schemes")
     @classmethod

@@ -52,8 +52,9 @@ DRAW = """
 (target / "figures").mkdir()
 (target / "figures" / "profile.svg").write_text("<svg/>")
 (target / "report.html").write_text("<html></html>")
+(target / "summary.md").write_text("# Headroom")
 """
-NAMES = ["bundle.zip", "figures/profile.svg", "report.html", "report.json", "tables/sites.parquet"]
+NAMES = ["bundle.zip", "figures/profile.svg", "report.html", "report.json", "summary.md", "tables/sites.parquet"]
 SLEEP = "progress('sweep', 0, 9)\ntime.sleep(600)\n"
 
 
@@ -152,6 +153,7 @@ def test_a_report_ends_in_the_store(bench: Bench) -> None:
         "figures/profile.svg": "image/svg+xml",
         "report.html": "text/html; charset=utf-8",
         "report.json": "application/json",
+        "summary.md": "text/markdown; charset=utf-8",
         "tables/sites.parquet": "application/vnd.apache.parquet",
     }
     assert bench.no_work_is_left()

@@ -5,22 +5,51 @@ it, and unprintable characters are shown as escapes. A content security policy i
 requests, should anything slip through.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from service.contracts.report import Report
+from service.contracts.report import LeftOut
 from workers.reporting import sections
+from workers.reporting.figures.drawing import Saved
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.inline_svg import inline
 from workers.reporting.loading import Source
-from workers.reporting.text import counted, estimate, visible
-from workers.reporting.verdict import LIMITED, LIMITS, Level
+from workers.reporting.text import counted, visible
+from workers.reporting.topics import divergence, dynamic_range, errors, heads, labelled, outcome, outliers
+from workers.reporting.topics.records import Topic
+from workers.reporting.verdict import LIMITED, printed_limits
 
 _HERE = Path(__file__).parent
-_SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
-"""Fuller is worse; the word stands beside it, so that no colour is needed to tell them apart."""
+
+OTHER = "figures"
+"""The section of a figure that belongs to no topic."""
+_TOPIC_OF_FIGURE = {
+    "range_by_layer": "range",
+    "component_heatmap": "errors",
+    "component_heatmap_crest_db": "range",
+    "component_heatmap_range_bits": "range",
+    "component_heatmap_abs_max": "range",
+    "outlier_dimensions": "outliers",
+    "activation_profile": "outliers",
+    "channel_surface": "outliers",
+    "head_severity": "heads",
+    "head_agreement": "heads",
+    "error_growth": "errors",
+    "divergence": "divergence",
+    "labelled_activations": "labelled",
+}
+"""The topic of every figure by the beginning of its name; the longest beginning that fits decides."""
+
+
+class Placed(NamedTuple):
+    """A figure as the template takes it."""
+
+    saved: Saved
+    svg: Markup
 
 
 def _finalize(value: object) -> object:
@@ -40,31 +69,53 @@ def _environment() -> Environment:
     return environment
 
 
-def _reference(report: Report) -> str:
-    perplexity = report.reference.perplexity
-    if perplexity is None:
-        return "No position has a finite prediction under the reference."
-    scored = counted(perplexity.scored_tokens, "scored token")
-    return f"The reference has a perplexity of {estimate(perplexity)} over {scored}. Every ± is one standard error."
+def topic_of(figure: str) -> str:
+    """Return the name of the topic that the figure of this name belongs to."""
+    fitting = [start for start in _TOPIC_OF_FIGURE if figure == start or figure.startswith(f"{start}_")]
+    return _TOPIC_OF_FIGURE[max(fitting, key=len)] if fitting else OTHER
 
 
-def page(source: Source, gallery: Gallery, directory: Path) -> str:
+def topics(source: Source) -> tuple[Topic, ...]:
+    """Return the sections of the page between the outcome and the calibration, in order."""
+    report = source.report
+    return (
+        dynamic_range.topic(source),
+        outliers.topic(report),
+        heads.topic(source),
+        errors.topic(source),
+        divergence.topic(report),
+        labelled.topic(report),
+    )
+
+
+def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Placed]]:
+    """Return the figures by topic, in the order in which they were drawn."""
+    placed: dict[str, list[Placed]] = {}
+    for saved in shown:
+        svg = inline(directory / saved.files[0], saved.name, visible(saved.alt))
+        placed.setdefault(topic_of(saved.name), []).append(Placed(saved, svg))
+    return placed
+
+
+def _left_out(gallery: Gallery) -> dict[str, list[LeftOut]]:
+    """Return the figures that the report cannot have, by topic."""
+    missing: dict[str, list[LeftOut]] = {}
+    for figure in gallery.left_out:
+        missing.setdefault(topic_of(figure.name), []).append(figure)
+    return missing
+
+
+def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Path) -> str:
     """Return the page.
 
     Args:
         source: The report and its tables.
+        told: The sections between the outcome and the calibration.
         gallery: Its figures, and those that it cannot have.
         directory: Where the figures' files lie.
     """
     report = source.report
-    figures = [
-        {
-            "drawing": saved,
-            "files": saved.files,
-            "svg": inline(directory / saved.files[0], saved.name, visible(saved.alt)),
-        }
-        for saved in gallery.figures
-    ]
+    figures = _placed(gallery.figures, directory)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -72,17 +123,18 @@ def page(source: Source, gallery: Gallery, directory: Path) -> str:
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
             report=report,
             measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
-            reference=_reference(report),
-            outcomes=sections.outcomes(report),
-            signs=_SIGNS,
-            levels=list(LIMITED),
-            limits=LIMITS,
-            outliers=sections.outlier_dimensions(report),
-            worst=sections.worst_sites(report),
+            reference=outcome.reference(report),
+            by_level=outcome.by_level(report),
+            outcomes=outcome.outcomes(report),
+            outcome_head=outcome.HEAD,
+            signs=outcome.SIGNS,
+            levels=LIMITED,
+            limits=printed_limits(report.analysis.verdict),
+            topics=told,
             figures=figures,
-            left_out=gallery.left_out,
-            ranges=sections.range_by_layer(source),
-            over_fp16=sections.over_fp16(source),
+            left_out=_left_out(gallery),
+            others=figures.get(OTHER, []),
+            calibrated=sections.calibrated(report),
             provenance=sections.provenance(report),
             identity=sections.identity(report),
             command=sections.command(report),

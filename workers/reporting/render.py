@@ -6,15 +6,16 @@ from pathlib import Path
 from service.contracts.report import Report
 from workers.reporting.figures.gallery import draw_all
 from workers.reporting.loading import load
-from workers.reporting.page import page
+from workers.reporting.page import page, topics
 from workers.reporting.publish import staged
+from workers.reporting.summary import summary
 
-PUBLISHED = ("figures", "report.html", "report.json")
+PUBLISHED = ("figures", "report.html", "summary.md", "report.json")
 """What rendering writes, in the order in which it is put in place."""
 
 
 def render(directory: Path, processes: int | None = None) -> Report:
-    """Draw the figures and the page of the report in `directory`, and name the figures in its report.json.
+    """Draw the figures, page and summary of the report in `directory`, and name the figures in its report.json.
 
     A report that was rendered before is rendered afresh; the same report gives the same bytes.
 
@@ -37,6 +38,8 @@ def render(directory: Path, processes: int | None = None) -> Report:
         # Only the figures change: what a newer version added is kept as it stands.
         stated = json.loads((directory / "report.json").read_bytes())
         stated |= {key: [entry.model_dump() for entry in entries] for key, entries in figures.items()}
-        (stage / "report.html").write_text(page(source, gallery, stage), encoding="utf-8")
+        told = topics(source)
+        (stage / "report.html").write_text(page(source, told, gallery, stage), encoding="utf-8")
+        (stage / "summary.md").write_text(summary(source, told), encoding="utf-8")
         (stage / "report.json").write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return source.report.model_copy(update=figures)

@@ -1,108 +1,98 @@
-"""The plain word on a scheme: negligible, noticeable or severe, and the limits behind it.
+"""The verdict on a scheme in sentences: the word, its grounds, and what the text was too short to settle."""
 
-Two measures are held to limits, and the worse of them gives the word. The mean KL divergence sees every change of
-the prediction and is measured closely, so its value counts. Perplexity is noisier: a rise counts only as far as
-the 95 % interval of its ratio shows it, that is, by the interval's lower end. Where an interval's upper end lies in
-a worse class than the word, the verdict says that the text was too short to rule that class out.
-
-The limits are conventions. For orientation: eight-bit weights usually stay under 0.01 nats, good four-bit ones lie
-between 0.01 and 0.1; a perplexity 5 % higher is about half of what separates neighbouring sizes of a model family.
-"""
-
-from enum import IntEnum
 from typing import NamedTuple
 
-from service.contracts.report import Estimate, ReferenceFacts, SchemeFacts
+from service.contracts.report import Estimate, Report, SchemeFacts
+from service.contracts.request import VerdictLimits
+from service.contracts.verdict import (
+    Judgement,
+    Level,
+    Limit,
+    interval,
+    judge,
+    kl_limit,
+    mean_kl,
+    ratio_limit,
+)
 from workers.reporting.text import number
 
-INTERVAL = 1.96
-"""Standard errors to either side of a value in a 95 % interval."""
-
-
-class Level(IntEnum):
-    """What a scheme does to the model's predictions, from least to most."""
-
-    negligible = 0
-    noticeable = 1
-    severe = 2
-    unjudged = 3
-    """The reference itself has no finite prediction, so that there is nothing to compare with."""
-
-
-class Limit(NamedTuple):
-    """A measure, and where its classes begin."""
-
-    measure: str
-    judged_by: str
-    """Which figure is held to the limits."""
-    noticeable: float
-    """From here on the effect is noticeable."""
-    severe: float
-    """From here on it is severe."""
-
-    def level(self, value: float) -> Level:
-        """Return the class of `value`; NaN is severe."""
-        if value < self.noticeable:
-            return Level.negligible
-        return Level.noticeable if value < self.severe else Level.severe
-
-
-KL = Limit("mean KL divergence, nats per token", "its value", 0.01, 0.1)
-PERPLEXITY_RATIO = Limit("perplexity ratio to the reference", "the lower end of its 95 % interval", 1.01, 1.05)
-LIMITS = (KL, PERPLEXITY_RATIO)
 LIMITED = (Level.negligible, Level.noticeable, Level.severe)
 """The classes between the limits, in order."""
+
+
+class PrintedLimit(NamedTuple):
+    """A row of the table of limits."""
+
+    measure: str
+    setting: str
+    """Which settings of the job hold the limits."""
+    judged_by: str
+    """Which figure is held to the limits."""
+    limit: Limit
 
 
 class Verdict(NamedTuple):
     """The word, and its grounds in sentences."""
 
     level: Level
+    possible: Level
+    """The worst class that the 95 % intervals reach; `level` where none is worse."""
     reasons: tuple[str, ...]
     unsettled: str | None
     """Which worse class cannot be ruled out yet, and why; None when the word is settled."""
 
 
-def interval(estimate: Estimate) -> tuple[float, float]:
-    """Return the 95 % interval of `estimate`; the value twice where it has no standard error."""
-    reach = INTERVAL * (estimate.standard_error or 0.0)
-    return estimate.value - reach, estimate.value + reach
-
-
-def mean_kl(scheme: SchemeFacts) -> Estimate | None:
-    """Return the mean KL divergence with its standard error; None where no position has a finite prediction."""
-    kl = scheme.kl_divergence
-    return Estimate(value=kl.mean, standard_error=kl.standard_error) if kl else None
-
-
-def judge(scheme: SchemeFacts, reference: ReferenceFacts) -> Verdict:
-    """Return the verdict on `scheme`; a scheme that leaves no finite prediction is severe."""
-    kl, ratio = mean_kl(scheme), scheme.perplexity_ratio
-    if kl and ratio:
-        return _by_limits(kl, ratio)
-    if reference.perplexity:
-        return Verdict(Level.severe, ("No position has a finite prediction under the scheme.",), None)
-    return Verdict(Level.unjudged, ("No position has a finite prediction under the reference.",), None)
-
-
-def _by_limits(kl: Estimate, ratio: Estimate) -> Verdict:
-    low, high = interval(ratio)
-    by_kl, by_ratio = KL.level(kl.value), PERPLEXITY_RATIO.level(low)
-    level = max(by_kl, by_ratio)
-    reasons = (
-        f"Mean KL of {number(kl.value)} nats is {by_kl.name}: {_class_bounds(KL, by_kl)}.",
-        f"Perplexity ratio of {number(ratio.value, 4)}, at least {number(low, 4)}, is "
-        f"{by_ratio.name}: {_class_bounds(PERPLEXITY_RATIO, by_ratio)}.",
+def printed_limits(limits: VerdictLimits) -> tuple[PrintedLimit, ...]:
+    """Return the limits as the page prints them."""
+    return (
+        PrintedLimit("Mean KL divergence, nats per token", "verdict.kl_*", "its value", kl_limit(limits)),
+        PrintedLimit(
+            "Perplexity over the reference's",
+            "verdict.ratio_*",
+            "the lower end of its 95 % interval",
+            ratio_limit(limits),
+        ),
     )
-    worst = max(KL.level(interval(kl)[1]), PERPLEXITY_RATIO.level(high))
-    unsettled = None
-    if worst > level:
-        unsettled = (
-            f"{worst.name.capitalize()} is not ruled out: the 95 % intervals reach a mean KL of "
-            f"{number(interval(kl)[1])} and a perplexity ratio of {number(high, 4)}. "
-            "More calibration text would settle it."
-        )
-    return Verdict(level, reasons, unsettled)
+
+
+def limits_in_words(limits: VerdictLimits) -> str:
+    """Return the limits as a sentence."""
+    kl, ratio = kl_limit(limits), ratio_limit(limits)
+    return (
+        f"An effect is noticeable from a mean KL of {kl.noticeable:g} nats or a perplexity ratio of "
+        f"{ratio.noticeable:g} on, and severe from {kl.severe:g} or {ratio.severe:g} on; of the ratio, the lower end "
+        "of its 95 % interval counts."
+    )
+
+
+def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
+    """Return the verdict on a scheme of `report`, by the report's own limits."""
+    limits = report.analysis.verdict
+    kl, ratio = mean_kl(scheme.kl_divergence), scheme.perplexity_ratio
+    judged = judge(kl, ratio, limits, reference_predicts=report.reference.perplexity is not None)
+    if kl is None or ratio is None:
+        who = "reference" if judged.level is Level.unjudged else "scheme"
+        return Verdict(judged.level, judged.possible, (f"No position has a finite prediction under the {who}.",), None)
+    return Verdict(judged.level, judged.possible, _reasons(judged, limits, kl, ratio), _unsettled(judged, kl, ratio))
+
+
+def _reasons(judged: Judgement, limits: VerdictLimits, kl: Estimate, ratio: Estimate) -> tuple[str, ...]:
+    by_kl, by_ratio = judged.by_kl or Level.negligible, judged.by_ratio or Level.negligible
+    return (
+        f"Mean KL of {number(kl.value)} nats is {by_kl.name}: {_class_bounds(kl_limit(limits), by_kl)}.",
+        f"Perplexity ratio of {number(ratio.value, 4)}, at least {number(interval(ratio)[0], 4)}, is "
+        f"{by_ratio.name}: {_class_bounds(ratio_limit(limits), by_ratio)}.",
+    )
+
+
+def _unsettled(judged: Judgement, kl: Estimate, ratio: Estimate) -> str | None:
+    if judged.possible is judged.level:
+        return None
+    return (
+        f"{judged.possible.name.capitalize()} is not ruled out: the 95 % intervals reach a mean KL of "
+        f"{number(interval(kl)[1])} and a perplexity ratio of {number(interval(ratio)[1], 4)}. "
+        "More calibration text would settle it."
+    )
 
 
 def _class_bounds(limit: Limit, level: Level) -> str:

@@ -106,6 +106,7 @@ def files() -> dict[str, bytes]:
     report = {
         "report.json": json.dumps({"job_id": "x"}).encode(),
         "report.html": b"<!doctype html><title>Report</title>",
+        "summary.md": b"# Headroom: x",
         "figures/error_growth.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "figures/error_growth.png": bytes(range(256)),
         "tables/sites.parquet": table.getvalue(),

@@ -12,6 +12,7 @@ import pytest
 FILES = {
     "": "report.json",
     "/report.html": "report.html",
+    "/summary.md": "summary.md",
     "/figures/error_growth.svg": "figures/error_growth.svg",
     "/figures/error_growth.png": "figures/error_growth.png",
     "/tables/sites.parquet": "tables/sites.parquet",

@@ -61,3 +61,16 @@ def test_long_lists_are_cut(report, told):
     assert "Not quantised under int8: m0, m1, m2, m3, m4, m5 and 94 more" in lines
     assert sum(line.startswith("  dimension") for line in lines) == 20
     assert "  and 10 more" in lines
+
+
+def test_the_verdict_and_its_limits_are_told(report, told):
+    lines = told()
+    assert "The effect of int8 is negligible" in lines
+    limits = "Noticeable and severe begin at a mean KL of 0.01 and 0.1 nats, and a perplexity ratio of 1.01 and 1.05"
+    assert limits in lines
+    report["analysis"] = {"verdict": {"kl_noticeable": 0.001, "kl_severe": 0.00124, "of_a_later_version": 1}}
+    lines = told()
+    assert "The effect of int8 is noticeable; severe is not ruled out, more calibration text would settle it" in lines
+    assert any("mean KL of 0.001 and 0.00124 nats" in line for line in lines)
+    report["schemes"]["int8"]["kl_divergence"] = None
+    assert "The effect of int8 is severe" in told()

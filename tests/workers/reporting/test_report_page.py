@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
+from service.contracts.request import VerdictLimits
 from workers.reporting.loading import load
 from workers.reporting.render import render
 from workers.reporting.sections import command
-from workers.reporting.verdict import LIMITS
+from workers.reporting.verdict import printed_limits
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = '"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>{{ 7*7 }}\u202e$x^2$'
@@ -91,13 +92,16 @@ def test_every_table_and_figure_file_is_linked(page, drawn_report):
 
 def test_the_outcome_comes_first_with_its_figures(page, drawn_report):
     report = json.loads((drawn_report / "report.json").read_text())
-    assert page.text.index("Outcome") < page.text.index("What was found") < page.text.index("Figures")
-    assert "The effect of int8 is negligible." in page.text
-    assert "The effect of nf4 is noticeable." in page.text
-    for part in ("12.50 ± 0.30", "12.70 ± 0.31", "1.0162 ± 0.0030", "0.0324 ± 0.0016", "91.90 %", "3.60 times smaller"):
+    sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    assert sections == ["outcome", "range", "outliers", "heads", "errors", "divergence", "labelled", "provenance",
+                        "tables"]  # fmt: skip
+    assert "Negligible effect on the predictions: int8" in page.text
+    assert "Noticeable effect on the predictions: nf4" in page.text
+    for part in ("12.50 ± 0.30", "12.70 ± 0.31", "1.0162 ± 0.0030", "0.0324 ± 0.0016", "91.90 %", "3.60 times"):
         assert part in page.text
-    for limit in LIMITS:
-        for part in (limit.measure, limit.judged_by, f"under {limit.noticeable}", f"{limit.severe} or more"):
+    for row in printed_limits(VerdictLimits()):
+        for part in (row.measure, row.setting, row.judged_by, f"under {row.limit.noticeable:g}",
+                     f"{row.limit.severe:g} or more"):  # fmt: skip
             assert part in page.text
     for part in (report["model"]["fingerprint"], report["calibration"]["fingerprint"], report["environment"]["torch"]):
         assert part in page.text
@@ -199,7 +203,7 @@ def test_warnings_stand_before_the_findings(make_report):
     )
     render(directory)
     text = page_of(directory).text
-    assert text.index("Three values are not finite") < text.index("What was found")
+    assert text.index("Three values are not finite") < text.index("Dynamic range")
     assert "1 warning" in text
 
 
@@ -207,7 +211,7 @@ def test_no_outliers_and_no_schemes_are_said(make_report):
     directory = make_report(outliers=0, schemes=())
     render(directory)
     text = page_of(directory).text
-    assert "No hidden dimension meets the definition." in text
+    assert "None of the 256 hidden dimensions is an outlier by any of the five definitions." in text
     assert "No scheme was asked for" in text
 
 

@@ -189,7 +189,7 @@ def test_names_that_would_leave_the_report_are_refused(make_report, capsys, name
 
 
 @pytest.mark.parametrize("rendered", [False, True])
-@pytest.mark.parametrize("victim", ["report.html", "report.json"])
+@pytest.mark.parametrize("victim", ["report.html", "summary.md", "report.json"])
 def test_a_full_disk_leaves_everything_as_it_was(make_report, capsys, monkeypatch, victim, rendered):
     directory = make_report(schemes=())
     if rendered:
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_everything_as_it_was(make_report, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("rendered", [False, True])
-@pytest.mark.parametrize("victim", ["figures", "report.html", "report.json"])
+@pytest.mark.parametrize("victim", ["figures", "report.html", "summary.md", "report.json"])
 def test_a_move_that_fails_is_undone(make_report, capsys, monkeypatch, victim, rendered):
     directory = make_report(schemes=())
     if rendered:

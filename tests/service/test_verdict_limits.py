@@ -1,0 +1,77 @@
+"""The word on a scheme follows from two figures and the limits that the job was given."""
+
+import pytest
+from pydantic import ValidationError
+
+from service.contracts.report import Estimate
+from service.contracts.request import Analysis, VerdictLimits
+from service.contracts.verdict import Level, judge
+
+DEFAULTS = VerdictLimits()
+
+
+def judged(kl=0.001, kl_error=0.0001, ratio=1.0, ratio_error=0.001, limits=DEFAULTS):
+    divergence = Estimate(value=kl, standard_error=kl_error)
+    return judge(divergence, Estimate(value=ratio, standard_error=ratio_error), limits, reference_predicts=True)
+
+
+@pytest.mark.parametrize(
+    ("kl", "level"),
+    [(0.0, Level.negligible), (0.00999, Level.negligible), (0.01, Level.noticeable), (0.0999, Level.noticeable),
+     (0.1, Level.severe), (12.0, Level.severe), (float("nan"), Level.severe)],
+)  # fmt: skip
+def test_the_mean_divergence_is_judged_by_its_value(kl, level):
+    assert judged(kl=kl).level is level
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "level"),
+    [(0.98, 0.001, Level.negligible), (1.02, 0.02, Level.negligible), (1.02, 0.004, Level.noticeable),
+     (1.08, 0.03, Level.noticeable), (1.08, 0.01, Level.severe), (1.02, None, Level.noticeable)],
+)  # fmt: skip
+def test_a_rise_of_perplexity_counts_as_far_as_its_interval_shows_it(ratio, error, level):
+    assert judged(ratio=ratio, ratio_error=error).level is level
+
+
+def test_the_worse_measure_gives_the_word():
+    assert judged(kl=0.2, ratio=1.0).level is Level.severe
+    assert judged(kl=0.001, ratio=1.2).level is Level.severe
+
+
+def test_the_worst_class_within_the_intervals_is_told():
+    assert judged().possible is Level.negligible
+    assert judged(ratio=1.02, ratio_error=0.03).possible is Level.severe
+    assert judged(kl=0.009, kl_error=0.001).possible is Level.noticeable
+    assert judged(kl=0.5, ratio=1.0).possible is Level.severe
+
+
+def test_the_limits_are_settings():
+    strict = VerdictLimits(kl_noticeable=0.0001, kl_severe=0.0005)
+    assert judged(kl=0.001, limits=strict).level is Level.severe
+    lax = VerdictLimits(ratio_noticeable=1.5, ratio_severe=2)
+    assert judged(ratio=1.4, limits=lax).level is Level.negligible
+
+
+def test_without_predictions_the_reference_decides():
+    assert judge(None, None, DEFAULTS, reference_predicts=True).level is Level.severe
+    assert judge(None, None, DEFAULTS, reference_predicts=False).level is Level.unjudged
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"kl_noticeable": 0.2}, "kl_severe is 0.1; it must be larger than kl_noticeable, 0.2"),
+     ({"ratio_noticeable": 1.05}, "ratio_severe is 1.05; it must be larger than ratio_noticeable, 1.05"),
+     ({"ratio_noticeable": 0.9}, "greater than or equal to 1"),
+     ({"kl_noticeable": 0}, "greater than 0"),
+     ({"kl_severe": float("inf")}, "finite"),
+     ({"kl": 1}, "Extra inputs are not permitted")],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_refused(given, told):
+    with pytest.raises(ValidationError, match=told):
+        Analysis(verdict=given)
+
+
+def test_an_analysis_that_says_nothing_has_the_defaults():
+    assert Analysis.model_validate({}).verdict == VerdictLimits(
+        kl_noticeable=0.01, kl_severe=0.1, ratio_noticeable=1.01, ratio_severe=1.05
+    )

@@ -1,0 +1,53 @@
+"""The divergence of the predictions: how far each scheme's next-token distributions lie from the reference's."""
+
+from service.contracts.report import Report, SchemeFacts
+from service.contracts.verdict import mean_kl
+from workers.reporting.text import ABSENT, estimate, number, percent
+from workers.reporting.topics.outcome import share
+from workers.reporting.topics.records import Grid, Topic, marked
+
+_TITLE = "Divergence of the predictions"
+_QUANTILES = ("median", "p90", "p95", "p99", "p99_9", "max")
+
+
+def topic(report: Report) -> Topic:
+    """Return the section on divergence."""
+    judged = {name: facts for name, facts in report.schemes.items() if facts.kl_divergence}
+    if not judged:
+        lead = "No scheme was measured." if not report.schemes else "No position has a finite prediction to compare."
+        return Topic("divergence", _TITLE, lead)
+    note = (
+        "KL is the divergence of the scheme's next-token distribution from the reference's at one scored position, in "
+        "nats; change of p is the change in the true token's probability."
+    )
+    return Topic("divergence", _TITLE, _lead(judged), (note,), grids=(_quantiles(report.schemes),))
+
+
+def _lead(judged: dict[str, SchemeFacts]) -> str:
+    order = sorted(judged, key=lambda name: judged[name].kl_divergence.mean)  # type: ignore[union-attr]
+    nearest = f"{marked(order[0])} stays nearest to the reference, with {_told(judged[order[0]])}"
+    if len(order) == 1:
+        return f"{marked(order[0])} lies {_told(judged[order[0]])} from the reference."
+    return f"{nearest}; {marked(order[-1])} goes farthest, with {_told(judged[order[-1]])}."
+
+
+def _told(facts: SchemeFacts) -> str:
+    kl = f"a mean KL of {estimate(mean_kl(facts.kl_divergence))} nats"
+    if facts.same_top_token is None:
+        return kl
+    return f"{kl} and {percent(facts.same_top_token.value)} of the most likely tokens kept"
+
+
+def _quantiles(schemes: dict[str, SchemeFacts]) -> Grid:
+    rows = []
+    for name, facts in schemes.items():
+        kl, change = facts.kl_divergence, facts.delta_p
+        quantiles = [number(getattr(kl, key)) if kl else ABSENT for key in _QUANTILES]
+        told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
+        rows.append((marked(name), estimate(mean_kl(kl)), *quantiles, share(facts.same_top_token), *told))
+    return Grid(
+        "KL divergence over the scored positions, in nats, and what becomes of the most likely and of the true token",
+        ("Scheme", "Mean", "Median", "p90", "p95", "p99", "p99.9", "Largest", "Same top token", "Mean change of p",
+         "RMS change of p"),
+        tuple(rows),
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""The attention heads: which of them peak, which of them the weights alone predict, and how many of both."""
+
+import numpy as np
+
+from workers.reporting.loading import Source
+from workers.reporting.text import ABSENT, counted, number
+from workers.reporting.topics.records import Grid, Topic
+
+SHOWN = 30
+"""Heads in the table; the rest is in tables/heads.parquet."""
+_TITLE = "Attention heads"
+
+
+def topic(source: Source) -> Topic:
+    """Return the section on heads."""
+    heads = source.report.heads
+    limits = heads.thresholds
+    if not heads.heads:
+        return Topic("heads", _TITLE, "No attention heads were measured: the architecture has none that are known.")
+    measured = "None" if not heads.measured_outliers else f"{heads.measured_outliers:,}"
+    of = f"{measured} of the {counted(heads.heads, 'attention head')}"
+    verb = "is a measured outlier" if heads.measured_outliers <= 1 else "are measured outliers"
+    lead = f"{of} {verb}, with a peak of {limits.relative_peak:g} times the layer's root mean square or more."
+    if heads.predicted_outliers is None:
+        note = "The weights allow no prediction: the architecture gives no norm before the projections."
+    else:
+        note = (
+            f"The weights alone predict {counted(heads.predicted_outliers, 'outlier head')} (a value channel of "
+            f"{limits.predicted_peak:g} times the layer's typical norm or more), {heads.both or 0:,} of them measured."
+        )
+    return Topic("heads", _TITLE, lead, (note,), grids=(_highest(source),))
+
+
+def _highest(source: Source) -> Grid:
+    """Return the heads with the highest measured peaks."""
+    heads = source.tables["heads"]
+    layers = source.layers_of("heads", heads)
+    peaks = np.nan_to_num(np.asarray(heads["relative_peak"], dtype=np.float64), nan=-np.inf)
+    order = np.lexsort((heads["head"], layers, -peaks))[:SHOWN]
+    rows = tuple(
+        (
+            f"layer {layers[row]}, head {heads['head'][row]}",
+            number(float(heads["relative_peak"][row])),
+            _yes(heads["measured_outlier"][row]),
+            number(float(heads["predicted_peak"][row])),
+            _yes(heads["predicted_outlier"][row]),
+            number(float(heads["abs_max"][row])),
+            number(float(heads["crest_db"][row])),
+        )
+        for row in order
+    )
+    return Grid(
+        f"The heads with the highest peaks{f', {len(order)} of {peaks.size:,}' if peaks.size > len(order) else ''}",
+        ("Head", "Relative peak", "Measured", "Predicted peak", "Predicted", "abs max", "Crest, dB"),
+        rows,
+        folded=True,
+    )
+
+
+def _yes(flag: object) -> str:
+    value = float(flag)  # type: ignore[arg-type]  # a boolean, or NaN where there is none
+    return ABSENT if np.isnan(value) else "outlier" if value else "no"

@@ -1,0 +1,77 @@
+"""The labelled prompts: which dimensions tell true answers from false, and whether they still do under a scheme."""
+
+from service.contracts.labelled import Labelled, LabelledDimension, Separation
+from service.contracts.report import Report
+from workers.reporting.text import counted, number
+from workers.reporting.topics.records import Grid, Topic, marked
+
+_TITLE = "Labelled prompts"
+
+
+def topic(report: Report) -> Topic:
+    """Return the section on labelled prompts."""
+    found = report.labelled
+    if found is None:
+        return Topic("labelled", _TITLE, "No labelled prompts were given.")
+    grids = (_separations(found),) if found.dimensions else ()
+    return Topic("labelled", _TITLE, _lead(found), _notes(found), grids=grids)
+
+
+def _lead(found: Labelled) -> str:
+    false = found.records - found.true_records
+    if not found.records:
+        return "The file of labelled prompts holds no record."
+    if not found.true_records or not false:
+        what = "true" if found.true_records else "false"
+        every = f"All {found.records:,} records are {what}" if found.records > 1 else f"The one record is {what}"
+        return f"{every}, so that no dimension can tell true from false."
+    if not found.dimensions:
+        return "No dimension tells true from false."
+    best = found.dimensions[0]
+    told = (
+        f"Dimension {best.dimension} separates the {found.true_records:,} true from the {false:,} false records best: "
+        f"{_figures(best.reference)} under the reference"
+    )
+    weakest = _weakest(best)
+    return f"{told}, {number(weakest[1])} under {marked(weakest[0])}, where it is weakest." if weakest else f"{told}."
+
+
+def _figures(separation: Separation) -> str:
+    return f"AUROC {number(separation.auroc)}, Spearman's rho {number(separation.spearman_rho)}"
+
+
+def _weakest(best: LabelledDimension) -> tuple[str, float] | None:
+    """Return the scheme that leaves the dimension the least of its power, and its AUROC there."""
+    known = {name: one.auroc for name, one in best.schemes.items() if one.auroc is not None}
+    if not known:
+        return None
+    name = min(known, key=lambda one: abs(known[one] - 0.5))
+    return name, known[name]
+
+
+def _notes(found: Labelled) -> tuple[str, ...]:
+    where = "after the final norm" if found.depth is None else f"after layer {found.depth}"
+    given = "labels" if found.given == "label" else f"scores, true above {number(found.threshold)}"
+    ranked = {"auroc": "their AUROC's distance from one half", "spearman_rho": "the magnitude of Spearman's rho"}
+    by = f"; dimensions are ranked by {ranked[found.ranked_by]}" if found.ranked_by else ""
+    return (
+        f"{counted(found.records, 'record')} of {found.source}, with {given}. The vector is the last token's hidden "
+        f"state {where}{by}. An AUROC of 0.5 tells nothing; 0 tells as much as 1, the other way round.",
+    )
+
+
+def _separations(found: Labelled) -> Grid:
+    schemes = list(found.dimensions[0].schemes)
+    rows = tuple(
+        (str(one.dimension), _cell(one.reference), *(_cell(one.schemes[name]) for name in schemes))
+        for one in found.dimensions
+    )
+    return Grid(
+        "AUROC, and Spearman's rho in brackets, of the dimensions that separate best",
+        ("Dimension", "Reference", *map(marked, schemes)),
+        rows,
+    )
+
+
+def _cell(separation: Separation) -> str:
+    return f"{number(separation.auroc)} ({number(separation.spearman_rho)})"

@@ -1,0 +1,62 @@
+"""The forms that every topic is written in."""
+
+from typing import NamedTuple
+
+from service.contracts.schemes import SCHEMES
+
+Fact = tuple[str, str]
+"""A label and its text."""
+
+LONG = 14
+"""Rows from which a table scrolls inside its own frame."""
+
+
+class Grid(NamedTuple):
+    """A table of finished text; the first cell of a row names it."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    folded: bool = False
+    """True for values that a figure shows already: the page keeps the table behind its caption until it is opened."""
+
+    @property
+    def wide(self) -> bool:
+        """True when the table needs the page's whole width."""
+        return len(self.head) > 5
+
+    @property
+    def long(self) -> bool:
+        """True when the table scrolls inside its own frame."""
+        return len(self.rows) > LONG
+
+
+class Topic(NamedTuple):
+    """One section of the page."""
+
+    name: str
+    """Its anchor; also what figures name to stand in it."""
+    title: str
+    lead: str
+    """One plain sentence, made from the numbers: what was found."""
+    notes: tuple[str, ...] = ()
+    """Further sentences, one paragraph each."""
+    terms: tuple[Fact, ...] = ()
+    """Words that the section uses, and what each means."""
+    grids: tuple[Grid, ...] = ()
+    """Tables after the figures."""
+
+
+def simulated(scheme: str) -> bool:
+    """Return whether `scheme` rounds numbers in place of running a low-precision kernel."""
+    return scheme in SCHEMES and SCHEMES[scheme].simulated
+
+
+def marked(scheme: str) -> str:
+    """Return the scheme's name, with the mark of a simulated one."""
+    return f"{scheme} (simulated)" if simulated(scheme) else scheme
+
+
+def joined(names: list[str]) -> str:
+    """Join names as a sentence does: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
