@@ -5,20 +5,23 @@ from numpy.typing import NDArray
 
 from workers.reporting.loading import Columns, Source
 from workers.reporting.text import ABSENT, counted, number
-from workers.reporting.topics.records import Grid, Topic
+from workers.reporting.topics.records import Grid, Topic, without
 
 FP16_LARGEST = 65504
+_TITLE = "Dynamic range"
 _COLUMNS = ("abs_max", "p99_9_abs", "p99_abs", "median_abs", "max_to_median", "range_bits", "kurtosis")
 
 
 def topic(source: Source) -> Topic:
     """Return the section on the dynamic range."""
+    if "sites" not in source.tables:
+        return Topic("range", _TITLE, without("sites"))
     sites = source.tables["sites"]
     layers = source.layers_of("sites", sites)
     stream = (sites["component"] == "block") & (sites["port"] == "output")
     notes = (*_widest_input(sites, layers), over_fp16(sites), *_nonfinite(sites))
     grid = _by_layer(sites, layers, stream, source.report.model.layers)
-    return Topic("range", "Dynamic range", _lead(sites, layers, stream), notes, grids=(grid,))
+    return Topic("range", _TITLE, _lead(sites, layers, stream), notes, grids=(grid,))
 
 
 def _lead(sites: Columns, layers: NDArray[np.int64], stream: NDArray[np.bool_]) -> str:

@@ -24,7 +24,6 @@ def topic(source: Source) -> Topic:
         lead = "No scheme was measured." if not schemes else "No quantised module has an error to show."
         return Topic("errors", title, lead)
     grown = {name: _grown(source, name) for name in schemes}
-    isolated = [_isolated(source, name) for name in schemes]
     notes = (
         "Isolated: each quantised module alone, fed with the reference's input; the worst are the sites to leave in "
         "16 bits first. Accumulated: the residual stream after each layer, in the scheme's own run.",
@@ -34,7 +33,7 @@ def topic(source: Source) -> Topic:
         title,
         _lead(worst, grown),
         notes,
-        grids=(by_scheme(source), *_worst_sites(source), _growth(grown, source.report.model.layers), *isolated),
+        grids=(by_scheme(source), *_worst_sites(source), *_all(source, grown)),
     )
 
 
@@ -76,6 +75,8 @@ def _site(site: WorstSite) -> str:
 
 def _grown(source: Source, scheme: str) -> list[str]:
     """Return the stream's accumulated SQNR in dB after every layer."""
+    if "errors" not in source.tables:
+        return [ABSENT] * source.report.model.layers
     rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
     layers = source.layers_of("errors", rows)
     told = [ABSENT] * source.report.model.layers
@@ -91,6 +92,14 @@ def _growth(grown: dict[str, list[str]], depth: int) -> Grid:
         tuple((str(layer), *(told[layer] for told in grown.values())) for layer in range(depth)),
         folded=True,
     )
+
+
+def _all(source: Source, grown: dict[str, list[str]]) -> tuple[Grid, ...]:
+    """Return the values behind the figures."""
+    if "errors" not in source.tables:
+        return ()
+    isolated = (_isolated(source, name) for name in source.report.schemes)
+    return _growth(grown, source.report.model.layers), *isolated
 
 
 def _worst_sites(source: Source) -> tuple[Grid, ...]:

@@ -28,7 +28,7 @@ def topic(source: Source) -> Topic:
             f"The weights alone predict {counted(heads.predicted_outliers, 'outlier head')} (a value channel of "
             f"{limits.predicted_peak:g} times the layer's typical norm or more), {heads.both or 0:,} of them measured."
         )
-    return Topic("heads", _TITLE, lead, (note,), grids=(_highest(source),))
+    return Topic("heads", _TITLE, lead, (note,), grids=(_highest(source),) if "heads" in source.tables else ())
 
 
 def _highest(source: Source) -> Grid:

@@ -47,6 +47,11 @@ class Topic(NamedTuple):
     """Tables after the figures."""
 
 
+def without(table: str) -> str:
+    """Say that the report was made without a table."""
+    return f"The report was made without the table {table}: this cannot be told."
+
+
 def simulated(scheme: str) -> bool:
     """Return whether `scheme` rounds numbers in place of running a low-precision kernel."""
     return scheme in SCHEMES and SCHEMES[scheme].simulated
