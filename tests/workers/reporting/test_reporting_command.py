@@ -52,6 +52,7 @@ def test_the_command_as_a_process(make_report, drawn_report):
         "component_heatmap_nf4_weight_error",
         "component_heatmap_nf4_relative_l2",
         "activation_profile",
+        "labelled_activations",
     ]
     assert {file for figure in report.figures for file in figure.files} == {
         f"figures/{path.name}" for path in (directory / "figures").iterdir()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from service.contracts.report import Entry, Report
 from workers.reporting.figures import style
 from workers.reporting.figures.svg import Hover, finish
-from workers.reporting.text import counted, visible
+from workers.reporting.text import counted, plain, visible
 
 _SVG_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
@@ -71,6 +71,12 @@ def name_each(artists: Iterable[Any], texts: Iterable[str], gid: str) -> dict[st
         artist.set_gid(f"{gid}-{position}")
         hover[artist.get_gid()] = (text,)
     return hover
+
+
+def model_title(report: Report) -> str:
+    """Return the model's name as a figure's title has it: without the owner or the directories before it."""
+    source = report.model.source.rstrip("/")
+    return plain(source.rpartition("/")[2] or source, 40)
 
 
 def provenance(report: Report, table: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from workers.reporting.figures import activation_profile, component_heatmap, error_growth
+from workers.reporting.figures import activation_profile, component_heatmap, error_growth, labelled_activations
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import Source
 
@@ -10,4 +10,5 @@ FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     error_growth.draw,
     component_heatmap.draw,
     activation_profile.draw,
+    labelled_activations.draw,
 )

@@ -31,6 +31,9 @@ NEUTRALS = MappingProxyType({"ink": INK, "muted": MUTED, "grid": GRID, "shade": 
 """The neutral colours by the name of their variable on the page."""
 
 CYAN = "#009fbd"
+TRUE = "#2a78c8"
+FALSE = "#d9382e"
+"""Records labelled true and false."""
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue-white-orange", ["#1d4f91", "#5b92cc", "#b3cfe8", "#f7f7f7", "#fdc794", "#ee8a2f", "#b35306"], N=101
 )
