@@ -1,29 +1,17 @@
-"""`report.html`: one file that needs nothing else, read on a phone, on paper or in the dark.
-
-Whatever came with the job (model names, tokens, warnings, module names) is foreign text: the template escapes all of
-it, and unprintable characters are shown as escapes. A content security policy in the page forbids scripts and
-requests, should anything slip through.
-"""
+"""`report.html`: one file that needs nothing else, read on a phone, on paper or in the dark."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from service.contracts.report import LeftOut
 from workers.reporting import sections
 from workers.reporting.figures.drawing import Saved
 from workers.reporting.figures.gallery import Gallery
-from workers.reporting.inline_svg import inline
 from workers.reporting.loading import Source
-from workers.reporting.text import counted, visible
+from workers.reporting.templates import Placed, environment, placed_figure, style_sheet
 from workers.reporting.topics import divergence, dynamic_range, errors, heads, labelled, outcome, outliers
 from workers.reporting.topics.records import Topic
 from workers.reporting.verdict import LIMITED, printed_limits
-
-_HERE = Path(__file__).parent
 
 OTHER = "figures"
 """The section of a figure that belongs to no topic."""
@@ -43,30 +31,6 @@ _TOPIC_OF_FIGURE = {
     "labelled_activations": "labelled",
 }
 """The topic of every figure by the beginning of its name; the longest beginning that fits decides."""
-
-
-class Placed(NamedTuple):
-    """A figure as the template takes it."""
-
-    saved: Saved
-    svg: Markup
-
-
-def _finalize(value: object) -> object:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(counted=counted)
-    return environment
 
 
 def topic_of(figure: str) -> str:
@@ -92,8 +56,7 @@ def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Placed]]:
     """Return the figures by topic, in the order in which they were drawn."""
     placed: dict[str, list[Placed]] = {}
     for saved in shown:
-        svg = inline(directory / saved.files[0], saved.name, visible(saved.alt))
-        placed.setdefault(topic_of(saved.name), []).append(Placed(saved, svg))
+        placed.setdefault(topic_of(saved.name), []).append(placed_figure(saved, directory))
     return placed
 
 
@@ -117,10 +80,10 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
     report = source.report
     figures = _placed(gallery.figures, directory)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
-            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+            style=style_sheet(),
             report=report,
             measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
             reference=outcome.reference(report),
