@@ -1,0 +1,123 @@
+"""The page in a real browser: nothing asked of anybody, nothing in the way of reading it, on a screen of any kind."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from devtools import Browser
+
+from workers.reporting.render import render
+
+pytestmark = pytest.mark.browser
+
+AXE = Path(sys.prefix) / "browser" / "node_modules" / "axe-core" / "axe.min.js"
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 375, "height": 812}
+SCREENS = [
+    pytest.param(DESKTOP, False, id="desktop-light"),
+    pytest.param(DESKTOP, True, id="desktop-dark"),
+    pytest.param(PHONE, False, id="phone-light"),
+    pytest.param(PHONE, True, id="phone-dark"),
+]
+ROOM = "window.innerHeight - document.querySelector('{}').getBoundingClientRect().bottom"
+PAPER = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(drawn_report):
+    return drawn_report / "report.html"
+
+
+def axe(browser, screen):
+    """Run axe-core on what is open, and return what it calls serious or critical, by rule and element."""
+    if not AXE.is_file():
+        pytest.fail(f"{AXE}: the file is missing; run bash deploy/browser.sh")
+    browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    browser.evaluate(AXE.read_text(encoding="utf-8"))
+    found = json.loads(browser.evaluate("axe.run(document).then(found => JSON.stringify(found))"))
+    assert len(found["passes"]) > 15, f"axe-core looked at little on {screen}"
+    return [
+        (rule["id"], node["html"][:200], node["failureSummary"])
+        for rule in found["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(("screen", "dark"), SCREENS)
+def test_nobody_is_kept_from_reading(browser, page, screen, dark):
+    browser.show(page, **screen, dark=dark)
+    assert axe(browser, screen) == []
+
+
+def test_axe_core_sees_what_is_wrong(browser, tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text("<!doctype html><html><title>x</title><p style='color:#bbb;background:#fff'>pale<svg role='img'/>")
+    browser.show(bad, **DESKTOP)
+    browser.evaluate(AXE.read_text(encoding="utf-8"))
+    found = json.loads(browser.evaluate("axe.run(document).then(found => JSON.stringify(found.violations))"))
+    assert {"color-contrast", "html-has-lang", "svg-img-alt"} <= {rule["id"] for rule in found}
+
+
+def test_nothing_is_asked_for_but_the_page(browser, page):
+    browser.show(page, **DESKTOP)
+    asked = [
+        event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert asked == [page.as_uri()]
+    told = [
+        event["params"] for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled")
+    ]
+    assert told == []
+
+
+def test_the_policy_of_the_page_stops_a_script(browser, page, tmp_path):
+    changed = tmp_path / "report.html"
+    text = page.read_text(encoding="utf-8")
+    changed.write_text(text.replace("</main>", "<script>document.title = 'run'</script></main>"), encoding="utf-8")
+    browser.show(changed, **DESKTOP)
+    assert browser.evaluate("document.title") == "example/llama-small: Headroom report"
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_first_screen_answers(browser, page, screen):
+    browser.show(page, **screen)
+    assert browser.evaluate(ROOM.format("ul.lead")) > 0
+    assert browser.evaluate(ROOM.format("table.outcomes")) > 0
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE, {"width": 320, "height": 568}], ids=["desktop", "phone", "small"])
+def test_the_page_never_scrolls_sideways(browser, page, screen):
+    browser.show(page, **screen)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= screen["width"]
+
+
+def test_dark_is_dark_and_paper_is_white(browser, page):
+    shades = {}
+    for name, options in {"light": {}, "dark": {"dark": True}, "paper": {"dark": True, "media": "print"}}.items():
+        browser.show(page, **DESKTOP, **options)
+        shades[name] = [int(part) for part in browser.evaluate(PAPER).removeprefix("rgb(").rstrip(")").split(",")]
+    assert max(shades["dark"]) < 60 < 240 < min(shades["light"])
+    assert shades["paper"] == shades["light"]
+
+
+def test_it_can_be_printed(browser, page, tmp_path):
+    browser.show(page, **DESKTOP)
+    browser.print_to(tmp_path / "report.pdf")
+    printed = (tmp_path / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") > 1
+
+
+def test_a_report_about_the_reference_alone_can_be_read(browser, make_report):
+    directory = make_report(schemes=(), outliers=0, labelled=0, warnings=(("code", "Something is amiss", "layer 1"),))
+    render(directory)
+    browser.show(directory / "report.html", **PHONE)
+    assert axe(browser, PHONE) == []
