@@ -1,0 +1,225 @@
+"""Every section opens with a sentence that follows from the report's own numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from workers.reporting.loading import load
+from workers.reporting.page import topic_of, topics
+
+
+@pytest.fixture
+def told(make_report):
+    """A function that gives a report's sections by name, after changes to its report.json."""
+
+    def sections(change=None, directory=None, **recipe):
+        directory = directory or make_report(**recipe)
+        if change:
+            path = directory / "report.json"
+            content = json.loads(path.read_text())
+            change(content)
+            path.write_text(json.dumps(content))
+        return {topic.name: topic for topic in topics(load(directory))}
+
+    return sections
+
+
+def grid(topic, start):
+    return next(one for one in topic.grids if one.caption.startswith(start))
+
+
+def test_the_widest_layer_is_told(make_report, edit_table, told):
+    directory = make_report(schemes=())
+    edit_table(directory, "sites", lambda rows: next(
+        row for row in rows if row["layer"] == 5 and row["component"] == "block"
+    ).update(range_bits=13.31, abs_max=4500.0, max_to_median=9745.0))  # fmt: skip
+    edit_table(directory, "sites", lambda rows: next(
+        row for row in rows if row["layer"] == 2 and row["component"] == "mlp.down" and row["port"] == "input"
+    ).update(range_bits=15.0, abs_max=777.0, nonfinite=3))  # fmt: skip
+    found = told(directory=directory)["range"]
+    assert found.lead == (
+        "The residual stream is widest after layer 5: it peaks at 4,500, 9,745 times its median magnitude, so that "
+        "13.3 bits of a symmetric integer grid lie above the typical value."
+    )
+    assert "layer 2 mlp.down has the widest range: 15.0 bits, with a peak of 777." in found.notes[0]
+    assert found.notes[-1].endswith("most at layer 2 mlp.down.input: 3.")
+
+
+def test_a_stream_without_a_median_is_told(make_report, edit_table, told):
+    directory = make_report(schemes=())
+    edit_table(directory, "sites", lambda rows: [row.update(range_bits=None, max_to_median=None) for row in rows])
+    assert told(directory=directory)["range"].lead.startswith("No layer's output has a median magnitude above zero")
+
+
+def flag(name, *dimensions):
+    def change(content):
+        content["outliers"][name]["dimensions"] = [
+            {"dimension": d, "layers_fraction": 0.5, "abs_max": 100.0 + d} for d in dimensions
+        ]
+
+    return change
+
+
+def test_outlier_dimensions_stand_in_one_table_by_definition(told):
+    def change(content):
+        flag("variance", 7, 201)(content)
+        flag("massive_token", 7)(content)
+        content["outliers"]["llm_int8"]["dimensions"][0] |= {"dimension": 201, "abs_max": 61.25}
+
+    found = told(change, outliers=1)["outliers"]
+    assert found.lead == "1 of 256 dimensions meets LLM.int8()'s definition: 201."
+    assert found.notes == (
+        "By definition: massive_token flags 1: 7; variance flags 2: 7, 201; none meet massive_tensor and "
+        "median_quantile.",
+    )
+    table = grid(found, "Dimensions by definition")
+    assert table.head == ("Dimension", "llm_int8", "massive_tensor", "massive_token", "median_quantile", "variance",
+                          "abs max")  # fmt: skip
+    assert set(table.rows) == {
+        ("201", "75 %, 40.0 %", "-", "-", "-", "50 %", "301"),
+        ("7", "-", "-", "50 %", "-", "50 %", "107"),
+    }
+
+
+def test_dimensions_of_other_definitions_alone_are_told(told):
+    found = told(flag("median_quantile", 3, 4), outliers=0)["outliers"]
+    assert found.lead == "No dimension meets LLM.int8()'s definition; 2 of 256 meet another: 3, 4."
+
+
+def test_no_outlier_at_all_is_told(told):
+    found = told(outliers=0)["outliers"]
+    assert found.lead == "None of the 256 hidden dimensions is an outlier by any of the five definitions."
+    assert not [one for one in found.grids if one.caption.startswith(("Dimensions", "llm_int8"))]
+
+
+def test_very_many_dimensions_are_cut_and_counted(told):
+    found = told(flag("variance", *range(100)), outliers=0)["outliers"]
+    table = grid(found, "Dimensions by definition")
+    assert len(table.rows) == 60
+    assert table.caption.endswith("the first 60 of 100")
+
+
+def test_heads_are_counted_and_the_highest_come_first(make_report, told, rows_of):
+    directory = make_report()
+    rows = rows_of(directory, "heads")
+    measured = sum(row["measured_outlier"] for row in rows)
+    found = told(directory=directory)["heads"]
+    assert found.lead.startswith(f"{measured} of the {len(rows)} attention heads are measured outliers")
+    highest = max(rows, key=lambda row: row["relative_peak"])
+    assert grid(found, "The heads").rows[0][0] == f"layer {highest['layer']}, head {highest['head']}"
+    assert "None of the" in told(outlier_heads=False, name="calm")["heads"].lead
+
+
+def test_a_model_without_heads_is_told(told):
+    assert told(heads=0)["heads"].lead == (
+        "No attention heads were measured: the architecture has none that are known."
+    )
+
+
+def test_the_worst_module_and_its_streams_way_are_told(make_report, told, rows_of):
+    directory = make_report()
+    rows = rows_of(directory, "errors")
+    worst = max((row for row in rows if row["mode"] == "isolated"), key=lambda row: row["relative_l2"])
+    stream = {
+        row["layer"]: row["sqnr_db"]
+        for row in rows
+        if row["scheme"] == worst["scheme"] and row["component"] == "block" and row["mode"] == "accumulated"
+    }
+    found = told(directory=directory)["errors"]
+    assert found.lead == (
+        f"The largest error of a single module is {100 * worst['relative_l2']:.1f} %, at layer {worst['layer']} "
+        f"{worst['component']} under {worst['scheme']}; from the first layer to the last its stream goes from "
+        f"{stream[0]:.1f} dB to {stream[7]:.1f} dB of signal over noise."
+    )
+    growth = grid(found, "Accumulated SQNR")
+    assert [row[growth.head.index(worst["scheme"])] for row in growth.rows] == [f"{stream[n]:.1f}" for n in range(8)]
+    cells = grid(found, f"Isolated relative_l2 / weight_error of {worst['scheme']}")
+    assert f"{worst['relative_l2']:.3f}" in cells.rows[worst["layer"]][cells.head.index(worst["component"])]
+
+
+def test_absent_components_are_never_zero(told):
+    found = told(absent={"mlp.gate": None}, schemes=("nf4",))["errors"]
+    cells = grid(found, "Isolated relative_l2")
+    assert {row[cells.head.index("mlp.gate")] for row in cells.rows} == {"n/a"}
+
+
+def test_a_single_layer_has_no_way_to_go(told):
+    assert told(layers=1)["errors"].lead.count("layer") == 1
+
+
+def test_an_exact_stream_is_told(told):
+    growth = grid(told(exact_layers=2, schemes=("int8",))["errors"], "Accumulated SQNR")
+    assert [row[1] for row in growth.rows[:2]] == ["exact", "exact"]
+
+
+def test_the_nearest_and_the_farthest_scheme_are_told(told):
+    found = told()["divergence"]
+    assert found.lead.startswith("int8 stays nearest to the reference, with a mean KL of 0.000400")
+    assert "; nf4 goes farthest, with a mean KL of 0.0324" in found.lead
+    alone = told(schemes=("nf4",), name="one")["divergence"]
+    assert alone.lead.startswith("nf4 lies a mean KL of 0.0324")
+
+
+def test_no_scheme_is_told(told):
+    found = told(schemes=())
+    assert found["errors"].lead == found["divergence"].lead == "No scheme was measured."
+
+
+def test_the_best_dimension_and_its_weakest_scheme_are_told(make_report, told):
+    directory = make_report()
+    labelled = json.loads((directory / "report.json").read_text())["labelled"]
+    best = labelled["dimensions"][0]
+    weakest = min(best["schemes"], key=lambda name: abs(best["schemes"][name]["auroc"] - 0.5))
+    lead = told(directory=directory)["labelled"].lead
+    assert lead.startswith(f"Dimension {best['dimension']} separates the {labelled['true_records']} true from the ")
+    assert lead.endswith(f"under {weakest}, where it is weakest.")
+
+
+@pytest.mark.parametrize(("truth", "word"), [(0, "false"), (160, "true")])
+def test_labels_that_are_all_equal_are_told(told, truth, word):
+    def change(content):
+        content["labelled"] |= {"true_records": truth, "ranked_by": None}
+        for found in content["labelled"]["dimensions"]:
+            for one in (found["reference"], *found["schemes"].values()):
+                one |= {"spearman_rho": None, "auroc": None}
+
+    found = told(change)["labelled"]
+    assert found.lead == f"All 160 records are {word}, so that no dimension can tell true from false."
+    assert {cell for row in found.grids[0].rows for cell in row[1:]} == {"n/a (n/a)"}
+
+
+def test_no_labelled_prompts_are_told(told):
+    assert told(labelled=0)["labelled"].lead == "No labelled prompts were given."
+
+
+def test_a_simulated_scheme_is_marked_wherever_it_is_named(told):
+    def change(content):
+        content["schemes"]["w8a8-tensor"] = content["schemes"].pop("nf4")
+        for found in content["labelled"]["dimensions"]:
+            found["schemes"]["w8a8-tensor"] = found["schemes"].pop("nf4")
+        content["tables"] = [table for table in content["tables"] if table["name"] not in ("heads", "labelled")]
+
+    found = told(change, schemes=("nf4",))
+    assert "w8a8-tensor (simulated)" in found["divergence"].lead
+    assert "w8a8-tensor (simulated)" in grid(found["errors"], "The worst module").rows[0][0]
+    assert "w8a8-tensor (simulated)" in found["labelled"].grids[0].head
+
+
+@pytest.mark.parametrize(
+    ("figure", "topic"),
+    [("component_heatmap_nf4_weight_error", "errors"), ("component_heatmap_crest_db", "range"),
+     ("component_heatmap_abs_max_output", "range"), ("error_growth", "errors"), ("outlier_dimensions", "outliers"),
+     ("divergence", "divergence"), ("head_severity_nf4", "heads"), ("of_a_later_version", "figures")],
+)  # fmt: skip
+def test_figures_stand_in_the_section_they_belong_to(figure, topic):
+    assert topic_of(figure) == topic
+
+
+def test_numbers_of_the_range_table_are_the_streams(make_report, told, rows_of):
+    directory = make_report(schemes=(), layers=3)
+    stream = [row for row in rows_of(directory, "sites") if row["component"] == "block"]
+    table = told(directory=directory)["range"].grids[0]
+    shown = np.array([[float(cell.replace(",", "")) for cell in row[1:8]] for row in table.rows])
+    columns = ("abs_max", "p99_9_abs", "p99_abs", "median_abs", "max_to_median", "range_bits", "kurtosis")
+    assert shown == pytest.approx(np.array([[row[name] for name in columns] for row in stream]), rel=6e-3)
