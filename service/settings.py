@@ -4,8 +4,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.contracts.request import (
+    DEFAULT_CHECKPOINT_SECONDS,
+    DEFAULT_MEMORY,
+    CheckpointSeconds,
+    Device,
+    MemorySize,
+)
+from service.errors import InvalidRequest
 
 
 class Settings(BaseSettings):
@@ -46,8 +55,14 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1)
     """The largest request body the API takes."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """Where a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`."""
+
+    memory: MemorySize = DEFAULT_MEMORY
+    """A measurement's hidden states that take more than this in all are kept in memory-mapped files."""
+
+    checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
+    """How much of a measurement the loss of its worker may cost."""
 
     @property
     def database(self) -> str:
@@ -62,5 +77,10 @@ class Settings(BaseSettings):
 
 @lru_cache
 def settings() -> Settings:
-    """Return the settings of this process."""
-    return Settings()
+    """Return the settings of this process. Raises InvalidRequest for an environment variable that is not allowed."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "HEADROOM_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidRequest(name, first["input"], first["msg"]) from error

@@ -3,33 +3,41 @@
     model, texts -> request.json -> measurement process -> reporting process -> bundle.zip -> artifact store
 
 Each step runs under the lease, and any of them may find that the job fails: `JobFailed` carries the reason that
-the job ends with.
+the job ends with. What an earlier attempt left in the directory is used: a measurement that was broken off goes on,
+and one that is whole is only drawn.
 """
 
 import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from service.contracts.files import format_of
 from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
+from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.leases import Leases
 from service.store.records import ArtifactRow, Claim
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.children import Ended, run_child, without_secrets
 from workers.lease import Lease
+from workers.measurement.workspace import unfinished
 from workers.relay import Relay
 from workers.samples import CALIBRATION, MODEL
 
 log = logging.getLogger(__name__)
+
+_OUT_OF_SPACE = ("out-of-memory", "disk-full", "killed")
+"""Codes of failures that beginning anew cannot help."""
 
 
 class JobFailed(Exception):
@@ -54,7 +62,7 @@ class Commands:
 
 
 class Attempt:
-    """One claim's work in a directory of its own, which must exist and be empty."""
+    """One claim's work in a directory of its own, which holds nothing or what an earlier attempt at the job left."""
 
     def __init__(
         self,
@@ -63,7 +71,7 @@ class Attempt:
         lease: Lease,
         claim: Claim,
         directory: Path,
-        device: str,
+        settings: Settings,
         commands: Commands,
     ) -> None:
         self._store = store
@@ -72,7 +80,8 @@ class Attempt:
         self._claim = claim
         self._directory = directory
         self._out = directory / "out"
-        self._device = device
+        self._temporary = directory / "tmp"
+        self._settings = settings
         self._commands = commands
 
     def run(self) -> list[ArtifactRow]:
@@ -81,22 +90,54 @@ class Attempt:
         Raises JobFailed, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
         """
         began = time.monotonic()
-        (self._directory / "tmp").mkdir()
-        relay = Relay(self._store, self._claim)
-        self._measure(relay)
-        self._draw(relay, began)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir()
+        request, file = self._request().model_dump_json(), self._directory / "request.json"
+        if not self._is_measured(request, file):
+            self._discard(self._out)
+            file.write_text(request)
+            self._measure(file)
+        self._draw(began)
         return self._keep()
 
-    def _measure(self, relay: Relay) -> None:
-        request = self._directory / "request.json"
-        request.write_text(self._request().model_dump_json())
+    def _is_measured(self, request: str, file: Path) -> bool:
+        """Whether an earlier attempt left a whole measurement of the same request by the same version."""
+        try:
+            found = json.loads((self._out / "report.json").read_bytes())
+            return file.read_text() == request and found["headroom_version"] == version("headroom")
+        except (OSError, ValueError, LookupError):
+            return False
+
+    def _measure(self, request: Path) -> None:
+        """Measure, going on from what is unfinished; where that cannot be gone on from, begin anew."""
+        left = unfinished(self._out)
+        goes_on = left.exists()
+        try:
+            self._run_measurement(request)
+        except JobFailed as error:
+            if not goes_on or error.failed.code in _OUT_OF_SPACE:
+                raise
+            log.warning("job %s is begun anew, for it could not go on: %s", self._claim.job_id, error)
+            self._discard(left)
+            self._run_measurement(request)
+
+    def _run_measurement(self, request: Path) -> None:
+        relay = Relay(self._store, self._claim)
         ended = self._child([*self._commands.measurement, str(request), str(self._out)], without_secrets(), relay.line)
         relay.flush()
         self._demand_success("the measurement", relay, ended)
         if not (self._out / "report.json").is_file():
             raise JobFailed(_internal("the measurement said that it finished, and left no report.json"))
 
-    def _draw(self, relay: Relay, began: float) -> None:
+    def _discard(self, path: Path) -> None:
+        """Remove a directory, if it is there, in one step: another process may be at work in it."""
+        if path.exists():
+            path.rename(self._temporary / path.name)
+            shutil.rmtree(self._temporary / path.name, ignore_errors=True)
+
+    def _draw(self, began: float) -> None:
+        relay = Relay(self._store, self._claim)
+
         def report(done: int) -> None:
             elapsed = time.monotonic() - began
             relay.progress(Progress(stage="report", done=done, total=1, elapsed_seconds=elapsed))
@@ -126,7 +167,9 @@ class Attempt:
             model=self._model(asked.model),
             calibration=self._calibration(),
             labelled=self._labelled(),
-            device=self._device,
+            device=self._settings.device,
+            memory_bytes=self._settings.memory,
+            checkpoint_seconds=self._settings.checkpoint_seconds,
             **analysis,
         )
 
@@ -154,7 +197,7 @@ class Attempt:
 
     def _child(self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bytes], None]) -> Ended:
         # What a child leaves in its temporary directory goes when the working directory goes.
-        environment = {**environment, "TMPDIR": str(self._directory / "tmp")}
+        environment = {**environment, "TMPDIR": str(self._temporary)}
         ended = run_child(command, environment=environment, check=self._lease.check, on_line=on_line)
         if ended.status != 0:
             tail = json.dumps(ended.errors[-10:])

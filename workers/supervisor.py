@@ -12,19 +12,18 @@ Everything that can happen on the way has one end for the job:
 | the lease is lost                                | somebody else's: nothing is written           |
 | this worker dies                                 | running, until the scheduler offers it again  |
 
-In every case but the last the working directory is gone afterwards; the next attempt removes that one.
+Where the job has ended, its working directory is gone afterwards. Where it is to be begun again, the directory stays
+and the next attempt on this machine goes on from what is in it. Every claim first removes what jobs that ended
+elsewhere have left here.
 """
 
 import errno
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from service.contracts.progress import Failed
 from service.errors import LeaseLost, StoreFailed
@@ -33,6 +32,7 @@ from service.store.artifacts import ArtifactStore
 from service.store.leases import Leases
 from service.store.records import Claim
 from workers.attempt import Attempt, Commands, JobFailed
+from workers.directories import WorkDirectories
 from workers.lease import CancelAsked, Lease, WorkerStopping
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Supervisor:
         self._worker = worker
         self._stopping = stopping
         self._commands = commands or Commands()
+        self._directories = WorkDirectories(settings.home / "work")
 
     def run(self, job_id: str, dispatch: int) -> None:
         """Do what a message asks for, if there is anything to do. Raises nothing that the job should end with."""
@@ -73,16 +74,16 @@ class Supervisor:
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
             self._settle(claim, lease, end, what)
+        self._clear_up()
 
     def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
         """Do the job's work; return the write that ends it, or None, and its name for the log."""
         store = self._store
         try:
-            with self._directory(claim) as directory:
-                attempt = Attempt(
-                    store, self._artifacts, lease, claim, directory, self._settings.device, self._commands
-                )
-                artifacts = attempt.run()
+            self._clear_up()
+            directory = self._directories.take(claim.job_id, claim.attempt)
+            attempt = Attempt(store, self._artifacts, lease, claim, directory, self._settings, self._commands)
+            artifacts = attempt.run()
             return partial(store.succeed, claim, artifacts), "succeeded"
         except JobFailed as error:
             failed = error.failed
@@ -99,20 +100,12 @@ class Supervisor:
             failed = _failed(error)
         return partial(store.fail, claim, failed), f"failed ({failed.code}): {failed.message}"
 
-    @contextmanager
-    def _directory(self, claim: Claim) -> Iterator[Path]:
-        """Make the attempt's working directory, after removing those of attempts that died; remove it at the end."""
-        job = self._settings.home / "work" / claim.job_id
-        for old in job.glob("attempt-*"):
-            if int(old.name.removeprefix("attempt-")) < claim.attempt:
-                shutil.rmtree(old, ignore_errors=True)
-        directory = job / f"attempt-{claim.attempt}"
+    def _clear_up(self) -> None:
+        """Remove the working directories of jobs that have ended, or leave that to the next claim."""
         try:
-            directory.mkdir(parents=True)
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-            _remove_if_empty(job)
+            self._directories.keep_only(self._store.open_jobs)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("what ended jobs left in the working directories is not removed yet: %s", error)
 
     def _settle(self, claim: Claim, lease: Lease, end: Callable[[], None] | None, what: str) -> None:
         """Write the job's end, trying again while the database is away and the lease may still be ours."""
@@ -130,13 +123,6 @@ class Supervisor:
         except LeaseLost as error:
             what = str(error)
         log.info("job %s: %s", claim.job_id, what)
-
-
-def _remove_if_empty(directory: Path) -> None:
-    try:
-        directory.rmdir()
-    except OSError:
-        log.debug("%s is kept: another attempt is at work there", directory)
 
 
 def _failed(error: Exception) -> Failed:

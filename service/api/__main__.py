@@ -2,12 +2,14 @@
 
 import argparse
 import socket
+import sys
 
 import uvicorn
 from fastapi import FastAPI
 
 from service import queue
 from service.api.app import make_app
+from service.errors import InvalidRequest
 from service.settings import Settings, settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
@@ -21,14 +23,19 @@ SHUTDOWN_SECONDS = 2
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM. Exits with 2 when a setting is not allowed."""
     parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
     parser.add_argument("--fd", type=int, help="number of an inherited listening socket; else HEADROOM_HOST and _PORT")
     descriptor: int | None = parser.parse_args().fd
-    chosen = settings()
+    try:
+        chosen = settings()
+        app = _app(chosen)
+    except InvalidRequest as error:
+        print(f"headroom api: {error}", file=sys.stderr)
+        sys.exit(2)
     server = uvicorn.Server(
         uvicorn.Config(
-            _app(chosen),
+            app,
             host=chosen.host,
             port=chosen.port,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,

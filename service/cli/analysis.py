@@ -10,20 +10,21 @@ from rich.console import Console
 
 from service.cli import bundle, inputs, output, summary
 from service.cli.client import Document
-from service.cli.connection import Service, connect, load_settings
+from service.cli.connection import Service, connect
 from service.cli.display import display
 from service.cli.errors import JobCancelled, JobFailed
 from service.cli.following import Display, follow, stop
 from service.cli.inputs import Wanted
 from service.cli.signals import interruptible
+from service.settings import settings
 
 
 def analyze(wanted: Wanted, *, as_json: bool) -> None:
     """Run one job to its end and print what it found. Raises JobFailed, JobCancelled, and what its parts raise."""
     inputs.check_out(wanted.out)
     messages = Console(stderr=True)
-    with interruptible(), connect(workers=True) as service:
-        largest = load_settings().max_upload_bytes
+    with interruptible(), connect(workers=True, memory=wanted.memory) as service:
+        largest = settings().max_upload_bytes
         body = inputs.submission(wanted, on_this_machine=service.on_this_machine, largest_file=largest)
         # The key makes the request safe to send again, should the connection break before the answer.
         job = service.client.post("/v1/jobs", body, idempotency_key=uuid.uuid4().hex)

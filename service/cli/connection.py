@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pydantic import ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.cli.client import Client
+from service.contracts.request import MemorySize
 from service.errors import HeadroomError, InvalidRequest
 from service.local.home import Home
 from service.settings import Settings, settings
+
+_MEMORY: TypeAdapter[ByteSize] = TypeAdapter(MemorySize)
 
 
 class WorkerMissing(HeadroomError):
@@ -43,27 +46,22 @@ class Service:
     """False for HEADROOM_URL: its workers see other files than this command does."""
 
 
-def load_settings() -> Settings:
-    """Return the settings. Raises InvalidRequest for an environment variable that is not allowed."""
-    try:
-        return settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "HEADROOM_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidRequest(name, first["input"], first["msg"]) from error
-
-
 @contextlib.contextmanager
-def connect(*, workers: bool) -> Iterator[Service]:
-    """Connect to the service in use. With `workers`, one that will run a job to its end."""
-    chosen = load_settings()
+def connect(*, workers: bool, memory: str | None = None) -> Iterator[Service]:
+    """Connect to the service in use. With `workers`, one that will run a job to its end.
+
+    `memory` is for the worker of a stack of the command's own. Raises InvalidRequest where the worker is another's.
+    """
+    chosen = with_memory(settings(), memory)
     home = Home(chosen)
     if chosen.url:
+        _check_own_worker(memory, f"HEADROOM_URL is set, and the workers of {chosen.url} have their own")
         with _client(chosen.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=False)
         return
     running = home.running()
     if running and (running.purpose == "serve" or not workers):
+        _check_own_worker(memory, f"the stack at {running.url} has its own; give --memory to `headroom serve`")
         with _client(running.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=True)
         return
@@ -77,6 +75,21 @@ def connect(*, workers: bool) -> Iterator[Service]:
         _client(stack.url, stack.key) as client,
     ):
         yield Service(client, check=stack.check, on_this_machine=True)
+
+
+def with_memory(present: Settings, memory: str | None) -> Settings:
+    """Return the settings with what `--memory` says, where it was given. Raises InvalidRequest."""
+    if memory is None:
+        return present
+    try:
+        return present.model_copy(update={"memory": _MEMORY.validate_python(memory)})
+    except ValidationError as error:
+        raise InvalidRequest("--memory", memory, error.errors()[0]["msg"]) from error
+
+
+def _check_own_worker(memory: str | None, problem: str) -> None:
+    if memory is not None:
+        raise InvalidRequest("--memory", memory, f"allowed: for a stack that this command starts; {problem}")
 
 
 def require_worker() -> None:

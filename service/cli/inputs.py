@@ -30,6 +30,8 @@ class Wanted:
     label_threshold: float | None = None
     label_depth: int | None = None
     label_dimensions: int | None = None
+    memory: str | None = None
+    """For the worker, where it is the command's own."""
 
 
 _SETTINGS = (

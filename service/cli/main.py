@@ -32,6 +32,14 @@ app.add_typer(reports, name="reports")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report goes: a new or an empty directory.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Hidden states past SIZE, such as 4GiB, are kept in files. Default: HEADROOM_MEMORY, 2GiB.",
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=200, help="Most entries to print.")]
 PageToken = Annotated[str | None, typer.Option("--page-token", help="Goes on where an earlier list ended.")]
 ModelFilter = Annotated[str | None, typer.Option("--model", help="Only those of this model.")]
@@ -104,6 +112,7 @@ def analyze(
         int | None,
         typer.Option("--label-dimensions", metavar="K", help="Dimensions to report for the prompts. Default: 4."),
     ] = None,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Analyse one model, wait for the report, and put it into DIR. Ctrl-C cancels the job."""
@@ -125,6 +134,7 @@ def analyze(
         label_depth=label_depth,
         label_dimensions=label_dimensions,
         int8_threshold=int8_threshold,
+        memory=memory,
     )
     analysis.analyze(wanted, as_json=as_json)
 
@@ -135,20 +145,21 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. Default: HEADROOM_PORT, 8400.")
     ] = None,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole stack on this machine, until stopped: broker, API, scheduler and one worker."""
     from service.cli import serving
 
-    serving.serve(host=host, port=port, as_json=as_json)
+    serving.serve(host=host, port=port, memory=memory, as_json=as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def worker(context: typer.Context) -> None:
+def worker(context: typer.Context, memory: Memory = None) -> None:
     """Run one Celery worker, for the queue at HEADROOM_BROKER_URL; options of `celery worker` may follow."""
     from service.cli import serving
 
-    serving.worker(context.args)
+    serving.worker(context.args, memory=memory)
 
 
 @jobs.command("list")

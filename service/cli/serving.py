@@ -5,18 +5,19 @@ import sys
 import time
 
 from service.cli import output
-from service.cli.connection import load_settings, require_worker
+from service.cli.connection import require_worker, with_memory
 from service.cli.signals import interruptible
 from service.errors import InvalidRequest
-from service.local.stack import WORKER_COMMAND, Stack
+from service.local.stack import WORKER_COMMAND, Stack, for_worker
+from service.settings import settings
 
 WATCH_SECONDS = 0.3
 """Pause between two looks at the children."""
 
 
-def serve(*, host: str | None, port: int | None, as_json: bool) -> None:
+def serve(*, host: str | None, port: int | None, memory: str | None, as_json: bool) -> None:
     """Run the whole stack until SIGINT or SIGTERM. Raises StackStopped when a part of it dies."""
-    chosen = load_settings()
+    chosen = with_memory(settings(), memory)
     require_worker()
     host = chosen.host if host is None else host
     port = chosen.port if port is None else port
@@ -30,13 +31,14 @@ def serve(*, host: str | None, port: int | None, as_json: bool) -> None:
         print("stopped", file=sys.stderr)
 
 
-def worker(arguments: list[str]) -> None:
+def worker(arguments: list[str], *, memory: str | None) -> None:
     """Become a Celery worker; `arguments` go to it."""
-    chosen = load_settings()
+    chosen = with_memory(settings(), memory)
     require_worker()
     if chosen.broker_url is None:
         raise InvalidRequest("HEADROOM_BROKER_URL", None, "a worker needs the redis:// URL of the queue")
-    os.execv(sys.executable, [sys.executable, "-P", *WORKER_COMMAND, *arguments])
+    environment = {**os.environ, **for_worker(chosen)}
+    os.execve(sys.executable, [sys.executable, "-P", *WORKER_COMMAND, *arguments], environment)
 
 
 def _announce(stack: Stack, *, as_json: bool) -> None:

@@ -3,15 +3,44 @@
 import base64
 import binascii
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from service.contracts.files import FileFormat, format_of
 from service.contracts.schemes import SCHEMES, Scheme
 
 SAMPLE = "sample"
 """The model name that stands for the bundled sample checkpoint."""
+
+
+def _memory_size(given: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
+    try:
+        size: ByteSize = parse(given)
+    except ValidationError as error:
+        allowed = "allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB"
+        raise PydanticCustomError("memory_size", allowed) from error
+    return size
+
+
+MemorySize = Annotated[ByteSize, Field(ge=0), WrapValidator(_memory_size)]
+"""Bytes, also written with a unit: 2147483648, "2GiB"."""
+DEFAULT_MEMORY = ByteSize(2 * 2**30)
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+"""Where to compute."""
+CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
@@ -243,11 +272,11 @@ class MeasurementRequest(Analysis):
     model: ModelFiles
     calibration: CalibrationFile
     labelled: LabelledFile | None = None
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     """Where to compute: `auto` takes a CUDA device when there is one."""
     batch_sequences: Annotated[int, Field(ge=1)] | None = None
     """Sequences in one forward pass; by default as many as make up 2048 tokens, at least one."""
-    memory_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30
+    memory_bytes: MemorySize = DEFAULT_MEMORY
     """Hidden states that take more than this in all are kept in memory-mapped files."""
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
     """How much work a kill may cost: at layer boundaries this far apart the hidden states are kept on disk."""

@@ -55,6 +55,7 @@ class Stack:
         self._purpose: Purpose = purpose
         self._workers = workers
         self._address = (host, port)
+        self._for_worker = for_worker(settings)
         self._broker_url = settings.broker_url.get_secret_value() if settings.broker_url else None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._context = contextlib.ExitStack()
@@ -88,7 +89,7 @@ class Stack:
         self._start_api()
         if self._workers:
             self._spawn("scheduler", ["-m", "service.scheduler"])
-            self._spawn("worker", list(WORKER_COMMAND))
+            self._spawn("worker", list(WORKER_COMMAND), more=self._for_worker)
         self._context.enter_context(self.home.announce(Running(self.url, os.getpid(), self._purpose)))
 
     def _start_broker(self) -> None:
@@ -110,7 +111,7 @@ class Stack:
                 "api",
                 ["-m", "service.api", "--fd", str(descriptor)],
                 pass_fds=(descriptor,),
-                secrets={"HEADROOM_API_KEY": self.key},
+                more={"HEADROOM_API_KEY": self.key},
             )
         self.url = f"http://{_reachable(host)}:{bound}"
         self._wait("api", self._answers)
@@ -122,13 +123,13 @@ class Stack:
             return False
 
     def _spawn(
-        self, name: str, arguments: list[str], *, pass_fds: tuple[int, ...] = (), secrets: dict[str, str] | None = None
+        self, name: str, arguments: list[str], *, pass_fds: tuple[int, ...] = (), more: dict[str, str] | None = None
     ) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "HEADROOM_API_KEY"}
         environment["HEADROOM_HOME"] = str(self.home.path)
         if self._broker_url is not None:
             environment["HEADROOM_BROKER_URL"] = self._broker_url
-        environment.update(secrets or {})
+        environment.update(more or {})
         with self._log(name) as log:
             # -P and the home as working directory: no file that happens to lie where the user stands is imported.
             self._children[name] = spawn(
@@ -176,6 +177,11 @@ class Stack:
         path = self.home.logs / f"{name}.log"
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n  ".join([f"the end of its log, {path}:", *lines]) if lines else f"its log, {path}, is empty"
+
+
+def for_worker(settings: Settings) -> dict[str, str]:
+    """Return the environment variables of what a command may choose for its worker."""
+    return {"HEADROOM_MEMORY": str(int(settings.memory))}
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -86,6 +86,13 @@ class Leases(Transactions):
         with self._write() as session:
             end_cancelled(session, _held(session, claim), self._clock())
 
+    def open_jobs(self, job_ids: Iterable[str]) -> set[str]:
+        """Return those of the ids whose jobs are queued or running."""
+        with self._read() as session:
+            present = (Status.queued, Status.running)
+            query = select(JobRow.id).where(JobRow.id.in_(list(job_ids)), JobRow.status.in_(present))
+            return set(session.scalars(query))
+
     def release(self, claim: Claim) -> None:
         """Give the job back to the queue, because this worker stops. Raises LeaseLost."""
         with self._write() as session:

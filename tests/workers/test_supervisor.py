@@ -8,134 +8,25 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 
 import pytest
+from bench import DRAW, LEASE, MEASURE, NAMES, SLEEP, Bench, alive, writes_pid
 from sqlalchemy.exc import OperationalError
 
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, MeasurementRequest, StoredFile
 from service.errors import NotFound, StoreFailed
-from service.settings import Settings
 from service.store.artifacts import ArtifactStore
-from service.store.database import make_engine, upgrade
-from service.store.jobs import Job, JobStore
+from service.store.jobs import JobStore
 from service.store.statuses import Status
 from workers.attempt import Commands
 from workers.samples import CALIBRATION, MODEL
 from workers.supervisor import Supervisor
-
-REQUEST = JobRequest(model="sample")
-LEASE = 60.0
-
-SAY = """
-import json, os, pathlib, signal, sys, time
-def say(**line): print(json.dumps(line), flush=True)
-def progress(stage, done, total): say(kind="progress", stage=stage, done=done, total=total, elapsed_seconds=0)
-target = pathlib.Path(sys.argv[-1])
-"""
-MEASURE = """
-request = pathlib.Path(sys.argv[1]).read_text()
-(target / "tables").mkdir(parents=True)
-(target / "report.json").write_text(request)
-(target / "tables" / "sites.parquet").write_bytes(b"PAR1" + bytes(1000))
-progress("load", 1, 1)
-say(kind="finished")
-"""
-DRAW = """
-(target / "figures").mkdir()
-(target / "figures" / "profile.svg").write_text("<svg/>")
-(target / "report.html").write_text("<html></html>")
-(target / "summary.md").write_text("# Headroom")
-"""
-NAMES = ["bundle.zip", "figures/profile.svg", "report.html", "report.json", "summary.md", "tables/sites.parquet"]
-SLEEP = "progress('sweep', 0, 9)\ntime.sleep(600)\n"
-
-
-def program(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-I", "-S", "-c", SAY + code)
-
-
-class Bench:
-    """A store with one queued job, and a supervisor whose programs can be chosen."""
-
-    def __init__(self, home: Path, request: JobRequest = REQUEST) -> None:
-        self.settings = Settings(home=home / "home", lease_seconds=LEASE, device="cpu")
-        self.engine = make_engine(f"sqlite:///{home / 'headroom.db'}")
-        upgrade(self.engine)
-        self.store = JobStore(self.engine)
-        self.artifacts = ArtifactStore(self.settings.artifacts)
-        self.job_id = self.store.submit(request).id
-        self.stopping = False
-
-    def supervisor(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "", lease: float = LEASE) -> Supervisor:
-        return Supervisor(
-            self.store,
-            self.artifacts,
-            self.settings.model_copy(update={"lease_seconds": lease}),
-            worker="host:1",
-            stopping=lambda: self.stopping,
-            commands=Commands(hub=program(hub), measurement=program(measure), reporting=program(draw)),
-        )
-
-    def run(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "", lease: float = LEASE) -> Job:
-        self.supervisor(measure, draw, hub, lease).run(self.job_id, self.store.get(self.job_id).dispatch)
-        return self.job
-
-    @property
-    def job(self) -> Job:
-        return self.store.get(self.job_id)
-
-    def kinds(self) -> list[str]:
-        return [event.kind for event in self.store.events(self.job_id)]
-
-    def nothing_is_left(self) -> bool:
-        """No working directory, no file in the artifact store, no row."""
-        artifacts = [path for path in self.settings.artifacts.rglob("*") if path.is_file()]
-        return self.no_work_is_left() and artifacts == [] and self.store.artifacts(self.job_id) == []
-
-    def no_work_is_left(self) -> bool:
-        return list((self.settings.home / "work").iterdir()) == []
-
-    def meanwhile(self, act: Callable[[], object]) -> Thread:
-        """Do something once the measurement has begun to sweep."""
-
-        def wait_and_act() -> None:
-            while self.job.progress is None:
-                time.sleep(0.02)
-            act()
-
-        thread = Thread(target=wait_and_act)
-        thread.start()
-        return thread
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A bench whose job asks for the sample model."""
-    made = Bench(tmp_path)
-    yield made
-    made.engine.dispose()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process exists and is not a corpse that nobody has collected."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def writes_pid(bench: Bench) -> tuple[str, Callable[[], int]]:
-    """Code that writes the process's id beside the bench, and what reads it."""
-    path = bench.settings.home / "pid"
-    return f"pathlib.Path({str(path)!r}).write_text(str(os.getpid()))\n", lambda: int(path.read_text())
 
 
 def test_a_report_ends_in_the_store(bench: Bench) -> None:
@@ -401,9 +292,10 @@ def test_a_stopping_worker_gives_its_job_back(bench: Bench) -> None:
     assert (job.status, job.dispatch, job.worker) == (Status.queued, 2, None)
     assert bench.kinds()[-1] == "requeued"
     assert not alive(pid())
-    assert bench.nothing_is_left()
+    assert bench.store.artifacts(bench.job_id) == []
     bench.stopping = False
     assert bench.run().status is Status.succeeded
+    assert bench.no_work_is_left()
 
 
 def test_a_worker_whose_lease_is_lost_stops_and_writes_nothing(bench: Bench) -> None:
@@ -420,7 +312,7 @@ def test_a_worker_whose_lease_is_lost_stops_and_writes_nothing(bench: Bench) -> 
     assert (job.status, job.worker, job.fence) == (Status.running, "host:2", 2)
     assert bench.kinds()[-1] == "started"
     assert not alive(pid())
-    assert bench.nothing_is_left()
+    assert bench.store.artifacts(bench.job_id) == []
 
 
 def test_a_lease_lost_at_the_last_moment_leaves_the_job_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +362,7 @@ def test_a_long_absence_of_the_database_ends_the_work(bench: Bench, monkeypatch:
     job = bench.run(write_pid + SLEEP, lease=1)
     assert not alive(pid())
     assert (job.status, bench.kinds()[-1]) == (Status.running, "progress")
-    assert bench.nothing_is_left()
+    assert bench.store.artifacts(bench.job_id) == []
 
 
 def test_the_lease_is_renewed_while_the_measurement_is_silent(bench: Bench) -> None:
@@ -487,17 +379,6 @@ def test_the_lease_is_renewed_while_the_measurement_is_silent(bench: Bench) -> N
     assert bench.run("progress('load', 0, 1); time.sleep(2.5)\n" + MEASURE, lease=1).status is Status.succeeded
     thread.join()
     assert len(renewed) == 1
-
-
-def test_what_dead_attempts_left_is_removed(bench: Bench) -> None:
-    left = bench.settings.home / "work" / bench.job_id / "attempt-0"
-    left.mkdir(parents=True)
-    (left / "half.parquet").touch()
-    seen = "say(kind='failed', code='x', message=str(sorted(os.listdir(target.parent.parent))), bad_input=False)"
-    job = bench.run(seen)
-    assert job.error is not None
-    assert job.error.message == "['attempt-1']"
-    assert bench.nothing_is_left()
 
 
 def _can_mount() -> bool:

@@ -1,30 +1,32 @@
-"""`python -m workers.measurement REQUEST.json OUT`: measure, and leave report.json and tables/ in OUT.
+"""`python -m workers.measurement REQUEST.json OUT [--memory SIZE]`: measure, and leave report.json and tables/ in OUT.
 
+--memory, such as 512MiB, takes the place of the request's `memory_bytes`: hidden states past it are kept in files.
 Standard output carries one JSON object per line (service.contracts.progress), the last `finished` or `failed`;
 whatever libraries print goes to standard error. Exit status: 0 done; 2 bad input; 1 anything else.
 """
 
+import argparse
 import errno
 import logging
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network; read when the libraries are imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that the kernels need
 
 import torch
 import transformers
-from pydantic import ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from service.contracts.request import MeasurementRequest
+from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
-USAGE = "usage: python -m workers.measurement REQUEST.json OUT"
+USAGE = "usage: python -m workers.measurement REQUEST.json OUT [--memory SIZE]"
 
 
 def main(arguments: list[str]) -> int:
@@ -35,9 +37,11 @@ def main(arguments: list[str]) -> int:
     narrator = Narrator(out=_private_stdout())
     quiet_libraries()
     try:
-        if len(arguments) != 2:
-            raise BadRequest(f"{USAGE}; {len(arguments)} arguments were given")
-        measure(_read_request(Path(arguments[0])), Path(arguments[1]), narrator)
+        given = _Arguments().parse_args(arguments)
+        request = _read_request(given.request)
+        if given.memory is not None:
+            request = request.model_copy(update={"memory_bytes": _memory(given.memory)})
+        measure(request, given.out, narrator)
     except MeasurementError as error:
         narrator.failed(error.code, str(error), bad_input=error.bad_input)
         return 2 if error.bad_input else 1
@@ -54,6 +58,26 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast to fp16
+
+
+class _Arguments(argparse.ArgumentParser):
+    """What may be given; anything else is a bad request, told as every other one."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("request", type=Path)
+        self.add_argument("out", type=Path)
+        self.add_argument("--memory")
+
+    def error(self, message: str) -> NoReturn:
+        raise BadRequest(f"{USAGE}; {message}")
+
+
+def _memory(given: str) -> ByteSize:
+    try:
+        return TypeAdapter(MemorySize).validate_python(given)
+    except ValidationError as error:
+        raise BadRequest(f"--memory: {given!r} is not allowed; {error.errors()[0]['msg']}") from error
 
 
 def _read_request(path: Path) -> MeasurementRequest:

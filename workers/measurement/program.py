@@ -151,7 +151,8 @@ def _sweep(
     size = request.batch_sequences or max(1, BATCH_TOKENS // request.sequence_length)
     files = LayerFiles(work / "layers", request.schemes, request.heads)
     kept = StreamCheckpoint(work / "checkpoint")
-    with narrator.stage("sweep", total=len(decoder.layers)) as progress:
+    first = kept.layers_done()
+    with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
         state = prepare_sweep(
             decoder,
             [
@@ -163,12 +164,10 @@ def _sweep(
             budget_bytes=request.memory_bytes,
             directory=work / "streams",
         )
-        first = kept.load(state.streams)
+        kept.load(state.streams)
         files.keep_first(first)
         for layer in range(first):
             narrator.recall(files.facts(layer).warnings)
-        if first:
-            progress.done(first)
         saved_at = time.monotonic()
         for found in sweep_layers(state, first):
             files.write(found, _warn_nonfinite(found, narrator))

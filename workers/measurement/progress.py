@@ -25,10 +25,10 @@ class Narrator:
         return time.monotonic() - self.began
 
     @contextmanager
-    def stage(self, stage: Stage, total: int = 1) -> Iterator["StageProgress"]:
-        """Announce a stage of `total` units, and its end; its seconds go into the report."""
+    def stage(self, stage: Stage, total: int = 1, done: int = 0) -> Iterator["StageProgress"]:
+        """Announce a stage of `total` units, `done` of them before, and its end; its seconds go into the report."""
         started = self.elapsed
-        self._say(Progress(stage=stage, done=0, total=total, elapsed_seconds=started))
+        self._say(Progress(stage=stage, done=done, total=total, elapsed_seconds=started))
         yield StageProgress(self, stage, total)
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
         self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))

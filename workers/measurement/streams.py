@@ -132,15 +132,18 @@ class StreamCheckpoint:
         whole = sorted(self._directory.parent.glob(f"{self._directory.name}.[0-9]*"))
         return whole[-1] if whole else None
 
-    def load(self, streams: Streams) -> int:
-        """Take the streams from the latest checkpoint; return how many layers they are through, 0 without one."""
+    def layers_done(self) -> int:
+        """Return how many layers the streams of the latest checkpoint are through, 0 without one."""
+        latest = self.latest()
+        return int(json.loads((latest / "layers_done.json").read_text())) if latest is not None else 0
+
+    def load(self, streams: Streams) -> None:
+        """Take the streams from the latest checkpoint, if there is one."""
         latest = self.latest()
         for unfinished in self._directory.parent.glob(f"{self._directory.name}-*"):
             _remove(unfinished)
-        if latest is None:
-            return 0
-        streams.load(latest)
-        return int(json.loads((latest / "layers_done.json").read_text()))
+        if latest is not None:
+            streams.load(latest)
 
 
 def _remove(directory: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,14 @@ def identity_of(request: MeasurementRequest, model_fingerprint: str) -> Identity
         if path.is_file()  # a missing one is refused when it is read
     }
     software = {name: version(name) for name in LIBRARIES} | {"machine": platform.machine()}
-    # The job's id and how often the streams are kept change nothing in the tables.
-    asked = request.model_dump(mode="json", exclude={"job_id", "checkpoint_seconds"})
+    # The job's id, and where and how often the streams are kept, change nothing in the tables.
+    asked = request.model_dump(mode="json", exclude={"job_id", "memory_bytes", "checkpoint_seconds"})
     return {"request": asked, "model": model_fingerprint, "files": files, "software": software}
+
+
+def unfinished(out: Path) -> Path:
+    """Return the directory that a measurement works in until `out` is whole."""
+    return out.absolute().with_name(f".{out.name}.unfinished")
 
 
 @contextmanager
@@ -48,7 +53,7 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadRequest(f"OUT: {str(out)!r} exists and is not an empty directory; give a new or an empty one")
-    directory = out.absolute().with_name(f".{out.name}.unfinished")
+    directory = unfinished(out)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("w")
@@ -61,9 +66,9 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
             yield directory
             (directory / "result").replace(out)
         except Exception:
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove(directory)
             raise
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
 
 
 def _take(descriptor: int, directory: Path) -> None:
@@ -74,7 +79,7 @@ def _take(descriptor: int, directory: Path) -> None:
 
 
 def _recognise(directory: Path, identity: Identity) -> None:
-    """Refuse what another measurement left, and sign what is new."""
+    """Refuse what another measurement left, and sign what is new, emptied of what has lost its identity."""
     file = directory / _IDENTITY
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -86,9 +91,19 @@ def _recognise(directory: Path, identity: Identity) -> None:
             )
         shutil.rmtree(directory / "result", ignore_errors=True)
     else:
+        for entry in directory.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
         unsigned = file.with_suffix(".new")
         unsigned.write_text(json.dumps(identity), encoding="utf-8")
         unsigned.rename(file)
+
+
+def _remove(directory: Path) -> None:
+    # The identity goes first: should this be broken off, nothing goes on from the rest.
+    with suppress(OSError):
+        (directory / _IDENTITY).unlink()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _files(request: MeasurementRequest) -> dict[str, Path]:

@@ -1,0 +1,77 @@
+"""Where the workers of a machine do their work: HEADROOM_HOME/work/JOB/attempt-N, one directory for each attempt.
+
+An attempt at a job takes over what the one before left by renaming that directory to its own name. A rename is one
+step, so of all who want a directory - the next attempt, and those who clear up - only one gets it; and a process of
+the old attempt that still runs finds nothing under the name that it knows, and fails without harm. What is to go is
+renamed first too: nobody ever takes over a directory that is half removed.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from uuid import uuid4
+
+log = logging.getLogger(__name__)
+
+_ATTEMPT = "attempt-"
+_REMOVED = ".removed-"
+
+
+class WorkDirectories:
+    """The directories under one root, which other workers may use at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def take(self, job_id: str, attempt: int) -> Path:
+        """Return the directory of an attempt: the latest earlier one's, with all that is in it, else an empty one.
+
+        Raises OSError when it cannot be made.
+        """
+        mine = self._root / job_id / f"{_ATTEMPT}{attempt}"
+        earlier = [path for path in mine.parent.glob(f"{_ATTEMPT}*") if _number(path) < attempt]
+        for path in sorted(earlier, key=_number, reverse=True):
+            if mine.exists():
+                self._remove(path)
+            else:
+                _rename(path, mine)
+        mine.mkdir(parents=True, exist_ok=True)
+        return mine
+
+    def keep_only(self, wanted: Callable[[Iterable[str]], Iterable[str]]) -> None:
+        """Remove the directories of every job but those that `wanted` picks from the ids it is given."""
+        # Listed before the jobs are asked for: an attempt that begins meanwhile is not in the list.
+        attempts = list(self._root.glob(f"*/{_ATTEMPT}*"))
+        kept = set(wanted({path.parent.name for path in attempts}))
+        for path in attempts:
+            if path.parent.name not in kept:
+                self._remove(path)
+        for half_removed in self._root.glob(f"{_REMOVED}*"):
+            shutil.rmtree(half_removed, ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        doomed = self._root / f"{_REMOVED}{uuid4().hex}"
+        if _rename(path, doomed):
+            shutil.rmtree(doomed, ignore_errors=True)
+        _remove_if_empty(path.parent)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix(_ATTEMPT))
+
+
+def _rename(path: Path, target: Path) -> bool:
+    """Rename a directory; False when somebody else was faster."""
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        log.debug("%s is kept: another attempt is at work there", directory)
