@@ -238,6 +238,8 @@ class SchemeFacts(Record):
     """What one scheme does to the model. The comparisons are None if no position has a finite prediction."""
 
     settings: dict[str, float | int | str | bool]
+    simulated: bool = False
+    """Rounded values in the model's own type stood in for a low-precision kernel."""
     perplexity: Perplexity | None
     perplexity_ratio: Estimate | None
     kl_divergence: KlDivergence | None

@@ -136,6 +136,31 @@ def test_the_same_twice(request_: MeasurementRequest, uninterrupted: Path, tmp_p
     assert run(request_, tmp_path / "out") == contents(uninterrupted)
 
 
+def test_a_checkpoint_that_is_cut_off_is_an_error_and_is_removed(
+    request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        measure(request_, tmp_path / "out", Mortal("sweep", 3))
+    (cut,) = tmp_path.glob(".out.unfinished/checkpoint.*/1.stream")
+    os.truncate(cut, 100)
+    with pytest.raises(ValueError, match="mmap length"):
+        run(request_, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert run(request_, tmp_path / "out") == contents(uninterrupted)
+
+
+def test_what_has_lost_its_identity_is_not_gone_on_from(
+    request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """As when the removal of a measurement that failed is itself killed."""
+    with pytest.raises(Killed):
+        measure(request_, tmp_path / "out", Mortal("sweep", 3))
+    (tmp_path / ".out.unfinished/identity.json").unlink()
+    (cut,) = tmp_path.glob(".out.unfinished/checkpoint.*/1.stream")
+    cut.unlink()
+    assert run(request_, tmp_path / "out") == contents(uninterrupted)
+
+
 def test_another_request_does_not_go_on(request_: MeasurementRequest, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         measure(request_, tmp_path / "out", Mortal("sweep", 2))

@@ -128,6 +128,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
     compared = len(comparison.same_top) > 0
     return contract.SchemeFacts(
         settings=scheme.settings,
+        simulated=scheme.simulated,
         perplexity=perplexity(comparison.nll_scheme) if compared else None,
         perplexity_ratio=perplexity_ratio(comparison) if compared else None,
         kl_divergence=kl_divergence(comparison.kl_divergence) if compared else None,
