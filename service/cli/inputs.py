@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.cli.thresholds import thresholds
 from service.contracts.files import PARQUET_MAGIC, format_of
 from service.contracts.request import SAMPLE
 from service.errors import InvalidRequest
@@ -30,6 +31,8 @@ class Wanted:
     label_threshold: float | None = None
     label_depth: int | None = None
     label_dimensions: int | None = None
+    thresholds: tuple[str, ...] = ()
+    """NAME=VALUE each."""
     memory: str | None = None
     """For the worker, where it is the command's own."""
 
@@ -61,7 +64,7 @@ def check_out(out: Path) -> None:
 
 
 def submission(wanted: Wanted, *, on_this_machine: bool, largest_file: int) -> dict[str, Any]:
-    """Return the body of `POST /v1/jobs`. Raises InvalidRequest for a file that cannot be sent."""
+    """Return the body of `POST /v1/jobs`. Raises InvalidRequest for a file or a threshold that cannot be sent."""
     body: dict[str, Any] = {"model": model_name(wanted.model, on_this_machine=on_this_machine)}
     if wanted.schemes:
         body["schemes"] = list(wanted.schemes)
@@ -72,6 +75,7 @@ def submission(wanted: Wanted, *, on_this_machine: bool, largest_file: int) -> d
             "name": wanted.labelled.name,
             "text": read_text("--labelled", wanted.labelled, largest_file),
         }
+    body |= thresholds(wanted.thresholds)
     for name in _SETTINGS:
         if (value := getattr(wanted, name)) is not None:
             body[name] = value

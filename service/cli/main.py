@@ -112,6 +112,14 @@ def analyze(
         int | None,
         typer.Option("--label-dimensions", metavar="K", help="Dimensions to report for the prompts. Default: 4."),
     ] = None,
+    thresholds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A threshold of a definition, such as llm_int8.magnitude=5; may be repeated.",
+        ),
+    ] = None,
     memory: Memory = None,
     as_json: Json = False,
 ) -> None:
@@ -134,6 +142,7 @@ def analyze(
         label_depth=label_depth,
         label_dimensions=label_dimensions,
         int8_threshold=int8_threshold,
+        thresholds=tuple(thresholds or ()),
         memory=memory,
     )
     analysis.analyze(wanted, as_json=as_json)

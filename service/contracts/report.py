@@ -238,8 +238,9 @@ class SchemeFacts(Record):
     """What one scheme does to the model. The comparisons are None if no position has a finite prediction."""
 
     settings: dict[str, float | int | str | bool]
-    simulated: bool = False
-    """Rounded values in the model's own type stood in for a low-precision kernel."""
+    simulated: bool = Field(default_factory=lambda given: "weight_format" in given.get("settings", {}))
+    """Rounded values in the model's own type stood in for a low-precision kernel. Earlier reports do not say so, but
+    only such schemes name a format for their weights."""
     perplexity: Perplexity | None
     perplexity_ratio: Estimate | None
     kl_divergence: KlDivergence | None

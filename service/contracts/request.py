@@ -90,7 +90,13 @@ class StoredFile(Frozen):
     """Bytes."""
 
 
-class LlmInt8Thresholds(Frozen):
+class Thresholds(Frozen):
+    """Base of the limits that make a definition; none may be infinite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class LlmInt8Thresholds(Thresholds):
     """When a hidden dimension is an outlier after LLM.int8() (arXiv 2208.07339, section 4.1)."""
 
     magnitude: Annotated[float, Field(gt=0)] = 6.0
@@ -101,7 +107,7 @@ class LlmInt8Thresholds(Frozen):
     """Share of the token positions that must have it in one layer or more."""
 
 
-class MassiveThresholds(Frozen):
+class MassiveThresholds(Thresholds):
     """When a value of the residual stream is a massive activation (arXiv 2402.17762)."""
 
     magnitude: Annotated[float, Field(ge=0)] = 100.0
@@ -110,21 +116,21 @@ class MassiveThresholds(Frozen):
     """abs(x) must be at least so many times the median magnitude."""
 
 
-class MedianQuantileThresholds(Frozen):
+class MedianQuantileThresholds(Thresholds):
     """When a hidden dimension is an outlier after Macocco et al."""
 
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.99
     """The dimension's median magnitude over tokens must be above this quantile of all magnitudes of the layer."""
 
 
-class VarianceThresholds(Frozen):
+class VarianceThresholds(Thresholds):
     """When a hidden dimension is an outlier after Rudman et al."""
 
     ratio: Annotated[float, Field(gt=0)] = 5.0
     """The dimension's variance must be at least so many times the mean variance of the layer's dimensions."""
 
 
-class HeadThresholds(Frozen):
+class HeadThresholds(Thresholds):
     """When an attention head is an outlier."""
 
     relative_peak: Annotated[float, Field(gt=0)] = 20.0

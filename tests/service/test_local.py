@@ -211,6 +211,12 @@ class TestStack:
             holders = [child for child in children() if "secret-of-the-user" in child.environ().values()]
             assert ["service.api" in child.cmdline() for child in holders] == [True]
 
+    def test_the_memory_reaches_the_worker_alone(self, settings):
+        with stack_of(settings.model_copy(update={"memory": 12345}), workers=True):
+            told = {tuple(child.cmdline()[2:4]): child.environ().get("HEADROOM_MEMORY") for child in children()}
+        assert told.pop(("-m", "workers.app")) == "12345"
+        assert set(told.values()) == {None}
+
     def test_a_long_temporary_directory_is_too_long_for_a_socket_and_avoided(self, settings, tmp_path, monkeypatch):
         deep = tmp_path / ("d" * 100)
         deep.mkdir()

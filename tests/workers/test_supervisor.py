@@ -60,6 +60,14 @@ def test_the_measurement_is_told_everything_in_its_request(bench: Bench) -> None
     assert request.labelled is None
 
 
+def test_the_measurement_is_told_the_worker_s_memory_and_checkpoints(bench: Bench) -> None:
+    bench.settings = bench.settings.model_copy(update={"memory": 2**20, "checkpoint_seconds": 7.5})
+    bench.run()
+    row = bench.store.artifact(bench.job_id, "report.json")
+    request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert (request.memory_bytes, request.checkpoint_seconds) == (2**20, 7.5)
+
+
 def test_a_local_model_and_an_uploaded_text_are_passed_on(tmp_path: Path) -> None:
     sha256, size = ArtifactStore(tmp_path / "home" / "artifacts").put(b"some text")
     upload = StoredFile(name="mine.txt", sha256=sha256, size=size)

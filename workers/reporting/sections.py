@@ -6,7 +6,7 @@ Nothing is escaped here; the template escapes everything.
 import shlex
 
 from service.contracts.report import Report
-from service.contracts.request import SAMPLE
+from service.contracts.request import SAMPLE, Analysis, Frozen
 from workers.reporting.text import counted, data_size, duration
 from workers.reporting.topics.records import Fact
 
@@ -123,4 +123,15 @@ def command(report: Report) -> str:
         value = getattr(report.analysis, setting)
         if value != type(report.analysis).model_fields[setting].default:
             words += [f"--{setting.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, *_thresholds(report.analysis)])
+
+
+def _thresholds(analysis: Analysis) -> list[str]:
+    """Return the options that set the thresholds which are not the usual ones."""
+    words = []
+    for group, field in type(analysis).model_fields.items():
+        if isinstance(field.default, Frozen):
+            for name, value in getattr(analysis, group):
+                if value != getattr(field.default, name):
+                    words += ["--set", f"{group}.{name}={value}"]
+    return words

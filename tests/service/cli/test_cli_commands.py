@@ -16,6 +16,8 @@ import pytest
 
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.local.home import Home, Running
+from service.settings import Settings
 from service.store.statuses import Status
 
 
@@ -150,6 +152,14 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--sequence-length", "1"], "sequence_length: 1"),
         (["analyze", "no such model", "--out", out], "model: 'no such model'"),
         (["analyze", "sample", "--out", out, "--sequences", "many"], "--sequences"),
+        (["analyze", "sample", "--out", out, "--set", "heads.relative_peak=0"], "--set heads.relative_peak: '0'"),
+        (
+            ["analyze", "sample", "--out", out, "--memory", "1GiB"],
+            "--memory: '1GiB' is not allowed; allowed: for a stack",
+        ),
+        (["analyze", "sample", "--out", out, "--memory", "4 apples"], "--memory: '4 apples'"),
+        (["serve", "--memory", "-1GiB"], "--memory: '-1GiB' is not allowed; allowed: 0 or more bytes"),
+        (["worker", "--memory", "lots"], "--memory: 'lots'"),
         (["analyze", "sample"], "--out"),
         (["analyze"], "MODEL"),
         (["analize"], "analize"),
@@ -274,6 +284,49 @@ def test_a_worker_without_a_queue_is_refused(headroom):
     ran = headroom("worker")
     assert ran.code == 2
     assert "HEADROOM_BROKER_URL" in ran.err
+
+
+def test_a_worker_is_given_its_memory(headroom, monkeypatch):
+    became = []
+    monkeypatch.setenv("HEADROOM_BROKER_URL", "redis://localhost:1")
+    monkeypatch.setattr(os, "execve", lambda *given: became.append(given))
+    headroom("worker", "--memory", "512MiB", "--loglevel=DEBUG")
+    monkeypatch.setenv("HEADROOM_MEMORY", "3GiB")
+    headroom("worker")
+    assert [Settings(memory=given[2]["HEADROOM_MEMORY"]).memory for given in became] == [2**29, 3 * 2**30]
+    assert became[0][1][-1] == "--loglevel=DEBUG"
+
+
+def test_a_stack_that_runs_already_has_its_own_memory(headroom, tmp_path):
+    home = Home(Settings(home=tmp_path / "home"))
+    home.prepare()
+    home.make_key()
+    with home.lock(), home.announce(Running("http://127.0.0.1:9", 1, "serve")):
+        ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--memory", "1GiB")
+    assert ran.code == 2
+    assert "--memory: '1GiB' is not allowed" in ran.err
+    assert "http://127.0.0.1:9 has its own; give --memory to `headroom serve`" in ran.err
+
+
+@pytest.mark.parametrize(
+    "name", ["MEMORY", "CHECKPOINT_SECONDS", "DEVICE", "PORT", "LEASE_SECONDS", "MAX_ATTEMPTS", "MAX_UPLOAD_BYTES"]
+)
+@pytest.mark.parametrize("command", [["jobs", "list"], ["serve"], ["worker"]])
+def test_a_setting_that_is_not_allowed_is_named(headroom, monkeypatch, name, command):
+    monkeypatch.setenv(f"HEADROOM_{name}", "-2 apples")
+    ran = headroom(*command)
+    assert ran.code == 2
+    assert f"HEADROOM_{name}: '-2 apples' is not allowed; " in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("module", ["service.api", "service.scheduler", "workers.app"])
+def test_every_program_names_a_setting_that_is_not_allowed(module, tmp_path):
+    environment = {**os.environ, "HEADROOM_HOME": str(tmp_path), "HEADROOM_MEMORY": "inf"}
+    done = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "HEADROOM_MEMORY: 'inf' is not allowed; allowed: 0 or more bytes" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """What the user gives: checked before anything is started, and named when it is refused."""
 
 import base64
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from service.cli.inputs import Wanted, check_out, model_name, read_text, submission, upload
+from service.cli.thresholds import thresholds
+from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
 
 ALL_DEFAULTS = Wanted("sample", Path("out"), (), None, None, None, None)
@@ -123,6 +126,43 @@ def test_settings_and_labelled_prompts_are_sent_as_they_are(tmp_path):
         "labelled": {"name": "p.jsonl", "text": prompts},
         **chosen,
     }
+
+
+def test_thresholds_are_sent_in_their_groups():
+    given = ("llm_int8.magnitude=5", "heads.relative_peak=10", "llm_int8.layers_fraction=0.5")
+    wanted = dataclasses.replace(ALL_DEFAULTS, thresholds=given)
+    sent = submission(wanted, on_this_machine=True, largest_file=10)
+    assert sent == {
+        "model": "sample",
+        "llm_int8": {"magnitude": 5.0, "layers_fraction": 0.5},
+        "heads": {"relative_peak": 10.0},
+    }
+    assert JobSubmission.model_validate(sent).llm_int8.positions_fraction == 0.06
+    both = ("verdict.kl_noticeable=1", "verdict.kl_severe=2")  # each alone would contradict the other's default
+    assert thresholds(both) == {"verdict": {"kl_noticeable": 1.0, "kl_severe": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("magnitude=5",), r"--set: 'magnitude=5' .* NAME is one of llm_int8\.magnitude, .*heads\.predicted_peak"),
+        (("llm_int8.magnitud=5",), r"'llm_int8\.magnitud=5'.*one of"),
+        (("sequences=5",), "'sequences=5'.*one of"),
+        (("llm_int8=5",), "'llm_int8=5'.*one of"),
+        (("heads.relative_peak",), "'heads.relative_peak' .*NAME=VALUE"),
+        (("heads.relative_peak=",), r"--set heads\.relative_peak: '' .*valid number"),
+        (("heads.relative_peak=ten",), r"--set heads\.relative_peak: 'ten' .*valid number"),
+        (("heads.relative_peak=0",), r"--set heads\.relative_peak: '0' .*greater than 0"),
+        (("massive.ratio=inf",), r"--set massive\.ratio: 'inf' .*finite"),
+        (("variance.ratio=nan",), r"--set variance\.ratio: 'nan' "),
+        (("median_quantile.quantile=1.5",), "'1.5' .*less than or equal to 1"),
+        (("massive.ratio=5", "massive.ratio=6"), "'massive.ratio=6' .*set twice"),
+        (("verdict.kl_noticeable=1",), r"--set verdict\.kl_noticeable: '1' .*kl_severe"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused(given, said):
+    with pytest.raises(InvalidRequest, match=said):
+        thresholds(given)
 
 
 def test_parquet_travels_in_base64_and_everything_else_as_text(tmp_path):

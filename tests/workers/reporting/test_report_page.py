@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
 
-from service.contracts.request import VerdictLimits
+from service.cli.thresholds import thresholds
+from service.contracts.request import Analysis, VerdictLimits
 from workers.reporting.loading import load
 from workers.reporting.render import render
 from workers.reporting.sections import command
@@ -127,6 +129,16 @@ def test_the_command_states_the_threshold_of_int8(make_report):
     analysis = report.analysis.model_copy(update={"bos": "never", "score": "second_half", "label_depth": 0})
     told = command(report.model_copy(update={"analysis": analysis}))
     assert told.endswith("--score second_half --bos never --label-depth 0")
+
+
+def test_the_command_sets_the_thresholds_that_are_not_the_usual_ones(make_report):
+    report = load(make_report()).report
+    assert "--set" not in command(report)
+    changed = {"llm_int8": {"magnitude": 5.5}, "heads": {"relative_peak": 1e-7}, "verdict": {"kl_severe": 0.5}}
+    analysis = Analysis.model_validate({**report.analysis.model_dump(), **changed})
+    words = shlex.split(command(report.model_copy(update={"analysis": analysis})))
+    given = [value for option, value in pairwise(words) if option == "--set"]
+    assert thresholds(given) == changed
 
 
 def test_what_was_found_is_listed(page, drawn_report):

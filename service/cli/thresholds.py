@@ -1,0 +1,41 @@
+"""`--set NAME=VALUE`: thresholds of the definitions and limits of the verdict, too many for an option each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.contracts.request import Analysis, Frozen
+from service.errors import InvalidRequest
+
+
+def thresholds(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what `NAME=VALUE` texts set, as a job request has it: `{"llm_int8": {"magnitude": 5.0}}`.
+
+    Raises InvalidRequest for an unknown or doubled name, and for a value that is not allowed.
+    """
+    fields = {name: field.default for name, field in Analysis.model_fields.items()}
+    groups = {name: type(default) for name, default in fields.items() if isinstance(default, Frozen)}
+    names = [f"{group}.{name}" for group, record in groups.items() for name in record.model_fields]
+    chosen: dict[str, dict[str, str]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in names:
+            raise InvalidRequest("--set", text, f"allowed: NAME=VALUE, where NAME is one of {', '.join(names)}")
+        group, _, field = name.partition(".")
+        if field in chosen.setdefault(group, {}):
+            raise InvalidRequest("--set", text, f"{name} is set twice; allowed: once")
+        chosen[group][field] = value
+    return {group: _read(groups[group], group, values) for group, values in chosen.items()}
+
+
+def _read(record: type[Frozen], group: str, values: dict[str, str]) -> dict[str, Any]:
+    try:
+        return record.model_validate(values).model_dump(include=set(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        # What several values make together has no place of its own.
+        wrong = [str(part) for part in first["loc"]] or list(values)
+        text = ", ".join(values[name] for name in wrong)
+        names = " ".join(f"{group}.{name}" for name in wrong)
+        raise InvalidRequest(f"--set {names}", text, first["msg"].removeprefix("Value error, ")) from error
