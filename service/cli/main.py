@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 jobs = typer.Typer(help="Look at jobs, cancel them, try them again.", no_args_is_help=True)
-reports = typer.Typer(help="List reports, download them, and draw them anew.", no_args_is_help=True)
+reports = typer.Typer(help="List reports, download, compare and redraw them.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(reports, name="reports")
 
@@ -242,6 +242,21 @@ def render_report(
     from service.cli import redrawing
 
     redrawing.render(directory, as_json=as_json)
+
+
+@reports.command("compare")
+def compare_reports(
+    report: Annotated[
+        list[str],
+        typer.Argument(metavar="REPORT...", help="Ids or directories of 2 to 8 reports; the first is the baseline."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the comparison goes: new or empty.")],
+    as_json: Json = False,
+) -> None:
+    """Hold reports against the first of them: range, outlier dimensions, errors and divergence."""
+    from service.cli import comparing
+
+    comparing.compare(report, out, as_json=as_json)
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from service.errors import InvalidRequest
 
 def render(directory: Path, *, as_json: bool) -> None:
     """Draw the report in `directory` anew, in place. Raises InvalidRequest where no report lies."""
-    check_report(directory)
-    reporting.run([str(directory.absolute())])
+    check_report(directory, "DIR")
+    reporting.run(reporting.REPORT, [str(directory.absolute())])
     report = json.loads((directory / "report.json").read_bytes())
     page = directory.absolute() / "report.html"
     left_out = report["figures_left_out"]
@@ -26,8 +26,8 @@ def render(directory: Path, *, as_json: bool) -> None:
     output.line(console, f"Report: {page}")
 
 
-def check_report(directory: Path) -> None:
-    """Raise InvalidRequest unless `directory` holds a report."""
+def check_report(directory: Path, parameter: str) -> None:
+    """Raise InvalidRequest unless `directory`, given as `parameter`, holds a report."""
     if not (directory / "report.json").is_file():
         allowed = "it must be the directory of a report, with report.json and tables/"
-        raise InvalidRequest("DIR", str(directory), allowed)
+        raise InvalidRequest(parameter, str(directory), allowed)

@@ -1,6 +1,6 @@
-"""Starts the reporting program, `python -m workers.reporting`, as a child: the service names it and never imports it.
+"""Starts the programs that draw reports as children: the service names them and never imports them.
 
-It needs the drawing libraries, but neither torch nor a model.
+They need the drawing libraries, but neither torch nor a model.
 """
 
 import importlib.util
@@ -14,8 +14,10 @@ from service.cli.signals import interruptible
 from service.errors import HeadroomError
 from service.processes import spawn, terminate
 
-REPORTING_COMMAND = ("-m", "workers.reporting")
-"""Arguments to Python; the program is named, never imported."""
+REPORT = "workers.reporting"
+"""The program that draws one report; both are named, and never imported."""
+COMPARISON = "workers.reporting.comparison"
+"""The program that draws several side by side."""
 GRACE_SECONDS = 10.0
 """How long an interrupted program may take to clear away what it has begun."""
 _LIBRARIES = ("matplotlib", "numpy", "jinja2", "pyarrow")
@@ -49,8 +51,8 @@ class DrawingInterrupted(HeadroomError):
     code = "interrupted"
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run the program to its end; `arguments` go to it. Ctrl-C ends it, and it leaves nothing half-written.
+def run(program: str, arguments: Sequence[str]) -> None:
+    """Run the module `program` to its end; `arguments` go to it. Ctrl-C ends it, and it leaves nothing half-written.
 
     Raises:
         DrawingMissing: its libraries are not installed.
@@ -63,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
     with interruptible():
         # -P: no file that happens to lie where the user stands is imported.
         process = spawn(
-            [sys.executable, "-P", *REPORTING_COMMAND, *arguments],
+            [sys.executable, "-P", "-m", program, *arguments],
             env=environment,
             on_parent_death=signal.SIGTERM,  # so that it can clear away what it has begun
             stdin=subprocess.DEVNULL,

@@ -26,14 +26,14 @@ def list_jobs(*, status: str | None, model: str | None, limit: int, token: str |
 def show_job(job_id: str, *, as_json: bool) -> None:
     """Print one job."""
     with connect(workers=False) as service:
-        job = service.client.get(f"/v1/jobs/{_checked(job_id)}")
+        job = service.client.get(f"/v1/jobs/{checked_id(job_id)}")
     _print_job(job, as_json=as_json)
 
 
 def change_job(job_id: str, change: str, *, as_json: bool) -> None:
     """Cancel or retry a job (`change`), and print it."""
     with connect(workers=False) as service:
-        job = service.client.post(f"/v1/jobs/{_checked(job_id)}/{change}")
+        job = service.client.post(f"/v1/jobs/{checked_id(job_id)}/{change}")
     _print_job(job, as_json=as_json)
 
 
@@ -55,7 +55,7 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
     """Download a report into the directory `out`."""
     inputs.check_out(out)
     with connect(workers=False) as service:
-        bundle.fetch(service.client, _checked(report_id), out)
+        bundle.fetch(service.client, checked_id(report_id), out)
     page = out.absolute() / "report.html"
     if as_json:
         output.document({"id": report_id, "directory": str(out.absolute()), "page": str(page)})
@@ -63,7 +63,7 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
     output.line(output.results(), f"Report: {page}")
 
 
-def _checked(resource_id: str) -> str:
+def checked_id(resource_id: str) -> str:
     """Return an id that is safe to stand in a path. Raises InvalidRequest."""
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", resource_id):
         raise InvalidRequest("ID", resource_id, "an id has letters, digits, - and _ only, 64 at most")

@@ -1,0 +1,87 @@
+"""`headroom reports compare`: by id and by directory, and nothing left behind when it cannot be."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from service.contracts.comparison.records import Comparison
+from service.contracts.request import JobRequest
+
+STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"
+
+
+@pytest.fixture
+def stored(tmp_path):
+    return Path(shutil.copytree(STORED, tmp_path / "stored"))
+
+
+@pytest.fixture
+def keep(remote):
+    """Store the example at the service, with report.json changed; return its id."""
+
+    def store(**changes):
+        report = json.loads((STORED / "report.json").read_text()) | changes
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            for path in STORED.glob("tables/*"):
+                archive.write(path, f"tables/{path.name}")
+            archive.writestr("report.json", json.dumps(report))
+        job = remote.store.submit(JobRequest(model="sample"))
+        remote.succeed(remote.claim(job.id), {"bundle.zip": content.getvalue()})
+        return job.id
+
+    return store
+
+
+def test_reports_at_the_service_and_here_side_by_side(headroom, keep, stored, tmp_path):
+    kept, out = keep(), tmp_path / "out"
+    ran = headroom("reports", "compare", kept, str(stored), kept, "--out", str(out))
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.splitlines()[-1] == f"Comparison: {out / 'comparison.html'}"
+    comparison = Comparison.model_validate_json((out / "comparison.json").read_bytes())
+    assert [report.name for report in comparison.reports] == [kept, "stored", kept]
+    assert comparison.differences[0].schemes["int8"].kl_divergence.paired
+    assert (out / "figures" / "comparison_divergence.svg").is_file()
+
+
+def test_warnings_are_printed_and_json_holds_the_comparison(headroom, stored, tmp_path):
+    other = Path(shutil.copytree(stored, tmp_path / "other"))
+    report = json.loads((other / "report.json").read_text())
+    report["calibration"]["fingerprint"] = "sha256:" + "c" * 64
+    report["outliers"]["variance"]["thresholds"]["ratio"] = 7.0
+    (other / "report.json").write_text(json.dumps(report))
+    ran = headroom("reports", "compare", str(stored), str(other), "--out", str(tmp_path / "a"))
+    assert ran.code == 0
+    assert "Warning: example/tiny-llama (other): other calibration tokens" in ran.out
+    assert "Not compared: example/tiny-llama (other): outliers.variance: other thresholds: ratio 5.0 and 7.0" in ran.out
+    ran = headroom("reports", "compare", str(stored), str(other), "--out", str(tmp_path / "b"), "--json")
+    assert ran.document["directory"] == str(tmp_path / "b")
+    assert ran.document["comparison"] == json.loads((tmp_path / "b" / "comparison.json").read_text())
+
+
+def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    out = str(place / "out")
+    newer = keep(schema_version="2.0")
+    for arguments, named in (
+        ([str(stored)], "1 reports cannot be compared at once"),
+        ([str(stored)] * 9, "9 reports cannot be compared at once"),
+        ([str(stored), str(tmp_path / "none")], "it must be the directory of a report"),
+        ([str(stored), str(place)], "it must be the directory of a report"),
+        ([str(stored), "a b"], "an id has letters"),
+        ([str(stored), "0" * 32], "0000"),
+        ([str(stored), newer], "schema_version: '2.0' is not allowed"),
+    ):
+        ran = headroom("reports", "compare", *arguments, "--out", out)
+        assert ran.code == 2, ran.err
+        assert named in ran.err
+        assert "Traceback" not in ran.err
+        assert list(place.iterdir()) == []
+    ran = headroom("reports", "compare", str(stored), str(stored), "--out", str(stored))
+    assert ran.code == 2
+    assert "--out" in ran.err

@@ -1,0 +1,214 @@
+"""`python -m workers.reporting.comparison`: figures from both reports' tables, one page, all of it or nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from service.contracts.comparison.records import Comparison
+from workers.reporting.comparison.__main__ import main
+from workers.reporting.comparison.figures import divergence, growth, labelled, ranges
+from workers.reporting.comparison.gathering import gather
+from workers.reporting.comparison.program import compare_reports
+from workers.reporting.figures import style
+
+STORED = Path(__file__).parent / "stored" / "schema_1_0"
+
+
+@pytest.fixture
+def pair(tmp_path, make_report):
+    """The stored example, and a made-up report of another depth and width."""
+    return Path(shutil.copytree(STORED, tmp_path / "stored")), make_report("made")
+
+
+@pytest.fixture
+def twins(make_report):
+    """Two reports of one depth and width that differ in every number."""
+    return make_report("before"), make_report("after", seed=1)
+
+
+def drawn(module, directories):
+    with style.applied():
+        [drawing] = list(module.draw(gather(directories)))
+        drawing.figure.draw_without_rendering()
+    return drawing
+
+
+def restate(directory, **changes):
+    path = directory / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def table(directory, name):
+    return pq.read_table(directory / "tables" / f"{name}.parquet").to_pylist()
+
+
+def test_the_command_as_a_process(pair, tmp_path):
+    out = tmp_path / "deep" / "out"
+    command = [sys.executable, "-m", "workers.reporting.comparison", str(out), *map(str, pair)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert {path.name for path in out.iterdir()} == {"comparison.json", "comparison.html", "summary.md", "figures"}
+    assert list(out.parent.iterdir()) == [out]
+    comparison = Comparison.model_validate_json((out / "comparison.json").read_bytes())
+    assert [report.label for report in comparison.reports] == ["example/tiny-llama", "example/llama-small"]
+    files = {file for figure in comparison.figures for file in figure.files}
+    assert files == {f"figures/{path.name}" for path in (out / "figures").iterdir()}
+    assert {"comparison_divergence", "comparison_error_growth", "comparison_range"} <= {
+        figure.name for figure in comparison.figures
+    }
+    assert {warning.code for warning in comparison.warnings} >= {"calibration-differs", "models-differ"}
+
+
+def test_the_page_stands_alone_and_says_what_differs(pair, tmp_path):
+    compare_reports(tmp_path / "out", pair)
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    for said in ("example/tiny-llama", "example/llama-small", "calibration-differs", "5 layers and 8", "independent"):
+        assert said in page
+    assert page.count("<svg") == len(list((tmp_path / "out" / "figures").glob("*.svg")))
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert summary.startswith("# Headroom comparison: example/tiny-llama, example/llama-small\n")
+    assert "Not compared: range, example/llama-small: 5 layers and 8" in summary
+
+
+def test_foreign_names_do_nothing_on_the_page(make_report, tmp_path):
+    evil = "<script>alert(1)</script>"
+    compare_reports(tmp_path / "out", [make_report("a", source=evil), make_report("b", source="[x](http://e.example)")])
+    assert "<script>" not in (tmp_path / "out" / "comparison.html").read_text()
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "<script>" not in summary
+    assert "](http" not in summary
+
+
+def test_points_and_intervals_are_those_of_the_reports(twins):
+    axes = drawn(divergence, twins).figure.axes[0]
+    places = {container.get_label(): container for container in axes.containers}
+    for directory in twins:
+        schemes = json.loads((directory / "report.json").read_text())["schemes"]
+        label = f"example/llama-small ({directory.name})"
+        line, _, [bars] = places[label].lines
+        kl = [scheme["kl_divergence"] for scheme in schemes.values()]
+        assert line.get_ydata() == pytest.approx([one["mean"] for one in kl])
+        reach = [(top - bottom) / 2 for (_, bottom), (_, top) in bars.get_segments()]
+        assert reach == pytest.approx([1.96 * one["standard_error"] for one in kl])
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for segment in bars.get_segments() for _, y in segment)
+
+
+def test_points_of_one_scheme_do_not_lie_on_each_other(make_report):
+    axes = drawn(divergence, [make_report(str(number), seed=number) for number in range(8)]).figure.axes[0]
+    places = np.sort(np.concatenate([container.lines[0].get_xdata() for container in axes.containers]))
+    assert len(places) == 16
+    assert np.diff(places).min() > 0.05
+    assert np.abs(places - places.round()).max() < 0.5
+
+
+def test_lines_of_growth_are_those_of_the_tables(twins):
+    drawing = drawn(growth, twins)
+    assert [axes.get_title().split()[0] for axes in drawing.figure.axes] == ["int8", "nf4"]
+    for axes, scheme in zip(drawing.figure.axes, ("int8", "nf4"), strict=True):
+        for line, directory in zip(axes.get_lines(), twins, strict=True):
+            wanted = {"scheme": scheme, "component": "block", "mode": "accumulated"}
+            rows = [row for row in table(directory, "errors") if wanted.items() <= row.items()]
+            assert line.get_ydata() == pytest.approx([row["sqnr_db"] for row in rows])
+
+
+def test_a_scheme_of_one_report_alone_has_no_panel(make_report):
+    directories = [make_report("a", schemes=("int8",)), make_report("b", schemes=("int8", "nf4"))]
+    assert len(drawn(growth, directories).figure.axes) == 1
+    names = [label.get_text() for label in drawn(divergence, directories).figure.axes[1].get_xticklabels()]
+    assert names == ["int8", "nf4"]
+
+
+def test_ranges_are_those_of_the_tables(pair):
+    drawing = drawn(ranges, pair)
+    lines = drawing.figure.axes[0].get_lines()
+    for report, directory in enumerate(pair):
+        rows = [row for row in table(directory, "sites") if (row["component"], row["port"]) == ("block", "output")]
+        assert lines[2 * report].get_ydata() == pytest.approx([row["abs_max"] for row in rows])
+        assert lines[2 * report + 1].get_ydata() == pytest.approx([row["median_abs"] for row in rows])
+    low, high = drawing.figure.axes[0].get_ylim()
+    values = np.concatenate([line.get_ydata() for line in lines])
+    assert low < values.min()
+    assert high > values.max()
+
+
+def test_every_report_with_prompts_has_its_row(make_report):
+    directories = [make_report("a", labelled=40), make_report("b", labelled=0), make_report("c", labelled=30)]
+    drawing = drawn(labelled, directories)
+    names = [axes.get_ylabel().split()[-1] for axes in drawing.figure.axes if axes.get_ylabel()]
+    assert names == ["(a)", "(c)"]
+    assert list(labelled.draw(gather(directories[1:2] * 2))) == []
+
+
+def test_reports_without_schemes_are_compared_by_range(make_report, tmp_path):
+    directories = [make_report("a", schemes=()), make_report("b", schemes=(), seed=1)]
+    comparison = compare_reports(tmp_path / "out", directories)
+    assert {figure.name for figure in comparison.figures} >= {"comparison_range"}
+    assert "shares no scheme with the baseline" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_a_report_without_a_table_is_compared_without_it(twins, tmp_path):
+    content = json.loads((twins[1] / "report.json").read_text())
+    restate(twins[1], tables=[entry for entry in content["tables"] if entry["name"] not in ("errors", "tokens")])
+    comparison = compare_reports(tmp_path / "out", twins)
+    left_out = {figure.name: figure.reason for figure in comparison.figures_left_out}
+    assert "no table 'errors'" in left_out["comparison_growth"]
+    change = comparison.differences[0].schemes["nf4"].kl_divergence
+    assert (change.paired, change.positions) == (False, None)
+    assert "Not drawn: <code>comparison_growth</code>" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def refused(arguments, capsys):
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_what_cannot_be_compared_is_refused_by_name_and_leaves_nothing(twins, tmp_path, capsys):
+    out = tmp_path / "place" / "out"
+    out.parent.mkdir()
+    assert "1 reports cannot be compared at once; 2 to 8 can" in refused([out, twins[0]], capsys)
+    restate(twins[1], definitions_version="2.0")
+    assert "after: definitions_version '2.0' cannot be compared" in refused([out, *twins], capsys)
+    restate(twins[1], definitions_version="1.0", schema_version="3.1")
+    assert f"{twins[1]}: report.json: schema_version: '3.1' is not allowed" in refused([out, *twins], capsys)
+    assert "none" in refused([out, twins[0], tmp_path / "none"], capsys)
+    (twins[0] / "tables" / "tokens.parquet").write_bytes(b"PAR1")
+    assert f"{twins[0]}: tables/tokens.parquet: not a whole Parquet file" in refused([out, *twins], capsys)
+    assert list(out.parent.iterdir()) == []
+    assert "it must be a directory that does not exist yet" in refused([tmp_path, *twins], capsys)
+
+
+def test_a_full_disk_leaves_nothing(twins, tmp_path, capsys, monkeypatch):
+    write = Path.write_text
+
+    def full(path, *arguments, **options):
+        if path.name == "comparison.json":
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    (tmp_path / "place").mkdir()
+    assert main([str(tmp_path / "place" / "out"), *map(str, twins)]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_the_same_reports_give_the_same_bytes(twins, tmp_path):
+    for name in ("one", "two"):
+        compare_reports(tmp_path / name, twins)
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+    svg = ElementTree.parse(tmp_path / "one" / "figures" / "comparison_divergence.svg")
+    assert "Divergence of the predictions" in "".join(svg.getroot().itertext())

@@ -1,0 +1,106 @@
+"""`comparison_divergence`: every scheme's divergence in every report, with 95 % intervals.
+
+Above the mean KL divergence, beneath the perplexity's ratio to the reference. Points of one scheme stand beside one
+another, in the order of the reports.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from service.contracts.comparison.predictions import INTERVAL
+from service.contracts.report import Estimate, SchemeFacts
+from workers.reporting.comparison.gathering import Gathered
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing
+from workers.reporting.text import estimate, plain
+
+_SPREAD = 0.6
+"""Share of a scheme's place that its points take up."""
+
+
+class Point(NamedTuple):
+    """One report's figure of one scheme."""
+
+    report: int
+    scheme: int
+    estimate: Estimate
+
+
+def draw(gathered: Gathered) -> Iterator[Drawing]:
+    """Yield the figure, unless no report has a scheme with a finite prediction."""
+    kl, ratio = _points(gathered, _kl), _points(gathered, lambda facts: facts.perplexity_ratio)
+    if not kl:
+        return
+    figure = Figure(figsize=(style.WIDE[0], 5.0))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.set(title="Divergence of the predictions", ylabel="mean KL, nats")
+    lower.set_ylabel("perplexity ratio")
+    _plot(upper, kl, gathered)
+    _plot(lower, ratio, gathered)
+    lower.axhline(1, color=style.MUTED, linewidth=0.7, zorder=0)
+    _kl_axis(upper, kl)
+    lower.set_xticks(range(len(gathered.schemes)), [plain(scheme, 20) for scheme in gathered.schemes])
+    lower.set_xlim(-0.5, len(gathered.schemes) - 0.5)
+    figure.legend(loc="outside lower center", ncols=2)
+    yield Drawing(
+        name="comparison_divergence",
+        title="Divergence of the predictions",
+        caption=(
+            "Mean KL(reference || scheme) per scored position, and the perplexity's ratio to the reference of the same "
+            "report; bars are 95 % intervals, each report by itself. The table beneath has the differences, paired "
+            "where the reports run the same tokens."
+        ),
+        alt="Points with intervals. "
+        + " ".join(
+            f"{gathered.labels[p.report]}, {gathered.schemes[p.scheme]}: mean KL {estimate(p.estimate)}." for p in kl
+        ),
+        table="",
+        figure=figure,
+    )
+
+
+def _kl(facts: SchemeFacts) -> Estimate | None:
+    kl = facts.kl_divergence
+    return Estimate(value=kl.mean, standard_error=kl.standard_error) if kl else None
+
+
+def _points(gathered: Gathered, figure_of: Any) -> list[Point]:
+    found = (
+        (report, scheme, figure_of(source.report.schemes[name]))
+        for report, source in enumerate(gathered.sources)
+        for scheme, name in enumerate(gathered.schemes)
+        if name in source.report.schemes
+    )
+    return [Point(report, scheme, figure) for report, scheme, figure in found if figure is not None]
+
+
+def _plot(axes: Any, points: Sequence[Point], gathered: Gathered) -> None:
+    count = len(gathered.sources)
+    for report, label in enumerate(gathered.labels):
+        own = [point for point in points if point.report == report]
+        places = np.array([point.scheme for point in own]) + _SPREAD * ((report + 0.5) / count - 0.5)
+        look = style.mark(report)
+        axes.errorbar(
+            places,
+            [point.estimate.value for point in own],
+            yerr=[INTERVAL * (point.estimate.standard_error or 0.0) for point in own],
+            color=look.colour,
+            marker=look.marker,
+            linestyle="none",
+            markersize=5,
+            capsize=3,
+            label=plain(label, 60) if axes.get_subplotspec().is_first_row() else None,
+        )
+
+
+def _kl_axis(axes: Any, points: Sequence[Point]) -> None:
+    """Make the axis logarithmic where every value is positive, and wide enough for the intervals."""
+    values = np.array([point.estimate.value for point in points])
+    errors = np.array([INTERVAL * (point.estimate.standard_error or 0.0) for point in points])
+    if values.min() <= 0:
+        return
+    lowest = np.maximum(values - errors, values / 3)
+    style.log_axis(axes, float(lowest.min()) / 1.3, float((values + errors).max()) * 1.3)

@@ -1,0 +1,85 @@
+"""`comparison_error_growth`: how the error of each scheme builds up with depth, report beside report."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from workers.reporting.comparison.gathering import Gathered
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing
+from workers.reporting.loading import Source, select
+from workers.reporting.text import counted, number, plain
+
+_ACROSS = 2
+"""Panels side by side."""
+
+
+def draw(gathered: Gathered) -> Iterator[Drawing]:
+    """Yield the figure, a panel for each scheme that two reports or more have; nothing where there is none."""
+    shared = [
+        scheme for scheme in gathered.schemes if sum(scheme in source.report.schemes for source in gathered.sources) > 1
+    ]
+    if not shared:
+        return
+    across = min(_ACROSS, len(shared))
+    down = -(-len(shared) // across)
+    figure = Figure(figsize=(style.WIDE[0], 0.9 + 2.5 * down))
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    lines = {}
+    for axes, scheme in zip(panels, shared, strict=False):
+        lines[scheme] = _panel(axes, gathered, scheme)
+    for axes in panels[len(shared) :]:
+        axes.set_axis_off()
+    figure.suptitle("Error growth through the layers")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    yield Drawing(
+        name="comparison_error_growth",
+        title="Error growth through the layers",
+        caption=(
+            "sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, each scheme in its own stream and against "
+            "its own reference; higher is better. A layer whose stream equals the reference has no point."
+        ),
+        alt="Line charts over layers. " + " ".join(_alt(gathered, scheme, lines[scheme]) for scheme in shared),
+        table="",
+        figure=figure,
+    )
+
+
+def _panel(axes: Any, gathered: Gathered, scheme: str) -> list[NDArray[np.float64] | None]:
+    axes.set_title(plain(style.scheme_title(scheme), 40), fontsize=10)
+    axes.set_ylabel("SQNR at block.output, dB", fontsize=8.5)
+    lines = [sqnr(source, scheme) if scheme in source.report.schemes else None for source in gathered.sources]
+    for report, values in enumerate(lines):
+        look = style.mark(report)
+        axes.plot(
+            np.arange(len(values)) if values is not None else [],
+            values if values is not None else [],
+            color=look.colour,
+            linestyle=look.line,
+            marker=look.marker,
+            markersize=3.2,
+            label=plain(gathered.labels[report], 60),
+            gid=f"{scheme}-{report}",
+        )
+    style.layer_axis(axes, max(source.report.model.layers for source in gathered.sources))
+    return lines
+
+
+def sqnr(source: Source, scheme: str) -> NDArray[np.float64]:
+    """Return the accumulated SQNR after every layer, dB; NaN where it is exact."""
+    rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
+    values = np.full(source.report.model.layers, np.nan)
+    values[source.layers_of("errors", rows)] = rows["sqnr_db"]
+    return values
+
+
+def _alt(gathered: Gathered, scheme: str, lines: list[NDArray[np.float64] | None]) -> str:
+    ends = []
+    for label, values in zip(gathered.labels, lines, strict=True):
+        drawn = np.empty(0) if values is None else values[np.isfinite(values)]
+        ends.append(f"{label} {number(drawn[-1])} dB" if drawn.size else f"{label} no ratio")
+    return f"{scheme} at the end of {counted(len(lines), 'report')}: {', '.join(ends)}."

@@ -1,0 +1,39 @@
+"""`comparison_labelled_activations`: the labelled prompts of several reports, one row of histograms for each."""
+
+from collections.abc import Iterator
+
+from workers.reporting.comparison.gathering import Gathered
+from workers.reporting.figures.drawing import Drawing
+from workers.reporting.figures.labelled_activations import model_row
+from workers.reporting.figures.separation_grid import COLUMNS, Row, grid
+from workers.reporting.text import counted, plain
+
+
+def draw(gathered: Gathered) -> Iterator[Drawing]:
+    """Yield the grid, unless no report has labelled prompts."""
+    rows = tuple(_rows(gathered))
+    if not any(row.panels for row in rows):
+        return
+    yield Drawing(
+        name="comparison_labelled_activations",
+        title="Activations of true and false answers",
+        caption=(
+            f"One row for each report with labelled prompts: the {counted(COLUMNS, 'hidden dimension')} that separate "
+            "true from false answers best in that report. Filled: the reference; outlined: the schemes that move the "
+            "AUROC most."
+        ),
+        alt=" ".join(_alt(row) for row in rows),
+        table="",
+        figure=grid(rows),
+    )
+
+
+def _rows(gathered: Gathered) -> Iterator[Row]:
+    for label, source in zip(gathered.labels, gathered.sources, strict=True):
+        if source.report.labelled is not None:
+            row = model_row(source, source.report.labelled)
+            yield row._replace(model=plain(label, 40), panels=row.panels[:COLUMNS])
+
+
+def _alt(row: Row) -> str:
+    return f"{row.model}: histograms of dimensions {', '.join(str(panel.dimension) for panel in row.panels) or 'none'}."

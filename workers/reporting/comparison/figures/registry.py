@@ -1,0 +1,44 @@
+"""Every figure of a comparison, with the section of the page that it stands in. Adding a figure adds a line here."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from service.contracts.report import LeftOut
+from workers.reporting.comparison.figures import divergence, growth, labelled, ranges
+from workers.reporting.comparison.gathering import Gathered
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing, Saved
+from workers.reporting.figures.gallery import Gallery
+from workers.reporting.loading import TableAbsent
+
+FIGURES: tuple[tuple[str, Callable[[Gathered], Iterator[Drawing]]], ...] = (
+    ("divergence", divergence.draw),
+    ("errors", growth.draw),
+    ("range", ranges.draw),
+    ("labelled", labelled.draw),
+)
+
+
+def draw_all(gathered: Gathered, directory: Path) -> dict[str, Gallery]:
+    """Draw every figure for which the reports have something to show, save them in `directory`, and sort by section.
+
+    Raises:
+        ReportUnreadable: a table is damaged.
+    """
+    galleries: dict[str, Gallery] = {}
+    for section, draw in FIGURES:
+        before = galleries.get(section, Gallery((), ()))
+        figures, left_out = _draw(gathered, draw, directory)
+        galleries[section] = Gallery(before.figures + figures, before.left_out + left_out)
+    return galleries
+
+
+def _draw(
+    gathered: Gathered, draw: Callable[[Gathered], Iterator[Drawing]], directory: Path
+) -> tuple[tuple[Saved, ...], tuple[LeftOut, ...]]:
+    try:
+        with style.applied():
+            drawings = tuple(draw(gathered))
+    except TableAbsent as absent:
+        return (), (LeftOut(name=f"comparison_{draw.__module__.rpartition('.')[2]}", reason=str(absent)),)
+    return tuple(drawing.save(directory) for drawing in drawings), ()

@@ -1,0 +1,80 @@
+"""Reads the reports of a comparison, and works out what differs between them."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from service.contracts.comparison.records import Comparison
+from service.contracts.comparison.sides import NotComparable, Rows, Side, check_count
+from service.contracts.comparison.whole import compare
+from service.errors import HeadroomError
+from workers.reporting.loading import ReportUnreadable, Source, load
+
+
+class Refused(HeadroomError):
+    """These reports cannot be compared."""
+
+    code: ClassVar[str] = "not-comparable"
+    status: ClassVar[int] = 422
+
+
+class Gathered(NamedTuple):
+    """All that a figure or the page of a comparison may look at."""
+
+    comparison: Comparison
+    sources: tuple[Source, ...]
+    """The reports, in the order of `comparison.reports`; the baseline first."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each report is called."""
+        return tuple(report.label for report in self.comparison.reports)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Every scheme of any report, each once."""
+        return tuple(dict.fromkeys(name for source in self.sources for name in source.report.schemes))
+
+
+def gather(directories: Sequence[Path]) -> Gathered:
+    """Read the reports in `directories` and compare them.
+
+    Raises:
+        ReportUnreadable: one is missing or damaged; the message names its directory.
+        Refused: they cannot be compared.
+    """
+    try:
+        check_count(len(directories))
+        sources = tuple(_loaded(directory) for directory in directories)
+        sides = [_side(source) for source in sources]
+        return Gathered(compare(sides, version("headroom")), sources)
+    except NotComparable as error:
+        raise Refused(str(error)) from error
+
+
+def _loaded(directory: Path) -> Source:
+    try:
+        return load(directory)
+    except ReportUnreadable as error:
+        message = str(error)
+        raise ReportUnreadable(message if str(directory) in message else f"{directory}: {message}") from error
+
+
+def _side(source: Source) -> Side:
+    @cache
+    def read(table: str, columns: tuple[str, ...]) -> Rows | None:
+        path = source.directory / "tables" / f"{table}.parquet"
+        if table not in source.tables:
+            return None
+        try:
+            rows: Rows = pq.read_table(path, columns=list(columns)).to_pydict()
+        except (pa.ArrowException, OSError) as error:
+            raise ReportUnreadable(f"{path}: not a whole Parquet file: {error}") from error
+        return rows
+
+    return Side(source.directory.resolve().name, source.report, read)

@@ -1,0 +1,63 @@
+"""From reports on disk to a comparison on disk: read, compare, draw, write; all of it or nothing."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from service.contracts.comparison.records import Comparison
+from service.errors import HeadroomError
+from workers.reporting.comparison.figures.registry import draw_all
+from workers.reporting.comparison.gathering import gather
+from workers.reporting.comparison.page import page, summary
+from workers.reporting.comparison.topics import topics
+
+
+class OutTaken(HeadroomError):
+    """The comparison has no place to go to."""
+
+    code: ClassVar[str] = "out-taken"
+    status: ClassVar[int] = 422
+
+
+def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
+    """Compare the reports in `directories`, the first of them the baseline, and make `out` of it.
+
+    `out` then holds comparison.json, comparison.html, summary.md and figures/. It is built beside its place and
+    renamed: it appears whole or not at all.
+
+    Returns:
+        What comparison.json holds.
+
+    Raises:
+        OutTaken: `out` is there already, and is not an empty directory.
+        ReportUnreadable: a report is missing or damaged.
+        Refused: the reports cannot be compared.
+        OSError: a file could not be written.
+    """
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise OutTaken(f"{out}: it must be a directory that does not exist yet, or an empty one")
+    gathered = gather(directories)
+    above = out.absolute().parent
+    above.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=above) as beside:
+        made = Path(beside, "comparison")
+        (made / "figures").mkdir(parents=True)
+        galleries = draw_all(gathered, made / "figures")
+        comparison = gathered.comparison.model_copy(
+            update={
+                "figures": tuple(saved.entry for found in galleries.values() for saved in found.figures),
+                "figures_left_out": tuple(one for found in galleries.values() for one in found.left_out),
+            }
+        )
+        told = topics(gathered)
+        _write(made / "comparison.html", page(gathered, told, galleries, made))
+        _write(made / "summary.md", summary(gathered, told))
+        _write(made / "comparison.json", comparison.model_dump_json(indent=2) + "\n")
+        os.rename(made, out)
+    return comparison
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,188 @@
+"""What the page of a comparison says, section by section, as finished text."""
+
+from collections.abc import Iterator
+
+from service.contracts.comparison.records import Change, Difference, SchemeDifference
+from service.contracts.report import Estimate
+from workers.reporting.comparison.gathering import Gathered
+from workers.reporting.text import ABSENT, counted, estimate, listing, number
+from workers.reporting.topics.records import Grid, Topic, marked
+
+SAME = "-"
+"""Stands for nothing gained, lost or kept."""
+
+
+def topics(gathered: Gathered) -> tuple[Topic, ...]:
+    """Return the sections, in order."""
+    return (_divergence(gathered), _errors(gathered), _range(gathered), _outliers(gathered), _labelled(gathered))
+
+
+def reports(gathered: Gathered) -> Grid:
+    """Return the table of the reports themselves."""
+    rows = []
+    for report in gathered.comparison.reports:
+        calibration, model = report.calibration, report.model
+        rows.append(
+            (
+                report.label,
+                f"{model.layers} x {model.hidden_size:,}",
+                f"{calibration.source}, {calibration.sequences:,} x {calibration.sequence_length:,}",
+                estimate(report.reference.perplexity),
+                listing(map(marked, report.schemes)) or "none",
+                f"{report.created_at:%-d %B %Y, %H:%M}",
+                report.job_id,
+            )
+        )
+    head = ("Report", "Layers x width", "Calibration", "Reference perplexity", "Schemes", "Measured", "Job")
+    caption = "Differences are each report's figure less that of the first, the baseline; ± is one standard error"
+    return Grid(caption, head, tuple(rows))
+
+
+def headlines(gathered: Gathered) -> list[str]:
+    """Return one sentence for each report after the baseline: which schemes became clearly better or worse."""
+    return [_headline(difference) for difference in gathered.comparison.differences]
+
+
+def _headline(difference: Difference) -> str:
+    if not difference.schemes:
+        return f"{difference.label}: shares no scheme with the baseline."
+    changed = [
+        f"{marked(scheme)} {'worse' if found.kl_divergence.difference.value > 0 else 'better'} by a mean KL of "
+        f"{_signed(found.kl_divergence.difference)} nats"
+        for scheme, found in difference.schemes.items()
+        if found.kl_divergence.clear and found.kl_divergence.difference
+    ]
+    rest = len(difference.schemes) - len(changed)
+    unclear = f"{counted(rest, 'scheme')} without a clear difference" if rest else ""
+    return f"{difference.label}: {'; '.join([*changed, *([unclear] if unclear else [])])}."
+
+
+def _divergence(gathered: Gathered) -> Topic:
+    rows = []
+    for difference in gathered.comparison.differences:
+        for scheme, found in difference.schemes.items():
+            rows.append((f"{scheme}, {difference.label}", *_cells(found.kl_divergence), *_cells(found.perplexity_ratio),
+                         *_cells(found.same_top_token), _how(found.kl_divergence)))  # fmt: skip
+    grids = []
+    if rows:
+        head = ("Scheme, report", "Mean KL", "difference", "Perplexity ratio", "difference", "Same top", "difference",
+                "Errors")  # fmt: skip
+        caption = (
+            "Figures of the compared reports, and their differences from the baseline; * marks a difference whose "
+            "95 % interval does not hold 0"
+        )
+        grids.append(Grid(caption, head, tuple(rows)))
+    lone = [line for difference in gathered.comparison.differences for line in _lone(difference)]
+    lead = "Shared schemes are compared by what they do to the predictions." if rows else "No scheme is shared."
+    return Topic("divergence", "Divergence of the predictions", lead, tuple(lone), grids=tuple(grids))
+
+
+def _lone(difference: Difference) -> Iterator[str]:
+    if difference.only_baseline:
+        yield f"The baseline alone has {listing(map(marked, difference.only_baseline))}."
+    if difference.only_other:
+        yield f"{difference.label} alone has {listing(map(marked, difference.only_other))}."
+
+
+def _cells(change: Change) -> tuple[str, str]:
+    return estimate(change.other), _signed(change.difference) + (" *" if change.clear else "")
+
+
+def _how(change: Change) -> str:
+    if change.difference is None:
+        return ABSENT
+    return f"paired, {change.positions:,} positions" if change.positions else "independent"
+
+
+def _signed(difference: Estimate | None) -> str:
+    text = estimate(difference)
+    return f"+{text}" if difference is not None and difference.value > 0 else text
+
+
+def _errors(gathered: Gathered) -> Topic:
+    shared = [
+        (difference.label, scheme, found)
+        for difference in gathered.comparison.differences
+        for scheme, found in difference.schemes.items()
+    ]
+    ends = tuple((f"{scheme}, {label}", *_ends(found)) for label, scheme, found in shared)
+    caption = "SQNR at the last block.output, each scheme in its own stream, dB"
+    grids = [Grid(caption, ("Scheme, report", "Baseline", "Compared", "difference"), ends)] if ends else []
+    grids += [
+        Grid(
+            f"Isolated errors that grew most, {scheme}, {label}",
+            ("Site", "Baseline", "Compared", "dB"),
+            tuple(
+                (f"layer {c.layer} {c.component}", number(c.relative_l2[0]), number(c.relative_l2[1]),
+                 number(c.change_db))
+                for c in found.growth
+            ),
+            folded=True,
+        )
+        for label, scheme, found in shared
+        if found.growth
+    ]  # fmt: skip
+    lead = "Where each scheme's error arises, and how it grows." if shared else "No scheme is shared."
+    return Topic("errors", "Errors", lead, grids=tuple(grids))
+
+
+def _ends(found: SchemeDifference) -> tuple[str, str, str]:
+    before, after = found.final_sqnr_db
+    change = None if before is None or after is None else after - before
+    return number(before), number(after), number(change)
+
+
+def _range(gathered: Gathered) -> Topic:
+    grids, leads = [], []
+    for difference in gathered.comparison.differences:
+        found = difference.range
+        if found is None:
+            continue
+        changed = number(found.median_change_bits)
+        alone = f"; {found.only_baseline} sites are in the baseline alone, {found.only_other} in the other"
+        leads.append(
+            f"{difference.label}: the median change over {counted(found.sites, 'site')} is {changed} bits"
+            f"{alone if found.only_baseline or found.only_other else ''}."
+        )
+        for name, changes in (("grew", found.growth), ("shrank", found.shrinkage)):
+            if changes:
+                rows = tuple(
+                    (f"layer {c.layer} {c.component}.{c.port}", number(c.change_bits), *map(number, c.range_bits),
+                     *map(number, c.abs_max))
+                    for c in changes
+                )  # fmt: skip
+                head = ("Site", "bits", "range_bits, baseline", "compared", "abs max, baseline", "compared")
+                grids.append(Grid(f"Sites whose range {name} most, {difference.label}", head, rows))
+    lead = " ".join(leads) or "The sites of these models cannot be held against each other."
+    return Topic("range", "Dynamic range", lead, grids=tuple(grids))
+
+
+def _outliers(gathered: Gathered) -> Topic:
+    rows = [
+        (f"{definition}, {difference.label}", *map(_dimensions, (sets.gained, sets.lost, sets.kept)))
+        for difference in gathered.comparison.differences
+        for definition, sets in difference.outliers.items()
+    ]
+    if not rows:
+        return Topic("outliers", "Outlier dimensions", "The outlier dimensions of these reports cannot be compared.")
+    moved = sum(
+        len(sets.gained) + len(sets.lost)
+        for difference in gathered.comparison.differences
+        for sets in difference.outliers.values()
+    )
+    lead = f"{counted(moved, 'outlier dimension')} gained or lost, over all definitions."
+    head = ("Definition, report", "Gained", "Lost", "Kept")
+    grid = Grid("Outlier dimensions by definition, against the baseline", head, tuple(rows))
+    return Topic("outliers", "Outlier dimensions", lead, grids=(grid,))
+
+
+def _dimensions(dimensions: tuple[int, ...]) -> str:
+    return listing(map(str, dimensions)) or SAME
+
+
+def _labelled(gathered: Gathered) -> Topic:
+    with_prompts = sum(source.report.labelled is not None for source in gathered.sources)
+    prints = {s.report.labelled.fingerprint for s in gathered.sources if s.report.labelled is not None}
+    lead = f"{with_prompts} of {counted(len(gathered.sources), 'report')} have labelled prompts."
+    notes = ("The prompts are not the same in all of them.",) if len(prints) > 1 else ()
+    return Topic("labelled", "Labelled prompts", lead, notes)
