@@ -45,10 +45,13 @@ def _outcome(report: Report) -> tuple[str, ...]:
         none = "No scheme was asked for: this report is about the reference alone."
         return (f"{none} {line(outcome.reference(report))}\n",)
     found = outcome.outcomes(report)
-    rows = [(marked(one.name), one.verdict.level.name + outcome.doubt(one.verdict), *one.cells) for one in found]
+    rows = [
+        (marked(one.name), "; ".join((one.verdict.level.name, *outcome.doubt(one.verdict))), *one.cells)
+        for one in found
+    ]
     simulated = " Simulated: rounded as the format rounds, multiplied in the model's own type."
     note = f"{outcome.reference(report)} {limits_in_words(report.analysis.verdict)}"
-    levels = (f"{level.name.capitalize()} effect on the predictions: {who}." for level, who in outcome.by_level(report))
+    levels = (f"{level.name.capitalize()} effect: {who}." for level, who in outcome.by_level(report))
     return (
         bullets(levels),
         table(("Scheme", "Effect", *outcome.HEAD), rows),

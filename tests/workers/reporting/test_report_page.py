@@ -97,8 +97,8 @@ def test_the_outcome_comes_first_with_its_figures(page, drawn_report):
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     assert sections == ["outcome", "range", "outliers", "heads", "errors", "divergence", "labelled", "provenance",
                         "tables"]  # fmt: skip
-    assert "Negligible effect on the predictions: int8" in page.text
-    assert "Noticeable effect on the predictions: nf4" in page.text
+    assert "Negligible effect: int8" in page.text
+    assert "Noticeable effect: nf4" in page.text
     for part in ("12.50 ± 0.30", "12.70 ± 0.31", "1.0162 ± 0.0030", "0.0324 ± 0.0016", "91.90 %", "3.60 times"):
         assert part in page.text
     for row in printed_limits(VerdictLimits()):

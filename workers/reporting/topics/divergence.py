@@ -20,7 +20,9 @@ def topic(report: Report) -> Topic:
         "KL is the divergence of the scheme's next-token distribution from the reference's at one scored position, in "
         "nats; change of p is the change in the true token's probability."
     )
-    return Topic("divergence", _TITLE, _lead(judged), (note,), grids=(_quantiles(report.schemes),))
+    return Topic(
+        "divergence", _TITLE, _lead(judged), (note,), grids=(_quantiles(report.schemes), _tokens(report.schemes))
+    )
 
 
 def _lead(judged: dict[str, SchemeFacts]) -> str:
@@ -41,13 +43,24 @@ def _told(facts: SchemeFacts) -> str:
 def _quantiles(schemes: dict[str, SchemeFacts]) -> Grid:
     rows = []
     for name, facts in schemes.items():
-        kl, change = facts.kl_divergence, facts.delta_p
+        kl = facts.kl_divergence
         quantiles = [number(getattr(kl, key)) if kl else ABSENT for key in _QUANTILES]
-        told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
-        rows.append((marked(name), estimate(mean_kl(kl)), *quantiles, share(facts.same_top_token), *told))
+        rows.append((marked(name), estimate(mean_kl(kl)), *quantiles))
     return Grid(
-        "KL divergence over the scored positions, in nats, and what becomes of the most likely and of the true token",
-        ("Scheme", "Mean", "Median", "p90", "p95", "p99", "p99.9", "Largest", "Same top token", "Mean change of p",
-         "RMS change of p"),
+        "KL divergence over the scored positions, nats",
+        ("Scheme", "Mean", "Median", "p90", "p95", "p99", "p99.9", "Largest"),
         tuple(rows),
-    )  # fmt: skip
+    )
+
+
+def _tokens(schemes: dict[str, SchemeFacts]) -> Grid:
+    rows = []
+    for name, facts in schemes.items():
+        change = facts.delta_p
+        told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
+        rows.append((marked(name), share(facts.same_top_token), *told))
+    return Grid(
+        "What becomes of the most likely and of the true token",
+        ("Scheme", "Same top token", "Mean change of p", "RMS change of p"),
+        tuple(rows),
+    )

@@ -6,7 +6,7 @@ from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, interval, mean_kl
 from workers.reporting.figures.style import scheme_title
 from workers.reporting.text import ABSENT, counted, data_size, estimate, listing, number, percent
-from workers.reporting.topics.records import joined, marked, simulated
+from workers.reporting.topics.records import joined, simulated
 from workers.reporting.verdict import Verdict, verdict
 
 SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
@@ -63,13 +63,18 @@ def by_level(report: Report) -> tuple[tuple[Level, str], ...]:
     """Return the schemes of every level that occurs, the mildest first, as `a, b and c`."""
     found: dict[Level, list[str]] = {}
     for outcome in outcomes(report):
-        found.setdefault(outcome.verdict.level, []).append(marked(outcome.name) + doubt(outcome.verdict))
+        found.setdefault(outcome.verdict.level, []).append(_told(outcome))
     return tuple((level, joined(found[level])) for level in sorted(found))
 
 
-def doubt(found: Verdict) -> str:
-    """Return which worse class is not ruled out, in brackets; nothing when the word is settled."""
-    return f" ({found.possible.name} not ruled out)" if found.possible is not found.level else ""
+def _told(outcome: Outcome) -> str:
+    remarks = [*(["simulated"] if outcome.simulated else []), *doubt(outcome.verdict)]
+    return f"{outcome.name} ({'; '.join(remarks)})" if remarks else outcome.name
+
+
+def doubt(found: Verdict) -> tuple[str, ...]:
+    """Return which worse class is not ruled out; nothing when the word is settled."""
+    return () if found.possible is found.level else (f"{found.possible.name} not ruled out",)
 
 
 def reference(report: Report) -> str:
