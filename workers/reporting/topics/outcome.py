@@ -6,7 +6,7 @@ from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, interval, mean_kl
 from workers.reporting.figures.style import scheme_title
 from workers.reporting.text import ABSENT, counted, data_size, estimate, listing, number, percent
-from workers.reporting.topics.records import joined, simulated
+from workers.reporting.topics.records import joined
 from workers.reporting.verdict import Verdict, verdict
 
 SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
@@ -48,7 +48,7 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
     left = scheme.not_quantised
     return Outcome(
         name=name,
-        simulated=simulated(name),
+        simulated=scheme.simulated,
         title=scheme_title(name).removeprefix(name).strip(" ()"),
         verdict=verdict(report, scheme),
         cells=cells,
