@@ -52,6 +52,9 @@ def test_the_command_as_a_process(make_report, drawn_report):
         "component_heatmap_nf4_weight_error",
         "component_heatmap_nf4_relative_l2",
         "activation_profile",
+        "head_severity_int8",
+        "head_severity_nf4",
+        "head_agreement",
         "labelled_activations",
     ]
     assert {file for figure in report.figures for file in figure.files} == {

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.contracts.report import Entry, Report
+from service.errors import HeadroomError
 from workers.reporting.figures import style
 from workers.reporting.figures.svg import Hover, finish
 from workers.reporting.text import counted, plain, visible
 
 _SVG_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+
+
+class NothingToDraw(HeadroomError):
+    """The report holds nothing that a figure could show; the message, a part of a sentence, says what is missing."""
+
+    code = "nothing-to-draw"
 
 
 class Saved(NamedTuple):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from service.contracts.report import LeftOut
 from service.errors import HeadroomError
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Saved
+from workers.reporting.figures.drawing import NothingToDraw, Saved
 from workers.reporting.figures.registry import FIGURES
 from workers.reporting.loading import Source, TableAbsent
 
@@ -75,7 +75,7 @@ def _draw(source: Source, directory: Path, task: int) -> Gallery:
     try:
         with style.applied():
             drawings = tuple(draw(source))
-    except TableAbsent as absent:
+    except (TableAbsent, NothingToDraw) as absent:
         name = draw.__module__.rpartition(".")[2]
         return Gallery((), (LeftOut(name=name, reason=str(absent)),))
     return Gallery(tuple(drawing.save(directory) for drawing in drawings), ())

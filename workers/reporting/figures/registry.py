@@ -2,7 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
-from workers.reporting.figures import activation_profile, component_heatmap, error_growth, labelled_activations
+from workers.reporting.figures import (
+    activation_profile,
+    component_heatmap,
+    error_growth,
+    head_agreement,
+    head_severity,
+    labelled_activations,
+)
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import Source
 
@@ -10,5 +17,7 @@ FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     error_growth.draw,
     component_heatmap.draw,
     activation_profile.draw,
+    head_severity.draw,
+    head_agreement.draw,
     labelled_activations.draw,
 )

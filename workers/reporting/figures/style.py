@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from service.contracts.schemes import SCHEMES
@@ -34,6 +34,12 @@ CYAN = "#009fbd"
 TRUE = "#2a78c8"
 FALSE = "#d9382e"
 """Records labelled true and false."""
+SEVERITY = ("#32a66c", "#fae57a", "#e5761c", "#9c1219")
+"""Green, yellow, orange, red: from hardly any damage to the worst."""
+AGREEMENT = ("#156b56", "#bde645", "#f0604a", "#6c0f1a")
+"""Dark green, lime, red, dark red: two that agree, two that do not."""
+UNKNOWN = "#8f9cae"
+"""A share without a figure."""
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue-white-orange", ["#1d4f91", "#5b92cc", "#b3cfe8", "#f7f7f7", "#fdc794", "#ee8a2f", "#b35306"], N=101
 )
@@ -114,6 +120,13 @@ def mark(position: int) -> Mark:
 def scheme_title(name: str) -> str:
     """Return what a figure calls the scheme `name`: its own name where the contracts do not know it."""
     return SCHEMES[name].title if name in SCHEMES else name
+
+
+def text_on(colour: str) -> str:
+    """Return black or white, whichever reads better on `colour`; neither is a neutral, for the page keeps both."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#ffffff" if luminance < 0.18 else "#101010"
 
 
 def layer_axis(axis: Any, layers: int) -> None:

@@ -1,0 +1,406 @@
+"""Bars of heads: every head is counted once, every segment carries its share, and no case is a silent zero."""
+
+import collections
+import itertools
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
+
+from workers.reporting.figures import head_agreement, head_severity, style
+from workers.reporting.figures.drawing import NothingToDraw
+from workers.reporting.loading import ReportUnreadable
+from workers.reporting.render import render
+
+GRADES = ["≥ 30 dB", "20 to 30 dB", "10 to 20 dB", "< 10 dB"]
+SIDES = ["predicted and measured", "neither", "measured, not predicted", "predicted, not measured"]
+GREEN, YELLOW, ORANGE, RED = (to_rgb(colour) for colour in style.SEVERITY)
+DARK_GREEN, LIME, LIGHT_RED, DARK_RED = (to_rgb(colour) for colour in style.AGREEMENT)
+
+
+@pytest.fixture
+def severity(draw_with):
+    return partial(draw_with, head_severity)
+
+
+@pytest.fixture
+def agreement(draw_with):
+    return lambda directory: draw_with(head_agreement, directory)["head_agreement"]
+
+
+def bars(drawing):
+    """Heights by (quarter, colour), as drawn; every bar must stand on the one beneath."""
+    heights, tops = {}, collections.Counter()
+    for patch in drawing.figure.axes[0].patches:
+        quarter = round(patch.get_x() + patch.get_width() / 2)
+        assert patch.get_y() == tops[quarter]
+        tops[quarter] += patch.get_height()
+        heights[quarter, tuple(patch.get_facecolor()[:3])] = patch.get_height()
+    return heights
+
+
+def shares(drawing):
+    """The text of every share, by the segment that it labels: (quarter, colour)."""
+    axes = drawing.figure.axes[0]
+    found = {}
+    for text in (text for text in axes.texts if text.get_gid() == "share"):
+        x, y = getattr(text, "xy", text.get_position())
+        for patch in axes.patches:
+            inside = patch.get_x() - 1e-9 <= x <= patch.get_x() + patch.get_width() + 1e-9
+            if inside and abs(patch.get_y() + patch.get_height() / 2 - y) < 1e-9:
+                found[round(patch.get_x() + patch.get_width() / 2), tuple(patch.get_facecolor()[:3])] = text
+    return found
+
+
+def quarter_of(layer, layers):
+    edges = [int(np.floor(i * layers / 4)) for i in range(5)]
+    spans = [(low, high) for low, high in itertools.pairwise(edges) if high > low]
+    return next(place for place, (low, high) in enumerate(spans) if low <= layer < high)
+
+
+def grade_by_hand(ratio):
+    return GREEN if ratio >= 30 else YELLOW if ratio >= 20 else ORANGE if ratio >= 10 else RED
+
+
+def side_by_hand(row):
+    names = {(True, True): DARK_GREEN, (False, False): LIME, (True, False): LIGHT_RED, (False, True): DARK_RED}
+    return names[row["measured_outlier"], row["predicted_outlier"]]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 8, 10, 80])
+def test_severity_bars_are_the_measured_outliers_by_damage(make_report, severity, rows_of, layers):
+    report = make_report(layers=layers, heads=32)
+    rows = [row for row in rows_of(report, "heads") if row["measured_outlier"]]
+    for scheme in ("int8", "nf4"):
+        expected = collections.Counter(
+            (quarter_of(row["layer"], layers), grade_by_hand(row[f"sqnr_db_{scheme}"])) for row in rows
+        )
+        assert bars(severity(report)[f"head_severity_{scheme}"]) == expected
+
+
+@pytest.mark.parametrize(("ratio", "colour"), [(30, GREEN), (29.99, YELLOW), (20, YELLOW), (10, ORANGE), (9.99, RED)])
+def test_a_ratio_on_a_limit_belongs_to_the_better_class(make_report, severity, edit_table, ratio, colour):
+    report = make_report(outlier_heads=False)
+    edit_table(report, "heads", lambda rows: [row.update(sqnr_db_nf4=float(ratio)) for row in rows])
+    assert bars(severity(report)["head_severity_nf4"]) == {(quarter, colour): 16 for quarter in range(4)}
+
+
+@pytest.mark.parametrize("layers", [3, 8, 80])
+def test_every_segment_is_labelled_with_its_share(make_report, severity, agreement, layers):
+    report = make_report(layers=layers, heads=24)
+    for drawing in (*severity(report).values(), agreement(report)):
+        heights, texts = bars(drawing), shares(drawing)
+        assert set(texts) == set(heights)
+        for quarter in {quarter for quarter, _ in heights}:
+            total = sum(height for (here, _), height in heights.items() if here == quarter)
+            stated = {key: float(text.get_text().removesuffix("%")) for key, text in texts.items() if key[0] == quarter}
+            assert sum(stated.values()) == pytest.approx(100, abs=0.2)
+            for key, percent in stated.items():
+                assert percent == pytest.approx(100 * heights[key] / total, abs=0.0501)
+
+
+def test_the_total_of_every_bar_stands_over_it(make_report, agreement):
+    drawing = agreement(make_report(layers=12, heads=200))
+    axes = drawing.figure.axes[0]
+    totals = collections.Counter()
+    for (quarter, _), height in bars(drawing).items():
+        totals[quarter] += height
+    over = {round(text.xy[0]): text for text in axes.texts if text.get_gid() != "share"}
+    assert {quarter: (text.xy[1], text.get_text()) for quarter, text in over.items()} == {
+        quarter: (total, f"{round(total):,}") for quarter, total in totals.items()
+    }
+    assert max(totals.values()) < axes.get_ylim()[1]
+    assert axes.get_ylim()[0] == 0
+
+
+def test_shares_of_slivers_stand_beside_the_bar_and_apart(make_report, severity, edit_table):
+    report = make_report(layers=4, heads=500, outlier_heads=False)
+
+    def slivers(rows):
+        for row in rows:
+            row["sqnr_db_int8"] = {0: 5.0, 1: 15.0, 2: 15.0, 3: 25.0}.get(row["head"], 40.0)
+
+    edit_table(report, "heads", slivers)
+    drawing = severity(report)["head_severity_int8"]
+    axes = drawing.figure.axes[0]
+    texts = shares(drawing)
+    assert {key: text.get_text() for key, text in texts.items() if key[0] == 3} == {
+        (3, GREEN): "99.2%", (3, YELLOW): "0.2%", (3, ORANGE): "0.4%", (3, RED): "0.2%"
+    }  # fmt: skip
+    for quarter in range(4):
+        boxes = [Text.get_window_extent(texts[quarter, colour]) for colour in (YELLOW, ORANGE, RED)]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        bar = max((p for p in axes.patches if round(p.get_x() + 0.31) == quarter), key=lambda p: p.get_height())
+        assert all(box.x0 > bar.get_window_extent().x1 for box in boxes)
+        assert all(box.x1 < axes.get_window_extent().x1 for box in boxes)
+        inside = Text.get_window_extent(texts[quarter, GREEN])
+        assert inside.y0 > bar.get_window_extent().y0
+        assert inside.y1 < bar.get_window_extent().y1
+
+
+def test_axes_are_those_of_the_contract(make_report, severity, agreement):
+    report = make_report(layers=48, source="openai/GPT-2-xl")
+    drawings = [*severity(report).values(), agreement(report)]
+    assert [drawing.name for drawing in drawings] == ["head_severity_int8", "head_severity_nf4", "head_agreement"]
+    for drawing in drawings:
+        axes = drawing.figure.axes[0]
+        assert axes.get_title() == "GPT-2-xl"
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("Layer", "# heads")
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["[0, 12)", "[12, 24)", "[24, 36)", "[36, 48)"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "labels"),
+    [(1, ["[0, 1)"]), (3, ["[0, 1)", "[1, 2)", "[2, 3)"]), (6, ["[0, 1)", "[1, 3)", "[3, 4)", "[4, 6)"])],
+)
+def test_quarters_of_depths_that_four_does_not_divide(make_report, agreement, layers, labels):
+    drawing = agreement(make_report(layers=layers))
+    assert [tick.get_text() for tick in drawing.figure.axes[0].get_xticklabels()] == labels
+    assert ("fewer than four layers" in drawing.caption) == (layers < 4)
+
+
+def test_legends_name_the_colours_from_the_bottom_up(make_report, severity, agreement):
+    report = make_report(layers=20, heads=40)
+    for drawing, names, colours, title in (
+        (
+            severity(report)["head_severity_nf4"],
+            GRADES,
+            style.SEVERITY,
+            "SQNR of the head under nf4 (4-bit NormalFloat)",
+        ),
+        (agreement(report), SIDES, style.AGREEMENT, "Outlier heads: from weights alone, and measured"),
+    ):
+        legend = drawing.figure.legends[0]
+        assert [text.get_text() for text in legend.get_texts()] == names
+        assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == list(colours)
+        assert legend.get_title().get_text() == title
+        for quarter in range(4):
+            stacked = [to_hex(colour) for here, colour in bars(drawing) if here == quarter]
+            assert stacked == [colour for colour in colours if colour in stacked]
+
+
+def test_hover_says_the_exact_count(make_report, agreement):
+    drawing = agreement(make_report(layers=80, heads=30))
+    texts = {gid: text for gid, (text,) in drawing.hover.items()}
+    for patch in drawing.figure.axes[0].patches:
+        place = list(style.AGREEMENT).index(to_hex(patch.get_facecolor()))
+        low = 20 * round(patch.get_x() + patch.get_width() / 2)
+        height = round(patch.get_height())
+        expected = f"layers {low}-{low + 19}, {SIDES[place]}: {height} head{'' if height == 1 else 's'}"
+        assert texts.pop(patch.get_gid()) == expected
+    assert not texts
+
+
+def test_without_outlier_heads_all_are_counted_and_the_caption_says_so(make_report, severity, rows_of):
+    report = make_report(outlier_heads=False)
+    for drawing in severity(report).values():
+        assert sum(bars(drawing).values()) == 64
+        assert "No head is a measured outlier" in drawing.caption
+        assert "the largest is 8.00), so all 64 heads are counted" in drawing.caption
+    measured = sum(row["measured_outlier"] for row in rows_of(make_report("other"), "heads"))
+    caption = severity(make_report("another"))["head_severity_nf4"].caption
+    assert f"The {measured} measured outlier heads are counted" in caption
+
+
+def test_exact_heads_are_in_the_best_class(make_report, severity, edit_table):
+    report = make_report(outlier_heads=False)
+
+    def exact(rows):
+        for row in rows:
+            row["sqnr_db_int8"] = None if row["layer"] < 2 else 5.0
+
+    edit_table(report, "heads", exact)
+    drawing = severity(report)["head_severity_int8"]
+    assert bars(drawing) == {(0, GREEN): 16, (1, RED): 16, (2, RED): 16, (3, RED): 16}
+    assert "16 heads without any error" in drawing.caption
+
+
+def test_heads_with_nothing_to_compare_are_a_class_of_their_own(make_report, severity, edit_table):
+    report = make_report(outlier_heads=False)
+
+    def silence(rows):
+        for row in rows:
+            if row["layer"] == 0:
+                row.update(sqnr_db_int8=None, rms=0.0, abs_max=0.0, relative_peak=0.0)
+            elif row["layer"] == 1:
+                row.update(sqnr_db_int8=None, rms=None, abs_max=None, relative_peak=None)
+            elif row["layer"] == 2:
+                row.update(sqnr_db_int8=None)
+            else:
+                row.update(sqnr_db_int8=40.0)
+
+    def overflow(rows):
+        where = {"layer": 2, "component": "attn.o", "port": "input", "mode": "accumulated", "scheme": "int8"}
+        rows.append(rows[0] | where | {"relative_l2": None, "sqnr_db": None, "exact": True})
+
+    edit_table(report, "heads", silence)
+    edit_table(report, "errors", overflow)
+    drawing = severity(report)["head_severity_int8"]
+    unknown = to_rgb(style.UNKNOWN)
+    assert bars(drawing) == {
+        (0, unknown): 16, (1, unknown): 8, (1, GREEN): 8, (2, GREEN): 16, (3, GREEN): 16
+    }  # fmt: skip
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == [*GRADES, "no ratio"]
+    assert "24 heads without a ratio" in drawing.caption
+
+
+@pytest.mark.parametrize("layers", [2, 8, 80])
+def test_agreement_counts_each_head_once(make_report, agreement, rows_of, layers):
+    report = make_report(layers=layers, heads=16)
+    rows = rows_of(report, "heads")
+    flagged = [row for row in rows if row["measured_outlier"] or row["predicted_outlier"]]
+    expected = collections.Counter((quarter_of(row["layer"], layers), side_by_hand(row)) for row in flagged)
+    drawn = bars(agreement(report))
+    assert {key: height for key, height in drawn.items() if key[1] != LIME} == expected
+    others = collections.Counter(quarter_of(row["layer"], layers) for row in rows if row not in flagged)
+    drawn_others = {quarter: height for (quarter, colour), height in drawn.items() if colour == LIME}
+    assert sum(drawn_others.values()) == min(len(flagged), len(rows) - len(flagged))
+    assert all(height <= others[quarter] for quarter, height in drawn_others.items())
+
+
+def test_the_population_holds_no_head_twice_and_follows_the_seed():
+    random = np.random.default_rng(5)
+    found = head_agreement.Heads(
+        layer=np.repeat(np.arange(10), 30),
+        head=np.tile(np.arange(30), 10),
+        measured=random.random(300) < 0.1,
+        predicted=random.random(300) < 0.1,
+        foretold=np.ones(300, bool),
+    )
+    chosen = head_agreement.population(found, 0)
+    flagged = np.flatnonzero(found.measured | found.predicted)
+    assert len(set(chosen)) == len(chosen) == 2 * len(flagged)
+    assert set(flagged) <= set(chosen)
+    np.testing.assert_array_equal(chosen, head_agreement.population(found, 0))
+    assert set(chosen) != set(head_agreement.population(found, 1))
+    everyone = found._replace(measured=random.random(300) < 0.8)
+    assert head_agreement.population(everyone, 0).tolist() == list(range(300))
+
+
+@pytest.mark.parametrize("layers", [3, 8, 80])
+def test_a_severity_bar_is_dark_green_and_red(make_report, severity, agreement, layers):
+    report = make_report(layers=layers, heads=32)
+    agreed = bars(agreement(report))
+    measured = collections.Counter()
+    for (quarter, colour), height in agreed.items():
+        measured[quarter] += height * (colour in (DARK_GREEN, LIGHT_RED))
+    for drawing in severity(report).values():
+        totals = collections.Counter()
+        for (quarter, _), height in bars(drawing).items():
+            totals[quarter] += height
+        assert totals == +measured
+
+
+def test_the_captions_state_definition_and_settings(make_report, severity, agreement):
+    report = make_report()
+    for part in ("nf4 (4-bit NormalFloat), quant_type nf4", "10 log10", "floor(i L / 4)", "Model example/llama-small",
+                 "calibration.txt", "tables/heads.parquet"):  # fmt: skip
+        assert part in severity(report)["head_severity_nf4"].caption
+    content = json.loads((report / "report.json").read_text())
+    content["heads"]["thresholds"] = {"relative_peak": 17.5, "predicted_peak": 2.25}
+    content["calibration"]["seed"] = 77
+    (report / "report.json").write_text(json.dumps(content))
+    for part in ("is 17.5 or more", "is 2.25 or more", "drawn with seed 77", "The weights find", "Model example/"):
+        assert part in agreement(report).caption
+
+
+def test_no_flag_on_either_side_is_said_with_the_legend(make_report, agreement):
+    drawing = agreement(make_report(outlier_heads=False))
+    assert not drawing.figure.axes[0].patches
+    said = drawing.figure.axes[0].texts[-1].get_text()
+    assert "No head is flagged by either side" in said
+    assert "Largest relative_peak: 8.00; flagged from 20" in said
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == SIDES
+
+
+def test_without_any_prediction_the_figure_is_left_out_and_says_why(make_report, agreement, edit_table):
+    report = make_report(layers=3)
+    edit_table(report, "heads", lambda rows: [r.update(predicted_peak=None, predicted_outlier=None) for r in rows])
+    with pytest.raises(NothingToDraw, match="'predicted_outlier' is null throughout"):
+        agreement(report)
+    left_out = {figure.name: figure.reason for figure in render(report).figures_left_out}
+    assert list(left_out) == ["head_agreement"]
+    assert "no layer's weights allow a prediction" in left_out["head_agreement"]
+    assert "no layer&#39;s weights allow a prediction" in (report / "report.html").read_text()
+
+
+def test_layers_without_prediction_are_left_out_and_counted(make_report, agreement, edit_table, rows_of):
+    report = make_report(layers=8, heads=32)
+
+    def forget(rows):
+        for row in rows:
+            if row["layer"] < 2:
+                row.update(predicted_peak=None, predicted_outlier=None)
+
+    edit_table(report, "heads", forget)
+    drawing = agreement(report)
+    assert {quarter for quarter, _ in bars(drawing)} == {1, 2, 3}
+    lost = sum(row["measured_outlier"] for row in rows_of(report, "heads") if row["layer"] < 2)
+    assert f"64 heads without a prediction are not shown, {lost} of them measured outliers" in drawing.caption
+
+
+def test_a_model_without_heads_has_neither_figure(make_report):
+    report = make_report(layers=2, heads=0)
+    left_out = {figure.name: figure.reason for figure in render(report).figures_left_out}
+    assert set(left_out) == {"head_severity", "head_agreement"}
+    assert set(left_out.values()) == {"the model has no attention heads that are known"}
+
+
+def test_without_schemes_there_is_no_damage_to_show(make_report, severity):
+    assert severity(make_report(schemes=())) == {}
+
+
+def test_a_single_head_of_a_single_layer(make_report, severity, agreement, edit_table):
+    report = make_report(layers=1, heads=1)
+    edit_table(report, "heads", lambda rows: rows[0].update(measured_outlier=True, predicted_outlier=True))
+    assert bars(agreement(report)) == {(0, DARK_GREEN): 1}
+    drawing = severity(report)["head_severity_int8"]
+    assert list(bars(drawing).values()) == [1]
+    assert [text.get_text() for text in shares(drawing).values()] == ["100.0%"]
+    assert "The 1 measured outlier head is counted" in drawing.caption
+
+
+def test_a_head_with_two_rows_is_refused(make_report, severity, edit_table):
+    report = make_report()
+    edit_table(report, "heads", lambda rows: rows.append(rows[9]))
+    with pytest.raises(
+        ReportUnreadable, match=r"heads\.parquet: columns 'layer' and 'head' name head 1 of layer 1 2 times"
+    ):
+        severity(report)
+
+
+LINEAR_FROM = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "none": np.eye(3),
+}
+"""Machado, Oliveira and Fernandes 2009, full severity, linear RGB."""
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def cielab(colour, blindness):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    seen = np.clip(np.array(LINEAR_FROM[blindness]) @ linear, 0, 1)
+    x, y, z = np.cbrt(np.array(TO_XYZ) @ seen / [0.95047, 1, 1.08883])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", list(LINEAR_FROM))
+@pytest.mark.parametrize("palette", [(*style.SEVERITY, style.UNKNOWN), style.AGREEMENT, (style.TRUE, style.FALSE)])
+def test_colours_are_told_apart_with_any_colour_blindness(palette, blindness):
+    for one, other in itertools.combinations(palette, 2):
+        assert np.linalg.norm(cielab(one, blindness) - cielab(other, blindness)) > 20
+
+
+def test_shares_can_be_read_on_their_colour():
+    def luminance(colour):
+        return np.dot(TO_XYZ[1], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)])
+
+    for colour in (*style.SEVERITY, style.UNKNOWN, *style.AGREEMENT):
+        light, dark = sorted((luminance(colour), luminance(style.text_on(colour))), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+        assert style.text_on(colour) not in style.NEUTRALS.values()

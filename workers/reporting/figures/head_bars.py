@@ -1,0 +1,179 @@
+"""Stacked bars of attention heads, one for each quarter of the depth: what `head_severity` and `head_agreement` share.
+
+N heads, S stacks, Q quarters
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import NothingToDraw, name_each
+from workers.reporting.figures.labels import spread
+from workers.reporting.figures.svg import Hover
+from workers.reporting.loading import ReportUnreadable, Source
+from workers.reporting.text import counted
+
+QUARTERS = 4
+_WIDTH = 0.62
+"""Of a bar, where the next one is 1 away."""
+_SIZE = 8.5
+"""Points of a share."""
+
+Quarter = tuple[int, int]
+"""First layer, and the first that no longer belongs to it."""
+
+
+class Heads(NamedTuple):
+    """The heads of a report in the order of their table; arrays are [N]."""
+
+    layer: NDArray[np.int64]
+    head: NDArray[np.int64]
+    measured: NDArray[np.bool_]
+    """Measured outlier heads."""
+    predicted: NDArray[np.bool_]
+    """Predicted outlier heads; False where there is no prediction."""
+    foretold: NDArray[np.bool_]
+    """Heads that have a prediction, of either kind."""
+
+
+class Stack(NamedTuple):
+    """A class of heads, as a part of every bar."""
+
+    label: str
+    colour: str
+
+
+class Bars(NamedTuple):
+    """A drawn figure."""
+
+    figure: Figure
+    hover: Hover
+
+
+def heads(source: Source) -> Heads:
+    """Return the heads of a report.
+
+    Raises:
+        NothingToDraw: it has none.
+        ReportUnreadable: the table names a layer that the model does not have, or a head twice.
+    """
+    table = source.tables["heads"]
+    layer, head = source.layers_of("heads", table), table["head"]
+    if not layer.size:
+        raise NothingToDraw("the model has no attention heads that are known")
+    pairs, times = np.unique(np.stack([layer, head]), axis=1, return_counts=True)
+    if (times > 1).any():
+        twice = pairs[:, np.argmax(times)]
+        raise ReportUnreadable(
+            f"tables/heads.parquet: columns 'layer' and 'head' name head {twice[1]:g} of layer {twice[0]:g} "
+            f"{times.max()} times; each head has one row"
+        )
+    predicted = table["predicted_outlier"].astype(np.float64)
+    measured = source.truths("heads", "measured_outlier")
+    return Heads(layer, head.astype(np.int64), measured, predicted == 1, np.isfinite(predicted))
+
+
+def quarters(depth: int) -> list[Quarter]:
+    """Return the quarters of a depth, edges floor(i * depth / 4), without those that hold no layer."""
+    edges = [place * depth // QUARTERS for place in range(QUARTERS + 1)]
+    return [(low, high) for low, high in itertools.pairwise(edges) if low < high]
+
+
+def span(quarter: Quarter) -> str:
+    """Return a quarter's layers for a sentence: `layers 0-11`, `layer 3`."""
+    low, high = quarter
+    return f"layer {low}" if high == low + 1 else f"layers {low}-{high - 1}"
+
+
+def count(layers: NDArray[np.int64], classes: NDArray[np.int64], stacks: int, depth: int) -> NDArray[np.int64]:
+    """Return how many heads of each class lie in each quarter, [S, Q]; `layers` and `classes` are [N]."""
+    return np.array(
+        [
+            [int(((classes == stack) & (layers >= low) & (layers < high)).sum()) for low, high in quarters(depth)]
+            for stack in range(stacks)
+        ]
+    )
+
+
+def draw_bars(
+    title: str, depth: int, counts: NDArray[np.int64], stacks: Sequence[Stack], legend: str, columns: int
+) -> Bars:
+    """Return the figure: a bar for each quarter, its stacks from the bottom up, each with its share in percent.
+
+    Args:
+        title: Over the axes.
+        depth: Layers of the model.
+        counts: [S, Q].
+        stacks: [S].
+        legend: Title of the legend, which is always shown.
+        columns: Of the legend.
+    """
+    figure = Figure(figsize=(style.NARROW, 4.4))
+    totals = counts.sum(axis=0)
+    axes = _axes(figure, quarters(depth), int(totals.max()))
+    axes.set_title(title)
+    figure.legend(
+        handles=[Patch(color=stack.colour, linewidth=0, label=stack.label) for stack in stacks],
+        title=legend,
+        title_fontsize=9,
+        loc="outside lower center",
+        ncols=columns,
+    )
+    hover: dict[str, Sequence[str]] = {}
+    for place, (stack, row) in enumerate(zip(stacks, counts, strict=True)):
+        here = np.flatnonzero(row)
+        look = {"color": stack.colour, "edgecolor": style.PAPER, "linewidth": 0.8}
+        drawn = axes.bar(here, row[here], _WIDTH, counts[:place, here].sum(axis=0), **look)
+        texts = [f"{span(quarters(depth)[q])}, {stack.label}: {counted(int(row[q]), 'head')}" for q in here]
+        hover |= name_each(drawn, texts, f"heads-{place}")
+    figure.draw_without_rendering()
+    for quarter, total in enumerate(totals):
+        axes.annotate(f"{total:,}", (quarter, total), (0, 2), textcoords="offset points", ha="center", va="bottom")
+        _shares(axes, quarter, counts[:, quarter], stacks)
+    return Bars(figure, hover)
+
+
+def _axes(figure: Figure, spans: Sequence[Quarter], tallest: int) -> Any:
+    axes = figure.add_subplot()
+    axes.set(xlabel="Layer", ylabel="# heads")
+    axes.grid(False, axis="x")
+    axes.set_xticks(range(len(spans)), [f"[{low}, {high})" for low, high in spans])
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.55, len(spans) - 0.25)  # beside the last bar too there is room for a share
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.set_ylim(0, 1.09 * max(1, tallest))
+    return axes
+
+
+def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[Stack]) -> None:
+    """Label every segment of a bar: inside where the text fits, else beside it."""
+    total = int(row.sum())
+    tops = np.cumsum(row)
+    unit = axes.get_window_extent().height / axes.get_ylim()[1]
+    needed = 1.35 * _SIZE / 72 * axes.figure.dpi
+    outside = []
+    for stack, number, top in zip(stacks, row, tops, strict=True):
+        share, middle = f"{100 * number / max(total, 1):.1f}%", top - number / 2
+        if number * unit >= needed:
+            look = {"ha": "center", "va": "center", "fontsize": _SIZE, "color": style.text_on(stack.colour)}
+            axes.text(quarter, middle, share, gid="share", **look)
+        elif number:
+            outside.append((middle, share))
+    places = spread([middle * unit for middle, _ in outside], [needed] * len(outside), 0, np.inf)
+    for (middle, share), place in zip(outside, places, strict=True):
+        axes.annotate(
+            share,
+            xy=(quarter + _WIDTH / 2, middle),
+            xytext=(quarter + _WIDTH / 2 + 0.07, place / unit),
+            va="center",
+            fontsize=_SIZE,
+            gid="share",
+            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )
