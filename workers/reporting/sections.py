@@ -131,7 +131,8 @@ def _thresholds(analysis: Analysis) -> list[str]:
     words = []
     for group, field in type(analysis).model_fields.items():
         if isinstance(field.default, Frozen):
-            for name, value in getattr(analysis, group):
-                if value != getattr(field.default, name):
+            for name, usual in field.default:  # a newer report may have more
+                value = getattr(getattr(analysis, group), name)
+                if value != usual:
                     words += ["--set", f"{group}.{name}={value}"]
     return words

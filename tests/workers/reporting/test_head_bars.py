@@ -46,7 +46,7 @@ def shares(drawing):
     """The text of every share, by the segment that it labels: (quarter, colour)."""
     axes = drawing.figure.axes[0]
     found = {}
-    for text in (text for text in axes.texts if text.get_gid() == "share"):
+    for text in (text for text in axes.texts if text.get_gid()):
         x, y = getattr(text, "xy", text.get_position())
         for patch in axes.patches:
             inside = patch.get_x() - 1e-9 <= x <= patch.get_x() + patch.get_width() + 1e-9
@@ -108,7 +108,7 @@ def test_the_total_of_every_bar_stands_over_it(make_report, agreement):
     totals = collections.Counter()
     for (quarter, _), height in bars(drawing).items():
         totals[quarter] += height
-    over = {round(text.xy[0]): text for text in axes.texts if text.get_gid() != "share"}
+    over = {round(text.xy[0]): text for text in axes.texts if not text.get_gid()}
     assert {quarter: (text.xy[1], text.get_text()) for quarter, text in over.items()} == {
         quarter: (total, f"{round(total):,}") for quarter, total in totals.items()
     }

@@ -159,21 +159,21 @@ def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[St
     unit = axes.get_window_extent().height / axes.get_ylim()[1]
     needed = 1.35 * _SIZE / 72 * axes.figure.dpi
     outside = []
-    for stack, number, top in zip(stacks, row, tops, strict=True):
+    for place, (stack, number, top) in enumerate(zip(stacks, row, tops, strict=True)):
         share, middle = f"{100 * number / max(total, 1):.1f}%", top - number / 2
         if number * unit >= needed:
             look = {"ha": "center", "va": "center", "fontsize": _SIZE, "color": style.text_on(stack.colour)}
-            axes.text(quarter, middle, share, gid="share", **look)
+            axes.text(quarter, middle, share, gid=f"share-{quarter}-{place}", **look)
         elif number:
-            outside.append((middle, share))
-    places = spread([middle * unit for middle, _ in outside], [needed] * len(outside), 0, np.inf)
-    for (middle, share), place in zip(outside, places, strict=True):
+            outside.append((middle, share, f"share-{quarter}-{place}"))
+    heights = spread([middle * unit for middle, *_ in outside], [needed] * len(outside), 0, np.inf)
+    for (middle, share, gid), height in zip(outside, heights, strict=True):
         axes.annotate(
             share,
             xy=(quarter + _WIDTH / 2, middle),
-            xytext=(quarter + _WIDTH / 2 + 0.07, place / unit),
+            xytext=(quarter + _WIDTH / 2 + 0.07, height / unit),
             va="center",
             fontsize=_SIZE,
-            gid="share",
+            gid=gid,
             arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )
