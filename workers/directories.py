@@ -29,7 +29,7 @@ class WorkDirectories:
 
         Raises OSError when it cannot be made.
         """
-        mine = self._root / job_id / f"{_ATTEMPT}{attempt}"
+        mine = self._of(job_id, attempt)
         earlier = [path for path in mine.parent.glob(f"{_ATTEMPT}*") if _number(path) < attempt]
         for path in sorted(earlier, key=_number, reverse=True):
             if mine.exists():
@@ -50,9 +50,21 @@ class WorkDirectories:
         for half_removed in self._root.glob(f"{_REMOVED}*"):
             shutil.rmtree(half_removed, ignore_errors=True)
 
+    def remove(self, job_id: str, attempt: int) -> None:
+        """Remove the directory of an attempt, if it is still there."""
+        self._remove(self._of(job_id, attempt))
+
+    def _of(self, job_id: str, attempt: int) -> Path:
+        return self._root / job_id / f"{_ATTEMPT}{attempt}"
+
     def _remove(self, path: Path) -> None:
         doomed = self._root / f"{_REMOVED}{uuid4().hex}"
-        if _rename(path, doomed):
+        try:
+            moved = _rename(path, doomed)
+        except OSError as error:
+            log.warning("%s is removed where it is: %s", path, error)
+            moved, doomed = True, path
+        if moved:
             shutil.rmtree(doomed, ignore_errors=True)
         _remove_if_empty(path.parent)
 

@@ -84,10 +84,12 @@ class Supervisor:
             directory = self._directories.take(claim.job_id, claim.attempt)
             attempt = Attempt(store, self._artifacts, lease, claim, directory, self._settings, self._commands)
             artifacts = attempt.run()
+            self._remove(claim)
             return partial(store.succeed, claim, artifacts), "succeeded"
         except JobFailed as error:
             failed = error.failed
         except CancelAsked:
+            self._remove(claim)
             return partial(store.cancelled, claim), "cancelled"
         except WorkerStopping:
             return partial(store.release, claim), _GIVEN_BACK
@@ -98,7 +100,12 @@ class Supervisor:
             if self._stopping():  # then it is not the job's fault: Celery's handler of SIGQUIT raises in a solo pool
                 return partial(store.release, claim), _GIVEN_BACK
             failed = _failed(error)
+        self._remove(claim)
         return partial(store.fail, claim, failed), f"failed ({failed.code}): {failed.message}"
+
+    def _remove(self, claim: Claim) -> None:
+        # Before the job's end is written: where the disk is full, that takes the room which this makes.
+        self._directories.remove(claim.job_id, claim.attempt)
 
     def _clear_up(self) -> None:
         """Remove the working directories of jobs that have ended, or leave that to the next claim."""

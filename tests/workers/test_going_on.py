@@ -1,5 +1,7 @@
 """Attempts that go on where an earlier one at the same job was broken off, with small programs for the measurement."""
 
+import errno
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -153,6 +155,42 @@ def test_a_job_is_done_though_the_database_cannot_say_what_is_left(
     monkeypatch.setattr(bench.store, "open_jobs", away)
     assert bench.run().status is Status.succeeded
     assert other.exists()
+
+
+@pytest.mark.parametrize(
+    ("measure", "end"),
+    [(MEASURE, "succeed"), ("sys.exit(1)", "fail"), ("progress('sweep', 0, 9)\ntime.sleep(600)\n", "cancelled")],
+)
+def test_the_room_is_free_before_the_end_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, measure: str, end: str
+) -> None:
+    """A database on the same disk, when that is full, cannot take the end before."""
+    free: list[bool] = []
+    write = getattr(bench.store, end)
+
+    def look_and_write(*arguments: object) -> None:
+        free.append(bench.no_work_is_left())
+        write(*arguments)
+
+    monkeypatch.setattr(bench.store, end, look_and_write)
+    threads = [bench.meanwhile(lambda: bench.store.cancel(bench.job_id))] if end == "cancelled" else []
+    bench.run(measure, lease=2 if threads else LEASE)
+    for thread in threads:
+        thread.join()
+    assert free == [True]
+
+
+def test_a_directory_that_cannot_be_renamed_is_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    directories = WorkDirectories(tmp_path)
+    (directories.take("job", 1) / "big").touch()
+    monkeypatch.setattr(Path, "rename", full)
+    directories.remove("job", 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_attempt_alone_gets_what_was_left(tmp_path: Path) -> None:
