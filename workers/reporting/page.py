@@ -4,22 +4,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.contracts.report import LeftOut
-from workers.reporting import sections
 from workers.reporting.figures.drawing import Saved
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import Source
 from workers.reporting.templates import Placed, environment, placed_figure, style_sheet
-from workers.reporting.topics import divergence, dynamic_range, errors, heads, labelled, outcome, outliers
+from workers.reporting.topics import (
+    divergence,
+    dynamic_range,
+    errors,
+    heads,
+    labelled,
+    outcome,
+    outliers,
+    reproduction,
+)
 from workers.reporting.topics.records import Topic
 from workers.reporting.verdict import LIMITED, printed_limits
 
 OTHER = "figures"
 """The section of a figure that belongs to no topic."""
-_TOPIC_OF_FIGURE = {
+_TOPICS = {
     "range_by_layer": "range",
-    "component_heatmap": "errors",
-    "component_heatmap_crest_db": "range",
     "component_heatmap_range_bits": "range",
+    "component_heatmap_crest_db": "range",
     "component_heatmap_abs_max": "range",
     "outlier_dimensions": "outliers",
     "activation_profile": "outliers",
@@ -27,16 +34,26 @@ _TOPIC_OF_FIGURE = {
     "head_severity": "heads",
     "head_agreement": "heads",
     "error_growth": "errors",
+    "component_heatmap": "errors",
     "divergence": "divergence",
     "labelled_activations": "labelled",
 }
-"""The topic of every figure by the beginning of its name; the longest beginning that fits decides."""
+"""The topic of every figure by the beginning of its name; the longest beginning that fits decides. Inside a topic
+figures stand in this order."""
+
+
+def _beginning(figure: str) -> str | None:
+    fitting = [start for start in _TOPICS if figure == start or figure.startswith(f"{start}_")]
+    return max(fitting, key=len, default=None)
 
 
 def topic_of(figure: str) -> str:
     """Return the name of the topic that the figure of this name belongs to."""
-    fitting = [start for start in _TOPIC_OF_FIGURE if figure == start or figure.startswith(f"{start}_")]
-    return _TOPIC_OF_FIGURE[max(fitting, key=len)] if fitting else OTHER
+    return _TOPICS.get(_beginning(figure) or "", OTHER)
+
+
+def _place(saved: Saved) -> int:
+    return list(_TOPICS).index(_beginning(saved.name) or "labelled_activations")
 
 
 def topics(source: Source) -> tuple[Topic, ...]:
@@ -53,9 +70,9 @@ def topics(source: Source) -> tuple[Topic, ...]:
 
 
 def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Placed]]:
-    """Return the figures by topic, in the order in which they were drawn."""
+    """Return the figures by topic, in the order of the page."""
     placed: dict[str, list[Placed]] = {}
-    for saved in shown:
+    for saved in sorted(shown, key=_place):
         placed.setdefault(topic_of(saved.name), []).append(placed_figure(saved, directory))
     return placed
 
@@ -97,9 +114,9 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
             figures=figures,
             left_out=_left_out(gallery),
             others=figures.get(OTHER, []),
-            calibrated=sections.calibrated(report),
-            provenance=sections.provenance(report),
-            identity=sections.identity(report),
-            command=sections.command(report),
+            calibrated=reproduction.calibrated(report),
+            provenance=reproduction.provenance(report),
+            identity=reproduction.identity(report),
+            command=reproduction.command(report),
         )
     )

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from service.contracts.report import Report
-from workers.reporting import sections
 from workers.reporting.loading import Source
 from workers.reporting.markdown import bullets, code, escaped, line, table
 from workers.reporting.text import counted, listing
-from workers.reporting.topics import errors, outcome, outliers
+from workers.reporting.topics import errors, outcome, outliers, reproduction
 from workers.reporting.topics.records import Grid, Topic, marked
 from workers.reporting.verdict import limits_in_words
 
@@ -35,7 +34,7 @@ def summary(source: Source, topics: Sequence[Topic]) -> str:
         *_warnings(report),
         "## Calibration and reproduction\n",
         bullets(f"{label}: {text}" for label, text in _measured(report)),
-        *([code(sections.command(report))] if report.schemes else []),
+        *([code(reproduction.command(report))] if report.schemes else []),
     )
     return "\n".join(parts)
 
@@ -98,7 +97,7 @@ def _measured(report: Report) -> list[tuple[str, str]]:
     return [
         ("Model", f"{model.source}{revision}, {model.architecture}, {counted(model.layers, 'layer')}"),
         ("Model fingerprint", model.fingerprint),
-        ("Calibration", sections.calibrated(report).rstrip(".")),
+        ("Calibration", reproduction.calibrated(report).rstrip(".")),
         ("Calibration fingerprint", calibration.fingerprint),
         ("Measured", f"{report.created_at:%Y-%m-%d}, job {report.job_id}"),
         ("Software", _software(report)),

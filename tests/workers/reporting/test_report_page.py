@@ -13,7 +13,7 @@ from service.cli.thresholds import thresholds
 from service.contracts.request import Analysis, VerdictLimits
 from workers.reporting.loading import load
 from workers.reporting.render import render
-from workers.reporting.sections import command
+from workers.reporting.topics.reproduction import command
 from workers.reporting.verdict import printed_limits
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -17,10 +17,7 @@ def topic(source: Source) -> Topic:
     limits = heads.thresholds
     if not heads.heads:
         return Topic("heads", _TITLE, "No attention heads were measured: the architecture has none that are known.")
-    measured = "None" if not heads.measured_outliers else f"{heads.measured_outliers:,}"
-    of = f"{measured} of the {counted(heads.heads, 'attention head')}"
-    verb = "is a measured outlier" if heads.measured_outliers <= 1 else "are measured outliers"
-    lead = f"{of} {verb}, with a peak of {limits.relative_peak:g} times the layer's root mean square or more."
+    lead = f"{_measured(heads.measured_outliers, heads.heads)}, with a peak of {limits.relative_peak:g} times the layer's root mean square or more."
     if heads.predicted_outliers is None:
         note = "The weights allow no prediction: the architecture gives no norm before the projections."
     else:
@@ -29,6 +26,13 @@ def topic(source: Source) -> Topic:
             f"{limits.predicted_peak:g} times the layer's typical norm or more), {heads.both or 0:,} of them measured."
         )
     return Topic("heads", _TITLE, lead, (note,), grids=(_highest(source),) if "heads" in source.tables else ())
+
+
+def _measured(outliers: int, heads: int) -> str:
+    if heads == 1:
+        return f"The one attention head is {'a' if outliers else 'no'} measured outlier"
+    verb = "is a measured outlier" if outliers <= 1 else "are measured outliers"
+    return f"{f'{outliers:,}' if outliers else 'None'} of the {heads:,} attention heads {verb}"
 
 
 def _highest(source: Source) -> Grid:
