@@ -1,4 +1,4 @@
-"""Small, flat and damaged reports: the page says what there is not, no picture is empty, and errors name their place."""
+"""Small, flat and damaged reports: the page says what there is not, no picture is empty, errors name their place."""
 
 import json
 import re

@@ -17,7 +17,10 @@ def topic(source: Source) -> Topic:
     limits = heads.thresholds
     if not heads.heads:
         return Topic("heads", _TITLE, "No attention heads were measured: the architecture has none that are known.")
-    lead = f"{_measured(heads.measured_outliers, heads.heads)}, with a peak of {limits.relative_peak:g} times the layer's root mean square or more."
+    lead = (
+        f"{_measured(heads.measured_outliers, heads.heads)}, with a peak of "
+        f"{limits.relative_peak:g} times the layer's root mean square or more."
+    )
     if heads.predicted_outliers is None:
         note = "The weights allow no prediction: the architecture gives no norm before the projections."
     else:
