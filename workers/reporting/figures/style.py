@@ -112,6 +112,13 @@ def applied(salt: str = "headroom") -> Iterator[None]:
         yield
 
 
+def lay_out(figure: Any) -> None:
+    """Place everything in `figure` once and for all: its files have one layout, and saving need not find it anew."""
+    figure.draw_without_rendering()
+    with mpl.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # "none" would keep an engine in place, for which saving draws twice
+
+
 def mark(position: int) -> Mark:
     """Return the look of the scheme at `position` in the report; looks repeat after six."""
     return _MARKS[position % len(_MARKS)]
