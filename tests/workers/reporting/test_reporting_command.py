@@ -52,6 +52,7 @@ def test_the_command_as_a_process(make_report, drawn_report):
         "component_heatmap_nf4_weight_error",
         "component_heatmap_nf4_relative_l2",
         "activation_profile",
+        "range_by_layer",
         "head_severity_int8",
         "head_severity_nf4",
         "head_agreement",

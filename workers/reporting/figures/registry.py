@@ -9,6 +9,7 @@ from workers.reporting.figures import (
     head_agreement,
     head_severity,
     labelled_activations,
+    range_by_layer,
 )
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import Source
@@ -17,6 +18,7 @@ FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     error_growth.draw,
     component_heatmap.draw,
     activation_profile.draw,
+    range_by_layer.draw,
     head_severity.draw,
     head_agreement.draw,
     labelled_activations.draw,

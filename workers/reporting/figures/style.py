@@ -136,10 +136,10 @@ def text_on(colour: str) -> str:
     return "#ffffff" if luminance < 0.18 else "#101010"
 
 
-def layer_axis(axis: Any, layers: int) -> None:
-    """Make `axis` an axis of layers: whole numbers, with room at both ends."""
+def layer_axis(axis: Any, layers: int, ticks: int = 16) -> None:
+    """Make `axis` an axis of layers: whole numbers, `ticks` of them at most, with room at both ends."""
     axis.set_xlim(-0.5, layers - 0.5)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True, min_n_ticks=1))
     axis.set_xlabel("Layer")
 
 
