@@ -19,10 +19,11 @@ from service.contracts.schemes import SCHEMES, Scheme
 from workers.measurement.errors import CannotQuantise
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder, run_layer
-from workers.measurement.models.projections import projections
-from workers.measurement.quantization import kernels
+from workers.measurement.models.projections import Projection, projections, weight_rows
+from workers.measurement.quantization import kernels, projection
 from workers.measurement.quantization.kernels import KERNELS, quantise_projection
 from workers.measurement.quantization.layer import quantise_layer
+from workers.measurement.quantization.projection import QuantisedProjection, row_ranges
 from workers.samples import CALIBRATION, MODEL, PLANTED
 
 FOUR_BITS = [name for name in SCHEMES if name.startswith(("nf4", "fp4"))]
@@ -45,6 +46,11 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     found, expected = found.detach().double(), expected.detach().double()
     return float((found - expected).norm() / expected.norm())
+
+
+def whole_weight(quantised: QuantisedProjection, original: nn.Module) -> torch.Tensor:
+    """What the stored weight stands for, [out, in], put together from its ranges of rows."""
+    return torch.cat([quantised.dequantised(rows) for rows in row_ranges(weight_rows(original))])
 
 
 def with_threshold(threshold: float) -> Scheme:
@@ -89,7 +95,7 @@ def test_every_scheme_gives_nearly_what_the_projection_gives(name: str, dtype: t
     assert output.shape == reference.shape
     bits = SCHEMES[name].weight_bits
     assert 0.001 < relative(output, reference) < {4: 0.2, 8: 0.06}[bits]
-    assert 0.001 < relative(quantised.weight, original.weight) < {4: 0.2, 8: 0.04}[bits]
+    assert 0.001 < relative(whole_weight(quantised, original), original.weight) < {4: 0.2, 8: 0.04}[bits]
     assert 256 * 96 * bits / 8 < quantised.nbytes < 256 * 96 * (bits + 1) / 8
 
 
@@ -106,7 +112,54 @@ def test_a_conv1d_is_the_linear_of_its_transpose(name: str) -> None:
     assert found.nbytes == expected.nbytes
 
 
+@pytest.mark.parametrize("in_features", [64, 40, 33])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_weight_in_many_ranges_of_rows_is_the_same_as_in_one(
+    name: str, in_features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = linear(in_features, 301, torch.bfloat16)
+    x = tokens(2, 3, in_features, dtype=torch.bfloat16)
+    whole = quantise_projection(original, SCHEMES[name], "here")
+    weight = whole_weight(whole, original)
+    errors = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], SCHEMES[name])
+    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    assert [rows.start for rows in row_ranges(weight)] == [0, 64, 128, 192, 256]
+    pieces = quantise_projection(original, SCHEMES[name], "here")
+    assert torch.equal(run(pieces.module, x), run(whole.module, x))
+    assert torch.equal(whole_weight(pieces, original), weight)
+    assert pieces.nbytes == whole.nbytes
+    again = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], SCHEMES[name])
+    assert again.weight_errors == errors.weight_errors == {"a": pytest.approx(relative(weight, original.weight))}
+
+
 # Real kernels
+
+
+@pytest.mark.parametrize("name", FOUR_BITS)
+def test_four_bit_codes_and_scales_are_those_of_bitsandbytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    original, settings = linear(96, 160, torch.bfloat16), SCHEMES[name].settings
+    expected = bnb.nn.Params4bit(
+        original.weight.detach(), compress_statistics=settings["double_quantisation"], quant_type=name[:3]
+    ).to("cpu")
+    found = KERNELS[SCHEMES[name].kernel](original, settings).module.weight
+    assert torch.equal(found.data, expected.data)
+    stored, wanted = found.quant_state.as_dict(), expected.quant_state.as_dict()
+    assert stored.keys() == wanted.keys()
+    for key, value in wanted.items():
+        same = torch.equal(stored[key], value) if isinstance(value, torch.Tensor) else stored[key] == value
+        assert same, key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_int8_codes_and_scales_are_those_of_bitsandbytes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    original = linear(96, 160, dtype)
+    expected = bnb.nn.Int8Params(original.weight.detach(), requires_grad=False, has_fp16_weights=False).to("cpu")
+    found = KERNELS[SCHEMES["int8"].kernel](original, SCHEMES["int8"].settings).module.weight
+    assert torch.equal(found.CB, expected.CB)
+    assert torch.equal(found.SCB, expected.SCB)
+    assert torch.equal(found.data, expected.data)
 
 
 def quantised_logits(path: Path, token_ids: torch.Tensor, scheme: Scheme, scratch: Path) -> torch.Tensor:
@@ -165,7 +218,7 @@ def test_four_bits_of_any_width_are_blocks_of_64(in_features: int, out_features:
     original = linear(in_features, out_features)
     quantised = quantise_projection(original, SCHEMES[quant_type], "here")
     expected = four_bit_oracle(original.weight.detach(), quant_type)
-    np.testing.assert_allclose(quantised.weight.numpy(), expected, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(whole_weight(quantised, original).numpy(), expected, rtol=1e-6, atol=0)
     x = tokens(2, 3, in_features)
     output = x.double() @ torch.from_numpy(expected).double().T + original.bias.double()
     assert quantised.path == "cpu"
@@ -241,7 +294,7 @@ def test_a_large_token_coarsens_others_only_under_one_scale_for_the_tensor(name:
 def test_schemes_of_weights_alone_leave_inputs_as_they_are(name: str) -> None:
     original = linear(64, 32, bias=False)
     quantised = quantise_projection(original, SCHEMES[name], "here")
-    assert torch.equal(run(quantised.module, torch.eye(64)[None])[0].T, quantised.weight)
+    assert torch.equal(run(quantised.module, torch.eye(64)[None])[0].T, whole_weight(quantised, original))
 
 
 # What no path takes
@@ -255,7 +308,7 @@ def test_a_weight_over_fp16_is_refused_by_name_for_int8_alone() -> None:
         quantise_projection(original, SCHEMES["int8"], "layer 2, mlp.up")
     assert (refused.value.code, refused.value.bad_input) == ("bad-model", True)
     for name in SCHEMES.keys() - {"int8"}:
-        assert quantise_projection(original, SCHEMES[name], "here").weight.isfinite().all()
+        assert whole_weight(quantise_projection(original, SCHEMES[name], "here"), original).isfinite().all()
 
 
 def test_one_input_channel_is_refused_for_int8() -> None:

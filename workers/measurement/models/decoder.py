@@ -29,6 +29,9 @@ from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, standing_in
 
+_FINITE_AT_ONCE = 1 << 20
+"""Elements of a weight that are looked at together, so that what is found takes little memory beside it."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -246,7 +249,8 @@ def _disagreement(info: dict[str, Any]) -> str:
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    pieces = tensor.flatten().split(_FINITE_AT_ONCE) if tensor.is_floating_point() else ()
+    if not all(bool(piece.isfinite().all()) for piece in pieces):
         raise BadModel(f"model: the weight {name} holds NaN or infinite values; a finite checkpoint is needed")
     return tensor
 

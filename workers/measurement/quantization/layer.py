@@ -11,6 +11,7 @@ from torch import nn
 from service.contracts.schemes import Scheme
 from workers.measurement.models.projections import Projection, weight_rows
 from workers.measurement.quantization.kernels import quantise_projection
+from workers.measurement.quantization.projection import QuantisedProjection, row_ranges
 from workers.measurement.statistics.deviation import token_products
 
 
@@ -49,16 +50,21 @@ def quantise_layer(
         quantised = quantise_projection(original, scheme, f"{name}, {projection.name}")
         copied.set_submodule(projection.name, quantised.module)
         weight = weight_rows(original)
-        errors |= _weight_errors(projection, weight, quantised.weight)
+        errors |= _weight_errors(projection, weight, quantised)
         saved += weight.nbytes - quantised.nbytes
         paths.add(quantised.path)
     return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths))
 
 
-def _weight_errors(projection: Projection, weight: torch.Tensor, stands_for: torch.Tensor) -> dict[str, float | None]:
-    norms, _, _, errors, _ = token_products(weight, stands_for.to(weight.device))
+def _weight_errors(
+    projection: Projection, weight: torch.Tensor, quantised: QuantisedProjection
+) -> dict[str, float | None]:
+    signal, noise = np.empty((2, len(weight)))
+    for rows in row_ranges(weight):
+        stands_for = quantised.dequantised(rows).to(weight.device)
+        signal[rows], _, _, noise[rows], _ = token_products(weight[rows], stands_for)
     found: dict[str, float | None] = {}
     for component, rows in projection.parts.items():
-        norm = norms[rows].sum()
-        found[component] = float(np.sqrt(errors[rows].sum() / norm)) if norm else None
+        whole = signal[rows].sum()
+        found[component] = float(np.sqrt(noise[rows].sum() / whole)) if whole else None
     return found

@@ -2,8 +2,8 @@
 
 Weights in flat blocks of 64, each with its largest magnitude as scale, are rounded to the nearest of 16 codes; with
 double quantisation the scales are themselves rounded to 8 bits in blocks of 256. Inputs are not rounded. The module
-is built exactly as transformers builds it for `from_pretrained` with a BitsAndBytesConfig, so what a sweep computes
-is what the loaded model would. On a CPU there are three paths:
+holds what it would after `from_pretrained` with a BitsAndBytesConfig, bit for bit, so what a sweep computes is what
+the loaded model would. On a CPU there are three paths:
 
 - packed for AVX512-BF16, where the processor has it and the weight's shape divides by 32 x 64;
 - plain, which dequantises the weight and multiplies;
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from workers.measurement.models.projections import weight_rows
-from workers.measurement.quantization.projection import QuantisedProjection, Settings, with_bias
+from workers.measurement.quantization.projection import QuantisedProjection, Settings, row_ranges, with_bias
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64
 """bitsandbytes packs a 4-bit weight for AVX512-BF16 only if its shape divides by these."""
@@ -39,22 +39,26 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
             compress_statistics=settings["double_quantisation"],
             quant_type=settings["quant_type"],
         )
+    codes, state = _quantised(weight, settings)
     module.weight = bnb.nn.Params4bit(
-        weight,
+        codes,
         requires_grad=False,
+        quant_state=state,
         blocksize=settings["block_size"],
         compress_statistics=settings["double_quantisation"],
         quant_type=settings["quant_type"],
         module=module,
-    ).to(weight.device)
-    state = module.weight.quant_state
+        bnb_quantized=True,
+    )
+    module.quant_state = state
     packs = weight.shape[0] % _PACKED_ROWS == 0 and weight.shape[1] % _PACKED_COLUMNS == 0
     module.support_avx512bf16_for_cpu = module.support_avx512bf16_for_cpu and packs
     packed = on_cpu and module.support_avx512bf16_for_cpu
+    scales = _scales(state)  # taken now: packing rewrites the state
     return QuantisedProjection(
         module=with_bias(module, projection),
-        weight=_dequantised(module.weight.data, state, state.dtype),
-        nbytes=module.weight.data.nbytes + _scale_bytes(state),
+        dequantised=lambda rows: _dequantised(codes, scales, state, rows, weight.dtype),
+        nbytes=codes.nbytes + _scale_bytes(state),
         path="cpu, packed for AVX512-BF16" if packed else str(weight.device.type),
     )
 
@@ -63,25 +67,57 @@ class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
     """Computes what Linear4bit's plain path computes, with the weight dequantised as one long row."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = _dequantised(self.weight.data, self.weight.quant_state, self.compute_dtype)
+        state, rows = self.weight.quant_state, slice(0, self.out_features)
+        weight = _dequantised(self.weight.data, _scales(state), state, rows, self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
         return functional.linear(x.to(self.compute_dtype), weight, bias).to(x.dtype)
 
 
-def _dequantised(codes: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight [out, in] that codes stand for."""
+def _quantised(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
+    """Return the codes of a weight [out, in], two in a byte, and bitsandbytes' state that says what they stand for."""
+    in_features, block = weight.shape[1], int(settings["block_size"])
+    codes = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(-(-weight.numel() // block), dtype=torch.float32, device=weight.device)
+    for rows in row_ranges(weight):
+        packed, state = bnb.functional.quantize_4bit(
+            weight[rows].contiguous(), blocksize=block, quant_type=settings["quant_type"]
+        )
+        first = rows.start * in_features
+        codes[first // 2 :][: len(packed)] = packed
+        scales[first // block :][: len(state.absmax)] = state.absmax
+    state.shape, state.absmax = weight.shape, scales
+    if settings["double_quantisation"]:
+        state.offset = state.absmax.mean()
+        state.absmax, state.state2 = bnb.functional.quantize_blockwise(state.absmax - state.offset, blocksize=256)
+        state.nested = True
+    return codes, state
+
+
+def _scales(state: Any) -> torch.Tensor:
+    """Return the scale of every block, float32, whichever way they are stored."""
+    if not state.nested:
+        scales: torch.Tensor = state.absmax
+        return scales
+    return bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+
+
+def _dequantised(
+    codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the rows of a weight [out, in] that begin with a whole block, [rows, in]."""
+    columns, block = state.shape[1], state.blocksize
+    first, last = rows.start * columns, rows.stop * columns
+    packed = codes[first // 2 : -(-last // 2)]
     long = bnb.functional.QuantState(
-        absmax=state.absmax,
-        shape=torch.Size((1, 2 * codes.numel())),  # two codes in a byte; of an odd number, the last is filling
+        absmax=scales[first // block : -(-last // block)],
+        shape=torch.Size((1, 2 * packed.numel())),  # of an odd number of codes, the last is filling
         code=state.code,
-        blocksize=state.blocksize,
+        blocksize=block,
         quant_type=state.quant_type,
         dtype=dtype,
-        offset=state.offset,
-        state2=state.state2,
     )
-    values: torch.Tensor = bnb.functional.dequantize_4bit(codes, long)
-    return values.reshape(-1)[: state.shape.numel()].view(state.shape)
+    values: torch.Tensor = bnb.functional.dequantize_4bit(packed, long)
+    return values.reshape(-1)[: last - first].view(-1, columns)
 
 
 def _scale_bytes(state: Any) -> int:

@@ -1,9 +1,9 @@
 """LLM.int8() by `bitsandbytes.nn.Linear8bitLt` (arXiv 2208.07339), the kernel that people deploy.
 
 Weights are rounded row by row to int8, by way of fp16. At each call the input's rows are rounded too, but columns
-that hold a value at or over the threshold are multiplied as they came with the dequantised weights. The module is
-built exactly as transformers builds it for `from_pretrained` with a BitsAndBytesConfig, so what a sweep computes is
-what the loaded model would. Inputs over 65504 stand in such a column; without a threshold they make their row NaN.
+that hold a value at or over the threshold are multiplied as they came with the dequantised weights. The module holds
+what it would after `from_pretrained` with a BitsAndBytesConfig, bit for bit, so what a sweep computes is what the
+loaded model would. Inputs over 65504 stand in such a column; without a threshold they make their row NaN.
 """
 
 import bitsandbytes as bnb
@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from workers.measurement.models.projections import weight_rows
-from workers.measurement.quantization.projection import QuantisedProjection, Refused, Settings, with_bias
+from workers.measurement.quantization.projection import (
+    QuantisedProjection,
+    Refused,
+    Settings,
+    row_ranges,
+    with_bias,
+)
 
 _FP16_MAX = 65504.0
 
@@ -32,7 +38,7 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjecti
             channel, for which the CPU's integer product gives arbitrary numbers.
     """
     weight = weight_rows(projection)
-    largest = float(weight.abs().max())
+    largest = max(float(weight[rows].abs().max()) for rows in row_ranges(weight))
     if largest > _FP16_MAX:
         raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
     if weight.shape[1] == 1:
@@ -45,11 +51,14 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjecti
             has_fp16_weights=False,
             threshold=settings["threshold"],
         )
-    module.weight = bnb.nn.Int8Params(weight.to("cpu"), requires_grad=False, has_fp16_weights=False).to(weight.device)
-    codes, scales = module.weight.CB, module.weight.SCB
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    for rows in row_ranges(weight):
+        codes[rows], scales[rows], _ = bnb.functional.int8_vectorwise_quant(weight[rows].half().contiguous())
+    module.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     return QuantisedProjection(
         module=with_bias(module, projection),
-        weight=bnb.functional.int8_vectorwise_dequant(codes, scales),
+        dequantised=lambda rows: bnb.functional.int8_vectorwise_dequant(codes[rows], scales[rows]),
         nbytes=codes.nbytes + scales.nbytes,
         path=str(weight.device.type),
     )

@@ -1,6 +1,10 @@
-"""What every kernel makes of a projection, and the settings that it is told."""
+"""What every kernel makes of a projection, and the settings that it is told.
 
-from collections.abc import Mapping
+A weight is taken a range of its rows at a time, so that what comes up on the way (wider types, codes before they are
+packed) takes the memory of a range and not of the weight, and stays in the processor's caches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,6 +12,10 @@ import torch
 from torch import nn
 
 Settings = Mapping[str, float | int | str | bool]
+
+_RANGE_ELEMENTS = 1 << 18
+_RANGE_ROWS = 64
+"""Ranges begin at multiples of this, so that whatever the width, a range begins with a whole block of 64 elements."""
 
 
 class Refused(Exception):
@@ -20,12 +28,20 @@ class QuantisedProjection:
 
     module: nn.Module
     """Takes and gives what the projection did."""
-    weight: torch.Tensor
-    """What the stored weight stands for, [out, in]."""
+    dequantised: Callable[[slice], torch.Tensor]
+    """From one of `row_ranges` to what the stored weight stands for there, [rows, in]."""
     nbytes: int
     """Bytes of the stored weight with its scales; the bias is not counted."""
     path: str
     """The code path that computes it, where there are several that differ in the last digits."""
+
+
+def row_ranges(weight: torch.Tensor) -> Iterator[slice]:
+    """Yield ranges of rows of a weight [out, in] that together are all of it, in order: about 2^18 elements each."""
+    rows, columns = weight.shape
+    step = max(1, _RANGE_ELEMENTS // (max(1, columns) * _RANGE_ROWS)) * _RANGE_ROWS
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))
 
 
 def with_bias(module: Any, projection: nn.Module) -> nn.Module:

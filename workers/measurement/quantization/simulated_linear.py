@@ -1,9 +1,9 @@
 """A Linear in any format of `formats`, simulated: values are rounded to the format's grid, and multiplied as they are.
 
-The weight is rounded once. Inputs are rounded at each call where the scheme says so, with scales taken from the input
-itself (dynamic quantisation): one for each token, or one for the whole batch [B, S, d]. The matrix product runs in
-the input's type; in a 16-bit model the values on the grid are therefore rounded to 16 bits once more, which is far
-below the steps of every format here.
+The weight is rounded once, row by row, so no group of it may reach over rows. Inputs are rounded at each call where
+the scheme says so, with scales taken from the input itself (dynamic quantisation): one for each token, or one for the
+whole batch [B, S, d]. The matrix product runs in the input's type; in a 16-bit model the values on the grid are
+therefore rounded to 16 bits once more, which is far below the steps of every format here.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.grid import Grid
-from workers.measurement.quantization.projection import QuantisedProjection, Settings, with_bias
+from workers.measurement.quantization.projection import QuantisedProjection, Settings, row_ranges, with_bias
 
 
 class SimulatedLinear(nn.Module):
@@ -40,12 +40,18 @@ def simulated_linear(projection: nn.Module, settings: Settings) -> QuantisedProj
     `input_format`, `input_group`, `input_scale`, without which they are left as they are.
     """
     weight: torch.Tensor = weight_rows(projection)
-    weights = Grid.of(settings, "weight")
-    values = weight.float() if weights is None else weights.quantise(weight)
-    module: Any = SimulatedLinear(values.to(weight.dtype).contiguous(), Grid.of(settings, "input"))
+    grid = Grid.of(settings, "weight")
+
+    def on_grid(rows: slice) -> torch.Tensor:
+        return weight[rows].float() if grid is None else grid.quantise(weight[rows])
+
+    values = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    for rows in row_ranges(weight):
+        values[rows] = on_grid(rows)
+    module: Any = SimulatedLinear(values, Grid.of(settings, "input"))
     return QuantisedProjection(
         module=with_bias(module, projection),
-        weight=values,
-        nbytes=weight.nbytes if weights is None else weights.nbytes(weight.shape),
+        dequantised=on_grid,
+        nbytes=weight.nbytes if grid is None else grid.nbytes(weight.shape),
         path=f"simulated on {weight.device.type}",
     )
