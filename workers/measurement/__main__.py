@@ -16,6 +16,8 @@ from typing import NoReturn, TextIO
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network; read when the libraries are imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that the kernels need
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
+sys.modules |= {"scipy": None}  # type: ignore[dict-item]  # transformers' losses would load it, and none is used
 
 import torch
 import transformers
@@ -23,6 +25,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError
+from workers.measurement.memory import return_large_pieces_at_once
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -36,6 +39,7 @@ def main(arguments: list[str]) -> int:
         return 0
     narrator = Narrator(out=_private_stdout())
     quiet_libraries()
+    return_large_pieces_at_once()
     try:
         given = _Arguments().parse_args(arguments)
         request = _read_request(given.request)

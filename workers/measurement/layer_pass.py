@@ -11,6 +11,7 @@ from torch import nn
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
 from workers.measurement.errors import CannotQuantise
 from workers.measurement.findings import LayerFindings, SchemeFindings
+from workers.measurement.memory import return_pages
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
@@ -47,6 +48,7 @@ class LayerPass:
         self._heads = heads(self._config)
         self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
         copies = {s.name: quantise_layer(layer, self._parts, s, f"layer {index}") for s in state.schemes}
+        return_pages()  # of what came up while weights were quantised
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
         self._found = LayerFindings(index, schemes)
@@ -78,17 +80,23 @@ class LayerPass:
         sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         self._measure_ranges(sites, sequence, position)
         for name, found in self._found.schemes.items():
-            module = self._modules[name]
-            _measure_isolated(found.isolated, module, captured, self._parts)
-            with capturing(module, self._parts) as own:
-                hidden = self._advance(name, module, number)
-            own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
-            for site, reference in sites.items():
-                if site in own_sites:
-                    _add_deviation(found.accumulated, site, reference, own_sites[site])
-            if self._heads and HEADS_SITE in sites:
-                found.heads = found.heads or HeadDeviation(self._heads.query)
-                found.heads.add(sites[HEADS_SITE], own_sites[HEADS_SITE])
+            _measure_isolated(found.isolated, self._modules[name], captured, self._parts)
+            self._measure_accumulated(name, found, sites, number)
+
+    def _measure_accumulated(
+        self, name: str, found: SchemeFindings, sites: dict[Site, torch.Tensor], number: int
+    ) -> None:
+        """Advance a scheme's own stream by one batch, and hold it against the reference's sites."""
+        module = self._modules[name]
+        with capturing(module, self._parts) as own:
+            hidden = self._advance(name, module, number)
+        own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
+        for site, reference in sites.items():
+            if site in own_sites:
+                _add_deviation(found.accumulated, site, reference, own_sites[site])
+        if self._heads and HEADS_SITE in sites:
+            found.heads = found.heads or HeadDeviation(self._heads.query)
+            found.heads.add(sites[HEADS_SITE], own_sites[HEADS_SITE])
 
     def _advance(self, stream: str, module: nn.Module, number: int) -> torch.Tensor:
         streams, arguments = self._state.streams, self._state.arguments[number][self._found.layer]

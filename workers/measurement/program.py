@@ -34,8 +34,9 @@ from workers.measurement.sweep import prepare_sweep, sweep_layers
 from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
 from workers.measurement.workspace import identity_of, workspace
 
-BATCH_TOKENS = 2048
-"""Tokens in one forward pass unless the request says otherwise."""
+BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Tokens in one forward pass unless the request says otherwise: enough to keep the device busy, and no more than that,
+for what is captured in a layer grows with them."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
         bos=bos,
         vocabulary=config.vocab_size,
         longest=getattr(config, "max_position_embeddings", None),
-        batch_tokens=BATCH_TOKENS,
+        batch_tokens=BATCH_TOKENS[subject.decoder.device.type],
     )
     return Prompts(records, batches, adds_bos=bos is not None)
 
@@ -148,7 +149,7 @@ def _sweep(
 ) -> tuple[SweepState, LayerFiles]:
     """Take every stream through every layer, keeping what is needed to go on after a kill."""
     decoder = subject.decoder
-    size = request.batch_sequences or max(1, BATCH_TOKENS // request.sequence_length)
+    size = request.batch_sequences or max(1, BATCH_TOKENS[decoder.device.type] // request.sequence_length)
     files = LayerFiles(work / "layers", request.schemes, request.heads)
     kept = StreamCheckpoint(work / "checkpoint")
     first = kept.layers_done()

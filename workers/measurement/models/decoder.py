@@ -24,13 +24,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workers.measurement.errors import BadModel
+from workers.measurement.memory import page_out
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, standing_in
-
-_FINITE_AT_ONCE = 1 << 20
-"""Elements of a weight that are looked at together, so that what is found takes little memory beside it."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,8 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     decoder = Decoder(model, layers, prefix, weights, device, answer_length=0)
     answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
     probe_layers(model, layers, answer_length, device)
+    for parameter in model.parameters():
+        page_out(parameter)
     return replace(decoder, answer_length=answer_length)
 
 
@@ -249,8 +249,8 @@ def _disagreement(info: dict[str, Any]) -> str:
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    pieces = tensor.flatten().split(_FINITE_AT_ONCE) if tensor.is_floating_point() else ()
-    if not all(bool(piece.isfinite().all()) for piece in pieces):
+    checked = tensor.is_floating_point() and tensor.numel() > 0
+    if checked and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
         raise BadModel(f"model: the weight {name} holds NaN or infinite values; a finite checkpoint is needed")
     return tensor
 

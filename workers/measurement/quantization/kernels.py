@@ -20,8 +20,12 @@ KERNELS: Mapping[str, Callable[[nn.Module, Settings], QuantisedProjection]] = Ma
 """By the `kernel` of a scheme."""
 
 
+_tried: set[tuple[str, torch.Size, torch.dtype, torch.device]] = set()
+"""Schemes, and the weights' shapes, types and devices, of modules that have answered."""
+
+
 def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> QuantisedProjection:
-    """Quantise a projection, and call its module once on two tokens, so that a refusal comes here or not at all.
+    """Quantise a projection; the first module of its form is called on two tokens, so that a refusal comes here.
 
     Raises:
         CannotQuantise: no path of the kernel takes the projection; names `where`, its shape, and why.
@@ -30,10 +34,13 @@ def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> Qu
     out_features, in_features = weight.shape
     try:
         quantised = KERNELS[scheme.kernel](projection, scheme.settings)
-        with torch.no_grad():
-            output = quantised.module(weight.new_zeros(1, 2, in_features))
-        if output.shape != (1, 2, out_features):
-            raise Refused(f"two tokens give an output of shape {list(output.shape)}")
+        form = (scheme.name, weight.shape, weight.dtype, weight.device)
+        if form not in _tried:
+            with torch.no_grad():
+                output = quantised.module(weight.new_zeros(1, 2, in_features))
+            if output.shape != (1, 2, out_features):
+                raise Refused(f"two tokens give an output of shape {list(output.shape)}")
+            _tried.add(form)
     except torch.OutOfMemoryError:
         raise
     except (Refused, AssertionError, RuntimeError, ValueError, NotImplementedError) as error:

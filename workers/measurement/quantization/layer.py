@@ -64,7 +64,7 @@ def _weight_errors(
         stands_for = quantised.dequantised(rows).to(weight.device)
         signal[rows], _, _, noise[rows], _ = token_products(weight[rows], stands_for)
     found: dict[str, float | None] = {}
-    for component, rows in projection.parts.items():
-        whole = signal[rows].sum()
-        found[component] = float(np.sqrt(noise[rows].sum() / whole)) if whole else None
+    for component, part in projection.parts.items():
+        whole = signal[part].sum()
+        found[component] = float(np.sqrt(noise[part].sum() / whole)) if whole else None
     return found

@@ -95,10 +95,10 @@ def _quantised(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, 
 
 def _scales(state: Any) -> torch.Tensor:
     """Return the scale of every block, float32, whichever way they are stored."""
-    if not state.nested:
-        scales: torch.Tensor = state.absmax
-        return scales
-    return bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    scales: torch.Tensor = state.absmax
+    if state.nested:
+        scales = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return scales
 
 
 def _dequantised(
