@@ -20,8 +20,8 @@ KERNELS: Mapping[str, Callable[[nn.Module, Settings], QuantisedProjection]] = Ma
 """By the `kernel` of a scheme."""
 
 
-_tried: set[tuple[str, torch.Size, torch.dtype, torch.device]] = set()
-"""Schemes, and the weights' shapes, types and devices, of modules that have answered."""
+_tried: set[tuple[object, ...]] = set()
+"""Kernels with their settings, and the weights' shapes, types and devices, of modules that have answered."""
 
 
 def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> QuantisedProjection:
@@ -33,8 +33,9 @@ def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> Qu
     weight = weight_rows(projection)
     out_features, in_features = weight.shape
     try:
-        quantised = KERNELS[scheme.kernel](projection, scheme.settings)
-        form = (scheme.name, weight.shape, weight.dtype, weight.device)
+        kernel = KERNELS[scheme.kernel]
+        quantised = kernel(projection, scheme.settings)
+        form = (kernel, *sorted(scheme.settings.items()), weight.shape, weight.dtype, weight.device)
         if form not in _tried:
             with torch.no_grad():
                 output = quantised.module(weight.new_zeros(1, 2, in_features))
