@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from workers.measurement.errors import BadModel
 from workers.measurement.memory import page_out
 from workers.measurement.models.checkpoint import Checkpoint
+from workers.measurement.models.layer_reader import LayerReader, finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, standing_in
@@ -39,8 +40,8 @@ class Decoder:
     layers: nn.ModuleList
     prefix: str
     """Name of `layers` inside the model, with a dot at the end."""
-    weights: Any
-    """Mapping from a layer tensor's full name to the tensor, read from disk at each look."""
+    reader: LayerReader
+    """Gives the layers' weights."""
     device: torch.device
     answer_length: int
     """Length of the tuple that the layers return, hidden states first; 0 if they return the hidden states alone."""
@@ -65,13 +66,15 @@ class Decoder:
         layer = self.layers[index]
         names = [name for name, _ in layer.named_parameters()]
         try:
-            for name in names:
-                full = f"{self.prefix}{index}.{name}"
-                set_module_tensor_to_device(layer, name, self.device, value=_finite(full, self.weights[full]))
+            self._place(layer, index)
             yield layer
         finally:
             for name in names:
                 set_module_tensor_to_device(layer, name, "meta")
+
+    def _place(self, layer: nn.Module, index: int) -> None:
+        for name, tensor in self.reader.take(index).items():
+            set_module_tensor_to_device(layer, name, self.device, value=tensor)
 
     def record(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
         """Return what enters the first layer, [B, S, d], and every layer's own arguments, for token_ids [B, S]."""
@@ -150,8 +153,10 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     _check_shapes(checkpoint, layers, prefix, weights.index)
     for name, parameter in model.named_parameters():
         if parameter.device.type != "meta":
-            _finite(name, parameter)
-    decoder = Decoder(model, layers, prefix, weights, device, answer_length=0)
+            finite(name, parameter)
+    names = [{name: f"{prefix}{i}.{name}" for name, _ in layer.named_parameters()} for i, layer in enumerate(layers)]
+    reader = LayerReader(weights, names, device, ahead=device.type == "cuda")
+    decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
     answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
     probe_layers(model, layers, answer_length, device)
     for parameter in model.parameters():
@@ -246,13 +251,6 @@ def _disagreement(info: dict[str, Any]) -> str:
         return f"config.json asks for {len(names)} tensors that the weight files lack: {', '.join(names[:3])}"
     name, stored, wanted = sorted(info["mismatched_keys"])[0]
     return f"{name} is {list(stored)} in the weight files, and {list(wanted)} by config.json"
-
-
-def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    checked = tensor.is_floating_point() and tensor.numel() > 0
-    if checked and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
-        raise BadModel(f"model: the weight {name} holds NaN or infinite values; a finite checkpoint is needed")
-    return tensor
 
 
 def _first_line(error: BaseException) -> str:
