@@ -7,8 +7,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
-def make_llama(path: Path, *, layers: int, hidden: int, intermediate: int, vocabulary: int = 8192) -> int:
-    """Save a bf16 checkpoint with a byte tokenizer; returns its parameters."""
+def make_llama(
+    path: Path,
+    *,
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    vocabulary: int = 8192,
+    dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """Save a checkpoint with a byte tokenizer; returns its parameters."""
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -22,7 +30,7 @@ def make_llama(path: Path, *, layers: int, hidden: int, intermediate: int, vocab
     )
     torch.manual_seed(0)
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
         model = LlamaForCausalLM(config)
     finally:

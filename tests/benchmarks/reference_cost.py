@@ -1,0 +1,127 @@
+"""What the statistics cost on top of the forward pass that they watch.
+
+    python tests/benchmarks/reference_cost.py [--layers 12] [--hidden 768] [--runs 5] [--device cpu]
+
+In every round, in turn: the bare model without its head; the same with the textbook's hook on every Linear, which takes
+the same figures by separate torch operations; and the sweep's reference stream with every statistic (no scheme), the
+reading of the layers and the writing of their rows included. Ratios to the bare pass are taken round by round. The
+checkpoint is bf16, and float32 once more on a CPU.
+"""
+
+import argparse
+import io
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from checkpoints import make_llama, make_text
+from kernel_speed import reduce_by_operations
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from service.contracts.request import MeasurementRequest
+from workers.measurement.__main__ import quiet_libraries
+from workers.measurement.program import measure
+from workers.measurement.progress import Narrator
+
+
+def bare(model: nn.Module, token_ids: torch.Tensor) -> None:
+    """Run the tokens [N, S] through the model without its head."""
+    with torch.no_grad():
+        model.model(input_ids=token_ids, use_cache=False)  # type: ignore[operator,union-attr]
+
+
+def hooked(model: nn.Module, token_ids: torch.Tensor) -> None:
+    """The same, with a hook on every Linear of the layers that takes the figures of its input and its output."""
+
+    def hook(_: nn.Module, positional: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        for x in (positional[0], output):
+            figures = reduce_by_operations(x)
+            assert len(figures) > 0
+
+    linears = [m for m in model.model.layers.modules() if isinstance(m, nn.Linear)]  # type: ignore[union-attr]
+    handles = [linear.register_forward_hook(hook) for linear in linears]
+    try:
+        bare(model, token_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def reference_stream(path: Path, text: Path, shape: tuple[int, int], device: str, out: Path) -> float:
+    """Seconds of the sweep over the reference alone."""
+    request = MeasurementRequest.model_validate(
+        {
+            "model": {"path": path},
+            "calibration": {"path": text},
+            "schemes": [],
+            "sequences": shape[0],
+            "sequence_length": shape[1],
+            "batch_sequences": shape[0],
+            "device": device,
+        }
+    )
+    narrator = Narrator(out=io.StringIO())
+    measure(request, out, narrator)
+    shutil.rmtree(out)
+    return narrator.stage_seconds["sweep"]
+
+
+def seconds(work: Callable[[], None], device: str) -> float:
+    """Seconds that one call takes, until its results are there."""
+    started = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def rounds(path: Path, text: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Time each way in turn; return medians, and ratios to the bare pass."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(options.device)
+    shape = (options.sequences, options.length)
+    token_ids = torch.randint(200, shape, device=options.device)
+    taken = [
+        {
+            "bare": seconds(lambda: bare(model, token_ids), options.device),
+            "textbook hooks": seconds(lambda: hooked(model, token_ids), options.device),
+            "reference stream": reference_stream(path, text, shape, options.device, path.parent / "out"),
+        }
+        for _ in range(options.runs + 1)
+    ]
+    counted = taken[1:]  # the first compiles and warms up
+    medians = {name: round(statistics.median(t[name] for t in counted), 3) for name in counted[0]}
+    ratios = {
+        f"{name} / bare": round(statistics.median(t[name] / t["bare"] for t in counted), 3)
+        for name in ("textbook hooks", "reference stream")
+    }
+    return {"seconds": medians, **ratios}
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("layers", 12), ("hidden", 768), ("runs", 5), ("sequences", 8), ("length", 256)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
+    options = parser.parse_args()
+    quiet_libraries()
+    for dtype in options.dtypes:
+        with tempfile.TemporaryDirectory() as directory:
+            root = Path(directory)
+            width = options.hidden * 8 // 3 // 64 * 64
+            sizes = {"layers": options.layers, "hidden": options.hidden, "intermediate": width}
+            parameters = make_llama(root / "model", **sizes, dtype=getattr(torch, dtype))
+            text = make_text(root / "text.txt", options.sequences * options.length)
+            found = rounds(root / "model", text, options)
+            print(json.dumps({"dtype": dtype, "parameters": parameters, **found}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
