@@ -125,5 +125,6 @@ class Browser:
         target.write_bytes(base64.b64decode(picture["data"]))
 
     def print_to(self, target: Path) -> None:
-        """Write the page as a PDF."""
+        """Write the page as a PDF, laid out for paper."""
+        self.call("Emulation.setEmulatedMedia", media="print")
         target.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"]))

@@ -1,10 +1,12 @@
 """The page stands alone, tells the outcome first, and lets no foreign text become markup."""
 
+import html
 import json
 import re
 import shlex
 from html.parser import HTMLParser
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
@@ -232,3 +234,12 @@ def test_values_beyond_fp16_are_counted(make_report, edit_table):
     edit_table(directory, "sites", lambda rows: rows[5].update(over_fp16=1234))
     render(directory)
     assert "occur at 1 site; most at layer 0 attn.v.output: 1,234" in page_of(directory).text
+
+
+def test_exact_values_show_on_hover_as_in_the_figures_files(drawn_report):
+    page = (drawn_report / "report.html").read_text(encoding="utf-8")
+    for path in drawn_report.glob("figures/*.svg"):
+        shown = re.search(rf'<figure id="figure-{path.stem}".*?</figure>', page, re.DOTALL)[0]
+        told = [found.text for found in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}title")]
+        assert re.findall(r"<title>(.*?)</title>", shown) == [html.escape(text, quote=False) for text in told]
+    assert page.count("<title>") > 10
