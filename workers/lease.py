@@ -18,6 +18,9 @@ from service.store.records import Claim
 
 log = logging.getLogger(__name__)
 
+RENEWALS = 4
+"""How often a claim is renewed in the time after which it would run out."""
+
 
 class CancelAsked(Exception):
     """Somebody asked for the job to be cancelled."""
@@ -28,7 +31,7 @@ class WorkerStopping(Exception):
 
 
 class Lease:
-    """Context manager: inside it the claim is renewed every quarter of `seconds`.
+    """Context manager: inside it the claim, which runs out after `seconds`, is renewed in good time.
 
     A renewal that fails because the database cannot be reached is tried again soon. Only when none has succeeded for
     `seconds`, so that somebody else may hold the job by now, is the lease given up.
@@ -69,7 +72,7 @@ class Lease:
             raise LeaseLost(f"the lease of job {self._claim.job_id} could not be kept")
 
     def _keep(self) -> None:
-        pause = self.seconds / 4
+        pause = self.seconds / RENEWALS
         while not self._closed.wait(pause):
             began = time.monotonic()
             try:
@@ -79,7 +82,7 @@ class Lease:
                 return
             except SQLAlchemyError as error:
                 log.warning("job %s: the lease was not renewed, trying again: %s", self._claim.job_id, error)
-                pause = self.seconds / 20
+                pause = self.seconds / RENEWALS / 5
             else:
                 self._renewed = began
-                pause = self.seconds / 4
+                pause = self.seconds / RENEWALS

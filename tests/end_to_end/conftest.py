@@ -62,7 +62,7 @@ class Machine:
             finally:
                 if process.poll() is None:
                     process.terminate()
-                process.communicate(timeout=60)
+                process.communicate(timeout=240)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def machine(tmp_path: Path) -> Machine:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADROOM_")}
     # Nothing but Python: no server can be found on this PATH.
     path = {"PATH": str(HEADROOM.parent), "HEADROOM_HOME": str(home), "COLUMNS": "200"}
-    return Machine(home, {**kept, **path, "HEADROOM_LEASE_SECONDS": "3", "HEADROOM_SCHEDULER_SECONDS": "0.2"})
+    return Machine(home, {**kept, **path, "HEADROOM_LEASE_SECONDS": "10", "HEADROOM_SCHEDULER_SECONDS": "0.2"})
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ def test_ctrl_c_stops_every_child_and_gives_the_job_back(machine):
         family = stack.family()
         assert len(family) >= 5
         stack.process.send_signal(signal.SIGINT)
-        _, said = stack.process.communicate(timeout=60)
+        _, said = stack.process.communicate(timeout=240)
         assert stack.process.returncode == 0, said
         assert said.splitlines()[-1] == "stopped"
-        assert psutil.wait_procs(family, timeout=30)[1] == []
+        assert psutil.wait_procs(family, timeout=120)[1] == []
     shown = machine.run("jobs", "show", job["id"], "--json")
     assert '"status": "queued"' in shown.stdout
 
@@ -30,7 +30,7 @@ def test_kill_9_of_the_stack_leaves_no_process_and_the_job_is_done_by_the_next(m
         stack.find("workers.measurement")
         family = stack.family()
         stack.process.kill()
-        assert psutil.wait_procs(family, timeout=30)[1] == []
+        assert psutil.wait_procs(family, timeout=120)[1] == []
     with machine.serve() as stack:
         done = stack.ended(job["id"])
         assert (done["status"], done["attempts"]) == ("succeeded", 2)
@@ -42,11 +42,11 @@ def test_kill_9_of_the_worker_stops_the_stack_and_the_job_is_offered_again_for_o
         stack.find("workers.measurement")
         family = stack.family()
         stack.find("workers.app").kill()
-        _, said = stack.process.communicate(timeout=60)
+        _, said = stack.process.communicate(timeout=240)
         assert stack.process.returncode == 3
         assert "the worker ended (killed by SIGKILL)" in said
         assert "worker.log" in said
-        assert psutil.wait_procs(family, timeout=30)[1] == []
+        assert psutil.wait_procs(family, timeout=120)[1] == []
     with machine.serve() as stack:
         done = stack.ended(job["id"])
         assert (done["status"], done["attempts"]) == ("succeeded", 2)

@@ -57,18 +57,18 @@ class Bench:
         self.job_id = self.store.submit(request).id
         self.stopping = False
 
-    def supervisor(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "", lease: float = LEASE) -> Supervisor:
+    def supervisor(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "") -> Supervisor:
         return Supervisor(
             self.store,
             self.artifacts,
-            self.settings.model_copy(update={"lease_seconds": lease}),
+            self.settings,
             worker="host:1",
             stopping=lambda: self.stopping,
             commands=Commands(hub=program(hub), measurement=program(measure), reporting=program(draw)),
         )
 
-    def run(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "", lease: float = LEASE) -> Job:
-        self.supervisor(measure, draw, hub, lease).run(self.job_id, self.store.get(self.job_id).dispatch)
+    def run(self, measure: str = MEASURE, draw: str = DRAW, hub: str = "") -> Job:
+        self.supervisor(measure, draw, hub).run(self.job_id, self.store.get(self.job_id).dispatch)
         return self.job
 
     @property
@@ -111,3 +111,9 @@ def writes_pid(bench: Bench) -> tuple[str, Callable[[], int]]:
     """Code that writes the process's id beside the bench, and what reads it."""
     path = bench.settings.home / "pid"
     return f"pathlib.Path({str(path)!r}).write_text(str(os.getpid()))\n", lambda: int(path.read_text())
+
+
+def waits(bench: Bench) -> tuple[str, Callable[[], None]]:
+    """Code that waits, and what lets it go on."""
+    path = bench.settings.home / "go"
+    return f"while not os.path.exists({str(path)!r}): time.sleep(0.02)\n", path.touch

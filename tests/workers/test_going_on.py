@@ -76,7 +76,7 @@ def test_the_next_attempt_finds_what_a_stopped_worker_left(bench: Bench) -> None
 def test_the_next_attempt_finds_what_a_worker_left_that_lost_its_lease(bench: Bench) -> None:
     later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
     thread = bench.meanwhile(lambda: later.offer_expired(3))
-    assert bench.run(BROKEN_OFF, lease=2).status is Status.queued
+    assert bench.run(BROKEN_OFF).status is Status.queued
     thread.join()
     assert bench.run(COUNTED + "assert (target.parent / '.out.unfinished').is_dir()\n" + MEASURE).attempts == 2
     assert bench.job.status is Status.succeeded
@@ -174,7 +174,7 @@ def test_the_room_is_free_before_the_end_is_written(
 
     monkeypatch.setattr(bench.store, end, look_and_write)
     threads = [bench.meanwhile(lambda: bench.store.cancel(bench.job_id))] if end == "cancelled" else []
-    bench.run(measure, lease=2 if threads else LEASE)
+    bench.run(measure)
     for thread in threads:
         thread.join()
     assert free == [True]

@@ -13,9 +13,10 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from bench import DRAW, LEASE, MEASURE, NAMES, SLEEP, Bench, alive, writes_pid
+from bench import DRAW, LEASE, MEASURE, NAMES, SLEEP, Bench, alive, waits, writes_pid
 from sqlalchemy.exc import OperationalError
 
 from service.contracts.progress import Failed, Progress
@@ -271,7 +272,7 @@ def test_a_cancelled_job_takes_its_processes_with_it(bench: Bench) -> None:
     write_pid, pid = writes_pid(bench)
     grandchild = "import subprocess; subprocess.Popen(['sleep', '600'])\n"
     thread = bench.meanwhile(lambda: bench.store.cancel(bench.job_id))
-    job = bench.run(write_pid + grandchild + SLEEP, lease=2)
+    job = bench.run(write_pid + grandchild + SLEEP)
     thread.join()
     assert job.status is Status.cancelled
     assert bench.kinds()[-2:] == ["cancel_requested", "cancelled"]
@@ -286,7 +287,7 @@ def test_a_process_that_ignores_sigterm_is_killed(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr("workers.children.GRACE_SECONDS", 0.2)
     write_pid, pid = writes_pid(bench)
     thread = bench.meanwhile(lambda: bench.store.cancel(bench.job_id))
-    job = bench.run("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + write_pid + SLEEP, lease=2)
+    job = bench.run("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + write_pid + SLEEP)
     thread.join()
     assert job.status is Status.cancelled
     assert not alive(pid())
@@ -315,7 +316,7 @@ def test_a_worker_whose_lease_is_lost_stops_and_writes_nothing(bench: Bench) -> 
         assert bench.store.claim(bench.job_id, 2, "host:2", LEASE) is not None
 
     thread = bench.meanwhile(take)
-    job = bench.run(write_pid + SLEEP, lease=2)
+    job = bench.run(write_pid + SLEEP)
     thread.join()
     assert (job.status, job.worker, job.fence) == (Status.running, "host:2", 2)
     assert bench.kinds()[-1] == "started"
@@ -347,12 +348,15 @@ def _away(*_: object) -> None:
 def test_a_short_absence_of_the_database_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.supervisor._RETRY_SECONDS", 0.05)
     renew, succeed, left = bench.store.renew, bench.store.succeed, {"renew": 2, "succeed": 2}
+    wait, go_on = waits(bench)
 
     def failing(name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object) -> object:
             if left[name]:
                 left[name] -= 1
                 _away()
+            if name == "renew":
+                go_on()
             return real(*arguments)
 
         return call
@@ -360,33 +364,39 @@ def test_a_short_absence_of_the_database_costs_nothing(bench: Bench, monkeypatch
     monkeypatch.setattr(bench.store, "renew", failing("renew", renew))
     monkeypatch.setattr(bench.store, "succeed", failing("succeed", succeed))
     monkeypatch.setattr(bench.store, "progress", _away)
-    job = bench.run("time.sleep(1.5)\n" + MEASURE, lease=2)
+    job = bench.run(wait + MEASURE)
     assert (job.status, left) == (Status.succeeded, {"renew": 0, "succeed": 0})
 
 
 def test_a_long_absence_of_the_database_ends_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pid, pid = writes_pid(bench)
-    monkeypatch.setattr(bench.store, "renew", _away)
-    job = bench.run(write_pid + SLEEP, lease=1)
+    clock = SimpleNamespace(monotonic=time.monotonic)
+    monkeypatch.setattr("workers.lease.time", clock)
+
+    def pass_away() -> None:
+        bench.store.renew = _away  # type: ignore[method-assign]
+        clock.monotonic = lambda: time.monotonic() + 2 * LEASE
+
+    thread = bench.meanwhile(pass_away)
+    job = bench.run(write_pid + SLEEP)
+    thread.join()
     assert not alive(pid())
     assert (job.status, bench.kinds()[-1]) == (Status.running, "progress")
     assert bench.store.artifacts(bench.job_id) == []
 
 
 def test_the_lease_is_renewed_while_the_measurement_is_silent(bench: Bench) -> None:
-    renewed: list[object] = []
+    wait, go_on = waits(bench)
 
     def look() -> None:
         first = bench.job.lease_expires_at
         while bench.job.lease_expires_at == first:
             time.sleep(0.02)
-        renewed.append(bench.job.lease_expires_at)
-        assert bench.store.offer_expired(3) == []
+        go_on()
 
     thread = bench.meanwhile(look)
-    assert bench.run("progress('load', 0, 1); time.sleep(2.5)\n" + MEASURE, lease=1).status is Status.succeeded
+    assert bench.run("progress('load', 0, 1)\n" + wait + MEASURE).status is Status.succeeded
     thread.join()
-    assert len(renewed) == 1
 
 
 def _can_mount() -> bool:
@@ -475,7 +485,8 @@ def test_the_first_progress_of_a_job_is_seen_while_it_runs(bench: Bench) -> None
     assert seen == [Progress(stage="sweep", done=0, total=9, elapsed_seconds=0)]
 
 
-def test_sigterm_is_what_a_measurement_hears_first(bench: Bench) -> None:
+def test_sigterm_is_what_a_measurement_hears_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.children.GRACE_SECONDS", 120.0)
     heard = bench.settings.home / "heard"
     listen = f"""
 def hear(*_): pathlib.Path({str(heard)!r}).touch(); sys.exit(0)
