@@ -90,7 +90,7 @@ class PeakMemory(Record):
 
 
 class Timing(Record):
-    """What it cost."""
+    """What it cost; where the measurement was broken off and went on, what its last run cost."""
 
     wall_seconds: float
     stage_seconds: dict[str, float]

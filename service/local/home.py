@@ -3,6 +3,7 @@
 api-key      the key that the API asks for; made at the first start
 headroom.db  the database, unless HEADROOM_DATABASE_URL names another
 artifacts/   files of reports, by SHA-256
+work/        what the jobs that have not ended have come to
 logs/        one log per child, and the one before it
 lock         held while a stack runs, so that there is one per home
 stack.json   address of the running stack, for other commands
