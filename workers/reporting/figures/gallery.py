@@ -17,10 +17,12 @@ from typing import NamedTuple
 from service.contracts.report import LeftOut
 from service.errors import HeadroomError
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import NothingToDraw, Saved
-from workers.reporting.figures.registry import FIGURES
+from workers.reporting.figures.drawing import Saved
+from workers.reporting.figures.registry import FIGURES, SEVERAL
 from workers.reporting.loading import Source, TableAbsent
 
+MOST_PROCESSES = 8
+"""More would wait for one another's longest figure."""
 WORTH_PROCESSES = 100
 """Layers times schemes from which drawing takes long enough to make up for starting processes."""
 
@@ -38,6 +40,23 @@ class Gallery(NamedTuple):
     left_out: tuple[LeftOut, ...]
 
 
+class Task(NamedTuple):
+    """The figures of one module, or every so-many-th of them."""
+
+    module: int
+    """Its place in the registry."""
+    part: int
+    parts: int
+
+
+class Part(NamedTuple):
+    """What a task has drawn."""
+
+    figures: tuple[tuple[int, Saved], ...]
+    """Each with its place among the figures of its module."""
+    left_out: tuple[LeftOut, ...]
+
+
 def draw_all(source: Source, directory: Path, processes: int | None = None) -> Gallery:
     """Draw every figure for which the report has something to show, and save them in `directory`.
 
@@ -50,13 +69,27 @@ def draw_all(source: Source, directory: Path, processes: int | None = None) -> G
         ReportUnreadable: a table is damaged.
         DrawingStopped: a process was killed.
     """
-    count = min(processes or _sensible(source), len(FIGURES))
-    tasks = range(len(FIGURES))
-    parts = [_draw(source, directory, task) for task in tasks] if count == 1 else _at_once(source, directory, count)
-    return Gallery(
-        tuple(saved for part in parts for saved in part.figures),
-        tuple(absent for part in parts for absent in part.left_out),
+    count = min(processes or _sensible(source), MOST_PROCESSES)
+    tasks = _tasks(count)
+    drawn = (
+        [_draw(source, directory, task) for task in tasks] if count == 1 else _at_once(source, directory, tasks, count)
     )
+    found = dict(zip(tasks, drawn, strict=True))
+    figures: list[Saved] = []
+    left_out: list[LeftOut] = []
+    for module in range(len(FIGURES)):
+        parts = [found[task] for task in tasks if task.module == module]
+        placed = sorted((place, saved) for part in parts for place, saved in part.figures)
+        figures += [saved for _, saved in placed]
+        left_out += parts[0].left_out
+    return Gallery(tuple(figures), tuple(left_out))
+
+
+def _tasks(count: int) -> list[Task]:
+    """Return the tasks for `count` processes, those that take longest first."""
+    several = [module for module, draw in enumerate(FIGURES) if draw in SEVERAL]
+    single = [module for module, draw in enumerate(FIGURES) if draw not in SEVERAL]
+    return [Task(m, part, count) for m in several for part in range(count)] + [Task(m, 0, 1) for m in single]
 
 
 def _sensible(source: Source) -> int:
@@ -69,24 +102,27 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _draw(source: Source, directory: Path, task: int) -> Gallery:
-    """Draw and save the figures of one module."""
-    draw = FIGURES[task]
+def _draw(source: Source, directory: Path, task: Task) -> Part:
+    """Draw and save the figures of a task."""
+    draw = FIGURES[task.module]
+    saved: list[tuple[int, Saved]] = []
+    left_out: tuple[LeftOut, ...] = ()
     try:
         with style.applied():
-            drawings = tuple(draw(source))
-    except (TableAbsent, NothingToDraw) as absent:
-        name = draw.__module__.rpartition(".")[2]
-        return Gallery((), (LeftOut(name=name, reason=str(absent)),))
-    return Gallery(tuple(drawing.save(directory) for drawing in drawings), ())
+            for place, drawing in enumerate(draw(source)):
+                if place % task.parts == task.part:
+                    saved.append((place, drawing.save(directory)))
+    except TableAbsent as absent:
+        left_out = (LeftOut(name=draw.__module__.rpartition(".")[2], reason=str(absent)),)
+    return Part(tuple(saved), left_out)
 
 
-def _at_once(source: Source, directory: Path, count: int) -> Sequence[Gallery]:
+def _at_once(source: Source, directory: Path, tasks: Sequence[Task], count: int) -> list[Part]:
     # Spawned, for a fork would copy the locks of threads that it does not copy.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(count, context, initializer=_begin, initargs=(source, directory)) as pool:
-            drawn = [pool.submit(_draw_here, task) for task in range(len(FIGURES))]
+            drawn = [pool.submit(_draw_here, task) for task in tasks]
             try:
                 return [part.result() for part in drawn]
             except BaseException:
@@ -115,6 +151,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _draw_here(task: int) -> Gallery:
+def _draw_here(task: Task) -> Part:
     assert _here is not None
     return _draw(*_here, task)

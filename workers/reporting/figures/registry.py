@@ -23,3 +23,6 @@ FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     head_agreement.draw,
     labelled_activations.draw,
 )
+
+SEVERAL = frozenset({component_heatmap.draw, head_severity.draw})
+"""Those that yield a figure for each scheme or metric, so that several processes can share them."""
