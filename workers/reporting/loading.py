@@ -27,6 +27,8 @@ Columns = Mapping[str, NDArray[Any]]
 """The columns of a table by name; all of one length."""
 
 _SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NAMES = frozenset({"scheme", "component", "port", "mode", "definition"})
+"""Columns that say what a row is about; never null."""
 _TABLE_FILE = re.compile(r"tables/[a-z0-9_]+\.parquet")
 
 
@@ -130,6 +132,10 @@ def _array(table: Any, name: str, column: Column) -> NDArray[Any]:
         raise ReportUnreadable(
             f"tables/{name}.parquet: column {column.name!r} is {values.type}, expected {column.type}"
         ) from error
+    if column.name in _NAMES and values.null_count:
+        raise ReportUnreadable(
+            f"tables/{name}.parquet: column {column.name!r} is null in {values.null_count} rows; every row has a value"
+        )
     return _to_numpy(values)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from devtools import Browser
 
+from workers.reporting.comparison.program import compare_reports
 from workers.reporting.render import render
 
 pytestmark = pytest.mark.browser
@@ -55,6 +56,14 @@ def axe(browser, screen):
 def test_nobody_is_kept_from_reading(browser, page, screen, dark):
     browser.show(page, **screen, dark=dark)
     assert axe(browser, screen) == []
+
+
+def test_nobody_is_kept_from_reading_a_comparison(browser, drawn_report, make_report, tmp_path):
+    compare_reports(tmp_path / "comparison", [drawn_report, make_report(seed=5)])
+    for screen in (DESKTOP, PHONE):
+        browser.show(tmp_path / "comparison" / "comparison.html", **screen, dark=screen is PHONE)
+        assert axe(browser, screen) == []
+        assert browser.evaluate("document.documentElement.scrollWidth") <= screen["width"]
 
 
 def test_axe_core_sees_what_is_wrong(browser, tmp_path):

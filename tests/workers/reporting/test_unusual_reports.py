@@ -101,6 +101,14 @@ def test_every_truncated_table_is_named(small, name):
             load(small)
 
 
+@pytest.mark.parametrize(("name", "column"), [("sites", "component"), ("errors", "scheme"), ("errors", "mode")])
+def test_a_row_about_nothing_is_named(small, edit_table, name, column):
+    edit_table(small, name, lambda rows: [row.update({column: None}) for row in rows[:3]])
+    tables = load(small).tables
+    with pytest.raises(ReportUnreadable, match=rf"tables/{name}.parquet: column '{column}' is null in 3 rows"):
+        tables[name]
+
+
 @pytest.mark.parametrize("version", ["0.9", "2.0", "10.1", "", None])
 def test_another_major_version_is_named(small, version):
     change(small, lambda content: content.update(schema_version=version))
