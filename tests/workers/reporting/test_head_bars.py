@@ -372,6 +372,13 @@ def test_a_head_with_two_rows_is_refused(make_report, severity, edit_table):
         severity(report)
 
 
+def test_a_head_without_a_number_is_refused(make_report, severity, edit_table):
+    report = make_report()
+    edit_table(report, "heads", lambda rows: rows[5].update(head=None))
+    with pytest.raises(ReportUnreadable, match=r"heads\.parquet: column 'head' is null in 1 rows"):
+        severity(report)
+
+
 LINEAR_FROM = {
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],

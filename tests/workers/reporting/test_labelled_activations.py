@@ -15,6 +15,7 @@ from service.contracts.labelled import Separation
 from workers.reporting.figures import labelled_activations, style
 from workers.reporting.figures.separation_grid import Panel, Row, bin_edges, grid, outlined
 from workers.reporting.loading import ReportUnreadable
+from workers.reporting.render import render
 
 DIMENSIONS = (201, 14, 35, 67)
 
@@ -249,6 +250,15 @@ def test_figures_of_a_scheme_that_are_missing_are_named(make_report, draw, edit_
     edit_labelled(report, lambda told: told["dimensions"][2]["schemes"].pop("nf4"))
     with pytest.raises(ReportUnreadable, match=r"labelled\.dimensions\.2\.schemes: 'nf4' is missing; found int8"):
         draw(report)
+
+
+def test_a_report_that_does_not_list_the_table_says_so(make_report):
+    report = make_report()
+    content = json.loads((report / "report.json").read_text())
+    content["tables"] = [table for table in content["tables"] if table["name"] != "labelled"]
+    (report / "report.json").write_text(json.dumps(content))
+    left_out = {figure.name: figure.reason for figure in render(report).figures_left_out}
+    assert "has no table 'labelled'" in left_out["labelled_activations"]
 
 
 def test_a_table_of_other_prompts_is_refused(make_report, draw, edit_table):

@@ -62,12 +62,16 @@ def heads(source: Source) -> Heads:
 
     Raises:
         NothingToDraw: it has none.
-        ReportUnreadable: the table names a layer that the model does not have, or a head twice.
+        ReportUnreadable: the table names a layer that the model does not have, a head twice, or no head.
     """
     table = source.tables["heads"]
-    layer, head = source.layers_of("heads", table), table["head"]
+    layer, head = source.layers_of("heads", table), table["head"].astype(np.float64)
     if not layer.size:
         raise NothingToDraw("the model has no attention heads that are known")
+    if absent := int(np.isnan(head).sum()):
+        raise ReportUnreadable(
+            f"tables/heads.parquet: column 'head' is null in {absent} rows; a head's number is allowed"
+        )
     pairs, times = np.unique(np.stack([layer, head]), axis=1, return_counts=True)
     if (times > 1).any():
         twice = pairs[:, np.argmax(times)]
@@ -120,7 +124,9 @@ def draw_bars(
     axes = _axes(figure, quarters(depth), int(totals.max()))
     axes.set_title(title)
     figure.legend(
-        handles=[Patch(color=stack.colour, linewidth=0, label=stack.label) for stack in stacks],
+        handles=[
+            Patch(facecolor=stack.colour, edgecolor=style.MUTED, linewidth=0.5, label=stack.label) for stack in stacks
+        ],
         title=legend,
         title_fontsize=9,
         loc="outside lower center",
