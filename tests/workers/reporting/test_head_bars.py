@@ -136,6 +136,8 @@ def test_shares_of_slivers_stand_beside_the_bar_and_apart(make_report, severity,
         bar = max((p for p in axes.patches if round(p.get_x() + 0.31) == quarter), key=lambda p: p.get_height())
         assert all(box.x0 > bar.get_window_extent().x1 for box in boxes)
         assert all(box.x1 < axes.get_window_extent().x1 for box in boxes)
+        for colour in (YELLOW, ORANGE, RED):
+            assert texts[quarter, colour].get_bbox_patch().get_facecolor()[:3] == colour
         inside = Text.get_window_extent(texts[quarter, GREEN])
         assert inside.y0 > bar.get_window_extent().y0
         assert inside.y1 < bar.get_window_extent().y1

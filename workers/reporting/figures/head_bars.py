@@ -159,27 +159,29 @@ def _axes(figure: Figure, spans: Sequence[Quarter], tallest: int) -> Any:
 
 
 def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[Stack]) -> None:
-    """Label every segment of a bar: inside where the text fits, else beside it."""
+    """Label every segment of a bar: inside where the text fits, else beside it on a ground of its colour."""
     total = int(row.sum())
     tops = np.cumsum(row)
     unit = axes.get_window_extent().height / axes.get_ylim()[1]
-    needed = 1.35 * _SIZE / 72 * axes.figure.dpi
-    outside = []
-    for place, (stack, number, top) in enumerate(zip(stacks, row, tops, strict=True)):
-        share, middle = f"{100 * number / max(total, 1):.1f}%", top - number / 2
-        if number * unit >= needed:
-            look = {"ha": "center", "va": "center", "fontsize": _SIZE, "color": style.text_on(stack.colour)}
-            axes.text(quarter, middle, share, gid=f"share-{quarter}-{place}", **look)
-        elif number:
-            outside.append((middle, share, f"share-{quarter}-{place}"))
-    heights = spread([middle * unit for middle, *_ in outside], [needed] * len(outside), 0, np.inf)
-    for (middle, share, gid), height in zip(outside, heights, strict=True):
+    line = _SIZE / 72 * axes.figure.dpi
+    slivers = [place for place in np.flatnonzero(row).tolist() if row[place] * unit < 1.35 * line]
+    heights = spread([(tops[p] - row[p] / 2) * unit for p in slivers], [1.7 * line] * len(slivers), 0, np.inf)
+    beside = dict(zip(slivers, heights / unit, strict=True))
+    edge = quarter + _WIDTH / 2
+    for place in np.flatnonzero(row).tolist():
+        colour, middle = stacks[place].colour, tops[place] - row[place] / 2
+        outside = place in beside
         axes.annotate(
-            share,
-            xy=(quarter + _WIDTH / 2, middle),
-            xytext=(quarter + _WIDTH / 2 + 0.07, height / unit),
+            f"{100 * row[place] / total:.1f}%",
+            (edge if outside else quarter, middle),
+            (edge + 0.09, beside[place]) if outside else (quarter, middle),
+            ha="left" if outside else "center",
             va="center",
             fontsize=_SIZE,
-            gid=gid,
-            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+            color=style.text_on(colour),
+            gid=f"share-{quarter}-{place}",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.4} if outside else None,
+            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+            if outside
+            else None,
         )
