@@ -17,7 +17,7 @@ from typing import NamedTuple
 from service.contracts.report import LeftOut
 from service.errors import HeadroomError
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Saved
+from workers.reporting.figures.drawing import NothingToDraw, Saved
 from workers.reporting.figures.registry import FIGURES, SEVERAL
 from workers.reporting.loading import Source, TableAbsent
 
@@ -112,7 +112,7 @@ def _draw(source: Source, directory: Path, task: Task) -> Part:
             for place, drawing in enumerate(draw(source)):
                 if place % task.parts == task.part:
                     saved.append((place, drawing.save(directory)))
-    except TableAbsent as absent:
+    except (TableAbsent, NothingToDraw) as absent:
         left_out = (LeftOut(name=draw.__module__.rpartition(".")[2], reason=str(absent)),)
     return Part(tuple(saved), left_out)
 
