@@ -81,8 +81,8 @@ def _take(descriptor: int, directory: Path) -> None:
 def _recognise(directory: Path, identity: Identity) -> None:
     """Refuse what another measurement left, and sign what is new, emptied of what has lost its identity."""
     file = directory / _IDENTITY
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
+    found = _signed(file)
+    if found is not None:
         differing = sorted(key for key in identity if found.get(key) != identity[key])
         if differing:
             raise BadRequest(
@@ -97,6 +97,14 @@ def _recognise(directory: Path, identity: Identity) -> None:
         unsigned = file.with_suffix(".new")
         unsigned.write_text(json.dumps(identity), encoding="utf-8")
         unsigned.rename(file)
+
+
+def _signed(file: Path) -> Identity | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or cut off by a crash of the machine
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _remove(directory: Path) -> None:

@@ -149,13 +149,15 @@ def test_a_checkpoint_that_is_cut_off_is_an_error_and_is_removed(
     assert run(request_, tmp_path / "out") == contents(uninterrupted)
 
 
+@pytest.mark.parametrize("identity", [None, "", "[]"])
 def test_what_has_lost_its_identity_is_not_gone_on_from(
-    request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path
+    identity: str | None, request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """As when the removal of a measurement that failed is itself killed."""
+    """As when the removal of a measurement that failed is itself killed, or the machine loses power."""
     with pytest.raises(Killed):
         measure(request_, tmp_path / "out", Mortal("sweep", 3))
-    (tmp_path / ".out.unfinished/identity.json").unlink()
+    signature = tmp_path / ".out.unfinished/identity.json"
+    signature.unlink() if identity is None else signature.write_text(identity)
     (cut,) = tmp_path.glob(".out.unfinished/checkpoint.*/1.stream")
     cut.unlink()
     assert run(request_, tmp_path / "out") == contents(uninterrupted)
