@@ -1,7 +1,6 @@
 """From what the sweep found at a layer to rows of the tables."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from service.contracts.request import HeadThresholds
 from workers.measurement.capture import BLOCK_OUTPUT
 from workers.measurement.findings import LayerFindings
-from workers.measurement.results.tables import TableWriter
+from workers.measurement.results.tables import Repeated, TableRows
 from workers.measurement.statistics.histogram import occupied_bins
 
 PER_LAYER = ("sites", "channels", "histograms", "outlier_dimensions", "massive_activations", "heads", "errors")
@@ -21,7 +20,7 @@ MOST_MASSIVE = 10_000
 Row = dict[str, Any]
 
 
-def write_layer(writers: Mapping[str, TableWriter], found: LayerFindings, thresholds: HeadThresholds) -> None:
+def write_layer(writers: Mapping[str, TableRows], found: LayerFindings, thresholds: HeadThresholds) -> None:
     """Append a layer's rows to every table of `PER_LAYER`."""
     _write_ranges(writers, found)
     writers["outlier_dimensions"].append_rows(list(_outlier_rows(found)))
@@ -35,17 +34,19 @@ def largest(massive: Iterable[Row]) -> list[Row]:
     return sorted(massive, key=lambda row: -abs(row["value"]))[:MOST_MASSIVE]
 
 
-def _write_ranges(writers: Mapping[str, TableWriter], found: LayerFindings) -> None:
+def _write_ranges(writers: Mapping[str, TableRows], found: LayerFindings) -> None:
+    sites = []
     for site, statistics in found.ranges.items():
         place = {"layer": found.layer, "component": site.component, "port": site.port}
-        writers["sites"].append_rows([place | asdict(statistics.range())])
-        channels = asdict(statistics.channels())
+        sites.append(place | vars(statistics.range()))
+        channels = vars(statistics.channels())
         channels |= {name: shortened(channels[name]) for name in ("mean", "variance")}
         width = len(channels["min"])
         writers["channels"].append(_repeated(place, width) | {"channel": np.arange(width)} | channels)
         low, high, count = occupied_bins(statistics.histogram)
         bins = {"bin_low": low, "bin_high": high, "count": count}
         writers["histograms"].append(_repeated(place, len(count)) | bins)
+    writers["sites"].append_rows(sites)
 
 
 def shortened(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -71,7 +72,7 @@ def _outlier_rows(found: LayerFindings) -> Iterable[Row]:
 
 def _massive_rows(found: LayerFindings) -> Iterable[Row]:
     for sequence, activation in found.massive:
-        yield {"layer": found.layer, "sequence": sequence} | asdict(activation)
+        yield {"layer": found.layer, "sequence": sequence} | vars(activation)
 
 
 def _head_rows(found: LayerFindings, thresholds: HeadThresholds) -> Iterable[Row]:
@@ -82,7 +83,7 @@ def _head_rows(found: LayerFindings, thresholds: HeadThresholds) -> Iterable[Row
         yield {
             "layer": found.layer,
             "head": number,
-            **asdict(head),
+            **vars(head),
             "predicted_peak": predicted,
             "measured_outlier": peak is not None and peak >= thresholds.relative_peak,
             "predicted_outlier": None if predicted is None else predicted >= thresholds.predicted_peak,
@@ -97,8 +98,8 @@ def _error_rows(found: LayerFindings) -> Iterable[Row]:
             for site, statistics in getattr(scheme, mode).items():
                 place = {"scheme": name, "layer": found.layer, "component": site.component, "port": site.port}
                 weight_error = {"weight_error": weight_errors.get(site.component)}
-                yield place | {"mode": mode} | asdict(statistics.deviation()) | weight_error
+                yield place | {"mode": mode} | vars(statistics.deviation()) | weight_error
 
 
 def _repeated(place: Row, times: int) -> Row:
-    return {name: [value] * times for name, value in place.items()}
+    return {name: Repeated(value, times) for name, value in place.items()}
