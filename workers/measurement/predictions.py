@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from workers.measurement.divergence import Comparison, compare, negative_log_likelihood, positions_per_chunk
-from workers.measurement.models.decoder import Decoder
 from workers.measurement.progress import StageProgress
 from workers.measurement.results.tables import TableWriter
 from workers.measurement.state import SweepState
@@ -63,7 +62,7 @@ def compare_predictions(
     streams = (state.streams.sequences(name, len(state.measured)) for name in (REFERENCE, *schemes))
     for number, (ids, hidden, *others) in enumerate(zip(token_ids, *streams, strict=True)):
         compared = dict(zip(schemes, others, strict=True))
-        nll, comparisons = _score_sequence(state.decoder, ids, hidden, compared, first)
+        nll, comparisons = _score_sequence(state, ids, hidden, compared, first)
         reference_nll.append(nll)
         for name, comparison in comparisons.items():
             found[name].append(comparison)
@@ -73,18 +72,18 @@ def compare_predictions(
 
 
 def _score_sequence(
-    decoder: Decoder, ids: torch.Tensor, hidden: torch.Tensor, others: dict[str, torch.Tensor], first: int
+    state: SweepState, ids: torch.Tensor, hidden: torch.Tensor, others: dict[str, torch.Tensor], first: int
 ) -> tuple[F64, dict[str, Comparison]]:
-    step = positions_per_chunk(decoder.config.vocab_size)
+    step = positions_per_chunk(state.decoder.config.vocab_size)
     nll: list[F64] = []
     found: dict[str, list[Comparison]] = {name: [] for name in others}
     for start in range(first, len(ids) - 1, step):
         chunk = slice(start, min(start + step, len(ids) - 1))
         next_ids = ids[chunk.start + 1 : chunk.stop + 1]
-        logits = decoder.logits(hidden[None, chunk])[0]
+        logits = state.logits(REFERENCE, hidden[None, chunk])[0]
         nll.append(negative_log_likelihood(logits, next_ids))
         for name, stream in others.items():
-            found[name].append(compare(logits, decoder.logits(stream[None, chunk])[0], next_ids))
+            found[name].append(compare(logits, state.logits(name, stream[None, chunk])[0], next_ids))
     return np.concatenate(nll), {name: _joined(parts) for name, parts in found.items()}
 
 

@@ -1,6 +1,7 @@
 """What a sweep works on: the model, the text, and the streams at their present depth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
 from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.quantization.outside import QuantisedOutside, in_place
 from workers.measurement.streams import Streams
 
 
@@ -33,6 +35,21 @@ class SweepState:
     arguments: Sequence[Sequence[Arguments]]
     """By batch and layer: what the model hands the layer besides the hidden states."""
     streams: Streams
+    outside: Mapping[str, QuantisedOutside]
+    """By scheme: what stands in place of the projections outside the layers."""
+
+    def logits(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits [B, S, V] of a stream's hidden states [B, S, d] after the last layer."""
+        with self._ending(stream):
+            return self.decoder.logits(hidden)
+
+    def head_input(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what enters the output head for a stream's hidden states after the last layer, [B, S, d] both."""
+        with self._ending(stream):
+            return self.decoder.head_input(hidden)
+
+    def _ending(self, stream: str) -> AbstractContextManager[None]:
+        return in_place(self.decoder.model, self.outside[stream].modules if stream in self.outside else {})
 
     @property
     def measured(self) -> Sequence[Batch]:

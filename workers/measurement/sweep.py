@@ -17,6 +17,7 @@ from workers.measurement.findings import LayerFindings
 from workers.measurement.layer_pass import LayerPass
 from workers.measurement.memory import keep_what_is_loaded, release_memory
 from workers.measurement.models.decoder import Decoder
+from workers.measurement.quantization.outside import in_place, quantise_outside
 from workers.measurement.state import Batch, SweepState
 from workers.measurement.streams import REFERENCE, Layout, Streams
 
@@ -44,14 +45,20 @@ def prepare_sweep(
     hidden, _ = decoder.record(batches[0].token_ids[:1, :1])
     layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
+    outside = {scheme.name: quantise_outside(decoder.model, decoder.outside, scheme) for scheme in schemes}
     shared = SharedTensors()
     arguments = []
     for number, batch in enumerate(batches):
         hidden, recorded = decoder.record(batch.token_ids)
         arguments.append(shared.share(recorded))
-        for name in names:
-            streams.put(name, number, hidden)
-    return SweepState(decoder, batches, schemes, analysis, arguments, streams)
+        streams.put(REFERENCE, number, hidden)
+        for name, quantised in outside.items():
+            own = hidden
+            if quantised.modules:
+                with in_place(decoder.model, quantised.modules):
+                    own, _ = decoder.record(batch.token_ids)
+            streams.put(name, number, own)
+    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside)
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:

@@ -69,7 +69,7 @@ def sweep(architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat1
         decoder, [Batch(TOKEN_IDS)], schemes, Analysis(), budget_bytes=2**30, directory=directory / "streams"
     )
     sites = [{s: len(x.channels().mean) for s, x in found.ranges.items()} for found in sweep_layers(state)]
-    logits = {name: decoder.logits(state.streams.get(name, 0)) for name in state.streams.names}
+    logits = {name: state.logits(name, state.streams.get(name, 0)) for name in state.streams.names}
     return Swept(architecture, path, logits, sites, not_quantised(decoder), decoder.prefix)
 
 
@@ -143,6 +143,22 @@ def test_what_no_scheme_replaces_is_listed_by_name(swept: Swept) -> None:
         n for n, m in model.named_modules() if any(p.ndim > 1 and p.is_floating_point() for p in m.parameters(False))
     }
     assert own == set(swept.not_quantised)
+
+
+def test_projections_outside_the_layers_are_put_back(tmp_path: Path) -> None:
+    path = save_random(tmp_path / "model", CONFIGS["opt, projected"](), torch.float32)
+    decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+    assert set(decoder.outside) == {"model.decoder.project_in", "model.decoder.project_out"}
+    own = {name: decoder.model.get_submodule(name) for name in decoder.outside}
+    state = prepare_sweep(
+        decoder, [Batch(TOKEN_IDS)], [SCHEMES["nf4"]], Analysis(), budget_bytes=2**30, directory=tmp_path / "streams"
+    )
+    assert not torch.equal(state.streams.get(REFERENCE, 0), state.streams.get("nf4", 0))
+    hidden = state.streams.get(REFERENCE, 0)
+    assert not torch.equal(state.head_input("nf4", hidden), state.head_input(REFERENCE, hidden))
+    assert {name: decoder.model.get_submodule(name) for name in decoder.outside} == own
+    weights = sum(module.weight.nbytes for module in own.values())
+    assert 0.84 * weights < state.outside["nf4"].saved_bytes < 0.86 * weights
 
 
 FUSED = ["gpt2", "gpt_neox", "bloom", "phi3", *(name for name in CONFIGS if name.startswith(("falcon", "deepseek")))]
@@ -239,7 +255,7 @@ def test_the_value_projection_and_its_norm_are_those_that_act(architecture: str)
     change = (taken[0] - taken[1]) / 2
     expected = (given[0] - given[1])[..., value.parts["attn.v"]] / 2
     torch.testing.assert_close(change @ weight.T, expected, rtol=1e-4, atol=1e-5)
-    if architecture in ("olmo2", "opt, norms after"):
+    if architecture in ("olmo2", "opt, norms after", "opt, projected"):
         assert scale is None
         assert torch.equal(change[0, 0], signs)
     elif architecture.startswith("deepseek"):

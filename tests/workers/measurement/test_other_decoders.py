@@ -66,7 +66,7 @@ def test_a_decoder_outside_the_table_is_swept_exactly_under_its_module_names(arc
         whole = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantisation).eval()
         with torch.no_grad():
             expected = whole(input_ids=TOKEN_IDS, use_cache=False).logits
-        assert torch.equal(decoder.logits(state.streams.get(stream, 0)), expected), stream
+        assert torch.equal(state.logits(stream, state.streams.get(stream, 0)), expected), stream
 
 
 REFUSED = {

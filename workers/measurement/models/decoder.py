@@ -28,6 +28,7 @@ from workers.measurement.memory import page_out
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.layer_reader import LayerReader, finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
+from workers.measurement.models.projections import is_projection
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, standing_in
 
@@ -50,6 +51,16 @@ class Decoder:
     def config(self) -> Any:
         """The text model's configuration."""
         return self.model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names of the projections outside the layers that schemes replace: all but the output head."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        return tuple(
+            name
+            for name, module in self.model.named_modules()
+            if is_projection(module) and module is not head and not name.startswith(self.prefix)
+        )
 
     @property
     def dtype(self) -> torch.dtype:

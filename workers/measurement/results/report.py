@@ -123,7 +123,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
     """State what a scheme does to the model."""
     decoder, name = findings.state.decoder, scheme.name
     reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
-    model_bytes = reference_bytes - assembled.saved_bytes[name]
+    model_bytes = reference_bytes - assembled.saved_bytes[name] - findings.state.outside[name].saved_bytes
     comparison = findings.predictions.comparisons[name].where_finite()
     compared = len(comparison.same_top) > 0
     return contract.SchemeFacts(
@@ -148,6 +148,7 @@ def not_quantised(decoder: Decoder) -> tuple[str, ...]:
         for name, module in decoder.model.named_modules()
         if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
         and not (name.startswith(decoder.prefix) and is_projection(module))
+        and name not in decoder.outside
     )
 
 
