@@ -1,7 +1,9 @@
 """`report.html`: one file that needs nothing else, read on a phone, on paper or in the dark."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from service.contracts.report import LeftOut
 from workers.reporting.figures.drawing import Saved
@@ -23,6 +25,8 @@ from workers.reporting.verdict import LIMITED, printed_limits
 
 OTHER = "figures"
 """The section of a figure that belongs to no topic."""
+MANY = 8
+"""Figures of one kind that stand open; more of them are folded."""
 _TOPICS = {
     "range_by_layer": "range",
     "component_heatmap_range_bits": "range",
@@ -40,6 +44,14 @@ _TOPICS = {
 }
 """The topic of every figure by the beginning of its name; the longest beginning that fits decides. Inside a topic
 figures stand in this order."""
+
+
+class Group(NamedTuple):
+    """Figures that stand together."""
+
+    figures: tuple[Placed, ...]
+    folded: bool
+    """Kept behind a line that tells how many there are, until it is opened."""
 
 
 def _beginning(figure: str) -> str | None:
@@ -69,11 +81,16 @@ def topics(source: Source) -> tuple[Topic, ...]:
     )
 
 
-def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Placed]]:
-    """Return the figures by topic, in the order of the page."""
-    placed: dict[str, list[Placed]] = {}
-    for saved in sorted(shown, key=_place):
-        placed.setdefault(topic_of(saved.name), []).append(placed_figure(saved, directory))
+def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Group]]:
+    """Return the figures by topic, in the order of the page; a kind of many figures makes a group of its own."""
+    placed: dict[str, list[Group]] = {}
+    for kind, found in itertools.groupby(sorted(shown, key=_place), key=lambda saved: _beginning(saved.name)):
+        figures = tuple(placed_figure(saved, directory) for saved in found)
+        groups = placed.setdefault(_TOPICS.get(kind or "", OTHER), [])
+        if len(figures) <= MANY and groups and not groups[-1].folded:
+            groups[-1] = Group(groups[-1].figures + figures, folded=False)
+        else:
+            groups.append(Group(figures, folded=len(figures) > MANY))
     return placed
 
 

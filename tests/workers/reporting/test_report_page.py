@@ -13,6 +13,7 @@ import pytest
 
 from service.cli.thresholds import thresholds
 from service.contracts.request import Analysis, VerdictLimits
+from workers.reporting import page as page_module
 from workers.reporting.loading import load
 from workers.reporting.render import render
 from workers.reporting.topics.reproduction import command
@@ -243,3 +244,16 @@ def test_exact_values_show_on_hover_as_in_the_figures_files(drawn_report):
         told = [found.text for found in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}title")]
         assert re.findall(r"<title>(.*?)</title>", shown) == [html.escape(text, quote=False) for text in told]
     assert page.count("<title>") > 10
+
+
+def test_many_figures_of_one_kind_are_folded_and_one_of_a_kind_is_not(make_report, monkeypatch):
+    monkeypatch.setattr(page_module, "MANY", 3)
+    directory = make_report(layers=2)
+    render(directory)
+    text = (directory / "report.html").read_text(encoding="utf-8")
+    folded = "".join(re.findall(r'<details class="maps">.*?</details>', text, re.DOTALL))
+    inside = set(re.findall(r'<figure id="figure-([^"]+)"', folded))
+    everywhere = re.findall(r'<figure id="figure-([^"]+)"', text)
+    assert inside == {f"component_heatmap_{s}_{m}" for s in ("int8", "nf4") for m in ("weight_error", "relative_l2")}
+    assert len(everywhere) == len(set(everywhere)) > len(inside) + 4
+    assert "4 figures, from" in folded

@@ -23,7 +23,7 @@ class Grid(NamedTuple):
     @property
     def wide(self) -> bool:
         """True when the table needs the page's whole width."""
-        return len(self.head) > 5
+        return len(self.head) > 3
 
     @property
     def long(self) -> bool:
