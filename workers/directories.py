@@ -42,11 +42,12 @@ class WorkDirectories:
     def keep_only(self, wanted: Callable[[Iterable[str]], Iterable[str]]) -> None:
         """Remove the directories of every job but those that `wanted` picks from the ids it is given."""
         # Listed before the jobs are asked for: an attempt that begins meanwhile is not in the list.
-        attempts = list(self._root.glob(f"*/{_ATTEMPT}*"))
-        kept = set(wanted({path.parent.name for path in attempts}))
-        for path in attempts:
-            if path.parent.name not in kept:
+        jobs = [path for path in self._root.glob("*") if not path.name.startswith(_REMOVED)]
+        attempts = {job.name: list(job.glob(f"{_ATTEMPT}*")) for job in jobs}
+        for ended in attempts.keys() - set(wanted(attempts)):
+            for path in attempts[ended]:
                 self._remove(path)
+            _remove_if_empty(self._root / ended)
         for half_removed in self._root.glob(f"{_REMOVED}*"):
             shutil.rmtree(half_removed, ignore_errors=True)
 
@@ -66,7 +67,6 @@ class WorkDirectories:
             moved, doomed = True, path
         if moved:
             shutil.rmtree(doomed, ignore_errors=True)
-        _remove_if_empty(path.parent)
 
 
 def _number(path: Path) -> int:
