@@ -20,6 +20,8 @@ CALLS = [
     ("GET", "/v1/reports"),
     ("GET", "/v1/reports/x"),
     ("GET", "/v1/reports/x/bundle.zip"),
+    ("GET", "/v1/reports/x/summary.md"),
+    ("GET", "/v1/comparisons"),
     ("GET", "/v1/models"),
     ("GET", "/v1/schemes"),
     ("GET", "/openapi.json"),
