@@ -60,8 +60,7 @@ class Drawing:
 
     def save(self, directory: Path) -> Saved:
         """Write NAME.svg and NAME.png into `directory`; the same drawing gives the same bytes."""
-        with style.applied(f"headroom {self.name}"):
-            style.lay_out(self.figure)
+        with style.applied(f"headroom {self.name}"), style.laid_out(self.figure):
             written = io.StringIO()
             self.figure.savefig(written, format="svg", metadata=_SVG_METADATA)
             svg = finish(written.getvalue(), self.hover)

@@ -112,11 +112,14 @@ def applied(salt: str = "headroom") -> Iterator[None]:
         yield
 
 
-def lay_out(figure: Any) -> None:
-    """Place everything in `figure` once and for all: its files have one layout, and saving need not find it anew."""
+@contextmanager
+def laid_out(figure: Any) -> Iterator[None]:
+    """Place everything in `figure` once: what is saved inside has one layout, and saving need not find it anew."""
     figure.draw_without_rendering()
     with mpl.rc_context({"figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)  # "none" would keep an engine in place, for which saving draws twice
+        # "none" would keep an engine in place, for which saving draws twice.
+        figure.set_layout_engine(None)
+        yield
 
 
 def mark(position: int) -> Mark:
