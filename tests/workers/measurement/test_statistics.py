@@ -200,6 +200,10 @@ def test_deviation_at_its_edges() -> None:
     assert exact.deviation().exact
     assert exact.deviation().sqnr_db is None
     assert exact.deviation().relative_l2 == 0
+    zeros = DeviationStatistics()
+    zeros.add(0 * y, 0 * y)
+    assert zeros.deviation().exact
+    assert zeros.deviation().max_abs_error == 0
     silent = DeviationStatistics()
     silent.add(np.zeros_like(y), y)
     assert (silent.deviation().sqnr_db, silent.deviation().relative_l2) == (None, None)
@@ -208,3 +212,16 @@ def test_deviation_at_its_edges() -> None:
     spoiled.add(y, np.array([[1.5, np.nan], [np.inf, 0.0]], np.float32))
     assert spoiled.deviation().relative_l2 == pytest.approx(0.5)
     assert spoiled.deviation().sqnr_db == pytest.approx(10 * math.log10(4))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_where_nothing_can_be_compared_nothing_is_exact(bad: float) -> None:
+    y = np.ones((3, 4), np.float32)
+    statistics = DeviationStatistics()
+    statistics.add(y, np.full_like(y, bad))
+    nothing = statistics.deviation()
+    assert not nothing.exact
+    assert (nothing.sqnr_db, nothing.relative_l2, nothing.max_abs_error, nothing.cosine) == (None, None, None, None)
+    statistics.add(y[:1], y[:1])
+    assert statistics.deviation().exact
+    assert statistics.deviation().max_abs_error == 0

@@ -56,7 +56,7 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return |y|^2, |q|^2, <y, q>, |y - q|^2 and max |y - q| of every token, [5, T], float64, on their device.
 
     y and q: [T, d], where T may be 0; bfloat16, float16 or float32, each in its own dtype and with any strides.
-    Elements where either is not finite are left out.
+    Elements where either is not finite are left out; in a token without any other, max |y - q| is NaN.
     """
     _check("y", y, dimensions=2)
     _check("q", q, dimensions=2)

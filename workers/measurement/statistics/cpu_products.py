@@ -49,18 +49,24 @@ def _products(
         a, b = t * y_strides[0], t * q_strides[0]
         y_peak = decode(y[a : a + channels], y_kind, bits[0])
         q_peak = decode(q[b : b + channels], q_kind, bits[1])
+        left = channels
         if max(y_peak, q_peak) >= INFINITY:
-            _leave_out(bits[0], bits[1])
+            left -= _leave_out(bits[0], bits[1])
         out[0, t], out[1, t], out[2, t], out[3, t] = _sums(values[0], values[1], errors)
         out.view(np.int64)[4, t] = _largest(errors.view(np.int64))
+        if left == 0:
+            out[4, t] = np.nan
 
 
 @compiled()
-def _leave_out(y: Any, q: Any) -> None:  # pragma: no cover - compiled
-    """Put zeros in both where either is not finite."""
+def _leave_out(y: Any, q: Any) -> Any:  # pragma: no cover - compiled
+    """Put zeros in both where either is not finite; return how often."""
+    count = 0
     for c in range(y.shape[0]):
         if max(y[c] & MAGNITUDE, q[c] & MAGNITUDE) >= INFINITY:
             y[c] = q[c] = 0
+            count += 1
+    return count
 
 
 @compiled(fastmath={"reassoc", "contract"})

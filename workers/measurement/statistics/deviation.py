@@ -30,7 +30,7 @@ class Deviation:
     cosine: float | None
     max_abs_error: float | None
     exact: bool
-    """y and q are equal everywhere."""
+    """y and q are equal wherever both are finite, and they are so somewhere."""
 
 
 class DeviationStatistics:
@@ -40,7 +40,7 @@ class DeviationStatistics:
         self._pending: list[torch.Tensor] = []
         self._signal = 0.0
         self._noise = 0.0
-        self._peak = 0.0
+        self._peak = math.nan
         self._token_error: list[F64] = []
         self._cosine_sum = 0.0
         self._cosines = 0
@@ -61,7 +61,7 @@ class DeviationStatistics:
         yy, qq, yq, ee, peak = products
         self._signal += float(yy.sum())
         self._noise += float(ee.sum())
-        self._peak = max(self._peak, float(peak.max(initial=0.0)))
+        self._peak = float(np.fmax.reduce(peak, initial=self._peak))
         present = yy > 0
         self._token_error.append(np.sqrt(ee[present] / yy[present]))
         both = present & (qq > 0)
@@ -72,13 +72,14 @@ class DeviationStatistics:
         """Return the figures over everything added so far."""
         self._settle()
         errors = np.concatenate(self._token_error) if self._token_error else np.empty(0)
-        exact, silent = self._noise == 0, self._signal == 0
+        compared = not math.isnan(self._peak)
+        exact, silent = compared and self._noise == 0, self._signal == 0
         return Deviation(
             sqnr_db=None if exact or silent else 10 * math.log10(self._signal / self._noise),
             relative_l2=None if silent else math.sqrt(self._noise / self._signal),
             median_token_error=float(np.median(errors)) if errors.size else None,
             cosine=self._cosine_sum / self._cosines if self._cosines else None,
-            max_abs_error=self._peak,
+            max_abs_error=self._peak if compared else None,
             exact=exact,
         )
 

@@ -31,7 +31,8 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     present = y.isfinite() & q.isfinite()
     y, q = (torch.where(present, part.double(), 0) for part in (y, q))
     e = y - q
-    return torch.stack([(y * y).sum(1), (q * q).sum(1), (y * q).sum(1), (e * e).sum(1), e.abs().amax(1)])
+    peak = torch.where(present.any(1), e.abs().amax(1), torch.nan)
+    return torch.stack([(y * y).sum(1), (q * q).sum(1), (y * q).sum(1), (e * e).sum(1), peak])
 
 
 def _reduce_one(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> tuple[torch.Tensor, ...]:

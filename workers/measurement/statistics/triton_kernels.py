@@ -191,6 +191,7 @@ def _products(
     yq = tl.zeros([CHANNELS], tl.float64)
     ee = tl.zeros([CHANNELS], tl.float64)
     peak = tl.zeros([CHANNELS], tl.float64)
+    compared = tl.zeros([CHANNELS], tl.int32)
     for first in range(0, channels, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
         a = _float32(tl.load(y + t * y_stride + c, mask=c < channels, other=0.0))
@@ -206,8 +207,10 @@ def _products(
         yq += a_wide * b_wide
         ee += e * e
         peak = tl.maximum(peak, tl.abs(e))
+        compared += (ok & (c < channels)).to(tl.int32)
     tl.store(out + t, tl.sum(yy, axis=0))
     tl.store(out + tokens + t, tl.sum(qq, axis=0))
     tl.store(out + 2 * tokens + t, tl.sum(yq, axis=0))
     tl.store(out + 3 * tokens + t, tl.sum(ee, axis=0))
-    tl.store(out + 4 * tokens + t, tl.max(peak, axis=0))
+    largest = tl.where(tl.sum(compared, axis=0) > 0, tl.max(peak, axis=0), float("nan"))
+    tl.store(out + 4 * tokens + t, largest)
