@@ -266,6 +266,26 @@ class ProfileFacts(Record):
     kurtosis: float | None
 
 
+class SurfaceFacts(Record):
+    """Which hidden state the `surface` table holds: of block.output, the one that stands out most over all layers."""
+
+    layer: int
+    sequence: int
+    """The one with the layer's largest magnitude."""
+    positions: int
+    """Token positions of the sequence."""
+    channels: int
+    """Hidden dimensions."""
+    positions_per_cell: int
+    """Neighbouring positions in a cell; the last ones may have fewer."""
+    channels_per_cell: int
+    """Neighbouring channels in a cell; the last ones may have fewer."""
+    median_abs: float | None
+    """Of the layer, over all sequences."""
+    max_to_median: float | None
+    """Of the layer: its largest magnitude, which lies in this sequence, over `median_abs`."""
+
+
 class Warning(Record):
     """Something the reader must know."""
 
@@ -311,6 +331,8 @@ class Report(Record):
     reference: ReferenceFacts
     schemes: dict[str, SchemeFacts]
     profile: ProfileFacts
+    surface: SurfaceFacts | None = None
+    """None in reports that were made before there was such a table."""
     labelled: Labelled | None = None
     """None where no labelled prompts were given."""
     warnings: tuple[Warning, ...]

@@ -192,6 +192,15 @@ _TABLES = (
             Column("value", "float32", "its value"),
         ),
     ),
+    Table(
+        "surface",
+        "One sequence's hidden state by position and channel, the largest magnitude of each cell",
+        (
+            Column("position", "int32", "position in the sequence of the cell's largest magnitude"),
+            Column("channel", "int32", "hidden dimension of the cell's largest magnitude"),
+            Column("value", "float32", "the activation there; null where no value of the cell is finite"),
+        ),
+    ),
 )
 
 TABLES = MappingProxyType({table.name: table for table in _TABLES})

@@ -11,6 +11,7 @@ from workers.measurement.statistics.heads import HeadDeviation, HeadRange
 from workers.measurement.statistics.llm_int8 import Hits
 from workers.measurement.statistics.massive import MassiveActivation
 from workers.measurement.statistics.site import SiteStatistics
+from workers.measurement.statistics.surface import Surface
 
 F32 = NDArray[np.float32]
 
@@ -52,5 +53,7 @@ class LayerFindings:
     """Empty where the architecture has no heads that are known."""
     labelled: dict[str, list[F32]] = field(default_factory=dict)
     """By stream: the last tokens of the labelled prompts, [B, d] a batch; only at the depth that was asked for."""
+    surface: Surface | None = None
+    """Of the sequence with the largest magnitude at block.output."""
     predicted_peaks: list[float] | None = None
     """By head; None where the architecture does not allow the prediction."""

@@ -29,6 +29,7 @@ from workers.measurement.statistics.layerwise import median_quantile_dimensions,
 from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.massive import massive_activations
 from workers.measurement.statistics.site import SiteStatistics
+from workers.measurement.statistics.surface import reduce_surface
 from workers.measurement.streams import REFERENCE
 
 LLM_INT8_SITES = frozenset({Site(ATTENTION_INPUT[0], "input"), Site(MLP_INPUT[0], "input")})
@@ -52,6 +53,7 @@ class LayerPass:
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
         self._found = LayerFindings(index, schemes)
+        self._loudest = (-1.0, 0)  # largest magnitude at block.output, and its sequence
 
     def run(self) -> LayerFindings:
         """Advance every stream, batch by batch, and return what was found."""
@@ -125,6 +127,8 @@ class LayerPass:
                 for number, x in enumerate(tensor):
                     massive = massive_activations(x, added.token_abs_max[number], limits.magnitude, limits.ratio)
                     self._found.massive += [(sequence + number, activation) for activation in massive]
+                    peak = float(added.token_abs_max[number].max())
+                    self._loudest = max(self._loudest, (peak, sequence + number), key=lambda found: found[0])
 
     def _conclude(self) -> None:
         """Find what only the whole layer shows."""
@@ -135,6 +139,8 @@ class LayerPass:
         found.median_quantile = median_quantile_dimensions(
             self._residual_stream, block.histogram, analysis.median_quantile.quantile
         )
+        loudest = self._loudest[1]
+        found.surface = reduce_surface(loudest, self._state.streams.sequence(REFERENCE, loudest))
         if self._heads and HEADS_SITE in found.ranges:
             channels = found.ranges[HEADS_SITE].channels()
             found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, self._heads.query)

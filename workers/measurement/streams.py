@@ -81,6 +81,14 @@ class Streams:
         for batch in range(batches):
             yield from self.get(name, batch)
 
+    def sequence(self, name: str, number: int) -> torch.Tensor:
+        """Return the hidden states of one sequence, [S, d], counted through all batches; not to be changed."""
+        for batch, (sequences, _, _) in enumerate(self._layout.shapes):
+            if number < sequences:
+                return self.get(name, batch)[number]
+            number -= sequences
+        raise IndexError(f"number: {number} sequences too far; the stream has no such sequence")
+
     def save(self, directory: Path) -> None:
         """Write every stream into a directory, which must exist."""
         for name in self.names:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_up import head_rows, labelled_rows, labelled_section
+from made_up_states import DAMAGE, SHARED_INPUTS, channel_rows, surface_rows, surface_section, token_rows
 from scipy import stats
 
 from service.contracts.labelled import labelled_table
@@ -22,7 +23,6 @@ from workers.reporting.loading import load
 from workers.reporting.render import render
 
 COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
-DAMAGE = {"int8": 0.01, "nf4": 0.09}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Recipe:
 
     layers: int = 8
     hidden_size: int = 256
+    positions: int = 48
+    """Tokens of the sequence in table `surface`."""
     schemes: tuple[str, ...] = ("int8", "nf4")
     absent: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
     """Components without rows: in these layers, or in all (None)."""
@@ -90,7 +92,8 @@ class Maker:
             self.site(layer, component, port)
             for layer in range(self.recipe.layers)
             for component, port in [
-                *((name, port) for name in self.components(layer) for port in ("input", "output")),
+                *((name, "input") for name in self.components(layer) if name not in SHARED_INPUTS),
+                *((name, "output") for name in self.components(layer)),
                 ("block", "output"),
             ]
         ]
@@ -136,11 +139,12 @@ class Maker:
         return [{"dimension": index, "value": float(value)} for index, value in enumerate(values)]
 
     def channels(self) -> Rows:
-        return [
-            {"layer": 0, "component": "block", "port": "output", "channel": channel, "min": -1.0, "max": 2.0,
-             "abs_max": 2.0, "mean": 0.1, "variance": 0.5, "over_threshold": 0}
-            for channel in range(min(64, self.recipe.hidden_size))
-        ]  # fmt: skip
+        random = np.random.default_rng([self.recipe.seed, 3])
+        return channel_rows(random, self.recipe.layers, range(min(64, self.recipe.hidden_size)))
+
+    def surface(self) -> Rows:
+        random = np.random.default_rng([self.recipe.seed, 4])
+        return surface_rows(random, self.recipe.positions, self.recipe.hidden_size)
 
     def histograms(self) -> Rows:
         return [{"layer": 0, "component": "block", "port": "output", "bin_low": 1.0, "bin_high": 1.03, "count": 7}]
@@ -162,12 +166,7 @@ class Maker:
         return labelled_rows(random, recipe.labelled, recipe.label_dimensions, recipe.schemes)
 
     def tokens(self) -> Rows:
-        return [
-            {"scheme": scheme, "sequence": 0, "position": position, "token_id": 5, "nll_reference": 2.5,
-             "nll_scheme": 2.6, "kl_divergence": float(kl), "same_top": bool(kl < 0.05)}
-            for scheme in self.recipe.schemes
-            for position, kl in enumerate(self.random.lognormal(-4, 1, 32))
-        ]  # fmt: skip
+        return token_rows(np.random.default_rng([self.recipe.seed, 5]), self.recipe.schemes)
 
     def scheme(self, name: str) -> dict[str, Any]:
         damage = DAMAGE[name]
@@ -241,6 +240,7 @@ class Maker:
                         "p99_abs": float(np.quantile(magnitudes, 0.99)),
                         "max_to_median": float(magnitudes.max() / np.median(magnitudes)),
                         "kurtosis": float(stats.kurtosis(values, fisher=False))},
+            "surface": surface_section(self.rows["surface"], recipe.layers // 2, recipe.positions, recipe.hidden_size),
             "warnings": [{"code": code, "message": text, "where": where} for code, text, where in recipe.warnings],
             "figures": [],
             "tables": [

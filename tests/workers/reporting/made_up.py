@@ -24,7 +24,7 @@ def head_rows(
             hidden = float(random.normal())
             relative = float(8 * np.exp(0.9 * hidden)) if outliers else 8.0
             predicted = float(np.exp(0.5 * (hidden + random.normal()))) if outliers else 1.1
-            ratios = {f"sqnr_db_{s}": float(random.normal(SQNR[s] - 2 * hidden, 6)) for s in schemes}
+            ratios = {f"sqnr_db_{s}": float(random.normal(SQNR.get(s, 24.0) - 2 * hidden, 6)) for s in schemes}
             rows.append(
                 {
                     "layer": layer, "head": head, "abs_max": relative, "rms": 1.0, "crest_db": 20 * np.log10(relative),
@@ -45,7 +45,7 @@ def labelled_rows(random: np.random.Generator, records: int, dimensions: Sequenc
             value = float(np.float32(random.normal(side * (1.5 - 0.3 * place) - 8, 1)))
             row[f"reference_{dimension}"] = value
             for scheme in schemes:
-                row[f"{scheme}_{dimension}"] = float(np.float32(value + random.normal(0, NOISE[scheme])))
+                row[f"{scheme}_{dimension}"] = float(np.float32(value + random.normal(0, NOISE.get(scheme, 0.3))))
         rows.append(row)
     return rows
 

@@ -12,6 +12,7 @@ from service.contracts import report as contract
 from service.contracts.request import Analysis
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.layer_rows import PER_LAYER, Row, largest
+from workers.measurement.results.surface import write_surface
 from workers.measurement.results.tables import TableWriter
 from workers.measurement.statistics.llm_int8 import outlier_dimensions
 
@@ -29,6 +30,7 @@ class Assembled:
     outliers: contract.Outliers
     massive_activations: tuple[contract.MassiveActivation, ...]
     heads: contract.HeadFacts
+    surface: contract.SurfaceFacts
     worst_sites: dict[str, tuple[contract.WorstSite, ...]]
     """By scheme."""
     saved_bytes: dict[str, int]
@@ -67,6 +69,7 @@ def assemble(
         outliers=outliers,
         massive_activations=tuple(contract.MassiveActivation(**row) for row in massive[:MASSIVE_IN_SUMMARY]),
         heads=_heads(files, layers, analysis),
+        surface=write_surface(files, layers, tables["surface"]),
         worst_sites={name: _worst_sites(files, layers, name) for name in analysis.schemes},
         saved_bytes={name: sum(f.saved_bytes[name] for f in facts) for name in analysis.schemes},
         paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in analysis.schemes},

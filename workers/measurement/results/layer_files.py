@@ -24,6 +24,7 @@ from workers.measurement.findings import LayerFindings
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
 from workers.measurement.results.tables import TableRows
 from workers.measurement.statistics.llm_int8 import Hits, load_hits, save_hits
+from workers.measurement.statistics.surface import Surface, load_surface, save_surface
 
 _UNFINISHED = "unfinished"
 
@@ -64,6 +65,8 @@ class LayerFiles:
         for name, rows in tables.items():
             feather.write_feather(rows.collected(), fresh / f"{name}.arrow", compression="uncompressed")
         save_hits(fresh / "llm_int8.npz", found.llm_int8)
+        if found.surface is not None:
+            save_surface(fresh / "surface.npz", found.surface)
         for name, vectors in found.labelled.items():
             np.savez(fresh / f"labelled-{name}.npz", *vectors)
         facts = {
@@ -81,6 +84,10 @@ class LayerFiles:
     def llm_int8(self, layer: int) -> dict[int, Hits]:
         """Return where a layer reached the magnitude of LLM.int8(), by dimension."""
         return load_hits(self._of(layer) / "llm_int8.npz")
+
+    def surface(self, layer: int) -> Surface:
+        """Return the hidden state of a layer's sequence with the largest magnitude."""
+        return load_surface(self._of(layer) / "surface.npz")
 
     def labelled(self, layer: int, stream: str) -> list[NDArray[np.float32]]:
         """Return the last tokens of the labelled prompts, [B, d] a batch, at the layer that was asked for."""

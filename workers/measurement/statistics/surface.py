@@ -1,0 +1,94 @@
+"""One sequence's hidden state, position by channel, as a grid small enough to look at.
+
+Averaging would wash out what the picture is for, a few values thousands of times the typical one; so each cell keeps
+its largest magnitude, and where exactly that lies.
+
+    S tokens of one sequence, d channels, [P, C] cells
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from workers.measurement.statistics.reduction import F32
+
+MOST_POSITIONS = 256
+"""Rows of cells."""
+MOST_CHANNELS = 512
+"""Columns of cells."""
+
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The cells of one sequence, [P, C] each."""
+
+    sequence: int
+    positions: int
+    """Tokens of the sequence, S."""
+    channels: int
+    """Channels, d."""
+    position: I32
+    """Where the cell's largest magnitude lies; of equal ones the first position, then the first channel."""
+    channel: I32
+    value: F32
+    """The activation there; NaN in a cell without a finite value."""
+
+    @property
+    def positions_per_cell(self) -> int:
+        """Neighbouring positions in a cell; the last row may have fewer."""
+        return _step(self.positions, MOST_POSITIONS)
+
+    @property
+    def channels_per_cell(self) -> int:
+        """Neighbouring channels in a cell; the last column may have fewer."""
+        return _step(self.channels, MOST_CHANNELS)
+
+
+def reduce_surface(sequence: int, x: torch.Tensor) -> Surface:
+    """Return the cells of x [S, d], the hidden state of the sequence of that number. Only finite values count."""
+    x = x.cpu()
+    positions, channels = x.shape
+    down, across = _step(positions, MOST_POSITIONS), _step(channels, MOST_CHANNELS)
+    rows = [_row(x[first : first + down].float().numpy(), first, across) for first in range(0, positions, down)]
+    position, channel, value = (np.stack(part) for part in zip(*rows, strict=True))
+    return Surface(sequence, positions, channels, position.astype(np.int32), channel.astype(np.int32), value)
+
+
+def _row(x: F32, first: int, across: int) -> tuple[NDArray[np.int64], NDArray[np.int64], F32]:
+    """Return position, channel and value of one row of cells, [C] each; x [positions of the row, d]."""
+    cells = -(-x.shape[1] // across)
+    magnitudes = np.full((len(x), cells * across), -1, np.float32)  # beyond the last channel there is nothing
+    magnitudes[:, : x.shape[1]] = np.where(np.isfinite(x), np.abs(x), -1)
+    grouped = magnitudes.reshape(len(x), cells, across).transpose(1, 0, 2).reshape(cells, -1)
+    place = grouped.argmax(axis=1)
+    position, channel = place // across, np.arange(cells) * across + place % across
+    value = x[position, channel]
+    return first + position, channel, np.where(np.isfinite(value), value, np.float32(np.nan))
+
+
+def _step(size: int, most: int) -> int:
+    """Return the least number of neighbours to put into one cell so that there are at most `most` cells."""
+    return -(-size // most)
+
+
+def save_surface(file: Path, surface: Surface) -> None:
+    """Write a surface as a NumPy archive."""
+    np.savez(file, **vars(surface))
+
+
+def load_surface(file: Path) -> Surface:
+    """Read what `save_surface` wrote."""
+    with np.load(file) as stored:
+        return Surface(
+            sequence=int(stored["sequence"]),
+            positions=int(stored["positions"]),
+            channels=int(stored["channels"]),
+            position=stored["position"],
+            channel=stored["channel"],
+            value=stored["value"],
+        )
