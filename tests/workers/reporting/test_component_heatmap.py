@@ -1,6 +1,7 @@
 """Every cell of a heat map is a value of the table, and every cell without one is hatched."""
 
 from functools import partial
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
 from workers.reporting.figures import component_heatmap, style
-from workers.reporting.figures.component_heatmap import median_norm
+from workers.reporting.figures.scales import median_norm, rising_norm
 
 ORDER = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate"]
+REFERENCE = {"range_bits": "input", "crest_db": "input", "abs_max": "output"}
 NAMES = [
     f"component_heatmap_{scheme}_{metric}" for scheme in ("int8", "nf4") for metric in ("weight_error", "relative_l2")
 ]
+SHARED = {"attn.k": "attn.q", "attn.v": "attn.q", "mlp.gate": "mlp.up"}
 
 
 @pytest.fixture
@@ -34,6 +37,11 @@ def table_cells(rows, scheme, metric, layers):
     return cells
 
 
+def shown(drawing):
+    """The values of the drawn cells, [layers, 7]."""
+    return mesh(drawing).get_array().filled(np.nan).reshape(-1, 7)
+
+
 def hatched(drawing):
     """(layer, column) of every cell under a hatched patch."""
     cells = set()
@@ -48,11 +56,61 @@ def hatched(drawing):
 def test_cells_are_the_tables_values(make_report, draw, rows_of, layers):
     report = make_report(layers=layers)
     drawings, rows = draw(report), rows_of(report, "errors")
-    assert list(drawings) == NAMES
+    assert list(drawings) == [f"component_heatmap_{metric}" for metric in REFERENCE] + NAMES
     for name in NAMES:
         _, _, scheme, metric = name.split("_", 3)
-        shown = mesh(drawings[name]).get_array().filled(np.nan).reshape(layers, 7)
-        np.testing.assert_array_equal(shown, table_cells(rows, scheme, metric, layers))
+        np.testing.assert_array_equal(shown(drawings[name]), table_cells(rows, scheme, metric, layers))
+
+
+@pytest.mark.parametrize("layers", [1, 80])
+def test_cells_of_the_reference_are_the_sites(make_report, draw, rows_of, layers):
+    report = make_report(layers=layers, schemes=())
+    sites = {(row["layer"], row["component"], row["port"]): row for row in rows_of(report, "sites")}
+    drawings = draw(report)
+    for metric, port in REFERENCE.items():
+        drawing = drawings[f"component_heatmap_{metric}"]
+        for layer, row in enumerate(shown(drawing)):
+            for component, value in zip(ORDER, row, strict=True):
+                measured = SHARED.get(component, component) if port == "input" else component
+                assert value == sites[layer, measured, port][metric], (layer, component)
+        assert ("one tensor" in drawing.caption) == (port == "input")
+        assert metric in drawing.figure.axes[1].get_ylabel()
+
+
+def test_a_shared_input_is_not_shown_for_a_component_that_is_absent(make_report, draw):
+    report = make_report(absent={"mlp.gate": None, "attn.v": (2,)}, schemes=())
+    for drawing in draw(report).values():
+        assert hatched(drawing) == {(layer, 6) for layer in range(8)} | {(2, 2)}
+
+
+def test_an_input_measured_on_its_own_is_not_replaced_by_a_shared_one(make_report, draw, edit_table):
+    report = make_report(schemes=())
+
+    def add(rows):
+        found = next(row for row in rows if (row["layer"], row["component"], row["port"]) == (3, "attn.q", "input"))
+        rows.append(found | {"component": "attn.v", "crest_db": 99.0})
+
+    edit_table(report, "sites", add)
+    cells = shown(draw(report)["component_heatmap_crest_db"])
+    assert cells[3, 2] == 99
+    assert cells[3, 1] == cells[3, 0] != 99
+
+
+def test_hovering_tells_layer_component_and_value(make_report, draw, tmp_path):
+    drawings = draw(make_report(layers=9, schemes=("nf4",), absent={"mlp.up": (4, 5)}))
+    for name in ("component_heatmap_nf4_relative_l2", "component_heatmap_range_bits"):
+        drawings[name].save(tmp_path)
+        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+        cells = shown(drawings[name])
+        assert len(titles) == cells.size + name.endswith("l2") + 2 * name.endswith("bits")
+        for layer, row in enumerate(cells):
+            for component, value in zip(ORDER, row, strict=True):
+                said = next(title for title in titles if title.startswith(f"layer {layer}, {component}"))
+                value_said = said.rpartition(": ")[2]
+                assert value_said == "n/a" if np.isnan(value) else float(value_said) == pytest.approx(value, rel=1e-3)
+        assert any(title.startswith("layers 4-5, mlp.up: n/a") for title in titles)
+    assert "layer 0, attn.v (measured as attn.q): " in "".join(titles)
 
 
 def test_axes_are_those_of_the_contract(make_report, draw):
@@ -121,6 +179,19 @@ def test_the_smallest_is_blue_the_median_white_the_largest_orange(make_report, d
     assert colours[0, 2] > colours[0, 0] + 0.3
     assert colours[1].min() > 0.94
     assert colours[2, 0] > colours[2, 2] + 0.3
+
+
+@given(st.lists(st.floats(1e-6, 1e6) | st.floats(-5, 5), min_size=1, max_size=30))
+def test_a_rising_scale_runs_from_the_smallest_to_the_largest(values):
+    array = np.sort(values)
+    norm, ticks = rising_norm(array)
+    placed = np.asarray(norm(array))
+    assert (np.diff(placed) >= 0).all()
+    assert placed.min() >= -1e-9
+    assert placed.max() <= 1 + 1e-9
+    if array[0] < array[-1]:
+        np.testing.assert_allclose([placed[0], placed[-1]], [0, 1], atol=1e-9)
+    assert ticks == sorted(ticks)
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))

@@ -232,7 +232,7 @@ def test_no_outliers_and_no_schemes_are_said(make_report):
 
 def test_values_beyond_fp16_are_counted(make_report, edit_table):
     directory = make_report(schemes=())
-    edit_table(directory, "sites", lambda rows: rows[5].update(over_fp16=1234))
+    edit_table(directory, "sites", lambda rows: rows[6].update(over_fp16=1234))
     render(directory)
     assert "occur at 1 site; most at layer 0 attn.v.output: 1,234" in page_of(directory).text
 

@@ -47,6 +47,9 @@ def test_the_command_as_a_process(make_report, drawn_report):
     report = Report.model_validate_json((directory / "report.json").read_bytes())
     assert [figure.name for figure in report.figures] == [
         "error_growth",
+        "component_heatmap_range_bits",
+        "component_heatmap_crest_db",
+        "component_heatmap_abs_max",
         "component_heatmap_int8_weight_error",
         "component_heatmap_int8_relative_l2",
         "component_heatmap_nf4_weight_error",

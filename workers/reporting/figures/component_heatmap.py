@@ -1,217 +1,188 @@
-"""`component_heatmap`: layers by components, one map for each scheme and metric.
+"""`component_heatmap`: layers by components, one map for each metric of the reference and of every scheme.
 
 Read it by column for a kind of module that a scheme handles badly, and by row for a layer to leave in 16 bits.
-White is the median cell, so that blue and orange mean better and worse than this model's ordinary module.
+White is the median cell, so that blue and orange mean less and more than this model's ordinary module.
+
+What enters q, k and v is one tensor, measured once, and so is what enters gate and up; a map of inputs shows it in
+each of their columns.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.colors import FuncNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
+from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
 from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.scales import logarithmic
 from workers.reporting.loading import Columns, Source, select
-from workers.reporting.text import ABSENT, listing, number, visible
+from workers.reporting.text import listing, number, visible
 
-COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate")
-"""The columns of every map, left to right."""
-LABELS = tuple(component.replace(".", ". ") for component in COMPONENTS)
-TICK_EVERY = 3
-"""Layers between two ticks."""
-_DECADE = 10.0
-"""Largest over smallest cell from which colours follow the logarithm."""
+SHARED_INPUTS = MappingProxyType({"attn.k": "attn.q", "attn.v": "attn.q", "mlp.gate": "mlp.up"})
+"""From a component to the one under which the tensor that enters both is measured."""
 
 
 class Metric(NamedTuple):
-    """A column of the `errors` table that is drawn as a map."""
+    """A column that is drawn as a map."""
 
     column: str
     title: str
+    port: str
     bar: str
     """What the colour bar says."""
     definition: str
 
 
-METRICS = (
+OF_SCHEMES = (
     Metric(
         "weight_error",
         "Weight error",
+        "output",
         "weight_error (relative Frobenius norm)",
         "weight_error is norm_F(W - Q(W)) / norm_F(W), Q(W) the dequantised weight",
     ),
     Metric(
         "relative_l2",
         "Isolated output error",
+        "output",
         "relative_l2 (isolated, at the output)",
         "relative_l2 is norm2(y - q) / norm2(y) at the component's output, with the quantised module applied to the "
         "reference's input",
     ),
 )
+"""Of the `errors` table, for each scheme."""
+OF_REFERENCE = (
+    Metric(
+        "range_bits",
+        "Range of the inputs",
+        "input",
+        "range_bits (bits, at the input)",
+        "range_bits is log2(abs_max / median_abs) of the tensor that enters the component: the bits of a symmetric "
+        "integer grid that lie above the typical value",
+    ),
+    Metric(
+        "crest_db",
+        "Crest factor of the inputs",
+        "input",
+        "crest_db (dB, at the input)",
+        "crest_db is 20 log10(abs_max / rms) of the tensor that enters the component",
+    ),
+    Metric(
+        "abs_max",
+        "Largest magnitude of the outputs",
+        "output",
+        "abs_max (at the output)",
+        "abs_max is the largest magnitude of the tensor that leaves the component",
+    ),
+)
+"""Of the `sites` table."""
+
+
+class Map(NamedTuple):
+    """One map and what it is about."""
+
+    metric: Metric
+    subject: str
+    """What was measured, in a caption: a scheme and its settings, or the reference."""
+    rows: Columns
+    """The rows of the table that it is drawn from."""
+    cells: NDArray[np.float64]
+    """[layers, components]; NaN where the table has no value."""
 
 
 def draw(source: Source) -> Iterator[Drawing]:
-    """Yield one map for each scheme of the report and each metric."""
+    """Yield the maps of the reference, then two for each scheme."""
+    table = source.tables["sites"]
+    for metric in OF_REFERENCE:
+        found = _map(source, "sites", select(table, port=metric.port), metric, "the reference")
+        yield _drawing(source, found, "sites", metric.column, f"{metric.title}, reference")
     for scheme in source.report.schemes:
         rows = select(source.tables["errors"], scheme=scheme, mode="isolated", port="output")
-        layers = source.layers_of("errors", rows)
-        for metric in METRICS:
-            cells = _cells(rows, layers, metric.column, source.report.model.layers)
-            yield Drawing(
-                name=f"component_heatmap_{scheme}_{metric.column}",
-                title=f"{metric.title} by component, {scheme}",
-                caption=_caption(source, scheme, metric, cells, rows),
-                alt=_alt(scheme, metric, cells),
-                table="errors",
-                figure=_map(cells, metric, style.scheme_title(scheme)),
-            )
+        for metric in OF_SCHEMES:
+            found = _map(source, "errors", rows, metric, scheme_settings(source.report, scheme))
+            title = f"{metric.title}: {style.scheme_title(scheme)}"
+            yield _drawing(source, found, "errors", f"{scheme}_{metric.column}", title)
 
 
-def _cells(rows: Columns, layers: NDArray[np.int64], column: str, depth: int) -> NDArray[np.float64]:
-    """Return the map, [depth, components]; NaN where the table has no value."""
-    cells = np.full((depth, len(COMPONENTS)), np.nan)
+def _map(source: Source, table: str, rows: Columns, metric: Metric, subject: str) -> Map:
+    layers = source.layers_of(table, rows)
+    cells = np.full((source.report.model.layers, len(COMPONENTS)), np.nan)
     for position, component in enumerate(COMPONENTS):
         here = rows["component"] == component
-        cells[layers[here], position] = rows[column][here]
-    return cells
+        cells[layers[here], position] = rows[metric.column][here]
+    if metric.port == "input":
+        _share_inputs(source, cells)
+    return Map(metric, subject, rows, cells)
 
 
-def _map(cells: NDArray[np.float64], metric: Metric, scheme: str) -> Any:
-    depth, width = cells.shape
-    figure = Figure(figsize=(style.NARROW, float(np.clip(1.5 + 0.105 * depth, 3.6, 9.8))))
-    axes = figure.add_subplot()
-    axes.set_title(f"{metric.title}: {scheme}")
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xticks(range(width), LABELS, fontsize=8)
-    axes.set_yticks(range(0, depth, TICK_EVERY))
-    axes.set_ylabel("Layer")
-    finite = cells[np.isfinite(cells)]
-    norm, ticks = median_norm(finite)
-    mesh = axes.pcolormesh(
-        np.arange(width + 1) - 0.5,
-        np.arange(depth + 1) - 0.5,
-        np.ma.masked_invalid(cells),
-        cmap=style.DIVERGING,
-        norm=norm,
-        edgecolors=style.PAPER,
-        linewidth=0.7 if depth <= 40 else 0.35,
-        gid="cells",
+def _share_inputs(source: Source, cells: NDArray[np.float64]) -> None:
+    """Put the input that several components share into the column of each that the layer has."""
+    outputs = select(source.tables["sites"], port="output")
+    layers = source.layers_of("sites", outputs)
+    for component, measured in SHARED_INPUTS.items():
+        there = np.zeros(len(cells), dtype=bool)
+        there[layers[outputs["component"] == component]] = True
+        column, shared = COMPONENTS.index(component), cells[:, COMPONENTS.index(measured)]
+        cells[:, column] = np.where(there & np.isnan(cells[:, column]), shared, cells[:, column])
+
+
+def _drawing(source: Source, found: Map, table: str, name: str, title: str) -> Drawing:
+    inputs = found.metric.port == "input"
+    seen_as = [f"{c} (measured as {SHARED_INPUTS[c]})" if inputs and c in SHARED_INPUTS else c for c in COMPONENTS]
+    figure, hover = draw_map(found.cells, title, found.metric.bar, tuple(seen_as))
+    return Drawing(
+        name=f"component_heatmap_{name}",
+        title=title,
+        caption=_caption(source, found, table),
+        alt=_alt(found, title),
+        table=table,
+        figure=figure,
+        hover=hover,
     )
-    _hatch(axes, np.isfinite(cells))
-    if finite.size:
-        bar: Any = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=7 * figure.get_figheight(), fraction=0.05)
-        bar.outline.set_visible(False)
-        bar.solids.set(edgecolor="face", rasterized=False)  # an embedded image would be a request of the page
-        bar.set_label(metric.bar)
-        bar.ax.minorticks_off()
-        bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    return figure
 
 
-def median_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
-    """Return a norm that maps smallest, median and largest value to 0, 0.5 and 1, and five ticks for its bar.
-
-    Between them it is linear in the value, or in its logarithm where the values are positive and span more than a
-    decade. Values that are all equal lie in the middle of the smallest possible scale; no values give 0 to 1.
-    """
-    low, middle, high = np.quantile(values, (0, 0.5, 1)).tolist() if values.size else (0.0, 0.5, 1.0)
-    forward, inverse = _scale(low, high)
-    knots = np.array([forward(low), forward(middle), forward(high)], dtype=np.float64)
-    step = max((knots[2] - knots[0]) / 1000, abs(knots[1]) * 1e-6, 1e-12)
-    knots[0] = min(knots[0], knots[1] - step)
-    knots[2] = max(knots[2], knots[1] + step)
-    places = np.array([0.0, 0.5, 1.0])
-    norm = FuncNorm(
-        (
-            lambda value: np.interp(forward(value), knots, places),
-            lambda place: inverse(np.interp(place, places, knots)),
-        ),
-        vmin=float(inverse(knots[0])),
-        vmax=float(inverse(knots[2])),
-    )
-    ticks = inverse(np.interp(np.linspace(0, 1, 5), places, knots))
-    return norm, [float(tick) for tick in ticks]
-
-
-def _scale(low: float, high: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    if _logarithmic(low, high):
-        return (lambda value: np.log(np.maximum(value, low / 2))), np.exp  # a colour bar also asks below its range
-    return np.asarray, np.asarray
-
-
-def _logarithmic(low: float, high: float) -> bool:
-    return low > 0 and high / low > _DECADE
-
-
-def _hatch(axes: Any, present: NDArray[np.bool_]) -> None:
-    """Hatch every run of absent cells of a column, and write n/a on it once."""
-    depth, width = present.shape
-    for column in range(width):
-        absent = np.concatenate([[False], ~present[:, column], [False]])
-        edges = np.flatnonzero(np.diff(absent.astype(np.int8)))
-        for start, stop in edges.reshape(-1, 2):
-            axes.add_patch(
-                Rectangle(
-                    (column - 0.5, start - 0.5),
-                    1,
-                    stop - start,
-                    facecolor=style.SHADE,
-                    edgecolor=style.MUTED,
-                    hatch="////",
-                    linewidth=0,
-                )
-            )
-            axes.text(
-                column,
-                (start + stop - 1) / 2,
-                ABSENT,
-                ha="center",
-                va="center",
-                fontsize=7.5 if depth <= 48 or stop - start > 1 else 5,
-                bbox={"facecolor": style.PAPER, "edgecolor": "none", "pad": 1.2},
-            )
-
-
-def _caption(source: Source, scheme: str, metric: Metric, cells: NDArray[np.float64], rows: Columns) -> str:
-    finite = cells[np.isfinite(cells)]
-    parts = [f"{metric.title} of {scheme_settings(source.report, scheme)}, layers by components. {metric.definition}."]
+def _caption(source: Source, found: Map, table: str) -> str:
+    metric, finite = found.metric, found.cells[np.isfinite(found.cells)]
+    parts = [f"{metric.title} of {found.subject}, layers by components. {metric.definition}."]
+    if metric.port == "input":
+        parts.append(
+            "What enters q, k and v is one tensor, measured once, as the input of attn.q: their three columns show it. "
+            "So does gate's column with that of up."
+        )
     if finite.size:
         low, middle, high = np.quantile(finite, (0, 0.5, 1)).tolist()
-        log = " (colours follow the logarithm)" if _logarithmic(low, high) else ""
+        log = " (colours follow the logarithm)" if logarithmic(low, high) else ""
         parts.append(f"White is the median, {number(middle)}; blue is smaller, orange larger{log}.")
-    if finite.size < cells.size:
-        parts.append("Hatched, n/a: the model has no such component there, or the scheme leaves it as it is.")
-    parts.extend(_others(rows, metric.column))
-    parts.append(provenance(source.report, "errors"))
+    if finite.size < found.cells.size:
+        other = "there is no such figure of it" if table == "sites" else "the scheme leaves it as it is"
+        parts.append(f"Hatched, n/a: the model has no such component there, or {other}.")
+    parts.extend(_others(found))
+    parts.append(provenance(source.report, table))
     return " ".join(parts)
 
 
-def _others(rows: Columns, column: str) -> Iterator[str]:
-    """Say which components were measured that have no column of their own, worst first."""
+def _others(found: Map) -> Iterator[str]:
+    """Say which components were measured that have no column of their own, those with the largest value first."""
     worst: dict[str, float] = {}
-    for component, value in zip(rows["component"], rows[column], strict=True):
+    for component, value in zip(found.rows["component"], found.rows[found.metric.column], strict=True):
         if component not in (*COMPONENTS, "block") and np.isfinite(value):
-            worst[component] = max(value, worst.get(component, 0.0))
+            worst[component] = max(value, worst.get(component, -np.inf))
     if worst:
         ranked = sorted(worst, key=lambda name: (-worst[name], name))
         named = listing(f"{visible(name)} ({number(worst[name])})" for name in ranked)
         yield f"Also measured, with the largest value over layers: {named}."
 
 
-def _alt(scheme: str, metric: Metric, cells: NDArray[np.float64]) -> str:
+def _alt(found: Map, title: str) -> str:
+    cells, column = found.cells, found.metric.column
     if not np.isfinite(cells).any():
-        return f"Heat map of {metric.column} under {scheme}: no value for any of the seven components."
-    layer, column = np.unravel_index(np.nanargmax(cells), cells.shape)
+        return f"Heat map, {title}: no value of {column} for any of the seven components."
+    layer, component = np.unravel_index(np.nanargmax(cells), cells.shape)
     low, middle, high = np.nanquantile(cells, (0, 0.5, 1)).tolist()
     return (
-        f"Heat map of {metric.column} under {scheme}, {cells.shape[0]} layers by {cells.shape[1]} components: from "
-        f"{number(low)} to {number(high)}, median {number(middle)}; largest at layer {layer}, {LABELS[column]}."
+        f"Heat map, {title}, {cells.shape[0]} layers by {cells.shape[1]} components: {column} from {number(low)} to "
+        f"{number(high)}, median {number(middle)}; largest at layer {layer}, {LABELS[component]}."
     )

@@ -58,4 +58,4 @@ def _short(coordinates: str) -> str:
     rounded = _LONG_NUMBER.sub(
         lambda number: f"{round(float(number[0]), 2) + 0:.2f}".rstrip("0").rstrip("."), coordinates
     )
-    return _AROUND_COMMANDS.sub(r"\1", rounded)
+    return _AROUND_COMMANDS.sub(r"\1", rounded).strip()
