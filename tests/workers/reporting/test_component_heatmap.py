@@ -222,6 +222,12 @@ def test_more_than_a_decade_is_coloured_by_its_logarithm(make_report, draw, edit
 
 
 def test_data_is_never_coloured_like_the_page():
-    data = {to_hex(style.DIVERGING(step)) for step in range(style.DIVERGING.N)}
-    data |= {style.mark(position).colour for position in range(6)} | {style.CYAN}
+    maps = (style.DIVERGING, style.SEQUENTIAL)
+    data = {to_hex(colours(step)) for colours in maps for step in range(colours.N)}
+    data |= {style.mark(position).colour for position in range(11)} | {
+        style.CYAN,
+        style.BLUE,
+        style.ORANGE,
+        style.PALE_BLUE,
+    }
     assert not data & set(style.NEUTRALS.values())

@@ -1,11 +1,13 @@
 """The growth figure's lines are the table's rows, and what has no number is shown as such."""
 
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from service.contracts.schemes import SCHEMES
 from workers.reporting.figures import error_growth
 from workers.reporting.loading import ReportUnreadable
 
@@ -98,10 +100,44 @@ def test_the_worst_component_of_all_is_named(make_report, draw, rows_of):
     report = make_report()
     rows = [row for row in rows_of(report, "errors") if row["mode"] == "isolated" and row["scheme"] == "nf4"]
     expected = max(rows, key=lambda row: row["relative_l2"])
-    lower = draw(report)["error_growth"].figure.axes[1]
-    assert (expected["component"], (expected["layer"], expected["relative_l2"])) in [
-        (text.get_text(), tuple(text.xy)) for text in lower.texts
+    drawing = draw(report)["error_growth"]
+    assert f"{expected['component']}, layer {expected['layer']}" == drawing.figure.axes[1].texts[1].get_text()
+    ring = lines(drawing)["ring_nf4"]
+    assert (ring.get_xdata().tolist(), ring.get_ydata().tolist()) == ([expected["layer"]], [expected["relative_l2"]])
+
+
+@pytest.mark.parametrize("layers", [8, 80])
+def test_all_schemes_at_once_are_told_apart(make_report, draw, layers):
+    report = make_report(layers=layers, schemes=tuple(SCHEMES), exact_layers=2, labelled=0)
+    drawing = draw(report)["error_growth"]
+    drawn = lines(drawing)
+    looks = [drawn[f"sqnr_{scheme}"] for scheme in SCHEMES]
+    assert len({line.get_marker() for line in looks}) == len(SCHEMES)
+    assert len({line.get_color() for line in looks}) == len(SCHEMES)
+    for axes, count in zip(drawing.figure.axes, (len(SCHEMES) + 1, len(SCHEMES)), strict=True):
+        boxes = [Text.get_window_extent(text) for text in axes.texts]
+        assert len(boxes) == count
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        assert all(box.x1 <= drawing.figure.bbox.x1 and box.y0 >= 0 for box in boxes)
+    names = [
+        text.get_text().replace(" (sim.)", "") for text in drawing.figure.axes[0].texts if text.get_text() != "exact"
     ]
+    assert names == list(SCHEMES)
+
+
+def test_exact_layers_of_several_schemes_do_not_cover_each_other(make_report, draw):
+    axes = draw(make_report(schemes=tuple(SCHEMES), exact_layers=3, labelled=0))["error_growth"].figure.axes[0]
+    levels = [line.get_ydata()[0] for line in axes.get_lines() if line.get_gid() == "exact"]
+    assert len(set(levels)) == len(SCHEMES)
+    assert max(levels) < axes.get_ylim()[1]
+    assert max(axes.get_yticks()) < min(levels)
+
+
+def test_simulated_schemes_are_marked(make_report, draw):
+    drawing = draw(make_report(schemes=("int8", "w8a8-tensor"), labelled=0))["error_growth"]
+    assert [text.get_text() for text in drawing.figure.axes[0].texts] == ["int8", "w8a8-tensor (sim.)"]
+    assert "(sim.): simulated" in drawing.caption
+    assert "(sim.)" not in draw(make_report("real"))["error_growth"].caption
 
 
 def test_exact_layers_are_marked_and_said(make_report, draw):

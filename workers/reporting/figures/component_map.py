@@ -53,7 +53,7 @@ def draw_map(cells: NDArray[np.float64], title: str, bar: str, seen_as: tuple[st
     norm, ticks = median_norm(finite)
     edges = np.arange(width + 1) - 0.5, np.arange(depth + 1) - 0.5
     values = np.ma.masked_invalid(cells)
-    mesh = axes.pcolormesh(*edges, values, cmap=style.DIVERGING, norm=norm, zorder=1, gid="cells")
+    mesh = axes.pcolormesh(*edges, values, cmap=style.DIVERGING, norm=norm, zorder=1, gid="cells", clip_on=False)
     _rule(axes, *edges)
     hover: dict[str, Sequence[str]] = {}
     hover["cells"] = [_cell(layer, name, row[i]) for layer, row in enumerate(cells) for i, name in enumerate(seen_as)]

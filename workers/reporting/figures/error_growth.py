@@ -17,6 +17,11 @@ from workers.reporting.figures.labels import spread
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, plain, ranges, visible
 
+_FEW = 6
+"""Schemes that a figure of the usual height has room for."""
+_MARKED = 40
+"""Layers up to which every point of a line has its marker."""
+
 
 class Growth(NamedTuple):
     """One scheme's lines; all arrays have one element per layer, NaN where the table has none."""
@@ -37,7 +42,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     if not growths:
         return
     depth = source.report.model.layers
-    figure = Figure(figsize=(style.WIDE[0], 5.4))
+    figure = Figure(figsize=(style.WIDE[0], 5.4 if len(growths) <= _FEW else 7.0))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upper.set(title="Error growth through the layers", ylabel="SQNR at block.output, dB")
     lower.set_ylabel("worst component,\nisolated relative_l2")
@@ -45,7 +50,9 @@ def draw(source: Source) -> Iterator[Drawing]:
     _accumulated(upper, growths)
     _isolated(lower, growths)
     figure.draw_without_rendering()
-    _label_ends(upper, growths)
+    names = [style.scheme_label(growth.scheme) for growth in growths]
+    _label_ends(upper, [growth.sqnr_db for growth in growths], names, "bold")
+    _label_ends(lower, [growth.worst for growth in growths], [_worst_label(growth) for growth in growths], "normal")
     yield Drawing(
         name="error_growth",
         title="Error growth through the layers",
@@ -81,23 +88,23 @@ def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str) -> No
         color=look.colour,
         linestyle=look.line,
         marker=look.marker,
-        markersize=4 if len(values) <= 40 else 2.6,
+        markersize=4,
+        markevery=-(-len(values) // _MARKED),
         gid=gid,
     )
 
 
-def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int, upwards: bool) -> None:
-    """Mark layers whose value is off the scale: open triangles at the edge that it lies beyond, one in another."""
-    if not layers.size:
-        return
+def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int) -> None:
+    """Mark the layers in which a scheme's value is off the scale, on the level that is the scheme's own."""
+    look = style.mark(position)
     axes.plot(
         layers,
         np.full(len(layers), level),
         linestyle="none",
-        marker="^" if upwards else "v",
-        markersize=5 + 3.5 * position,
+        marker=look.marker,
+        markersize=5,
         markerfacecolor="none",
-        markeredgecolor=style.mark(position).colour,
+        markeredgecolor=look.colour,
         gid="exact",
     )
 
@@ -106,28 +113,31 @@ def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
     finite = np.concatenate([growth.sqnr_db[np.isfinite(growth.sqnr_db)] for growth in growths])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     pad = 0.08 * (high - low) or 1.0
-    ceiling = high + 2 * pad
+    exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
+    step = pad * min(1, _FEW / (len(exact) or 1))
+    levels = [high + 2 * pad + step * lane for lane in range(len(exact))]
     for position, growth in enumerate(growths):
         _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
-        _off_scale(axes, np.flatnonzero(growth.exact), ceiling, position, upwards=True)
-    exact = any(growth.exact.any() for growth in growths)
-    axes.set_ylim(low - pad, ceiling + pad if exact else high + pad)
+    for position, level in zip(exact, levels, strict=True):
+        _off_scale(axes, np.flatnonzero(growths[position].exact), level, position)
+    axes.set_ylim(low - pad, (levels[-1] if exact else high) + pad)
     if exact:
-        axes.axhline(ceiling, color=style.MUTED, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
-        _edge_note(axes, ceiling, "exact")
+        axes.set_yticks([tick for tick in axes.get_yticks() if low - pad <= tick <= high + pad])
+        axes.axhline(high + pad, color=style.MUTED, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
+        _edge_note(axes, high + pad, "exact")
     if not finite.size:
         axes.set_yticks([])
 
 
-def _edge_note(axes: Any, level: float, text: str) -> None:
+def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
     axes.annotate(
         text,
         (1, level),
         xycoords=("axes fraction", "data"),
-        xytext=(-3, 4),
+        xytext=(-3, -2 if below else 2),
         textcoords="offset points",
         ha="right",
-        va="bottom",
+        va="top" if below else "bottom",
         fontsize=8,
         color=style.MUTED,
     )
@@ -136,62 +146,76 @@ def _edge_note(axes: Any, level: float, text: str) -> None:
 def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
     positive = np.concatenate([growth.worst[growth.worst > 0] for growth in growths])
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.01, 1.0)
-    floor = low / 2
-    zero = any((growth.worst == 0).any() for growth in growths)
-    style.log_axis(axes, (floor if zero else low) / 1.6, high * 2.4)
+    exact = [position for position, growth in enumerate(growths) if (growth.worst == 0).any()]
+    levels = [low / 1.6 / 1.35 ** (lane + 1) for lane in range(len(exact))]
+    style.log_axis(axes, (levels[-1] if exact else low) / 1.4, high * 1.6)
     for position, growth in enumerate(growths):
         _line(axes, np.where(growth.worst > 0, growth.worst, np.nan), position, f"worst_{growth.scheme}")
-        _off_scale(axes, np.flatnonzero(growth.worst == 0), floor, position, upwards=False)
-        _name_worst(axes, growth, position)
-    if zero:
-        _edge_note(axes, floor, "exact")
+        _ring_worst(axes, growth, position)
+    for position, level in zip(exact, levels, strict=True):
+        _off_scale(axes, np.flatnonzero(growths[position].worst == 0), level, position)
+    if exact:
+        _edge_note(axes, low / 1.6, "exact", below=True)
 
 
-def _name_worst(axes: Any, growth: Growth, position: int) -> None:
-    """Name the component of the largest isolated error."""
-    if not (growth.worst > 0).any():
-        return
-    layer = int(np.nanargmax(growth.worst))
-    side = "left" if layer < len(growth.worst) / 2 else "right"
-    axes.annotate(
-        plain(growth.component[layer]),
-        (layer, growth.worst[layer]),
-        xytext=(-3 if side == "left" else 3, 5),
-        textcoords="offset points",
-        ha=side,
-        va="bottom",
-        fontsize=8,
-        color=style.mark(position).colour,
-    )
-
-
-def _label_ends(axes: Any, growths: Sequence[Growth]) -> None:
-    """Write each scheme's name at the end of its line, moved apart where lines end close together."""
-    box = axes.get_window_extent()
-    top = axes.get_ylim()[1]
-    ends = [growth.sqnr_db[np.isfinite(growth.sqnr_db)][-1:] for growth in growths]
-    wanted = [axes.transData.transform((0, end[0] if end.size else top))[1] - box.y0 for end in ends]
-    height = 11 / 72 * axes.figure.dpi
-    places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
-    for position, (growth, place) in enumerate(zip(growths, places, strict=True)):
-        axes.annotate(
-            growth.scheme,
-            (1, place),
-            xycoords="axes fraction",
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontweight="bold",
-            color=style.mark(position).colour,
+def _ring_worst(axes: Any, growth: Growth, position: int) -> None:
+    """Ring the largest isolated error."""
+    if (growth.worst > 0).any():
+        layer = int(np.nanargmax(growth.worst))
+        axes.plot(
+            [layer],
+            [growth.worst[layer]],
+            linestyle="none",
+            marker="o",
+            markersize=8,
+            markerfacecolor="none",
+            markeredgecolor=style.mark(position).colour,
+            gid=f"ring_{growth.scheme}",
         )
+
+
+def _label_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
+    """Write each label beside the end of its line, moved apart where lines end close together."""
+    box = axes.get_window_extent()
+    size = 8.5 if len(labels) > _FEW else 9.0
+    drawn = [np.flatnonzero(np.isfinite(line)) for line in lines]
+    ends = [(int(at[-1]), float(line[at[-1]])) if at.size else None for at, line in zip(drawn, lines, strict=True)]
+    top = axes.get_ylim()[1]
+    wanted = [axes.transData.transform((0, end[1] if end else top))[1] - box.y0 for end in ends]
+    height = 1.3 * size / 72 * axes.figure.dpi
+    places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
+    for position, (label, end, place) in enumerate(zip(labels, ends, places, strict=True)):
+        look = style.mark(position)
+        line = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
+        axes.annotate(
+            label,
+            end or (1, place),
+            xycoords="data" if end else "axes fraction",
+            xytext=(1.02, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=size,
+            fontweight=weight,
+            color=look.colour,
+            arrowprops=line if end else None,
+        )
+
+
+def _worst_label(growth: Growth) -> str:
+    if not (growth.worst > 0).any():
+        return ""
+    layer = int(np.nanargmax(growth.worst))
+    return f"{plain(growth.component[layer], 20)}, layer {layer}"
 
 
 def _caption(source: Source, growths: Sequence[Growth]) -> str:
     parts = [
         "Above: sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, each scheme in its own stream; higher is "
         "better, and a falling line gathers error. Beneath: the largest isolated relative_l2 of each layer's "
-        "components, on the reference's input, logarithmic; the name is the component of the largest."
+        "components, on the reference's input, logarithmic; the largest is ringed, and named beside the line."
     ]
+    if any(style.scheme_label(growth.scheme) != growth.scheme for growth in growths):
+        parts.append("(sim.): simulated, rounded numbers stand in for a low-precision kernel.")
     parts.append("Schemes: " + "; ".join(scheme_settings(source.report, growth.scheme) for growth in growths) + ".")
     for growth in growths:
         if growth.exact.any():

@@ -31,6 +31,9 @@ NEUTRALS = MappingProxyType({"ink": INK, "muted": MUTED, "grid": GRID, "shade": 
 """The neutral colours by the name of their variable on the page."""
 
 CYAN = "#009fbd"
+BLUE = "#3f7fbd"
+PALE_BLUE = "#e4eef7"
+ORANGE = "#d9591c"
 TRUE = "#2a78c8"
 FALSE = "#d9382e"
 """Records labelled true and false."""
@@ -44,6 +47,10 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "blue-white-orange", ["#1d4f91", "#5b92cc", "#b3cfe8", "#f7f7f7", "#fdc794", "#ee8a2f", "#b35306"], N=101
 )
 """Low values blue, the middle white, high values orange; told apart with any common colour blindness."""
+SEQUENTIAL = LinearSegmentedColormap.from_list(
+    "white-blue", ["#f4f7fa", "#cfe0ef", "#92bbdd", "#4f8fc4", "#1f619f", "#0b3d75"], N=101
+)
+"""Larger values darker."""
 
 
 class Mark(NamedTuple):
@@ -61,6 +68,11 @@ _MARKS = (
     Mark("#c2649a", "D", ":"),
     Mark("#b58900", "v", "-"),
     Mark("#6f62c4", "P", "--"),
+    Mark("#8c5a2b", "X", "-."),
+    Mark("#2f3e9e", "<", ":"),
+    Mark("#a3123f", ">", "-"),
+    Mark("#4d7c0f", "h", "--"),
+    Mark("#0f766e", "*", "-."),
 )
 
 _RC: dict[str, Any] = {
@@ -123,7 +135,7 @@ def laid_out(figure: Any) -> Iterator[None]:
 
 
 def mark(position: int) -> Mark:
-    """Return the look of the scheme at `position` in the report; looks repeat after six."""
+    """Return the look of the scheme at `position` in the report; there are as many as schemes that Headroom knows."""
     return _MARKS[position % len(_MARKS)]
 
 
@@ -137,6 +149,11 @@ def text_on(colour: str) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#ffffff" if luminance < 0.18 else "#101010"
+
+
+def scheme_label(name: str) -> str:
+    """Return the name of a scheme where a figure has little room; a simulated one is marked `(sim.)`."""
+    return f"{name} (sim.)" if name in SCHEMES and SCHEMES[name].simulated else name
 
 
 def layer_axis(axis: Any, layers: int, ticks: int = 16) -> None:
