@@ -76,6 +76,16 @@ class Tables:
             self._read[name] = self._columns(name)
         return self._read[name]
 
+    def where(self, name: str, **equal: str) -> Columns:
+        """Return the rows in which every named column equals the given text; the others are never all in memory.
+
+        Raises:
+            As for the whole table.
+        """
+        if name not in self._listed:
+            return self[name]
+        return self._columns(name, [(column, "==", text) for column, text in equal.items()])
+
     def _open(self, name: str) -> Any:
         path = self._directory / f"{name}.parquet"
         where = f"tables/{path.name}"
@@ -95,12 +105,15 @@ class Tables:
         """Whether the report is older than the column."""
         return _minor(self._schema_version) < _minor(column.since)
 
-    def _columns(self, name: str) -> Columns:
+    def _columns(self, name: str, equal: list[tuple[str, str, str]] | None = None) -> Columns:
         columns = self._contract[name]
         with self._open(name) as file:
-            present = file.schema_arrow.names
+            present = [column.name for column in columns if column.name in file.schema_arrow.names]
             try:
-                table = file.read(columns=[column.name for column in columns if column.name in present])
+                if equal is None:
+                    table = file.read(columns=present)
+                else:
+                    table = pq.read_table(self._directory / f"{name}.parquet", columns=present, filters=equal)
             except (pa.ArrowException, OSError) as error:
                 raise ReportUnreadable(f"tables/{name}.parquet: not a whole Parquet file: {error}") from error
         return {column.name: _array(table, name, column) for column in columns}

@@ -46,6 +46,7 @@ def test_the_command_as_a_process(make_report, drawn_report):
     assert (run.returncode, run.stderr) == (0, "")
     report = Report.model_validate_json((directory / "report.json").read_bytes())
     assert [figure.name for figure in report.figures] == [
+        "divergence",
         "error_growth",
         "component_heatmap_range_bits",
         "component_heatmap_crest_db",
@@ -54,7 +55,9 @@ def test_the_command_as_a_process(make_report, drawn_report):
         "component_heatmap_int8_relative_l2",
         "component_heatmap_nf4_weight_error",
         "component_heatmap_nf4_relative_l2",
+        "outlier_dimensions",
         "activation_profile",
+        "channel_surface",
         "range_by_layer",
         "head_severity_int8",
         "head_severity_nf4",

@@ -4,20 +4,26 @@ from collections.abc import Callable, Iterator
 
 from workers.reporting.figures import (
     activation_profile,
+    channel_surface,
     component_heatmap,
+    divergence,
     error_growth,
     head_agreement,
     head_severity,
     labelled_activations,
+    outlier_dimensions,
     range_by_layer,
 )
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import Source
 
 FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
+    divergence.draw,
     error_growth.draw,
     component_heatmap.draw,
+    outlier_dimensions.draw,
     activation_profile.draw,
+    channel_surface.draw,
     range_by_layer.draw,
     head_severity.draw,
     head_agreement.draw,

@@ -1,0 +1,209 @@
+"""`channel_surface`: the magnitude of a hidden state by token position and channel, as a landscape.
+
+The picture in which massive activations (arXiv 2402.17762) and the outlier channels of SmoothQuant (arXiv 2211.10438)
+are known: a flat floor, ridges along the tokens where a channel is always loud, and a few columns that tower over
+everything. Its scale is linear, because that is what a quantization grid has to span.
+
+The height of a ridge line is the largest magnitude of its cell, drawn at that value's own channel.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d import proj3d
+from numpy.typing import NDArray
+
+from service.contracts.report import SurfaceFacts
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing, provenance
+from workers.reporting.figures.labels import spread
+from workers.reporting.loading import ReportUnreadable, Source
+from workers.reporting.text import counted, number
+
+LINES = 48
+"""Ridge lines at most: each is a group of neighbouring positions."""
+PLACES = 160
+"""Points of a line at most: each is a group of neighbouring channels."""
+MARKED = 5
+"""Columns that are named."""
+_FLAT = 0.003
+"""Share of the highest column below which a line lies on the floor, to the eye."""
+
+
+class Cells(NamedTuple):
+    """The table's cells that have a value, one element each."""
+
+    position: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+    @property
+    def magnitude(self) -> NDArray[np.float64]:
+        """The height of each cell."""
+        return np.abs(self.value)
+
+    def at(self, chosen: NDArray[np.int64]) -> "Cells":
+        """Return some of the cells."""
+        return Cells(self.position[chosen], self.channel[chosen], self.value[chosen])
+
+
+def draw(source: Source) -> Iterator[Drawing]:
+    """Yield the figure of the hidden state in the `surface` table; a report of before it has no such table."""
+    cells = _cells(source)
+    facts = source.report.surface
+    if facts is None or not cells.value.size:
+        return
+    highest = largest(cells)
+    figure = Figure(figsize=(style.WIDE[0], 5.0))
+    figure.set_layout_engine("none")
+    axes: Any = figure.add_axes((0.0, 0.0, 0.8, 0.98), projection="3d", computed_zorder=False)
+    _frame(axes, facts, float(cells.magnitude.max()))
+    _ridges(axes, cells, facts)
+    _name(figure, axes, highest)
+    figure.suptitle("Magnitudes by position and channel", fontsize=11.5, y=0.97)
+    yield Drawing(
+        name="channel_surface",
+        title="Magnitudes by position and channel",
+        caption=_caption(source, facts, cells, highest),
+        alt=_alt(facts, highest),
+        table="surface",
+        figure=figure,
+    )
+
+
+def _cells(source: Source) -> Cells:
+    table, facts = source.tables["surface"], source.report.surface
+    if facts is None:
+        raise ReportUnreadable("report.json: surface: the key is missing; tables/surface.parquet is there")
+    for name, size in (("position", facts.positions), ("channel", facts.channels)):
+        bad = table[name][(table[name] < 0) | (table[name] >= size)]
+        if bad.size:
+            raise ReportUnreadable(
+                f"tables/surface.parquet: column {name!r} holds {bad[0]:g}; report.json gives the hidden state "
+                f"{counted(size, name)}"
+            )
+    known = np.isfinite(table["value"])
+    return Cells(
+        table["position"][known].astype(np.int64),
+        table["channel"][known].astype(np.int64),
+        table["value"][known].astype(np.float64),
+    )
+
+
+def largest(cells: Cells) -> Cells:
+    """Return the cells of the largest magnitudes, the largest first; of equal ones the first in the table."""
+    return cells.at(np.argsort(-cells.magnitude, kind="stable")[:MARKED])
+
+
+def ridge_lines(cells: Cells, facts: SurfaceFacts) -> list[Cells]:
+    """Return the lines to draw, by position: of every group of positions and channels the cell with the largest
+    magnitude, and of every line the cells by channel. No cell that is a maximum of its surroundings gets lost.
+    """
+    down, across = -(-facts.positions // LINES), -(-facts.channels // PLACES)
+    group = (cells.position // down) * facts.channels + cells.channel // across
+    order = np.lexsort((-cells.magnitude, group))
+    first = np.flatnonzero(np.diff(group[order], prepend=-1))
+    kept = cells.at(order[first])
+    line = kept.position // down
+    return [kept.at(np.flatnonzero(line == number)) for number in np.unique(line)]
+
+
+def _frame(axes: Any, facts: SurfaceFacts, peak: float) -> None:
+    """Set up axes that cover the data: channels to the right, positions into the depth, magnitudes upwards."""
+    axes.set_proj_type("ortho")
+    axes.view_init(elev=24, azim=-62)
+    axes.set_box_aspect((1.75, 1.15, 0.8), zoom=1.12)
+    axes.set(xlim=(0, max(facts.channels - 1, 1)), ylim=(0, max(facts.positions - 1, 1)), zlim=(0, 1.02 * peak or 1.0))
+    axes.set_xlabel("Channel", labelpad=6)
+    axes.set_ylabel("Token position", labelpad=6)
+    axes.set_zlabel("abs(x)", labelpad=2)
+    axes.zaxis.set_ticks_position("lower")
+    axes.zaxis.set_label_position("lower")
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_pane_color(style.PAPER)
+        axis.pane.set_edgecolor(style.GRID)
+        axis.line.set_color(style.MUTED)
+        axis._axinfo["grid"].update(color=style.GRID, linewidth=0.5)
+        axis.set_tick_params(pad=0)
+
+
+def _ridges(axes: Any, cells: Cells, facts: SurfaceFacts) -> None:
+    """Draw the lines from the last position to the first, each hiding what lies behind it."""
+    floor = _FLAT * float(cells.magnitude.max())
+    for line in reversed(ridge_lines(cells, facts)):
+        high = line.magnitude > floor
+        near = high | np.append(high[1:], False) | np.insert(high[:-1], 0, False)
+        x, z = line.channel[near], np.where(high[near], line.magnitude[near], 0.0)
+        outline = np.column_stack([[0, *x, facts.channels - 1], [0, *z, 0]])
+        depth = int(line.position[line.magnitude.argmax()])
+        face = PolyCollection([outline], facecolors=style.PALE_BLUE, edgecolors=style.BLUE, linewidths=0.4)
+        axes.add_collection3d(face, zs=depth, zdir="y")
+        face.set(gid=f"ridge_{depth}", clip_on=False)
+
+
+def _name(figure: Any, axes: Any, highest: Cells) -> None:
+    """Draw the largest columns over the landscape, and name them in a list beside it."""
+    for position, channel, height in zip(highest.position, highest.channel, highest.magnitude, strict=True):
+        axes.plot(
+            [channel] * 2,
+            [position] * 2,
+            [0, height],
+            color=style.ORANGE,
+            linewidth=1.6,
+            clip_on=False,
+            gid=f"column_{position}_{channel}",
+        )
+    figure.draw_without_rendering()
+    projection = axes.get_proj()
+    tops = [
+        axes.transData.transform(proj3d.proj_transform(*place, projection)[:2])
+        for place in zip(highest.channel, highest.position, highest.magnitude, strict=True)
+    ]
+    box = figure.bbox
+    wanted = [top[1] for top in tops]
+    places = spread(wanted, [40.0 * figure.dpi / 144] * len(wanted), 0.1 * box.height, 0.9 * box.height)
+    for top, place, row in zip(tops, places, range(len(wanted)), strict=True):
+        axes.annotate(
+            f"{number(highest.value[row], 4)}\nchannel {highest.channel[row]}, position {highest.position[row]}",
+            xy=top,
+            xycoords="figure pixels",
+            xytext=(0.80, place / box.height),
+            textcoords="figure fraction",
+            va="center",
+            fontsize=8,
+            linespacing=1.2,
+            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.4, "relpos": (0, 0.5), "shrinkB": 2},
+        )
+
+
+def _caption(source: Source, facts: SurfaceFacts, cells: Cells, highest: Cells) -> str:
+    named = "; ".join(
+        f"{number(value, 4)} at channel {channel}, position {position}"
+        for position, channel, value in zip(highest.position, highest.channel, highest.value, strict=True)
+    )
+    cell = f"{counted(facts.positions_per_cell, 'position')} by {counted(facts.channels_per_cell, 'channel')}"
+    lines = ridge_lines(cells, facts)
+    return (
+        f"The hidden state after layer {facts.layer} (block.output) of sequence {facts.sequence}: the layer and "
+        "sequence whose largest magnitude is farthest above the layer's median magnitude, "
+        f"{number(facts.max_to_median)} times {number(facts.median_abs)}. "
+        f"{counted(facts.positions, 'position')} by {counted(facts.channels, 'channel')}; the table has the largest "
+        f"magnitude of every cell of {cell}, the figure {counted(len(lines), 'line')} of at most "
+        f"{max(len(line.value) for line in lines)} of them, each at its own channel. Linear scale. The largest, in "
+        f"orange: {named}. {provenance(source.report, 'surface')}"
+    )
+
+
+def _alt(facts: SurfaceFacts, highest: Cells) -> str:
+    named = ", ".join(
+        f"{number(value, 4)} at channel {channel}, position {position}"
+        for position, channel, value in zip(highest.position, highest.channel, highest.value, strict=True)
+    )
+    return (
+        f"Landscape of magnitudes over {counted(facts.positions, 'token position')} and "
+        f"{counted(facts.channels, 'channel')} after layer {facts.layer}; the median is {number(facts.median_abs)}. "
+        f"The largest columns: {named}."
+    )

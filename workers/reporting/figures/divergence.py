@@ -1,0 +1,202 @@
+"""`divergence`: how far each scheme moves the prediction, token by token.
+
+A mean hides what users notice: most tokens hardly move, and a few move by orders of magnitude. So every scheme gets
+the whole distribution of its Kullback-Leibler divergence from the reference, on a logarithmic axis, one row each.
+
+The divergence is never negative; in floating point it can come out as zero or within rounding of it, on either side.
+A logarithm has no place for such values: they are counted in a bar of their own.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter
+from numpy.typing import NDArray
+
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.loading import Source, select
+from workers.reporting.text import counted, number, percent
+
+ROUNDING = 1e-12
+"""Nats up to which a divergence is rounding: sums over a vocabulary, in double precision, of numbers near 1."""
+BINS = 64
+"""Bins over the whole of the axis."""
+_HEIGHT = 0.82
+"""Of the highest bar, in rows."""
+_MOST_TICKS = 9
+
+
+class Spread(NamedTuple):
+    """What one scheme does to the scored positions."""
+
+    scheme: str
+    kl: NDArray[np.float64]
+    """Nats, of every scored position."""
+    same_top: float
+    """Share of the positions at which both give the same most likely token; NaN without any."""
+
+    @property
+    def away(self) -> NDArray[np.float64]:
+        """The divergences that are more than rounding."""
+        return self.kl[self.kl > ROUNDING]
+
+    @property
+    def at_zero(self) -> int:
+        """Positions whose divergence is zero, or rounding."""
+        return int((self.kl <= ROUNDING).sum())
+
+    @property
+    def mean(self) -> float:
+        """Over all scored positions; NaN without any."""
+        return float(self.kl.mean()) if self.kl.size else float("nan")
+
+    @property
+    def p99(self) -> float:
+        """The 99th percentile, linear between order statistics; NaN without any."""
+        return float(np.quantile(self.kl, 0.99)) if self.kl.size else float("nan")
+
+
+class Scale(NamedTuple):
+    """The axis: bins that are equal in the logarithm, and the bar at zero to the left of them."""
+
+    edges: NDArray[np.float64]
+    zero: tuple[float, float]
+    """Left and right of the bar at zero."""
+
+    @property
+    def zero_tick(self) -> float:
+        """The middle of the bar at zero."""
+        return float(np.sqrt(self.zero[0] * self.zero[1]))
+
+
+def draw(source: Source) -> Iterator[Drawing]:
+    """Yield the figure, unless the report has no scheme."""
+    spreads = [_spread(source, scheme) for scheme in source.report.schemes]
+    if not spreads:
+        return
+    scale = _scale(spreads)
+    figure = Figure(
+        figsize=(style.WIDE[0], 1.5 + 0.68 * len(spreads) if len(spreads) <= 6 else 2.2 + 0.55 * len(spreads))
+    )
+    axes = figure.add_subplot()
+    axes.set(title="Divergence from the reference, token by token", xlabel="KL(reference || scheme), nats")
+    axes.set_xscale("log")
+    _axis(axes, spreads, scale)
+    highest = max((_shares(spread, scale).max(initial=0.0) for spread in spreads), default=0.0) or 1.0
+    for row, spread in enumerate(spreads):
+        _row(axes, spread, row, scale, _HEIGHT / highest)
+    _legend(figure, spreads)
+    yield Drawing(
+        name="divergence",
+        title="Divergence from the reference, token by token",
+        caption=_caption(source, spreads, scale),
+        alt="Distributions on a logarithmic axis. " + " ".join(f"{_summary(spread)}." for spread in spreads),
+        table="tokens",
+        figure=figure,
+        hover={f"kl_{spread.scheme}": (_summary(spread),) for spread in spreads if spread.kl.size},
+    )
+
+
+def _spread(source: Source, scheme: str) -> Spread:
+    rows = select(source.tables["tokens"], scheme=scheme)
+    kl = rows["kl_divergence"].astype(np.float64)
+    scored = np.isfinite(kl)
+    same = rows["same_top"][scored].astype(np.float64)
+    return Spread(scheme, kl[scored], float(same.mean()) if same.size else float("nan"))
+
+
+def _scale(spreads: Sequence[Spread]) -> Scale:
+    away = np.concatenate([spread.away for spread in spreads])
+    low, high = (float(away.min()), float(away.max())) if away.size else (1e-6, 1.0)
+    if high / low < 10:
+        low, high = low / 3, high * 3
+    edges = np.geomspace(low, high, BINS + 1)
+    edges[[0, -1]] = low, high  # which geomspace may miss by a rounding
+    decades = np.log10(high / low)
+    return Scale(edges, (low / 10 ** (0.07 * decades), low / 10 ** (0.03 * decades)))
+
+
+def _shares(spread: Spread, scale: Scale) -> NDArray[np.float64]:
+    """Return the share of the positions at zero, then in every bin."""
+    counts, _ = np.histogram(spread.away, scale.edges)
+    return np.concatenate([[spread.at_zero], counts]) / (spread.kl.size or 1)
+
+
+def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
+    zero = any(spread.at_zero for spread in spreads)
+    low, high = float(scale.edges[0]), float(scale.edges[-1])
+    margin = (high / low) ** 0.015
+    axes.set_xlim((scale.zero[0] if zero else low) / margin, high * margin)
+    powers = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    ticks = (10.0 ** powers[:: -(-len(powers) // _MOST_TICKS)]).tolist()
+    axes.xaxis.set_major_locator(FixedLocator([scale.zero_tick, *ticks] if zero else ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "0" if x < low else f"{x:g}"))
+    axes.tick_params(which="minor", length=0, labelbottom=False)
+    axes.set_ylim(len(spreads) - 0.85, -1.0)
+    axes.set_yticks(range(len(spreads)), [style.scheme_label(spread.scheme) for spread in spreads])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
+def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> None:
+    """Draw one scheme: the bar at zero, the bins, the mean as its marker and the 99th percentile as a stroke."""
+    look = style.mark(row)
+    axes.axhline(row, color=style.GRID, linewidth=0.8, zorder=1)
+    if not spread.kl.size:
+        axes.annotate("no scored position", (0.5, row), xycoords=("axes fraction", "data"), ha="center", va="bottom")
+        return
+    shares = _shares(spread, scale) * unit
+    axes.stairs(
+        row - shares[1:], scale.edges, baseline=row, fill=True, color=look.colour, alpha=0.45, gid=f"kl_{spread.scheme}"
+    )
+    if spread.at_zero:
+        axes.stairs(
+            row - shares[:1], scale.zero, baseline=row, fill=True, color=look.colour, gid=f"zero_{spread.scheme}"
+        )
+    place = spread.mean if spread.mean > ROUNDING else scale.zero_tick
+    axes.plot([place], [row], marker=look.marker, color=look.colour, markersize=6, gid=f"mean_{spread.scheme}")
+    if spread.p99 > ROUNDING:
+        axes.plot([spread.p99] * 2, [row, row - 0.42], color=look.colour, linewidth=1.8, gid=f"p99_{spread.scheme}")
+
+
+def _summary(spread: Spread) -> str:
+    name = style.scheme_label(spread.scheme)
+    if not spread.kl.size:
+        return f"{name}: no scored position"
+    same = f"same top token {percent(spread.same_top, 2)}" if np.isfinite(spread.same_top) else "same top token n/a"
+    return f"{name}: mean {number(spread.mean)}, p99 {number(spread.p99)}, {same}"
+
+
+def _legend(figure: Any, spreads: Sequence[Spread]) -> None:
+    """Name every scheme's mean, 99th percentile and same-top share, beneath the axes."""
+    looks = [style.mark(row) for row in range(len(spreads))]
+    handles = [Line2D([], [], linestyle="none", marker=look.marker, color=look.colour, markersize=6) for look in looks]
+    labels = [_summary(spread) for spread in spreads]
+    title = "marker: mean; stroke: 99th percentile"
+    figure.legend(
+        handles, labels, loc="outside lower center", fontsize=8, title=title, title_fontsize=8, handletextpad=0.3
+    )
+
+
+def _caption(source: Source, spreads: Sequence[Spread], scale: Scale) -> str:
+    per_decade = BINS / np.log10(scale.edges[-1] / scale.edges[0])
+    parts = [
+        "KL(reference || scheme) of the next-token distributions, in nats, over the scored positions, logarithmic. "
+        f"The height of a bar is the share of the scheme's positions in it, {number(per_decade)} bars a decade, on one "
+        "scale for all rows. Same top token: the share of positions where both give the same most likely token."
+    ]
+    zeros = [(style.scheme_label(spread.scheme), spread.at_zero) for spread in spreads if spread.at_zero]
+    if zeros:
+        named = ", ".join(f"{name} {counted(count, 'position')}" for name, count in zeros)
+        parts.append(
+            f"The bar at 0 holds the positions whose divergence is at most {ROUNDING:g}, zero or rounding: {named}."
+        )
+    else:
+        parts.append("No position has a divergence of 0.")
+    parts.append("Scored positions: " + ", ".join(f"{spread.scheme} {spread.kl.size:,}" for spread in spreads) + ".")
+    parts.append("Schemes: " + "; ".join(scheme_settings(source.report, spread.scheme) for spread in spreads) + ".")
+    return " ".join([*parts, provenance(source.report, "tokens")])

@@ -1,0 +1,213 @@
+"""`outlier_dimensions`: the dimensions that any definition of outlier flags, and how loud each is at every layer.
+
+A row is a hidden dimension, a column a layer. A colour is the largest magnitude at block.output; a mark says that a
+definition flags the dimension at that layer, and its shape which one. LLM.int8()'s definition speaks of all layers at
+once, so its mark stands beside the rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from service.contracts.report import Outliers
+from workers.reporting.figures import style
+from workers.reporting.figures.drawing import Drawing, provenance
+from workers.reporting.figures.scales import colour_bar, logarithmic, rising_norm
+from workers.reporting.figures.svg import Hover
+from workers.reporting.loading import Source
+from workers.reporting.text import counted, number, percent
+
+MOST = 20
+"""Dimensions that a figure has room for."""
+SHAPES = {
+    "massive_tensor": "^",
+    "massive_token": "v",
+    "median_quantile": "s",
+    "variance": "o",
+    "llm_int8": "D",
+}
+"""The mark of every definition; the last one's stands beside the rows."""
+OVER_ALL = "llm_int8"
+
+
+class Flagged(NamedTuple):
+    """One dimension that a definition flags."""
+
+    dimension: int
+    at: dict[str, tuple[int, ...]]
+    """By definition the layers that flag it, ascending; none for a definition that speaks of all layers."""
+    peaks: NDArray[np.float64]
+    """[layers]: its largest magnitude at block.output; NaN where the table has none."""
+
+    @property
+    def importance(self) -> tuple[int, int, float]:
+        """How many definitions flag it, in how many layers, and how loud it becomes."""
+        loudest = float(np.nanmax(self.peaks)) if np.isfinite(self.peaks).any() else 0.0
+        return len(self.at), sum(map(len, self.at.values())), loudest
+
+
+def draw(source: Source) -> Iterator[Drawing]:
+    """Yield the figure; where no dimension is flagged, it says so."""
+    flagged = sorted(_flagged(source), key=lambda found: found.importance, reverse=True)
+    shown = flagged[:MOST]
+    figure, hover = _figure(shown, source.report.model.layers) if shown else (_nothing(source.report.outliers), {})
+    yield Drawing(
+        name="outlier_dimensions",
+        title="Outlier dimensions",
+        caption=_caption(source, shown, len(flagged)),
+        alt=_alt(shown, len(flagged)),
+        table="outlier_dimensions",
+        figure=figure,
+        hover=hover,
+    )
+
+
+def _flagged(source: Source) -> list[Flagged]:
+    table, depth = source.tables["outlier_dimensions"], source.report.model.layers
+    here = np.isfinite(table["layer"].astype(np.float64))
+    rows = {name: values[here] for name, values in table.items()}
+    at: dict[int, dict[str, list[int]]] = {}
+    for definition, dimension in zip(table["definition"][~here], table["dimension"][~here], strict=True):
+        at.setdefault(int(dimension), {}).setdefault(str(definition), [])
+    layers = source.layers_of("outlier_dimensions", rows).tolist()
+    for definition, dimension, layer in zip(rows["definition"], rows["dimension"], layers, strict=True):
+        at.setdefault(int(dimension), {}).setdefault(str(definition), []).append(layer)
+    if not at:
+        return []
+    peaks = _peaks(source, np.array(sorted(at)), depth)
+    return [
+        Flagged(dimension, {name: tuple(sorted(found)) for name, found in at[dimension].items()}, row)
+        for dimension, row in zip(sorted(at), peaks, strict=True)
+    ]
+
+
+def _peaks(source: Source, dimensions: NDArray[np.int64], depth: int) -> NDArray[np.float64]:
+    """Return the largest magnitudes at block.output, [dimensions, layers]."""
+    rows = source.tables.where("channels", component="block", port="output")
+    layers = source.layers_of("channels", rows)
+    known = np.isin(rows["channel"], dimensions)
+    peaks = np.full((len(dimensions), depth), np.nan)
+    peaks[np.searchsorted(dimensions, rows["channel"][known]), layers[known]] = rows["abs_max"][known]
+    return peaks
+
+
+def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
+    figure = Figure(figsize=(style.WIDE[0], 2.1 + 0.3 * len(shown)))
+    axes = figure.add_subplot()
+    axes.set(title="Outlier dimensions: largest magnitude at block.output", ylabel="Dimension")
+    style.layer_axis(axes, depth)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_yticks(range(len(shown)), [str(found.dimension) for found in shown])
+    peaks = np.array([found.peaks for found in shown])
+    norm, ticks = rising_norm(peaks[np.isfinite(peaks)])
+    edges = np.arange(depth + 1) - 0.5, np.arange(len(shown) + 1) - 0.5
+    cells = np.ma.masked_invalid(peaks)
+    mesh = axes.pcolormesh(*edges, cells, cmap=style.SEQUENTIAL, norm=norm, zorder=1, gid="cells", clip_on=False)
+    axes.hlines(edges[1], -0.5, depth - 0.5, color=style.PAPER, linewidth=2, zorder=1.1)
+    _mark(axes, shown, depth)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    colour_bar(figure, axes, mesh, ticks, "abs_max", pad=0.02, fraction=0.04, aspect=8 + 2 * len(shown))
+    hover = {"cells": [_cell(found, layer) for found in shown for layer in range(depth)]}
+    return figure, hover
+
+
+def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
+    """Draw one mark for each definition, dimension and layer; each definition keeps to a lane of the rows."""
+    present = [name for name in SHAPES if any(name in found.at for found in shown)]
+    lanes = [name for name in present if name != OVER_ALL]
+    offsets = dict(zip(lanes, (np.arange(len(lanes)) - (len(lanes) - 1) / 2) * 0.21, strict=True))
+    look: dict[str, Any] = {
+        "linestyle": "none",
+        "markerfacecolor": style.INK,
+        "markeredgecolor": style.PAPER,
+        "markeredgewidth": 0.5,
+        "clip_on": False,
+    }
+    for name in lanes:
+        places = [(layer, row + offsets[name]) for row, found in enumerate(shown) for layer in found.at.get(name, ())]
+        axes.plot(*np.array(places).reshape(-1, 2).T, marker=SHAPES[name], markersize=4, gid=f"mark_{name}", **look)
+    beside = depth - 0.5 + 0.022 * depth
+    if OVER_ALL in present:
+        rows = [row for row, found in enumerate(shown) if OVER_ALL in found.at]
+        axes.plot([beside] * len(rows), rows, marker=SHAPES[OVER_ALL], markersize=6, gid=f"mark_{OVER_ALL}", **look)
+        axes.set_xlim(-0.5, beside + 0.022 * depth)
+    handles = [Line2D([], [], marker=SHAPES[name], markersize=5, **look) for name in present]
+    labels = [f"{name} (over all layers)" if name == OVER_ALL else name for name in present]
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
+
+
+def _cell(found: Flagged, layer: int) -> str:
+    met = [name for name in SHAPES if layer in found.at.get(name, ())]
+    return f"dimension {found.dimension}, layer {layer}: {number(found.peaks[layer], 4)}" + (
+        f"; {', '.join(met)}" if met else ""
+    )
+
+
+def thresholds(outliers: Outliers) -> dict[str, str]:
+    """Return by definition when a dimension meets it, with the thresholds that were used."""
+    whole, massive = outliers.llm_int8.thresholds, outliers.massive_tensor.thresholds
+    token = outliers.massive_token.thresholds
+    return {
+        "massive_tensor": f"abs(x) > {massive.magnitude:g} and at least {massive.ratio:g} times the sequence's median",
+        "massive_token": f"abs(x) > {token.magnitude:g} and at least {token.ratio:g} times the token's median",
+        "median_quantile": "median magnitude over tokens above the "
+        f"{percent(outliers.median_quantile.thresholds.quantile, 0)} quantile of the layer's magnitudes",
+        "variance": f"variance at least {outliers.variance.thresholds.ratio:g} times the dimensions' mean variance",
+        "llm_int8": f"abs(x) >= {whole.magnitude:g} at attn.q.input or mlp.up.input, in at least "
+        f"{percent(whole.layers_fraction, 0)} of layers and {percent(whole.positions_fraction, 0)} of positions",
+    }
+
+
+def _nothing(outliers: Outliers) -> Any:
+    """Draw the statement that nothing was found, with what was looked for."""
+    figure = Figure(figsize=(style.WIDE[0], 2.6))
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_title("No dimension meets any definition of outlier")
+    lines = [f"{name}: {text}" for name, text in thresholds(outliers).items()]
+    axes.text(
+        0.5, 0.5, "\n".join(lines), ha="center", va="center", transform=axes.transAxes, fontsize=8, linespacing=1.9
+    )
+    return figure
+
+
+def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> str:
+    depth = source.report.model.layers
+    parts = ["Dimensions of the residual stream that a definition of outlier flags, by layers."]
+    if shown:
+        peaks = np.array([found.peaks for found in shown])
+        peaks = peaks[np.isfinite(peaks)]
+        log = ", logarithmic" if peaks.size and logarithmic(peaks.min(), peaks.max()) else ""
+        parts.append(
+            f"Colour: abs_max at block.output (tables/channels.parquet){log}. A mark in a cell: the definition flags "
+            "the dimension at that layer. What more definitions flag stands first, then what is flagged at more layers."
+        )
+    else:
+        parts.append("None is flagged.")
+    if flagged > len(shown):
+        parts.append(
+            f"{counted(flagged - len(shown), 'dimension')} of {flagged:,} are left out; the table has them all."
+        )
+    parts.append(
+        "Definitions: " + "; ".join(f"{n}: {text}" for n, text in thresholds(source.report.outliers).items()) + "."
+    )
+    if depth == 1:
+        parts.append("The model has a single layer.")
+    return " ".join([*parts, provenance(source.report, "outlier_dimensions")])
+
+
+def _alt(shown: Sequence[Flagged], flagged: int) -> str:
+    if not shown:
+        return "A statement: no dimension meets any definition of outlier."
+    first = shown[0]
+    return (
+        f"Heat map of {counted(len(shown), 'dimension')} by {counted(len(first.peaks), 'layer')}; {flagged:,} are "
+        "flagged. "
+        + " ".join(f"Dimension {found.dimension} meets {', '.join(sorted(found.at))}." for found in shown[:5])
+    )
