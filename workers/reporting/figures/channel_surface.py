@@ -10,9 +10,11 @@ The height of a ridge line is the largest magnitude of its cell, drawn at that v
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import proj3d
 from numpy.typing import NDArray
 
@@ -57,8 +59,8 @@ def draw(source: Source) -> Iterator[Drawing]:
     if facts is None or not cells.value.size:
         return
     highest = largest(cells)
-    figure = Figure(figsize=(style.WIDE[0], 5.0))
-    figure.set_layout_engine("none")
+    with mpl.rc_context({"figure.constrained_layout.use": False}):  # which has no place for a landscape
+        figure = Figure(figsize=(style.WIDE[0], 5.0))
     axes: Any = figure.add_axes((0.0, 0.0, 0.8, 0.98), projection="3d", computed_zorder=False)
     _frame(axes, facts, float(cells.magnitude.max()))
     _ridges(axes, cells, facts)
@@ -117,6 +119,8 @@ def _frame(axes: Any, facts: SurfaceFacts, peak: float) -> None:
     axes.view_init(elev=24, azim=-62)
     axes.set_box_aspect((1.75, 1.15, 0.8), zoom=1.12)
     axes.set(xlim=(0, max(facts.channels - 1, 1)), ylim=(0, max(facts.positions - 1, 1)), zlim=(0, 1.02 * peak or 1.0))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
     axes.set_xlabel("Channel", labelpad=6)
     axes.set_ylabel("Token position", labelpad=6)
     axes.set_zlabel("abs(x)", labelpad=2)

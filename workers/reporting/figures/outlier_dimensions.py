@@ -166,14 +166,12 @@ def thresholds(outliers: Outliers) -> dict[str, str]:
 
 def _nothing(outliers: Outliers) -> Any:
     """Draw the statement that nothing was found, with what was looked for."""
-    figure = Figure(figsize=(style.WIDE[0], 2.6))
+    figure = Figure(figsize=(style.WIDE[0], 2.1))
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_title("No dimension meets any definition of outlier")
     lines = [f"{name}: {text}" for name, text in thresholds(outliers).items()]
-    axes.text(
-        0.5, 0.5, "\n".join(lines), ha="center", va="center", transform=axes.transAxes, fontsize=8, linespacing=1.9
-    )
+    axes.text(0.5, 1.0, "\n".join(lines), ha="center", va="top", transform=axes.transAxes, fontsize=8, linespacing=1.9)
     return figure
 
 
