@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from workers.reporting.figures import channel_surface
 from workers.reporting.figures.channel_surface import LINES, MARKED, PLACES
+from workers.reporting.figures.drawing import NothingToDraw
 from workers.reporting.loading import ReportUnreadable, TableAbsent
 
 SIZES = [(1, 1), (1, 256), (48, 256), (2048, 8192)]
@@ -131,6 +132,13 @@ def test_cells_without_a_finite_value_are_left_out(make_report, draw, edit_table
 
     edit_table(report, "surface", lose)
     assert columns(draw(report)["channel_surface"])[0][2] == 310.25
+
+
+def test_a_state_without_a_finite_value_is_left_out_with_its_reason(make_report, draw, edit_table):
+    report = make_report(schemes=(), layers=2)
+    edit_table(report, "surface", lambda rows: [row.update(value=None) for row in rows])
+    with pytest.raises(NothingToDraw, match="no value of the hidden state after layer 1 is finite"):
+        draw(report)
 
 
 def test_a_state_of_zeros_is_drawn(make_report, draw, edit_table):

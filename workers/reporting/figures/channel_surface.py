@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from service.contracts.report import SurfaceFacts
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, provenance
+from workers.reporting.figures.drawing import Drawing, NothingToDraw, provenance
 from workers.reporting.figures.labels import spread
-from workers.reporting.loading import ReportUnreadable, Source
+from workers.reporting.loading import Columns, ReportUnreadable, Source
 from workers.reporting.text import counted, number
 
 LINES = 48
@@ -53,11 +53,18 @@ class Cells(NamedTuple):
 
 
 def draw(source: Source) -> Iterator[Drawing]:
-    """Yield the figure of the hidden state in the `surface` table; a report of before it has no such table."""
-    cells = _cells(source)
-    facts = source.report.surface
-    if facts is None or not cells.value.size:
-        return
+    """Yield the figure of the hidden state in the `surface` table.
+
+    Raises:
+        TableAbsent: the report was made before there was such a table.
+        NothingToDraw: no value of the hidden state is finite.
+    """
+    table, facts = source.tables["surface"], source.report.surface
+    if facts is None:
+        raise ReportUnreadable("report.json: surface: the key is missing; tables/surface.parquet is there")
+    cells = _cells(table, facts)
+    if not cells.value.size:
+        raise NothingToDraw(f"no value of the hidden state after layer {facts.layer} is finite")
     highest = largest(cells)
     with mpl.rc_context({"figure.constrained_layout.use": False}):  # which has no place for a landscape
         figure = Figure(figsize=(style.WIDE[0], 5.0))
@@ -76,10 +83,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     )
 
 
-def _cells(source: Source) -> Cells:
-    table, facts = source.tables["surface"], source.report.surface
-    if facts is None:
-        raise ReportUnreadable("report.json: surface: the key is missing; tables/surface.parquet is there")
+def _cells(table: Columns, facts: SurfaceFacts) -> Cells:
     for name, size in (("position", facts.positions), ("channel", facts.channels)):
         bad = table[name][(table[name] < 0) | (table[name] >= size)]
         if bad.size:
