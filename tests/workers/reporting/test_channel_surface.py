@@ -112,6 +112,13 @@ def test_the_file_is_small_and_its_text_is_text(make_report, draw, tmp_path):
         assert text in svg
 
 
+def test_hovering_over_a_column_tells_its_place_and_value(make_report, draw, tmp_path):
+    draw(make_report(schemes=()))["channel_surface"].save(tmp_path)
+    svg = (tmp_path / "channel_surface.svg").read_text()
+    assert "<title>channel 0, position 0: 400.5</title>" in svg
+    assert svg.count("<title>") == MARKED
+
+
 def test_the_caption_says_which_state_it_is(make_report, draw):
     caption = draw(make_report(layers=8))["channel_surface"].caption
     for part in (

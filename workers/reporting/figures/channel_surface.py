@@ -80,7 +80,16 @@ def draw(source: Source) -> Iterator[Drawing]:
         alt=_alt(facts, highest),
         table="surface",
         figure=figure,
+        hover={_gid(*place): (f"{_where(*place)}: {value:g}",) for *place, value in zip(*highest, strict=True)},
     )
+
+
+def _gid(position: int, channel: int) -> str:
+    return f"column_{position}_{channel}"
+
+
+def _where(position: int, channel: int) -> str:
+    return f"channel {channel}, position {position}"
 
 
 def _cells(table: Columns, facts: SurfaceFacts) -> Cells:
@@ -162,7 +171,7 @@ def _name(figure: Any, axes: Any, highest: Cells) -> None:
             color=style.ORANGE,
             linewidth=1.6,
             clip_on=False,
-            gid=f"column_{position}_{channel}",
+            gid=_gid(position, channel),
         )
     figure.draw_without_rendering()
     projection = axes.get_proj()
@@ -175,7 +184,7 @@ def _name(figure: Any, axes: Any, highest: Cells) -> None:
     places = spread(wanted, [40.0 * figure.dpi / 144] * len(wanted), 0.1 * box.height, 0.9 * box.height)
     for top, place, row in zip(tops, places, range(len(wanted)), strict=True):
         axes.annotate(
-            f"{number(highest.value[row], 4)}\nchannel {highest.channel[row]}, position {highest.position[row]}",
+            f"{number(highest.value[row], 4)}\n{_where(highest.position[row], highest.channel[row])}",
             xy=top,
             xycoords="figure pixels",
             xytext=(0.80, place / box.height),
@@ -189,7 +198,7 @@ def _name(figure: Any, axes: Any, highest: Cells) -> None:
 
 def _caption(source: Source, facts: SurfaceFacts, cells: Cells, highest: Cells) -> str:
     named = "; ".join(
-        f"{number(value, 4)} at channel {channel}, position {position}"
+        f"{number(value, 4)} at {_where(position, channel)}"
         for position, channel, value in zip(highest.position, highest.channel, highest.value, strict=True)
     )
     cell = f"{counted(facts.positions_per_cell, 'position')} by {counted(facts.channels_per_cell, 'channel')}"
@@ -207,7 +216,7 @@ def _caption(source: Source, facts: SurfaceFacts, cells: Cells, highest: Cells) 
 
 def _alt(facts: SurfaceFacts, highest: Cells) -> str:
     named = ", ".join(
-        f"{number(value, 4)} at channel {channel}, position {position}"
+        f"{number(value, 4)} at {_where(position, channel)}"
         for position, channel, value in zip(highest.position, highest.channel, highest.value, strict=True)
     )
     return (
