@@ -13,7 +13,7 @@ import pytest
 
 from service.contracts.comparison.records import Comparison
 from workers.reporting.comparison.__main__ import main
-from workers.reporting.comparison.figures import divergence, growth, labelled, ranges
+from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import gather
 from workers.reporting.comparison.program import compare_reports
 from workers.reporting.figures import style
@@ -140,6 +140,53 @@ def test_ranges_are_those_of_the_tables(pair):
     values = np.concatenate([line.get_ydata() for line in lines])
     assert low < values.min()
     assert high > values.max()
+
+
+def cells_of(drawing):
+    [mesh] = [artist for artist in drawing.figure.axes[0].collections if artist.get_gid() == "cells"]
+    return np.ma.filled(mesh.get_array().reshape(8, 7), np.nan), mesh.norm
+
+
+def isolated(directory, scheme, component):
+    wanted = {"scheme": scheme, "component": component, "mode": "isolated", "port": "output"}
+    rows = [row for row in table(directory, "errors") if wanted.items() <= row.items()]
+    return np.array([row["relative_l2"] for row in sorted(rows, key=lambda row: row["layer"])])
+
+
+def test_maps_of_change_are_those_of_the_tables(twins):
+    with style.applied():
+        maps = {drawing.name: drawing for drawing in difference_maps.draw_errors(gather(twins))}
+        [ranges_map] = difference_maps.draw_ranges(gather(twins))
+    assert list(maps) == ["comparison_heatmap_int8_relative_l2_1", "comparison_heatmap_nf4_relative_l2_1"]
+    cells, norm = cells_of(maps["comparison_heatmap_nf4_relative_l2_1"])
+    for column, component in ((3, "attn.o"), (5, "mlp.down")):
+        before, after = (isolated(directory, "nf4", component) for directory in twins)
+        assert cells[:, column] == pytest.approx(20 * np.log10(after / before))
+    assert norm(0) == pytest.approx(0.5)
+    assert (norm.vmin, norm.vmax) == (-np.abs(cells).max(), np.abs(cells).max())
+    bits = [
+        {row["layer"]: row["range_bits"] for row in table(directory, "sites") if (row["component"], row["port"]) == k}
+        for directory in twins
+        for k in [("mlp.down", "input")]
+    ]
+    cells, _ = cells_of(ranges_map)
+    assert cells[:, 5] == pytest.approx([bits[1][layer] - bits[0][layer] for layer in range(8)])
+    assert "White is no change" in ranges_map.caption
+
+
+def test_models_of_other_depth_have_no_map_of_change(pair):
+    assert list(difference_maps.draw_errors(gather(pair))) == []
+    assert list(difference_maps.draw_ranges(gather(pair))) == []
+
+
+def test_a_component_of_one_report_alone_is_hatched(make_report):
+    directories = [make_report("a"), make_report("b", absent={"mlp.gate": None})]
+    with style.applied():
+        drawing = next(difference_maps.draw_errors(gather(directories)))
+    cells, _ = cells_of(drawing)
+    assert np.isnan(cells[:, 6]).all()
+    assert np.isfinite(cells[:, :6]).all()
+    assert "Hatched, n/a" in drawing.caption
 
 
 def test_every_report_with_prompts_has_its_row(make_report):

@@ -95,16 +95,24 @@ class Map(NamedTuple):
 
 def draw(source: Source) -> Iterator[Drawing]:
     """Yield the maps of the reference, then two for each scheme."""
-    table = source.tables["sites"]
     for metric in OF_REFERENCE:
-        found = _map(source, "sites", select(table, port=metric.port), metric, "the reference")
+        found = reference_map(source, metric)
         yield _drawing(source, found, "sites", metric.column, f"{metric.title}, reference")
     for scheme in source.report.schemes:
-        rows = select(source.tables["errors"], scheme=scheme, mode="isolated", port="output")
         for metric in OF_SCHEMES:
-            found = _map(source, "errors", rows, metric, scheme_settings(source.report, scheme))
             title = f"{metric.title}: {style.scheme_title(scheme)}"
-            yield _drawing(source, found, "errors", f"{scheme}_{metric.column}", title)
+            yield _drawing(source, scheme_map(source, metric, scheme), "errors", f"{scheme}_{metric.column}", title)
+
+
+def reference_map(source: Source, metric: Metric) -> Map:
+    """Return the map of one of `OF_REFERENCE`."""
+    return _map(source, "sites", select(source.tables["sites"], port=metric.port), metric, "the reference")
+
+
+def scheme_map(source: Source, metric: Metric, scheme: str) -> Map:
+    """Return the map of one of `OF_SCHEMES` for a scheme of the report."""
+    rows = select(source.tables["errors"], scheme=scheme, mode="isolated", port=metric.port)
+    return _map(source, "errors", rows, metric, scheme_settings(source.report, scheme))
 
 
 def _map(source: Source, table: str, rows: Columns, metric: Metric, subject: str) -> Map:

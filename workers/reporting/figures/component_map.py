@@ -1,6 +1,6 @@
 """Draws one map of layers by components: coloured cells, hatching where there is no value, a bar for the metric."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,13 @@ class Run(NamedTuple):
     last: int
 
 
-def draw_map(cells: NDArray[np.float64], title: str, bar: str, seen_as: tuple[str, ...]) -> tuple[Any, Hover]:
+def draw_map(
+    cells: NDArray[np.float64],
+    title: str,
+    bar: str,
+    seen_as: tuple[str, ...],
+    scale: Callable[[NDArray[np.float64]], tuple[Any, list[float]]] = median_norm,
+) -> tuple[Any, Hover]:
     """Return the figure of the map, and what its cells say on hover.
 
     Args:
@@ -38,6 +44,7 @@ def draw_map(cells: NDArray[np.float64], title: str, bar: str, seen_as: tuple[st
         title: Above the map.
         bar: Beside the colour bar.
         seen_as: What hovering calls each component.
+        scale: From the finite values to the norm of the colours and the ticks of the bar.
     """
     depth, width = cells.shape
     figure = Figure(figsize=(style.NARROW, float(np.clip(1.5 + 0.105 * depth, 3.6, 9.8))))
@@ -50,7 +57,7 @@ def draw_map(cells: NDArray[np.float64], title: str, bar: str, seen_as: tuple[st
     axes.set_yticks(range(0, depth, TICK_EVERY))
     axes.set_ylabel("Layer")
     finite = cells[np.isfinite(cells)]
-    norm, ticks = median_norm(finite)
+    norm, ticks = scale(finite)
     edges = np.arange(width + 1) - 0.5, np.arange(depth + 1) - 0.5
     values = np.ma.masked_invalid(cells)
     mesh = axes.pcolormesh(*edges, values, cmap=style.DIVERGING, norm=norm, zorder=1, gid="cells", clip_on=False)

@@ -64,6 +64,16 @@ def rising_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
     return Normalize(low, high), np.linspace(low, high, 5).tolist()
 
 
+def centred_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
+    """Return a linear norm with 0 in the middle, as far to either side as the largest magnitude, and five ticks.
+
+    Values that are all 0, and no values, give -1 to 1.
+    """
+    reach = float(np.abs(values).max()) if values.size else 0.0
+    reach = reach or 1.0
+    return Normalize(-reach, reach), np.linspace(-reach, reach, 5).tolist()
+
+
 def colour_bar(figure: Any, axes: Any, mesh: Any, ticks: list[float], label: str, **place: float) -> None:
     """Draw the bar that tells what the colours of `mesh` mean, as shapes and text."""
     bar = figure.colorbar(mesh, ax=axes, **place)

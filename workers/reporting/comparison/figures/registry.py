@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from service.contracts.report import LeftOut
-from workers.reporting.comparison.figures import divergence, growth, labelled, ranges
+from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import style
 from workers.reporting.figures.drawing import Drawing, Saved
@@ -14,7 +14,9 @@ from workers.reporting.loading import TableAbsent
 FIGURES: tuple[tuple[str, Callable[[Gathered], Iterator[Drawing]]], ...] = (
     ("divergence", divergence.draw),
     ("errors", growth.draw),
+    ("errors", difference_maps.draw_errors),
     ("range", ranges.draw),
+    ("range", difference_maps.draw_ranges),
     ("labelled", labelled.draw),
 )
 
