@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest
 
@@ -32,7 +34,8 @@ def identity_of(request: MeasurementRequest, model_fingerprint: str) -> Identity
         for name, path in _files(request).items()
         if path.is_file()  # a missing one is refused when it is read
     }
-    software = {name: version(name) for name in LIBRARIES} | {"machine": platform.machine()}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    software = {name: version(name) for name in LIBRARIES} | {"machine": platform.machine(), "gpu": gpu}
     # The job's id, and where and how often the streams are kept, change nothing in the tables.
     asked = request.model_dump(mode="json", exclude={"job_id", "memory_bytes", "checkpoint_seconds"})
     return {"request": asked, "model": model_fingerprint, "files": files, "software": software}
