@@ -40,3 +40,8 @@ def test_every_value_comes_back_whatever_its_layout(tmp_path):
         assert table[name].to_pylist() == columns[name].tolist()
     assert table["min"].to_numpy() == pytest.approx(columns["min"].astype(np.float32), rel=0)
     assert set(table["component"].to_pylist()) == {"block"}
+    group = pq.ParquetFile(tmp_path / "tables" / "channels.parquet").metadata.row_group(0)
+    encodings = {group.column(i).path_in_schema: group.column(i).encodings for i in range(group.num_columns)}
+    assert all("BYTE_STREAM_SPLIT" in encodings[name] for name in ("min", "max", "abs_max", "mean", "variance"))
+    assert "DELTA_BINARY_PACKED" in encodings["channel"]
+    assert "RLE_DICTIONARY" in encodings["component"]
