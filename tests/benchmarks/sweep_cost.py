@@ -1,6 +1,6 @@
 """What the sweep costs beside loading and running the reference, int8 and nf4 by hand.
 
-    python tests/benchmarks/sweep_cost.py [--layers 12] [--hidden 768] [--runs 5]
+    python tests/benchmarks/sweep_cost.py [--layers 12] [--hidden 768] [--runs 5] [--dtype bfloat16]
 
 By hand means: `from_pretrained` and one forward pass for each of the three models, and nothing measured. The floor is
 what no sweep can avoid: the same, with a second forward pass for each scheme, on the reference's inputs. Sweep and
@@ -36,7 +36,7 @@ def by_hand(path: Path, token_ids: torch.Tensor) -> dict[str, float]:
     seconds = {}
     for name, configuration in BY_HAND.items():
         started = time.perf_counter()
-        model = AutoModelForCausalLM.from_pretrained(path, quantization_config=configuration).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", quantization_config=configuration).eval()
         seconds[f"load {name}"] = time.perf_counter() - started
         started = time.perf_counter()
         with torch.no_grad():
@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 12), ("hidden", 768), ("runs", 5), ("sequences", 8), ("length", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     options = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as directory:
@@ -77,6 +78,7 @@ def main() -> None:
             layers=options.layers,
             hidden=options.hidden,
             intermediate=options.hidden * 8 // 3 // 64 * 64,
+            dtype=getattr(torch, options.dtype),
         )
         text = make_text(root / "text.txt", options.sequences * options.length)
         token_ids = torch.randint(200, (options.sequences, options.length))
@@ -89,7 +91,12 @@ def main() -> None:
             rounds.append(sums | hand | {f"sweep: {k}": v for k, v in swept.items()})
         counted = rounds[1:]  # the first compiles and warms up
         medians = {name: round(statistics.median(r[name] for r in counted), 3) for name in counted[0]}
-        print(json.dumps({"parameters": parameters, "seconds": medians, "ratios": ratios(counted)}, indent=1))
+        print(
+            json.dumps(
+                {"dtype": options.dtype, "parameters": parameters, "seconds": medians, "ratios": ratios(counted)},
+                indent=1,
+            )
+        )
 
 
 def ratios(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
