@@ -3,21 +3,16 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from service.contracts.record import Record
 from service.contracts.tables import Column, Table
 
 REFERENCE = "reference"
 """The variant that the schemes are held against."""
 
 
-class _Record(BaseModel):
-    """Immutable; keys that a newer version added are kept, not refused, as everywhere in a report."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-
-class Separation(_Record):
+class Separation(Record):
     """How one dimension goes with the labels under one variant."""
 
     spearman_rho: float | None
@@ -26,7 +21,7 @@ class Separation(_Record):
     """Chance that a true record has the larger value, a tie counted half; None if there is but one label."""
 
 
-class LabelledDimension(_Record):
+class LabelledDimension(Record):
     """One of the dimensions that separate best under the reference."""
 
     dimension: int
@@ -34,7 +29,7 @@ class LabelledDimension(_Record):
     schemes: dict[str, Separation]
 
 
-class Labelled(_Record):
+class Labelled(Record):
     """The labelled prompts of a report; the `labelled` table has every record's values."""
 
     source: str

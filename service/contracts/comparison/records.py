@@ -6,13 +6,13 @@ positive one means more: more range, more error, more divergence.
 
 from datetime import datetime
 
+from service.contracts.record import Record
 from service.contracts.report import (
     CalibrationFacts,
     Entry,
     Estimate,
     LeftOut,
     ModelFacts,
-    Record,
     ReferenceFacts,
     SchemeFacts,
     Warning,

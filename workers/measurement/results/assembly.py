@@ -9,6 +9,17 @@ from typing import Any
 import pyarrow.compute as pc
 
 from service.contracts import report as contract
+from service.contracts.outliers import (
+    HeadFacts,
+    LayerwiseDimension,
+    LlmInt8Dimension,
+    LlmInt8Outliers,
+    MassiveActivation,
+    MassiveOutliers,
+    MedianQuantileOutliers,
+    Outliers,
+    VarianceOutliers,
+)
 from service.contracts.request import Analysis
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.layer_rows import PER_LAYER, Row, largest
@@ -27,9 +38,9 @@ Describe = Callable[[int, int], tuple[int, str | None]]
 class Assembled:
     """What the summary needs of all layers."""
 
-    outliers: contract.Outliers
-    massive_activations: tuple[contract.MassiveActivation, ...]
-    heads: contract.HeadFacts
+    outliers: Outliers
+    massive_activations: tuple[MassiveActivation, ...]
+    heads: HeadFacts
     surface: contract.SurfaceFacts
     worst_sites: dict[str, tuple[contract.WorstSite, ...]]
     """By scheme."""
@@ -67,7 +78,7 @@ def assemble(
     facts = [files.facts(layer) for layer in range(layers)]
     return Assembled(
         outliers=outliers,
-        massive_activations=tuple(contract.MassiveActivation(**row) for row in massive[:MASSIVE_IN_SUMMARY]),
+        massive_activations=tuple(MassiveActivation(**row) for row in massive[:MASSIVE_IN_SUMMARY]),
         heads=_heads(files, layers, analysis),
         surface=write_surface(files, layers, tables["surface"]),
         worst_sites={name: _worst_sites(files, layers, name) for name in analysis.schemes},
@@ -83,7 +94,7 @@ def _massive_activations(files: LayerFiles, layers: int, describe: Describe) -> 
     return rows
 
 
-def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis) -> contract.Outliers:
+def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis) -> Outliers:
     limits = analysis.llm_int8
     over_all = outlier_dimensions(
         (files.llm_int8(layer) for layer in range(layers)),
@@ -92,20 +103,18 @@ def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis
         limits.positions_fraction,
     )
     by_layer = _layerwise(files, layers)
-    return contract.Outliers(
-        llm_int8=contract.LlmInt8Outliers(
-            thresholds=limits, dimensions=tuple(contract.LlmInt8Dimension(**vars(d)) for d in over_all)
-        ),
-        massive_tensor=contract.MassiveOutliers(thresholds=analysis.massive, dimensions=by_layer["massive_tensor"]),
-        massive_token=contract.MassiveOutliers(thresholds=analysis.massive, dimensions=by_layer["massive_token"]),
-        median_quantile=contract.MedianQuantileOutliers(
+    return Outliers(
+        llm_int8=LlmInt8Outliers(thresholds=limits, dimensions=tuple(LlmInt8Dimension(**vars(d)) for d in over_all)),
+        massive_tensor=MassiveOutliers(thresholds=analysis.massive, dimensions=by_layer["massive_tensor"]),
+        massive_token=MassiveOutliers(thresholds=analysis.massive, dimensions=by_layer["massive_token"]),
+        median_quantile=MedianQuantileOutliers(
             thresholds=analysis.median_quantile, dimensions=by_layer["median_quantile"]
         ),
-        variance=contract.VarianceOutliers(thresholds=analysis.variance, dimensions=by_layer["variance"]),
+        variance=VarianceOutliers(thresholds=analysis.variance, dimensions=by_layer["variance"]),
     )
 
 
-def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[contract.LayerwiseDimension, ...]]:
+def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[LayerwiseDimension, ...]]:
     """Return, by definition, the dimensions that some layer flags, in ascending order."""
     peaks: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for layer in range(layers):
@@ -113,7 +122,7 @@ def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[contract.Layer
             peaks[row["definition"]][row["dimension"]].append(row["abs_max"])
     found = {
         definition: tuple(
-            contract.LayerwiseDimension(dimension=j, layers_fraction=len(p) / layers, abs_max=max(p))
+            LayerwiseDimension(dimension=j, layers_fraction=len(p) / layers, abs_max=max(p))
             for j, p in sorted(dimensions.items())
         )
         for definition, dimensions in peaks.items()
@@ -121,7 +130,7 @@ def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[contract.Layer
     return defaultdict(tuple, found)
 
 
-def _rows_over_all_layers(outliers: contract.Outliers) -> list[Row]:
+def _rows_over_all_layers(outliers: Outliers) -> list[Row]:
     rows: list[Row] = []
     for definition in type(outliers).model_fields:
         for dimension in getattr(outliers, definition).dimensions:
@@ -132,7 +141,7 @@ def _rows_over_all_layers(outliers: contract.Outliers) -> list[Row]:
     return rows
 
 
-def _heads(files: LayerFiles, layers: int, analysis: Analysis) -> contract.HeadFacts:
+def _heads(files: LayerFiles, layers: int, analysis: Analysis) -> HeadFacts:
     heads = measured = predicted = both = known = 0
     for layer in range(layers):
         table = files.table(layer, "heads")
@@ -141,7 +150,7 @@ def _heads(files: LayerFiles, layers: int, analysis: Analysis) -> contract.HeadF
         predicted += pc.sum(table["predicted_outlier"]).as_py() or 0
         both += pc.sum(pc.and_(table["measured_outlier"], table["predicted_outlier"])).as_py() or 0
         known += table.num_rows - table["predicted_outlier"].null_count
-    return contract.HeadFacts(
+    return HeadFacts(
         thresholds=analysis.heads,
         heads=heads,
         measured_outliers=measured,

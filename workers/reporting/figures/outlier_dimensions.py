@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from service.contracts.report import Outliers
+from service.contracts.outliers import Outliers
 from workers.reporting.figures import style
 from workers.reporting.figures.drawing import Drawing, provenance
 from workers.reporting.figures.scales import colour_bar, logarithmic, rising_norm

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from service.contracts.report import LayerwiseDimension, LlmInt8Dimension, MassiveActivation, Outliers, Report
+from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension, MassiveActivation, Outliers
+from service.contracts.report import Report
 from workers.reporting.text import ABSENT, counted, listing, number, percent
 from workers.reporting.topics.records import Fact, Grid, Topic, joined
 
