@@ -14,10 +14,10 @@ import traceback
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network; read when the libraries are imported
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that the kernels need
-os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
-if __name__ == "__main__":
+if __name__ == "__main__":  # read when the libraries are imported
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that kernels need
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
     sys.modules |= {"scipy": None}  # type: ignore[dict-item]  # transformers' losses would load it, and none is used
 
 import torch
