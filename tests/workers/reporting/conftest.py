@@ -17,7 +17,7 @@ from scipy import stats
 from service.contracts.labelled import labelled_table
 from service.contracts.schemes import SCHEMES
 from service.contracts.tables import TABLES, Table
-from workers.reporting.figures import style
+from workers.reporting.figures import activation_profile, gallery, style
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import load
 from workers.reporting.render import render
@@ -321,6 +321,12 @@ def draw_with() -> Callable[..., dict[str, Drawing]]:
         return found
 
     return drawings
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw but one figure, for tests of what becomes of the files, whatever they show."""
+    monkeypatch.setattr(gallery, "FIGURES", (activation_profile.draw,))
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,7 @@ def test_the_command_as_a_process(make_report, drawn_report):
     assert contents(directory) == contents(drawn_report)
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_nothing_else_in_the_report_changes(make_report):
     directory = make_report(schemes=())
     edit_report(directory, something_newer=[{"layer": 1, "value": 123.5}])
@@ -170,6 +171,7 @@ def test_a_column_of_another_type_is_named(make_report, capsys):
     assert "tables/profile.parquet: column 'value' is string, expected float32" in fails(directory, capsys)
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_another_major_version_is_refused_and_a_minor_one_read(make_report, capsys):
     directory = make_report(schemes=())
     edit_report(directory, schema_version="1.7")
@@ -201,6 +203,7 @@ def test_names_that_would_leave_the_report_are_refused(make_report, capsys, name
 
 @pytest.mark.parametrize("rendered", [False, True])
 @pytest.mark.parametrize("victim", ["report.html", "summary.md", "report.json"])
+@pytest.mark.usefixtures("one_figure")
 def test_a_full_disk_leaves_everything_as_it_was(make_report, capsys, monkeypatch, victim, rendered):
     directory = make_report(schemes=())
     if rendered:
@@ -219,6 +222,7 @@ def test_a_full_disk_leaves_everything_as_it_was(make_report, capsys, monkeypatc
 
 @pytest.mark.parametrize("rendered", [False, True])
 @pytest.mark.parametrize("victim", ["figures", "report.html", "summary.md", "report.json"])
+@pytest.mark.usefixtures("one_figure")
 def test_a_move_that_fails_is_undone(make_report, capsys, monkeypatch, victim, rendered):
     directory = make_report(schemes=())
     if rendered:
