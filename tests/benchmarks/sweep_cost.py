@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
+from workers.measurement.memory import return_large_pieces_at_once
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -58,8 +59,10 @@ def sweep(path: Path, text: Path, sequences: int, length: int, out: Path) -> dic
         }
     )
     narrator = Narrator(out=io.StringIO())
+    return_large_pieces_at_once()  # as the program does
     started = time.perf_counter()
     measure(request, out, narrator)
+    return_large_pieces_at_once(32 << 20)  # what the C library comes to by itself
     return narrator.stage_seconds | {"total": time.perf_counter() - started}
 
 

@@ -26,11 +26,14 @@ def return_pages() -> None:
         _TRIM(0)
 
 
-def return_large_pieces_at_once() -> None:
-    """Have the C library return large pieces when they are freed; by itself it keeps ever larger ones for later."""
+def return_large_pieces_at_once(size: int = 4 << 20) -> None:
+    """Have the C library return pieces of `size` bytes or more when they are freed.
+
+    By itself it keeps ever larger ones for later, up to 32 MiB.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def keep_what_is_loaded() -> None:
@@ -56,7 +59,5 @@ _MADV_PAGEOUT = 21
 """Of Linux 5.4 and later. Unlike other advice, it never loses what a page holds."""
 _MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 _M_MMAP_THRESHOLD = -3
-_LARGE = 4 << 20
-"""Bytes of a piece that the C library maps by itself, and unmaps when it is freed."""
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 """glibc's; other C libraries have none."""
