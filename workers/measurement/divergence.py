@@ -9,6 +9,7 @@ a few positions at a time, so memory does not grow with the text.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,24 +48,30 @@ def positions_per_chunk(vocabulary: int) -> int:
     return max(1, CHUNK_BYTES // (8 * vocabulary))
 
 
-def compare(reference: torch.Tensor, scheme: torch.Tensor, next_ids: torch.Tensor) -> Comparison:
-    """Compare logits [n, V] of the reference and of a scheme, given the true next tokens [n]."""
-    log_p = torch.log_softmax(reference.float().double(), dim=-1)
-    log_q = torch.log_softmax(scheme.float().double(), dim=-1)
-    columns = next_ids.to(log_p.device).unsqueeze(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-    return Comparison(
-        nll_reference=-log_p.gather(-1, columns).squeeze(-1).cpu().numpy(),
-        nll_scheme=-log_q.gather(-1, columns).squeeze(-1).cpu().numpy(),
-        kl_divergence=kl.clamp(min=0).cpu().numpy(),
-        same_top=(reference.argmax(dim=-1) == scheme.argmax(dim=-1)).cpu().numpy(),
-    )
+class Distributions:
+    """A model's distributions over the next token, at n positions."""
 
+    def __init__(self, logits: torch.Tensor, next_ids: torch.Tensor) -> None:
+        """Form them from logits [n, V], given the true next tokens [n]."""
+        self._log_p = torch.log_softmax(logits.double(), dim=-1)
+        self._top = logits.argmax(dim=-1)
+        column = next_ids.to(logits.device).unsqueeze(-1)
+        self.negative_log_likelihood: F64 = -self._log_p.gather(-1, column).squeeze(-1).cpu().numpy()
+        """[n]: -log P(next token)."""
 
-def negative_log_likelihood(logits: torch.Tensor, next_ids: torch.Tensor) -> F64:
-    """Return -log P(next token), [n], for logits [n, V] and the true next tokens [n]."""
-    log_p = torch.log_softmax(logits.float().double(), dim=-1)
-    return -log_p.gather(-1, next_ids.to(log_p.device).unsqueeze(-1)).squeeze(-1).cpu().numpy()
+    def compare(self, scheme: "Distributions") -> Comparison:
+        """Hold a scheme's distributions at the same positions against these, the reference's."""
+        kl = torch.linalg.vecdot(self._p, self._log_p - scheme._log_p)
+        return Comparison(
+            nll_reference=self.negative_log_likelihood,
+            nll_scheme=scheme.negative_log_likelihood,
+            kl_divergence=kl.clamp(min=0).cpu().numpy(),
+            same_top=(self._top == scheme._top).cpu().numpy(),
+        )
+
+    @cached_property
+    def _p(self) -> torch.Tensor:
+        return self._log_p.exp()
 
 
 def perplexity(nll: F64) -> Perplexity:

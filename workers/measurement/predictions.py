@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.measurement.divergence import Comparison, compare, negative_log_likelihood, positions_per_chunk
+from workers.measurement.divergence import Comparison, Distributions, positions_per_chunk
 from workers.measurement.progress import StageProgress
 from workers.measurement.results.tables import TableWriter
 from workers.measurement.state import SweepState
@@ -80,10 +80,11 @@ def _score_sequence(
     for start in range(first, len(ids) - 1, step):
         chunk = slice(start, min(start + step, len(ids) - 1))
         next_ids = ids[chunk.start + 1 : chunk.stop + 1]
-        logits = state.logits(REFERENCE, hidden[None, chunk])[0]
-        nll.append(negative_log_likelihood(logits, next_ids))
+        reference = Distributions(state.logits(REFERENCE, hidden[None, chunk])[0], next_ids)
+        nll.append(reference.negative_log_likelihood)
         for name, stream in others.items():
-            found[name].append(compare(logits, state.logits(name, stream[None, chunk])[0], next_ids))
+            scheme = Distributions(state.logits(name, stream[None, chunk])[0], next_ids)
+            found[name].append(reference.compare(scheme))
     return np.concatenate(nll), {name: _joined(parts) for name, parts in found.items()}
 
 

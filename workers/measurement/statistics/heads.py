@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from workers.measurement.statistics.deviation import token_products
+
 F64 = npt.NDArray[np.float64]
 
 
@@ -72,11 +74,10 @@ class HeadDeviation:
     def add(self, y: torch.Tensor, q: torch.Tensor) -> None:
         """Add a batch: the reference's z and the scheme's, [..., H * D]. What is not finite in either is left out."""
         heads = len(self._signal)
-        y, q = (z.reshape(-1, heads, z.shape[-1] // heads).float() for z in (y, q))
-        present = torch.isfinite(y) & torch.isfinite(q)
-        y, q = (torch.where(present, z, 0) for z in (y, q))
-        self._signal += y.square().sum(dim=(0, 2), dtype=torch.float64).cpu().numpy()
-        self._noise += (y - q).square().sum(dim=(0, 2), dtype=torch.float64).cpu().numpy()
+        channels = y.shape[-1] // heads
+        signal, _, _, noise, _ = token_products(y.reshape(-1, channels), q.reshape(-1, channels))
+        self._signal += signal.reshape(-1, heads).sum(axis=0)
+        self._noise += noise.reshape(-1, heads).sum(axis=0)
 
     def sqnr_db(self) -> list[float | None]:
         """Return 10 log10(signal / noise) of every head, [H]; None where exact, or where the head is silent."""

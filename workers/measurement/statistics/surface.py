@@ -20,6 +20,8 @@ MOST_POSITIONS = 256
 MOST_CHANNELS = 512
 """Columns of cells."""
 
+_ELEMENTS_AT_ONCE = 1 << 20
+
 I32 = NDArray[np.int32]
 
 
@@ -54,19 +56,24 @@ def reduce_surface(sequence: int, x: torch.Tensor) -> Surface:
     x = x.cpu()
     positions, channels = x.shape
     down, across = _step(positions, MOST_POSITIONS), _step(channels, MOST_CHANNELS)
-    rows = [_row(x[first : first + down].float().numpy(), first, across) for first in range(0, positions, down)]
-    position, channel, value = (np.stack(part) for part in zip(*rows, strict=True))
+    at_once = down * max(1, _ELEMENTS_AT_ONCE // (down * channels))
+    parts = [
+        _cells(x[first : first + at_once].float().numpy(), first, down, across)
+        for first in range(0, positions, at_once)
+    ]
+    position, channel, value = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Surface(sequence, positions, channels, position.astype(np.int32), channel.astype(np.int32), value)
 
 
-def _row(x: F32, first: int, across: int) -> tuple[NDArray[np.int64], NDArray[np.int64], F32]:
-    """Return position, channel and value of one row of cells, [C] each; x [positions of the row, d]."""
-    cells = -(-x.shape[1] // across)
-    magnitudes = np.full((len(x), cells * across), -1, np.float32)  # beyond the last channel there is nothing
-    magnitudes[:, : x.shape[1]] = np.where(np.isfinite(x), np.abs(x), -1)
-    grouped = magnitudes.reshape(len(x), cells, across).transpose(1, 0, 2).reshape(cells, -1)
-    place = grouped.argmax(axis=1)
-    position, channel = place // across, np.arange(cells) * across + place % across
+def _cells(x: F32, first: int, down: int, across: int) -> tuple[NDArray[np.int64], NDArray[np.int64], F32]:
+    """Return position, channel and value of some rows of cells, [P, C] each; x [positions, d] begins at `first`."""
+    rows, columns = -(-x.shape[0] // down), -(-x.shape[1] // across)
+    magnitudes = np.full((rows * down, columns * across), -1, np.float32)  # beyond the last ones there is nothing
+    magnitudes[: x.shape[0], : x.shape[1]] = np.where(np.isfinite(x), np.abs(x), -1)
+    grouped = magnitudes.reshape(rows, down, columns, across).transpose(0, 2, 1, 3).reshape(rows, columns, -1)
+    place = grouped.argmax(axis=-1)
+    position = np.arange(rows)[:, None] * down + place // across
+    channel = np.arange(columns) * across + place % across
     value = x[position, channel]
     return first + position, channel, np.where(np.isfinite(value), value, np.float32(np.nan))
 
