@@ -281,7 +281,7 @@ class MeasurementRequest(Analysis):
     device: Device = "auto"
     """Where to compute: `auto` takes a CUDA device when there is one."""
     batch_sequences: Annotated[int, Field(ge=1)] | None = None
-    """Sequences in one forward pass; by default as many as make up 512 tokens (4096 on CUDA), at least one."""
+    """Sequences in one forward pass; by default as many as have 2^21 values (2^26 on CUDA) where a layer is widest."""
     memory_bytes: MemorySize = DEFAULT_MEMORY
     """Hidden states that take more than this in all are kept in memory-mapped files."""
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS

@@ -18,7 +18,8 @@ if __name__ == "__main__":  # read when the libraries are imported
     os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that kernels need
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
-    sys.modules |= {"scipy": None}  # type: ignore[dict-item]  # transformers' losses would load it, and none is used
+    # Losses of transformers would load the first, functions that bitsandbytes compiles the others; none is called here.
+    sys.modules |= dict.fromkeys(("scipy", "torch._inductor.compile_fx", "torch._dynamo.backends.debugging"))  # type: ignore[arg-type]
 
 import torch
 import transformers
@@ -26,7 +27,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError
-from workers.measurement.memory import return_large_pieces_at_once
+from workers.measurement.memory import settle_memory
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return 0
     narrator = Narrator(out=_private_stdout())
     quiet_libraries()
-    return_large_pieces_at_once()
+    settle_memory()
     try:
         given = _Arguments().parse_args(arguments)
         request = _read_request(given.request)

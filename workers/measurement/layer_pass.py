@@ -11,7 +11,7 @@ from torch import nn
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
 from workers.measurement.errors import CannotQuantise
 from workers.measurement.findings import LayerFindings, SchemeFindings
-from workers.measurement.memory import return_pages
+from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
@@ -49,7 +49,6 @@ class LayerPass:
         self._heads = heads(self._config)
         self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
         copies = {s.name: quantise_layer(layer, self._parts, s, f"layer {index}") for s in state.schemes}
-        return_pages()  # of what came up while weights were quantised
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
         self._found = LayerFindings(index, schemes)
@@ -79,6 +78,8 @@ class LayerPass:
         """Advance every stream by one batch, and measure it: the reference first, then each scheme against it."""
         with capturing(self._layer, self._parts) as captured:
             hidden = self._advance(REFERENCE, self._layer, number)
+        for weight in self._layer.parameters():
+            drop_file_pages(weight)
         sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         self._measure_ranges(sites, sequence, position)
         for name, found in self._found.schemes.items():
@@ -163,6 +164,7 @@ def _measure_isolated(
         for component, rows in projection.parts.items():
             reference = captured.outputs[projection.name][..., rows]
             _add_deviation(found, Site(component, "output"), reference, output[..., rows])
+        del output  # before the next one comes up
 
 
 def _add_deviation(

@@ -1,39 +1,77 @@
-"""Gives memory back as soon as it is not needed, so that the peak is set by one layer and not by all that came before.
+"""Gives memory back when it is not needed, so that the peak is set by one layer and not by all that came before.
 
 Two things would keep it when a layer is done. bitsandbytes' modules and weights refer to each other, so only the cycle
-collector frees them, and it has no notion of how large they are. And the C library keeps what is freed, the longer the
-larger it was, between pieces that are still in use. What lies outside the layers, embedding and head, is needed only
-before and after them.
+collector frees them, and it has no notion of how large they are. And the C library keeps what is freed, in gaps
+between pieces that are still in use. The next layer uses most of that again, and pages that the system has to clear
+anew cost more than many a statistic; so it goes back only when layers leave ever more behind. What is read from mapped
+files needs no room of its own between two uses.
 """
 
 import ctypes
 import gc
+import math
 import mmap
+import os
 import sys
+from pathlib import Path
 
+import numpy as np
 import torch
 
 
-def release_memory() -> None:
-    """Free what nothing refers to any more, and hand unused pages back to the system."""
-    gc.collect()
-    return_pages()
+class PageReturn:
+    """Frees what a layer leaves behind, and hands unused pages back to the system once there are too many of them."""
+
+    def __init__(self) -> None:
+        """Start before the first layer."""
+        self._most: int | None = None
+
+    def after_layer(self) -> None:
+        """Collect; and return pages if much more is resident than after the layer that followed the last return."""
+        gc.collect()
+        resident = resident_bytes()
+        if self._most is None:
+            self._most = resident + GROWTH
+        elif resident > self._most:
+            return_pages()
+            self._most = None
 
 
 def return_pages() -> None:
-    """Hand the pages of freed memory back to the system; they would stay resident in the gaps between what is used."""
+    """Hand the pages of freed memory back to the system."""
     if _TRIM is not None:
         _TRIM(0)
 
 
-def return_large_pieces_at_once(size: int = 4 << 20) -> None:
-    """Have the C library return pieces of `size` bytes or more when they are freed.
+def resident_bytes() -> int:
+    """Return how much of the process is in memory; 0 where the system does not tell."""
+    try:
+        return int(_STATM.read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
-    By itself it keeps ever larger ones for later, up to 32 MiB.
+
+def settle_memory() -> None:
+    """Tell the C library once what suits a sweep, which asks for tensors of the same sizes over and over.
+
+    By itself it gives large pieces back when they are freed, until it has seen larger ones; and it takes more from the
+    system in small steps, so that the pieces lie badly.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, size)
+    _set(_M_MMAP_THRESHOLD, 32 << 20)  # the largest it takes
+    _set(_M_TRIM_THRESHOLD, 1 << 30)
+    _set(_M_TOP_PAD, 64 << 20)
+
+
+def empty_apart(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return an empty tensor that the system gets back as soon as it is freed, and that breaks up no other room.
+
+    For what lives as long as a layer, among tensors that come and go.
+    """
+    elements = math.prod(shape)
+    if device.type != "cpu" or elements * dtype.itemsize < _SMALLEST_APART:
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, elements * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def keep_what_is_loaded() -> None:
@@ -42,22 +80,50 @@ def keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def page_out(tensor: torch.Tensor) -> None:
-    """Let go of the pages of a tensor that lies in a mapped file; they are read again when it is used.
+def drop_file_pages(tensor: torch.Tensor) -> None:
+    """Let go of the pages of the mapped file in which a tensor lies; the system maps them anew when they are used.
 
-    Nothing happens to other tensors, nor where the system does not know the advice or does not allow it.
+    It still holds the file's pages as long as it has room for them, so that takes no reading. Nothing happens to small
+    tensors, to those in other memory, to pages that were written to, nor where the system does not tell which they are.
     """
-    if tensor.device.type != "cpu" or _MADVISE is None:
+    if tensor.device.type != "cpu" or tensor.nbytes < _SMALLEST_DROPPED or _MADVISE is None:
         return
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last:
-        _MADVISE(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_PAGEOUT)
+    storage, start = tensor.untyped_storage(), tensor.data_ptr()
+    stop = start + tensor.nbytes
+    # What the system maps at once may reach beyond the tensor, but no further than these.
+    begin = max(storage.data_ptr(), start - start % _HUGE_PAGE)
+    end = min(storage.data_ptr() + storage.nbytes(), stop + -stop % _HUGE_PAGE)
+    first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
+    if first < last and _only_of_files(first, last):
+        address, length = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+        _MADVISE(ctypes.c_void_p(address), ctypes.c_size_t(length), _MADV_DONTNEED)
 
 
-_MADV_PAGEOUT = 21
-"""Of Linux 5.4 and later. Unlike other advice, it never loses what a page holds."""
+def _only_of_files(first: int, last: int) -> bool:
+    """Whether every resident page of a range lies in a file or in shared memory, unchanged by this process alone."""
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as table:
+            entries = np.frombuffer(os.pread(table.fileno(), (last - first) * 8, first * 8), dtype=np.uint64)
+    except OSError:
+        return False
+    here, of_file = (entries >> 62) != 0, (entries >> 61) & 1 != 0
+    return len(entries) == last - first and bool((of_file | ~here).all())
+
+
+def _set(setting: int, value: int) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(setting, value)
+
+
+GROWTH = 32 << 20
+"""Bytes by which layers may leave ever more behind."""
+_STATM = Path("/proc/self/statm")
+_SMALLEST_APART = 1 << 20
+_SMALLEST_DROPPED = 1 << 20
+_HUGE_PAGE = 2 << 20
+_MADV_DONTNEED = 4
 _MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 """glibc's; other C libraries have none."""

@@ -34,9 +34,9 @@ from workers.measurement.sweep import prepare_sweep, sweep_layers
 from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
 from workers.measurement.workspace import identity_of, workspace
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Tokens in one forward pass unless the request says otherwise: enough to keep the device busy, and no more than that,
-for what is captured in a layer grows with them."""
+BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,
+and no more than that, for what is captured in a layer grows with them."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,13 @@ def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
         bos=bos,
         vocabulary=config.vocab_size,
         longest=getattr(config, "max_position_embeddings", None),
-        batch_tokens=BATCH_TOKENS[subject.decoder.device.type],
+        batch_tokens=_batch_tokens(subject.decoder),
     )
     return Prompts(records, batches, adds_bos=bos is not None)
+
+
+def _batch_tokens(decoder: Decoder) -> int:
+    return max(1, BATCH_VALUES[decoder.device.type] // decoder.widest)
 
 
 def _sweep(
@@ -149,7 +153,7 @@ def _sweep(
 ) -> tuple[SweepState, LayerFiles]:
     """Take every stream through every layer, keeping what is needed to go on after a kill."""
     decoder = subject.decoder
-    size = request.batch_sequences or max(1, BATCH_TOKENS[decoder.device.type] // request.sequence_length)
+    size = request.batch_sequences or max(1, _batch_tokens(decoder) // request.sequence_length)
     files = LayerFiles(work / "layers", request.schemes, request.heads)
     kept = StreamCheckpoint(work / "checkpoint")
     first = kept.layers_done()

@@ -15,7 +15,7 @@ from service.contracts.schemes import Scheme
 from workers.measurement.arguments import SharedTensors
 from workers.measurement.findings import LayerFindings
 from workers.measurement.layer_pass import LayerPass
-from workers.measurement.memory import keep_what_is_loaded, release_memory
+from workers.measurement.memory import PageReturn, keep_what_is_loaded, return_pages
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.quantization.outside import in_place, quantise_outside
 from workers.measurement.state import Batch, SweepState
@@ -58,14 +58,17 @@ def prepare_sweep(
                 with in_place(decoder.model, quantised.modules):
                     own, _ = decoder.record(batch.token_ids)
             streams.put(name, number, own)
+    decoder.rest()
     return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside)
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
     """Advance every stream from layer `first` on, and yield what was found at each layer."""
     keep_what_is_loaded()
+    pages = PageReturn()
     for index in range(first, len(state.decoder.layers)):
         with state.decoder.resident(index) as layer:
             found = LayerPass(state, index, layer).run()
-        release_memory()
+        pages.after_layer()
         yield found
+    return_pages()

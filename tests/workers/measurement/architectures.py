@@ -54,7 +54,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_neox": _config("GPTNeoX", **_SIZES),
     "opt": _config("OPT", **_SIZES, ffn_dim=128, word_embed_proj_dim=HIDDEN),
     "opt, norms after": _config("OPT", **_SIZES, ffn_dim=128, word_embed_proj_dim=HIDDEN, do_layer_norm_before=False),
-    "opt, projected": _config("OPT", **_SIZES, ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False),
+    "opt, projected": _config("OPT", **_SIZES, ffn_dim=128, word_embed_proj_dim=128, do_layer_norm_before=False),
     "phi": _config("Phi", **_GROUPED),
     "phi3": _config("Phi3", **_GROUPED, sliding_window=9),
     "falcon, one k and v": _config("Falcon", **_FALCON, multi_query=True),

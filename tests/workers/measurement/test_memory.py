@@ -1,46 +1,107 @@
-"""Giving memory back loses nothing."""
+"""Giving memory back loses nothing, and does give it back."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from workers.measurement.memory import page_out, release_memory, return_large_pieces_at_once, return_pages
+from workers.measurement import memory
+from workers.measurement.memory import (
+    GROWTH,
+    PageReturn,
+    drop_file_pages,
+    empty_apart,
+    resident_bytes,
+    return_pages,
+    settle_memory,
+)
+
+MANY = 4 << 20
+"""Elements of a file of 16 MiB."""
 
 
-@pytest.mark.parametrize("first", [0, 1, 1000, 5000])
-@pytest.mark.parametrize("length", [0, 1, 1024, 100_000])
-def test_a_mapped_tensor_is_the_same_after_its_pages_went(tmp_path: Path, first: int, length: int) -> None:
-    values = torch.arange(200_000, dtype=torch.float32)
+@pytest.fixture
+def mapped(tmp_path: Path) -> torch.Tensor:
+    """A float32 tensor that lies in a mapped file, as weights do: 0, 1, 2, ..."""
     file = tmp_path / "weights"
-    values.numpy().tofile(file)
-    mapped = torch.from_file(str(file), shared=False, size=len(values))[first : first + length]
-    before = mapped.clone()
-    page_out(mapped)
-    assert torch.equal(mapped, before)
+    torch.arange(MANY, dtype=torch.float32).numpy().tofile(file)
+    return torch.from_file(str(file), shared=False, size=MANY)
 
 
-def test_changed_and_anonymous_pages_keep_what_they_hold(tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    torch.zeros(100_000).numpy().tofile(file)
-    changed = torch.from_file(str(file), shared=False, size=100_000)
-    changed += 3
-    anonymous = torch.full((100_000,), 5.0)
-    for tensor in (changed, anonymous):
-        page_out(tensor)
-    assert changed.sum() == 300_000
-    assert anonymous.sum() == 500_000
+@pytest.mark.parametrize("first", [0, 1, 1000, 1 << 20])
+@pytest.mark.parametrize("length", [0, 1, 1024, 3 << 20])
+def test_a_mapped_tensor_is_the_same_after_its_pages_went(mapped: torch.Tensor, first: int, length: int) -> None:
+    part = mapped[first : first + length]
+    before = part.clone()
+    drop_file_pages(part)
+    assert torch.equal(part, before)
 
 
-def test_what_is_on_no_cpu_is_left_alone() -> None:
-    page_out(torch.empty(1000, 1000, device="meta"))
+def test_the_pages_of_a_mapped_file_go(mapped: torch.Tensor) -> None:
+    mapped.sum()
+    before = resident_bytes()
+    drop_file_pages(mapped)
+    assert before - resident_bytes() > 0.9 * mapped.nbytes
 
 
-def test_what_is_in_use_outlives_every_release() -> None:
-    return_large_pieces_at_once()
+def test_pages_that_were_written_to_stay(mapped: torch.Tensor) -> None:
+    mapped[5] = -1
+    drop_file_pages(mapped)
+    drop_file_pages(mapped[MANY // 2 :])
+    assert mapped[5] == -1
+    assert mapped[-1] == MANY - 1
+
+
+def test_a_change_beside_a_tensor_stays(mapped: torch.Tensor) -> None:
+    mapped[1000] = -1
+    drop_file_pages(mapped[1024 : 2 << 20])
+    assert mapped[1000] == -1
+
+
+def test_memory_of_no_file_keeps_what_it_holds() -> None:
+    anonymous = torch.full((MANY,), 5.0)
+    apart = empty_apart((MANY,), torch.float32, torch.device("cpu")).fill_(7)
+    for tensor in (anonymous, apart, torch.empty(1000, 1000, device="meta")):
+        drop_file_pages(tensor)
+    assert anonymous.sum() == 5 * MANY
+    assert apart.sum() == 7 * MANY
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 5), (1 << 20,), (1 << 10, 1 << 11)])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+def test_a_tensor_apart_is_a_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = empty_apart(shape, dtype, torch.device("cpu"))
+    tensor.fill_(3)
+    assert (tensor.shape, tensor.dtype, tensor.device.type) == (shape, dtype, "cpu")
+    assert tensor.is_contiguous()
+    assert bool((tensor == 3).all())
+
+
+def test_a_tensor_apart_goes_back_when_it_is_freed() -> None:
+    tensor = empty_apart((16, 1 << 20), torch.uint8, torch.device("cpu")).fill_(1)
+    nbytes, before = tensor.nbytes, resident_bytes()
+    del tensor
+    assert before - resident_bytes() > 0.9 * nbytes
+
+
+def test_what_is_in_use_outlives_a_return() -> None:
+    settle_memory()
     kept = [torch.full((1 << 20,), float(number)) for number in range(4)]
-    large = [torch.zeros(3 << 20) for _ in range(4)]
+    large = [torch.ones(3 << 20) for _ in range(4)]
+    before = resident_bytes()
     del large
     return_pages()
-    release_memory()
+    assert before - resident_bytes() > 40 << 20
     assert [float(tensor.mean()) for tensor in kept] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_pages_go_back_only_when_layers_leave_ever_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = 0
+    returned: list[int] = []
+    monkeypatch.setattr(memory, "resident_bytes", lambda: resident)
+    monkeypatch.setattr(memory, "return_pages", lambda: returned.append(resident))
+    pages = PageReturn()
+    for after_layer in (500, 500 + GROWTH, 501 + GROWTH, 400, 400 + GROWTH, 900 + GROWTH):
+        resident = after_layer
+        pages.after_layer()
+    assert returned == [501 + GROWTH, 900 + GROWTH]

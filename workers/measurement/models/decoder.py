@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workers.measurement.errors import BadModel
-from workers.measurement.memory import page_out
+from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.layer_reader import LayerReader, finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
@@ -67,6 +67,11 @@ class Decoder:
         """The type in which the checkpoint's layers are stored and computed."""
         return next(self.layers.parameters()).dtype
 
+    @property
+    def widest(self) -> int:
+        """The most channels that a weight of the layers takes or gives."""
+        return max((max(p.shape[-2:]) for p in self.layers.parameters() if p.ndim > 1), default=1)
+
     @contextmanager
     def resident(self, index: int) -> Iterator[nn.Module]:
         """Hold layer `index` in memory; afterwards its weights are freed.
@@ -86,6 +91,11 @@ class Decoder:
     def _place(self, layer: nn.Module, index: int) -> None:
         for name, tensor in self.reader.take(index).items():
             set_module_tensor_to_device(layer, name, self.device, value=tensor)
+
+    def rest(self) -> None:
+        """Let go of the pages of what lies outside the layers; they are read again when it is used."""
+        for parameter in self.model.parameters():
+            drop_file_pages(parameter)
 
     def record(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
         """Return what enters the first layer, [B, S, d], and every layer's own arguments, for token_ids [B, S]."""
@@ -170,8 +180,6 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
     answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
     probe_layers(model, layers, answer_length, device)
-    for parameter in model.parameters():
-        page_out(parameter)
     return replace(decoder, answer_length=answer_length)
 
 

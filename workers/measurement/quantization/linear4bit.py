@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import QuantisedProjection, Settings, row_ranges, with_bias
 
@@ -40,8 +41,13 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
             quant_type=settings["quant_type"],
         )
     codes, state = _quantised(weight, settings)
+    stored_bytes = codes.nbytes + _scale_bytes(state)
+    packs = weight.shape[0] % _PACKED_ROWS == 0 and weight.shape[1] % _PACKED_COLUMNS == 0
+    module.support_avx512bf16_for_cpu = module.support_avx512bf16_for_cpu and packs
+    packed = on_cpu and module.support_avx512bf16_for_cpu
+    scales = _scales(state)
     module.weight = bnb.nn.Params4bit(
-        codes,
+        _pack(codes, scales, state) if packed else codes,
         requires_grad=False,
         quant_state=state,
         blocksize=settings["block_size"],
@@ -51,14 +57,10 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
         bnb_quantized=True,
     )
     module.quant_state = state
-    packs = weight.shape[0] % _PACKED_ROWS == 0 and weight.shape[1] % _PACKED_COLUMNS == 0
-    module.support_avx512bf16_for_cpu = module.support_avx512bf16_for_cpu and packs
-    packed = on_cpu and module.support_avx512bf16_for_cpu
-    scales = _scales(state)  # taken now: packing rewrites the state
     return QuantisedProjection(
         module=with_bias(module, projection),
         dequantised=lambda rows: _dequantised(codes, scales, state, rows, weight.dtype),
-        nbytes=codes.nbytes + _scale_bytes(state),
+        nbytes=stored_bytes,
         path="cpu, packed for AVX512-BF16" if packed else str(weight.device.type),
     )
 
@@ -76,7 +78,7 @@ class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
 def _quantised(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
     """Return the codes of a weight [out, in], two in a byte, and bitsandbytes' state that says what they stand for."""
     in_features, block = weight.shape[1], int(settings["block_size"])
-    codes = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=weight.device)
+    codes = empty_apart((-(-weight.numel() // 2), 1), torch.uint8, weight.device)
     scales = torch.empty(-(-weight.numel() // block), dtype=torch.float32, device=weight.device)
     for rows in row_ranges(weight):
         packed, state = bnb.functional.quantize_4bit(
@@ -93,6 +95,26 @@ def _quantised(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, 
     return codes, state
 
 
+def _pack(codes: torch.Tensor, scales: torch.Tensor, state: Any) -> torch.Tensor:
+    """Return the codes as AVX512-BF16 takes them, and rewrite their state so.
+
+    bitsandbytes would do that at the first call, for the whole weight at once, in about 15 times its room. The packed
+    form goes by 32 rows, so it may as well be put together from ranges of rows.
+    """
+    rows_in_all, columns = state.shape
+    packed = empty_apart((rows_in_all, columns // 2), torch.uint8, codes.device)
+    transposed = torch.empty((columns // state.blocksize, rows_in_all), dtype=torch.bfloat16)
+    for rows in row_ranges(packed):
+        shape = torch.Size((rows.stop - rows.start, columns))
+        own_codes, part = _of_rows(codes, scales, state, rows, shape, state.dtype)
+        packed[rows], part = bnb.functional._convert_weight_packed_for_cpu(own_codes, part)
+        transposed[:, rows] = part.absmax
+    state.original_dtype, state.original_nested, state.original_qshape = state.dtype, state.nested, codes.shape
+    state.dtype, state.nested, state.absmax = part.dtype, False, transposed
+    state.packing_format_for_cpu = True
+    return packed
+
+
 def _scales(state: Any) -> torch.Tensor:
     """Return the scale of every block, float32, whichever way they are stored."""
     scales: torch.Tensor = state.absmax
@@ -105,19 +127,27 @@ def _dequantised(
     codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return the rows of a weight [out, in] that begin with a whole block, [rows, in]."""
+    elements = (rows.stop - rows.start) * state.shape[1]
+    long = torch.Size((1, elements + elements % 2))  # of an odd number of codes, the last is filling
+    values: torch.Tensor = bnb.functional.dequantize_4bit(*_of_rows(codes, scales, state, rows, long, dtype))
+    return values.reshape(-1)[:elements].view(-1, state.shape[1])
+
+
+def _of_rows(
+    codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, shape: torch.Size, dtype: torch.dtype
+) -> tuple[torch.Tensor, Any]:
+    """Return the codes of rows that begin with a whole block, and a state that says `shape` of them."""
     columns, block = state.shape[1], state.blocksize
     first, last = rows.start * columns, rows.stop * columns
-    packed = codes[first // 2 : -(-last // 2)]
-    long = bnb.functional.QuantState(
+    own = bnb.functional.QuantState(
         absmax=scales[first // block : -(-last // block)],
-        shape=torch.Size((1, 2 * packed.numel())),  # of an odd number of codes, the last is filling
+        shape=shape,
         code=state.code,
         blocksize=block,
         quant_type=state.quant_type,
         dtype=dtype,
     )
-    values: torch.Tensor = bnb.functional.dequantize_4bit(packed, long)
-    return values.reshape(-1)[: last - first].view(-1, columns)
+    return codes[first // 2 : -(-last // 2)], own
 
 
 def _scale_bytes(state: Any) -> int:

@@ -10,6 +10,7 @@ import bitsandbytes as bnb
 import torch
 from torch import nn
 
+from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import (
     QuantisedProjection,
@@ -51,7 +52,7 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjecti
             has_fp16_weights=False,
             threshold=settings["threshold"],
         )
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    codes = empty_apart(weight.shape, torch.int8, weight.device)
     scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     for rows in row_ranges(weight):
         codes[rows], scales[rows], _ = bnb.functional.int8_vectorwise_quant(weight[rows].half().contiguous())

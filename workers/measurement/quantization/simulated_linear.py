@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.grid import Grid
 from workers.measurement.quantization.projection import QuantisedProjection, Settings, row_ranges, with_bias
@@ -45,7 +46,7 @@ def simulated_linear(projection: nn.Module, settings: Settings) -> QuantisedProj
     def on_grid(rows: slice) -> torch.Tensor:
         return weight[rows].float() if grid is None else grid.quantise(weight[rows])
 
-    values = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    values = empty_apart(weight.shape, weight.dtype, weight.device)
     for rows in row_ranges(weight):
         values[rows] = on_grid(rows)
     module: Any = SimulatedLinear(values, Grid.of(settings, "input"))
