@@ -16,8 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the measurement does; read when torch is imported
-
 import torch
 
 from workers.measurement.statistics import backends, plain

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
+from workers.measurement.memory import settle_memory
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     options = parser.parse_args()
     quiet_libraries()
+    settle_memory()
     for dtype in options.dtypes:
         with tempfile.TemporaryDirectory() as directory:
             root = Path(directory)

@@ -16,7 +16,6 @@ from typing import NoReturn, TextIO
 
 if __name__ == "__main__":  # read when the libraries are imported
     os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on cores that kernels need
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
     # Losses of transformers would load the first, functions that bitsandbytes compiles the others; none is called here.
     sys.modules |= dict.fromkeys(("scipy", "torch._inductor.compile_fx", "torch._dynamo.backends.debugging"))  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ class Distributions:
     def __init__(self, logits: torch.Tensor, next_ids: torch.Tensor) -> None:
         """Form them from logits [n, V], given the true next tokens [n]."""
         self._log_p = torch.log_softmax(logits.double(), dim=-1)
-        self._top = logits.argmax(dim=-1)
+        self._top = logits.max(dim=-1).indices  # the first, where several are; much faster than argmax in bf16
         column = next_ids.to(logits.device).unsqueeze(-1)
         self.negative_log_likelihood: F64 = -self._log_p.gather(-1, column).squeeze(-1).cpu().numpy()
         """[n]: -log P(next token)."""

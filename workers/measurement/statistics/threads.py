@@ -2,9 +2,7 @@
 
 numba's own parallel loops are not used. Their OpenMP threads, like torch's, spin for a while when they have nothing
 to do, and two such pools take the cores from each other; the alternative that does not spin may not be entered from
-two threads. These threads sleep between calls, and kernels hold no lock. A program in which torch works in between
-sets OMP_WAIT_POLICY=PASSIVE before it imports torch: after a matrix product, kernels then take about two thirds of the
-time.
+two threads. These threads sleep between calls, and kernels hold no lock.
 """
 
 import os
