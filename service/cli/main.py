@@ -236,12 +236,15 @@ def download_report(
 @reports.command("render")
 def render_report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where a report lies, such as --out left it.")],
+    density: Annotated[
+        bool, typer.Option("--density", help="Histograms of labelled prompts as densities, not counts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draw a report's figures and page anew from its tables, in place. Needs no model and no torch."""
     from service.cli import redrawing
 
-    redrawing.render(directory, as_json=as_json)
+    redrawing.render(directory, density=density, as_json=as_json)
 
 
 @reports.command("compare")

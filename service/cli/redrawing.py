@@ -7,10 +7,13 @@ from service.cli import output, reporting
 from service.errors import InvalidRequest
 
 
-def render(directory: Path, *, as_json: bool) -> None:
-    """Draw the report in `directory` anew, in place. Raises InvalidRequest where no report lies."""
+def render(directory: Path, *, density: bool, as_json: bool) -> None:
+    """Draw the report in `directory` anew, in place, labelled prompts as densities if asked.
+
+    Raises InvalidRequest where no report lies.
+    """
     check_report(directory, "DIR")
-    reporting.run(reporting.REPORT, [str(directory.absolute())])
+    reporting.run(reporting.REPORT, [str(directory.absolute()), *(["--density"] if density else [])])
     report = json.loads((directory / "report.json").read_bytes())
     page = directory.absolute() / "report.html"
     left_out = report["figures_left_out"]

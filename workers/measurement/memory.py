@@ -31,7 +31,7 @@ class PageReturn:
         gc.collect()
         resident = resident_bytes()
         if self._most is None:
-            self._most = resident + GROWTH
+            self._most = resident + resident // GROWTH
         elif resident > self._most:
             return_pages()
             self._most = None
@@ -116,8 +116,8 @@ def _set(setting: int, value: int) -> None:
         mallopt(setting, value)
 
 
-GROWTH = 32 << 20
-"""Bytes by which layers may leave ever more behind."""
+GROWTH = 32
+"""Layers may leave more behind by this part of what is resident."""
 _STATM = Path("/proc/self/statm")
 _SMALLEST_APART = 1 << 20
 _SMALLEST_DROPPED = 1 << 20

@@ -25,9 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=_count, metavar="N", help="how many draw at once; default: by size and CPUs"
     )
+    parser.add_argument("--density", action="store_true", help="labelled prompts: densities instead of counts")
     given = parser.parse_args(arguments)
     try:
-        render(given.directory, given.processes)
+        render(given.directory, given.processes, density=given.density)
     except KeyboardInterrupt:
         print("workers.reporting: stopped", file=sys.stderr)
         return 1

@@ -181,6 +181,8 @@ class Source:
     directory: Path
     """Where report.json lies."""
     report: Report
+    density: bool = False
+    """Whether histograms of labelled prompts show densities instead of counts."""
 
     @cached_property
     def tables(self) -> Tables:
@@ -217,8 +219,8 @@ class Source:
         return values
 
 
-def load(directory: Path) -> Source:
-    """Read the report in `directory` and check the tables that it lists.
+def load(directory: Path, *, density: bool = False) -> Source:
+    """Read the report in `directory` and check the tables that it lists; `density` says how it will be drawn.
 
     Raises:
         ReportUnreadable: report.json or a table is missing, damaged, or of another major schema version.
@@ -237,7 +239,7 @@ def load(directory: Path) -> Source:
         where = ".".join(str(part) for part in first["loc"])
         raise ReportUnreadable(f"report.json: {where}: {first['msg']}") from error
     _check_names(report)
-    source = Source(directory, report)
+    source = Source(directory, report, density)
     for table in report.tables:
         source.tables.check(table.name)
     return source

@@ -14,7 +14,7 @@ PUBLISHED = ("figures", "report.html", "summary.md", "report.json")
 """What rendering writes, in the order in which it is put in place."""
 
 
-def render(directory: Path, processes: int | None = None) -> Report:
+def render(directory: Path, processes: int | None = None, *, density: bool = False) -> Report:
     """Draw the figures, page and summary of the report in `directory`, and name the figures in its report.json.
 
     A report that was rendered before is rendered afresh; the same report gives the same bytes.
@@ -22,6 +22,7 @@ def render(directory: Path, processes: int | None = None) -> Report:
     Args:
         directory: The report.
         processes: How many draw at once; by default as many as the report's size and the CPUs make sensible.
+        density: Draw the histograms of labelled prompts as densities instead of counts.
 
     Returns:
         The report as it now stands.
@@ -30,7 +31,7 @@ def render(directory: Path, processes: int | None = None) -> Report:
         ReportUnreadable: report.json or a table is missing, damaged or of another form.
         OSError: a file could not be written. In both cases `directory` is as it was.
     """
-    source = load(directory)
+    source = load(directory, density=density)
     with staged(directory, PUBLISHED) as stage:
         (stage / "figures").mkdir()
         gallery = draw_all(source, stage / "figures", processes)

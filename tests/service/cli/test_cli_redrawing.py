@@ -27,13 +27,20 @@ def contents(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+def labelled_caption(directory):
+    figures = json.loads((directory / "report.json").read_text())["figures"]
+    return next(figure["caption"] for figure in figures if figure["name"] == "labelled_activations")
+
+
 def test_a_stored_report_is_drawn_anew(headroom, stored):
     ran = headroom("reports", "render", str(stored))
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.splitlines()[-1] == f"Report: {stored / 'report.html'}"
     assert (stored / "figures" / "error_growth.svg").is_file()
-    ran = headroom("reports", "render", str(stored), "--json")
+    assert "height: number of prompts" in labelled_caption(stored)
+    ran = headroom("reports", "render", str(stored), "--density", "--json")
     report = json.loads((stored / "report.json").read_text())
+    assert "height: density" in labelled_caption(stored)
     assert ran.document == {
         "directory": str(stored),
         "page": str(stored / "report.html"),

@@ -101,7 +101,7 @@ def test_pages_go_back_only_when_layers_leave_ever_more(monkeypatch: pytest.Monk
     monkeypatch.setattr(memory, "resident_bytes", lambda: resident)
     monkeypatch.setattr(memory, "return_pages", lambda: returned.append(resident))
     pages = PageReturn()
-    for after_layer in (500, 500 + GROWTH, 501 + GROWTH, 400, 400 + GROWTH, 900 + GROWTH):
+    for after_layer in (GROWTH, GROWTH + 1, GROWTH + 2, 3 * GROWTH, 3 * GROWTH + 3, 9 * GROWTH):
         resident = after_layer
         pages.after_layer()
-    assert returned == [501 + GROWTH, 900 + GROWTH]
+    assert returned == [GROWTH + 2, 9 * GROWTH]

@@ -313,9 +313,9 @@ def rows_of() -> Callable[[Path, str], Rows]:
 def draw_with() -> Callable[..., dict[str, Drawing]]:
     """A function that draws one module's figures of a report, by name, their text laid out as it will be saved."""
 
-    def drawings(module: Any, directory: Path) -> dict[str, Drawing]:
+    def drawings(module: Any, directory: Path, *, density: bool = False) -> dict[str, Drawing]:
         with style.applied():
-            found = {drawing.name: drawing for drawing in module.draw(load(directory))}
+            found = {drawing.name: drawing for drawing in module.draw(load(directory, density=density))}
             for drawing in found.values():
                 drawing.figure.draw_without_rendering()
         return found

@@ -194,6 +194,14 @@ def test_every_report_with_prompts_has_its_row(make_report):
     drawing = drawn(labelled, directories)
     names = [axes.get_ylabel().split()[-1] for axes in drawing.figure.axes if axes.get_ylabel()]
     assert names == ["(a)", "(c)"]
+    for said in (
+        "40 prompts of statements.jsonl",
+        "30 prompts of",
+        "int8 (LLM.int8()), threshold 6.0",
+        "seed 0",
+        "tables/",
+    ):
+        assert said in drawing.caption
     assert list(labelled.draw(gather(directories[1:2] * 2))) == []
 
 

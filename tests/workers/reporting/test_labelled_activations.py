@@ -149,10 +149,7 @@ def test_axes_cover_the_data_and_leave_what_is_written_free(make_report, draw, r
 
 
 def test_densities_have_an_area_of_one_and_an_axis_each(make_report, draw_with):
-    class Dense:
-        draw = staticmethod(partial(labelled_activations.draw, density=True))
-
-    drawing = draw_with(Dense, make_report())["labelled_activations"]
+    drawing = draw_with(labelled_activations, make_report(), density=True)["labelled_activations"]
     for axes in panels(drawing).values():
         for variant in ("reference", "nf4"):
             for side in ("true", "false"):

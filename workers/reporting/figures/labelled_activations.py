@@ -18,13 +18,8 @@ MOST_PANELS = 16
 """Dimensions that are drawn; the table may have more."""
 
 
-def draw(source: Source, *, density: bool = False) -> Iterator[Drawing]:
-    """Yield the figure, unless no labelled prompts were given.
-
-    Args:
-        source: The report.
-        density: Draw densities instead of counts; see `grid`.
-    """
+def draw(source: Source) -> Iterator[Drawing]:
+    """Yield the figure, unless no labelled prompts were given; `source.density` asks for densities, see `grid`."""
     labelled = source.report.labelled
     if labelled is None:
         return
@@ -32,10 +27,10 @@ def draw(source: Source, *, density: bool = False) -> Iterator[Drawing]:
     yield Drawing(
         name="labelled_activations",
         title="Activations of true and false answers",
-        caption=_caption(source, labelled, row, density),
+        caption=_caption(source, labelled, row),
         alt=_alt(row),
         table="labelled",
-        figure=grid([row], density=density),
+        figure=grid([row], density=source.density),
     )
 
 
@@ -82,7 +77,7 @@ def _unranked(labelled: Labelled) -> str:
     return f"None of the model's hidden dimensions varies with the {labelled.given}s of the prompts."
 
 
-def _caption(source: Source, labelled: Labelled, row: Row, density: bool) -> str:
+def _caption(source: Source, labelled: Labelled, row: Row) -> str:
     vector = "after the final norm" if labelled.depth is None else f"after layer {labelled.depth}"
     true, false = labelled.true_records, labelled.records - labelled.true_records
     parts = [
@@ -90,7 +85,7 @@ def _caption(source: Source, labelled: Labelled, row: Row, density: bool) -> str
         f"{visible(labelled.source)}: {true:,} true, {false:,} false{_threshold(labelled)}."
     ]
     if row.panels:
-        parts += _reading(labelled, density)
+        parts += _reading(labelled, source.density)
         parts += _schemes(source, row)
         parts += _lost(row)
     else:

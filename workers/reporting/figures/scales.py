@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm, LogNorm, Normalize
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from workers.reporting.text import number
 
+_STEPS = 64
+"""Colours of a bar; each is a shape in the page."""
 DECADE = 10.0
 """Largest over smallest value from which colours follow the logarithm."""
 
@@ -76,7 +79,7 @@ def centred_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
 
 def colour_bar(figure: Any, axes: Any, mesh: Any, ticks: list[float], label: str, **place: float) -> None:
     """Draw the bar that tells what the colours of `mesh` mean, as shapes and text."""
-    bar = figure.colorbar(mesh, ax=axes, **place)
+    bar = figure.colorbar(ScalarMappable(mesh.norm, mesh.cmap.resampled(_STEPS)), ax=axes, **place)
     bar.outline.set_visible(False)
     bar.solids.set(edgecolor="face", rasterized=False)  # an embedded image would be a request of the page
     bar.set_label(label)
