@@ -212,6 +212,7 @@ def test_hostile_text_comes_out_as_text(make_report, edit_table):
         assert "<script" not in svg.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_warnings_stand_before_the_findings(make_report):
     directory = make_report(
         schemes=(), warnings=(("nonfinite", "Three values are not finite", "layer 2 mlp.down.output"),)
@@ -230,6 +231,7 @@ def test_no_outliers_and_no_schemes_are_said(make_report):
     assert "No scheme was asked for" in text
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_values_beyond_fp16_are_counted(make_report, edit_table):
     directory = make_report(schemes=())
     edit_table(directory, "sites", lambda rows: rows[6].update(over_fp16=1234))

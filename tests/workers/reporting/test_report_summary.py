@@ -82,12 +82,14 @@ def test_its_sentences_are_the_pages(summary, drawn_report):
     assert [lead for lead in leads[:6] if Words(lead).text not in told] == []
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_warnings_are_told(make_report):
     directory = make_report(warnings=(("nonfinite", "Three values are NaN", "layer 2"),))
     render(directory)
     assert "- Three values are NaN (layer 2) " in (directory / "summary.md").read_text()
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_a_report_without_schemes_is_told(make_report):
     directory = make_report(schemes=(), outliers=0)
     render(directory)
@@ -96,6 +98,7 @@ def test_a_report_without_schemes_is_told(make_report):
     assert "headroom analyze" not in told
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_hostile_text_comes_out_as_text(make_report):
     directory = make_report(source=HOSTILE, warnings=((HOSTILE, HOSTILE, HOSTILE),), extra=(HOSTILE,))
     path = directory / "report.json"
