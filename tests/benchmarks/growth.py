@@ -20,6 +20,7 @@ from checkpoints import make_llama, make_text
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
+from workers.measurement.memory import settle_memory
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     quiet_libraries()
+    settle_memory()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         text = make_text(root / "text.txt", max(SEQUENCES) * LENGTH)

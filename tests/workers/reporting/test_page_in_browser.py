@@ -64,6 +64,9 @@ def test_nobody_is_kept_from_reading_a_comparison(browser, drawn_report, make_re
         browser.show(tmp_path / "comparison" / "comparison.html", **screen, dark=screen is PHONE)
         assert axe(browser, screen) == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= screen["width"]
+        outcome = "document.querySelector('.lead li').getBoundingClientRect()"
+        lines = browser.evaluate(f"{outcome}.height / parseFloat(getComputedStyle(document.body).lineHeight)")
+        assert lines < (3 if screen is DESKTOP else 7), "the outcome has the width of the page"
 
 
 def test_axe_core_sees_what_is_wrong(browser, tmp_path):

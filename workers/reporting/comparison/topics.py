@@ -46,15 +46,18 @@ def headlines(gathered: Gathered) -> list[str]:
 def _headline(difference: Difference) -> str:
     if not difference.schemes:
         return f"{difference.label}: shares no scheme with the baseline."
-    changed = [
-        f"{marked(scheme)} {'worse' if found.kl_divergence.difference.value > 0 else 'better'} by a mean KL of "
-        f"{_signed(found.kl_divergence.difference)} nats"
+    clear = {
+        scheme: found.kl_divergence.difference
         for scheme, found in difference.schemes.items()
         if found.kl_divergence.clear and found.kl_divergence.difference
+    }
+    changed = [
+        f"{marked(scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_signed(by)} nats"
+        for scheme, by in clear.items()
     ]
-    rest = len(difference.schemes) - len(changed)
-    unclear = f"{counted(rest, 'scheme')} without a clear difference" if rest else ""
-    return f"{difference.label}: {'; '.join([*changed, *([unclear] if unclear else [])])}."
+    rest = [marked(scheme) for scheme in difference.schemes if scheme not in clear]
+    unclear = [f"no clear difference of the mean KL under {', '.join(rest)}"] if rest else []
+    return f"{difference.label}: {'; '.join([*changed, *unclear])}."
 
 
 def _divergence(gathered: Gathered) -> Topic:
