@@ -1,5 +1,6 @@
 """The stack that stays: how it stops, how it is killed, and what becomes of the job that was running."""
 
+import json
 import signal
 
 import httpx
@@ -70,3 +71,18 @@ def test_other_commands_find_the_running_stack_and_a_second_one_is_refused(machi
         assert refused.returncode == 2
         assert f"in use by process {stack.process.pid} at {stack.url}" in refused.stderr
         assert len(stack.family()) == before
+
+
+def test_two_reports_of_the_stack_are_compared(machine):
+    with machine.serve() as stack:
+        jobs = [stack.call("POST", "/v1/jobs", json=QUICK | {"sequences": sequences}) for sequences in (2, 3)]
+        ids = [job["id"] for job in jobs]
+        assert [stack.ended(report)["status"] for report in ids] == ["succeeded"] * 2
+        ran = machine.run("reports", "compare", *ids, "--out", "compared", "--json")
+        assert ran.returncode == 0, ran.stderr
+        compared = json.loads(ran.stdout)["comparison"]
+        assert compared | {"figures": []} == stack.call("GET", "/v1/comparisons", params={"report": ids})
+    assert compared["figures"]
+    assert list(compared["differences"][0]["schemes"]) == ["nf4"]
+    assert any("calibration" in warning["message"] for warning in compared["warnings"])
+    assert "Divergence of the predictions" in (machine.home / "compared" / "comparison.html").read_text()
