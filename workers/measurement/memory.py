@@ -80,19 +80,21 @@ def keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def drop_file_pages(tensor: torch.Tensor) -> None:
-    """Let go of the pages of the mapped file in which a tensor lies; the system maps them anew when they are used.
+def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
+    """Let go of a tensor's pages in the file that is mapped for it, or of all that file's pages.
 
-    It still holds the file's pages as long as it has room for them, so that takes no reading. Nothing happens to small
-    tensors, to those in other memory, to pages that were written to, nor where the system does not tell which they are.
+    The system maps them anew when they are used. It still holds the file's pages as long as it has room for them, so
+    that takes no reading. Nothing happens to small tensors, to those in other memory, to pages that were written to,
+    nor where the system does not tell which they are.
     """
     if tensor.device.type != "cpu" or tensor.nbytes < _SMALLEST_DROPPED or _MADVISE is None:
         return
     storage, start = tensor.untyped_storage(), tensor.data_ptr()
     stop = start + tensor.nbytes
     # What the system maps at once may reach beyond the tensor, but no further than these.
-    begin = max(storage.data_ptr(), start - start % _HUGE_PAGE)
-    end = min(storage.data_ptr() + storage.nbytes(), stop + -stop % _HUGE_PAGE)
+    begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+    if not whole_file:
+        begin, end = max(begin, start - start % _HUGE_PAGE), min(end, stop + -stop % _HUGE_PAGE)
     first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
     if first < last and _only_of_files(first, last):
         address, length = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE

@@ -44,6 +44,13 @@ def test_the_pages_of_a_mapped_file_go(mapped: torch.Tensor) -> None:
     assert before - resident_bytes() > 0.9 * mapped.nbytes
 
 
+def test_the_pages_of_the_whole_file_go_on_request(mapped: torch.Tensor) -> None:
+    mapped.sum()
+    before = resident_bytes()
+    drop_file_pages(mapped[: 1 << 18], whole_file=True)
+    assert before - resident_bytes() > 0.9 * mapped.nbytes
+
+
 def test_pages_that_were_written_to_stay(mapped: torch.Tensor) -> None:
     mapped[5] = -1
     drop_file_pages(mapped)

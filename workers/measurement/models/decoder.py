@@ -93,9 +93,9 @@ class Decoder:
             set_module_tensor_to_device(layer, name, self.device, value=tensor)
 
     def rest(self) -> None:
-        """Let go of the pages of what lies outside the layers; they are read again when it is used."""
+        """Let go of the file pages of what lies outside the layers, and of what loading read beside it."""
         for parameter in self.model.parameters():
-            drop_file_pages(parameter)
+            drop_file_pages(parameter, whole_file=True)
 
     def record(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
         """Return what enters the first layer, [B, S, d], and every layer's own arguments, for token_ids [B, S]."""
