@@ -11,7 +11,6 @@ from torch import nn
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
 from workers.measurement.errors import CannotQuantise
 from workers.measurement.findings import LayerFindings, SchemeFindings
-from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
@@ -52,6 +51,7 @@ class LayerPass:
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
         self._found = LayerFindings(index, schemes)
+        state.pages.check()
         self._loudest = (-1.0, 0)  # largest magnitude at block.output, and its sequence
 
     def run(self) -> LayerFindings:
@@ -60,6 +60,7 @@ class LayerPass:
         for number, batch in enumerate(self._state.batches):
             if batch.measured:
                 self._measure(number, sequence, position)
+                self._state.pages.after_batch()
             else:
                 self._pass(number)
             sequence += len(batch.token_ids)
@@ -78,8 +79,6 @@ class LayerPass:
         """Advance every stream by one batch, and measure it: the reference first, then each scheme against it."""
         with capturing(self._layer, self._parts) as captured:
             hidden = self._advance(REFERENCE, self._layer, number)
-        for weight in self._layer.parameters():
-            drop_file_pages(weight)
         sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         self._measure_ranges(sites, sequence, position)
         for name, found in self._found.schemes.items():

@@ -20,21 +20,22 @@ import torch
 
 
 class PageReturn:
-    """Frees what a layer leaves behind, and hands unused pages back to the system once there are too many of them."""
+    """Hands unused pages back to the system once there are too many of them."""
 
     def __init__(self) -> None:
         """Start before the first layer."""
-        self._most: int | None = None
+        self._least: int | None = None
 
-    def after_layer(self) -> None:
-        """Collect; and return pages if much more is resident than after the layer that followed the last return."""
-        gc.collect()
+    def after_batch(self) -> None:
+        """Take note of what is resident, and `check`."""
         resident = resident_bytes()
-        if self._most is None:
-            self._most = resident + resident // GROWTH
-        elif resident > self._most:
+        self._least = min(resident, self._least or resident)
+        self.check()
+
+    def check(self) -> None:
+        """Return pages if much more is resident than after the batch after which the least was."""
+        if self._least is not None and resident_bytes() > self._least + self._least // GROWTH:
             return_pages()
-            self._most = None
 
 
 def return_pages() -> None:
@@ -87,7 +88,7 @@ def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
     that takes no reading. Nothing happens to small tensors, to those in other memory, to pages that were written to,
     nor where the system does not tell which they are.
     """
-    if tensor.device.type != "cpu" or tensor.nbytes < _SMALLEST_DROPPED or _MADVISE is None:
+    if tensor.device.type != "cpu" or tensor.nbytes < _SMALLEST_DROPPED:
         return
     storage, start = tensor.untyped_storage(), tensor.data_ptr()
     stop = start + tensor.nbytes
@@ -95,8 +96,28 @@ def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
     begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
     if not whole_file:
         begin, end = max(begin, start - start % _HUGE_PAGE), min(end, stop + -stop % _HUGE_PAGE)
+    _drop(begin, end)
+
+
+def drop_code_pages() -> None:
+    """Let go of the pages of all program code: most of it has been of use in loading and compiling, and no further.
+
+    As with tensors, the system maps anew what is used again.
+    """
+    try:
+        mappings = [line.split() for line in _MAPS.read_text().splitlines()]
+    except OSError:
+        return
+    for addresses, permissions, _, _, file, *_ in mappings:
+        if "w" not in permissions and file != "0":
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            _drop(begin, end)
+
+
+def _drop(begin: int, end: int) -> None:
+    """Let go of the whole pages between two addresses if all are pages of files."""
     first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
-    if first < last and _only_of_files(first, last):
+    if _MADVISE is not None and first < last and _only_of_files(first, last):
         address, length = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
         _MADVISE(ctypes.c_void_p(address), ctypes.c_size_t(length), _MADV_DONTNEED)
 
@@ -118,11 +139,12 @@ def _set(setting: int, value: int) -> None:
         mallopt(setting, value)
 
 
-GROWTH = 32
+GROWTH = 4
 """Layers may leave more behind by this part of what is resident."""
 _STATM = Path("/proc/self/statm")
+_MAPS = Path("/proc/self/maps")
 _SMALLEST_APART = 1 << 20
-_SMALLEST_DROPPED = 1 << 20
+_SMALLEST_DROPPED = 4 << 20
 _HUGE_PAGE = 2 << 20
 _MADV_DONTNEED = 4
 _MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None

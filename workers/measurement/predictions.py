@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from workers.measurement.divergence import Comparison, Distributions, positions_per_chunk
+from workers.measurement.memory import return_pages
 from workers.measurement.progress import StageProgress
 from workers.measurement.results.tables import TableWriter
 from workers.measurement.state import SweepState
@@ -68,6 +69,8 @@ def compare_predictions(
             found[name].append(comparison)
             table.append(_token_columns(name, number, ids, first, comparison))
         progress.done(number + 1)
+        state.pages.check()
+    return_pages()
     return Predictions(np.concatenate(reference_nll), {name: _joined(parts) for name, parts in found.items()})
 
 

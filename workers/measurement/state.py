@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
+from workers.measurement.memory import PageReturn
 from workers.measurement.models.decoder import Arguments, Decoder
 from workers.measurement.quantization.outside import QuantisedOutside, in_place
 from workers.measurement.streams import Streams
@@ -37,6 +38,7 @@ class SweepState:
     streams: Streams
     outside: Mapping[str, QuantisedOutside]
     """By scheme: what stands in place of the projections outside the layers."""
+    pages: PageReturn = field(default_factory=PageReturn)
 
     def logits(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [B, S, V] of a stream's hidden states [B, S, d] after the last layer."""

@@ -7,6 +7,7 @@ So memory holds one layer and its copies, whatever the depth, and nothing is car
 streams: every layer boundary is a place to go on from.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from service.contracts.schemes import Scheme
 from workers.measurement.arguments import SharedTensors
 from workers.measurement.findings import LayerFindings
 from workers.measurement.layer_pass import LayerPass
-from workers.measurement.memory import PageReturn, keep_what_is_loaded, return_pages
+from workers.measurement.memory import drop_code_pages, keep_what_is_loaded, return_pages
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.quantization.outside import in_place, quantise_outside
 from workers.measurement.state import Batch, SweepState
@@ -59,16 +60,17 @@ def prepare_sweep(
                     own, _ = decoder.record(batch.token_ids)
             streams.put(name, number, own)
     decoder.rest()
+    drop_code_pages()
     return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside)
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
     """Advance every stream from layer `first` on, and yield what was found at each layer."""
     keep_what_is_loaded()
-    pages = PageReturn()
     for index in range(first, len(state.decoder.layers)):
         with state.decoder.resident(index) as layer:
             found = LayerPass(state, index, layer).run()
-        pages.after_layer()
+        gc.collect()
+        state.pages.check()
         yield found
     return_pages()

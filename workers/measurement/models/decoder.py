@@ -81,10 +81,13 @@ class Decoder:
         """
         layer = self.layers[index]
         names = [name for name, _ in layer.named_parameters()]
+        handles = [module.register_forward_hook(_let_go) for module in layer.modules() if module._parameters]
         try:
             self._place(layer, index)
             yield layer
         finally:
+            for handle in handles:
+                handle.remove()
             for name in names:
                 set_module_tensor_to_device(layer, name, "meta")
 
@@ -123,6 +126,12 @@ class Decoder:
         finally:
             handle.remove()
         return entered[0]
+
+
+def _let_go(module: nn.Module, *_: object) -> None:
+    """Let go of the file pages of the weights that a module has just used."""
+    for parameter in module.parameters(recurse=False):
+        drop_file_pages(parameter)
 
 
 def run_layer(layer: Callable[..., Any], hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:

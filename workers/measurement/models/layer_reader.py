@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from workers.measurement.errors import BadModel
+from workers.measurement.memory import drop_file_pages
 
 Tensors = dict[str, torch.Tensor]
 """By name inside the layer."""
@@ -57,7 +58,10 @@ class LayerReader:
         return tensors
 
     def _read(self, layer: int) -> Tensors:
-        read = {name: finite(full, self._weights[full]) for name, full in self._names[layer].items()}
+        read = {}
+        for name, full in self._names[layer].items():
+            read[name] = finite(full, self._weights[full])
+            drop_file_pages(read[name])
         if not _is_cuda(self._device):
             return {name: tensor.to(self._device) for name, tensor in read.items()}
         stream = torch.cuda.Stream(self._device)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from service.contracts.schemes import Scheme
+from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.projections import Projection, weight_rows
 from workers.measurement.quantization.kernels import quantise_projection
 from workers.measurement.quantization.projection import QuantisedProjection, row_ranges
@@ -53,6 +54,7 @@ def quantise_layer(
         errors |= _weight_errors(projection, weight, quantised)
         saved += weight.nbytes - quantised.nbytes
         paths.add(quantised.path)
+        drop_file_pages(weight)
     return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths))
 
 
