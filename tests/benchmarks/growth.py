@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import program_environment  # noqa: F401  (before torch)
 import torch
 from checkpoints import make_llama, make_text
 

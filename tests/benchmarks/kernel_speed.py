@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import program_environment  # noqa: F401  (before torch)
 import torch
 
 from workers.measurement.statistics import backends, plain

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import program_environment  # noqa: F401  (before torch)
 import torch
 from checkpoints import make_llama, make_text
 from kernel_speed import reduce_by_operations

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import program_environment  # noqa: F401  (before torch)
 import torch
 from checkpoints import make_llama, make_text
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig

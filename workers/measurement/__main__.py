@@ -14,9 +14,10 @@ import traceback
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-if __name__ == "__main__":  # read when the libraries are imported
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
+from workers.measurement.environment import settle_environment
+
+if __name__ == "__main__":  # before the libraries are imported
+    settle_environment()
     # Losses of transformers would load the first, functions that bitsandbytes compiles the others; none is called here.
     sys.modules |= dict.fromkeys(("scipy", "torch._inductor.compile_fx", "torch._dynamo.backends.debugging"))  # type: ignore[arg-type]
 
