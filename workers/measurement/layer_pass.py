@@ -135,9 +135,13 @@ class LayerPass:
         found, analysis = self._found, self._state.analysis
         found.llm_int8 = self._hits.hits()
         block = found.ranges[BLOCK_OUTPUT]
-        found.variance = variance_dimensions(block.channels().variance, analysis.variance.ratio)
+        channels = block.channels()
+        found.variance = variance_dimensions(channels.variance, analysis.variance.ratio)
         found.median_quantile = median_quantile_dimensions(
-            self._residual_stream, block.histogram, analysis.median_quantile.quantile
+            self._residual_stream,
+            block.histogram,
+            channels.variance + channels.mean**2,
+            analysis.median_quantile.quantile,
         )
         loudest = self._loudest[1]
         found.surface = reduce_surface(loudest, self._state.streams.sequence(REFERENCE, loudest))

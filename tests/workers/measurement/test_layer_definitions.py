@@ -156,12 +156,17 @@ def test_median_quantile_against_sorting(tokens: int, quantile: float) -> None:
     x = rng.standard_normal((tokens, 30)).astype(np.float32)
     x[:, 4] *= 30
     x[:, 9] = np.round(x[:, 9])  # ties and zeros
+    x[:, 14] += 2.5  # about as large as the higher quantiles
+    x[0, 20] = 1e4  # one token alone
     parts = [torch.from_numpy(part) for part in np.array_split(x, min(3, tokens))]
     statistics = SiteStatistics(30, threshold=6.0)
     for part in parts:
         statistics.add(part.numpy())
     expected = np.flatnonzero(np.median(np.abs(x), axis=0) > np.quantile(np.abs(x.astype(np.float64)), quantile))
-    assert median_quantile_dimensions(lambda: parts, statistics.histogram, quantile) == expected.tolist()
+    channels = statistics.channels()
+    mean_square = channels.variance + channels.mean**2
+    found = median_quantile_dimensions(lambda: parts, statistics.histogram, mean_square, quantile)
+    assert found == expected.tolist()
 
 
 def test_variance_of_silence_flags_nothing() -> None:

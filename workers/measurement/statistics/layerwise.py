@@ -4,8 +4,9 @@
 - variance (Rudman et al.): var(x_j) is at least 5 times the mean over dimensions of var.
 
 The first wants exact order statistics of the whole stream. Sorting it is not needed: the histogram says in which
-bin the percentile lies, so only that bin's values are sorted; and a dimension's median can only be above it if at
-least half of its values are, which few dimensions reach.
+bin the percentile lies, so only that bin's values are sorted. A dimension's median can only be above it if at least
+half of its values are, and then its mean square is at least half of the percentile's square: few dimensions reach
+that, so the others need not be looked at.
 
     T token positions in sequences of S, d hidden dimensions
 """
@@ -13,42 +14,41 @@ least half of its values are, which few dimensions reach.
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from workers.measurement.statistics.reduction import BINS
+from workers.measurement.statistics.reduction import BINS, F64, I64, SHIFT
 
-I64 = npt.NDArray[np.int64]
 Stream = Callable[[], Iterable[torch.Tensor]]
 """Gives the layer's hidden states sequence by sequence, [S, d] each, every time it is called."""
 
-_SHIFT = 32 - 14
+_ROUNDING = 1e-9
+"""By less than this are mean squares too small."""
 
 
-def median_quantile_dimensions(stream: Stream, histogram: I64, quantile: float) -> list[int]:
+def median_quantile_dimensions(stream: Stream, histogram: I64, mean_square: F64, quantile: float) -> list[int]:
     """Return the dimensions that median_quantile flags, in ascending order.
 
-    histogram: [16384], of the same stream. Values that are not finite are left out.
+    Of the same stream, histogram: [16384], and mean_square: [d], over tokens, NaN where a dimension has no finite
+    value. Values that are not finite are left out.
     """
     counts = histogram[: BINS // 2] + histogram[BINS // 2 :]
     if not counts.any():
         return []
     limit = _exact_quantile(stream, counts, quantile)
-    above: I64 | int = 0
-    tokens = 0
-    for x in stream():
-        above = above + (x.float().abs() > limit).sum(dim=0).cpu().numpy()
-        tokens += len(x)
-    candidates = np.flatnonzero(2 * np.asarray(above) >= tokens)
+    candidates = np.flatnonzero(mean_square * (1 + _ROUNDING) >= limit**2 / 2)
+    tokens = above = 0
+    for magnitudes in _magnitudes(stream, candidates):
+        above = above + (magnitudes > limit).sum(axis=0)
+        tokens += len(magnitudes)
+    candidates = candidates[2 * above >= tokens]
     if not candidates.size:
         return []
-    index = torch.from_numpy(candidates)
-    columns = torch.cat([x[:, index.to(x.device)].float().abs().cpu() for x in stream()]).double().numpy()
+    columns = np.concatenate(list(_magnitudes(stream, candidates)))
     columns[~np.isfinite(columns)] = np.nan
     return [int(j) for j, column in zip(candidates, columns.T, strict=True) if np.nanmedian(column) > limit]
 
 
-def variance_dimensions(variance: npt.NDArray[np.float64], ratio: float) -> list[int]:
+def variance_dimensions(variance: F64, ratio: float) -> list[int]:
     """Return the dimensions that the variance definition flags, in ascending order.
 
     variance: [d], over tokens; NaN where a dimension has no finite value. None is flagged where all are 0.
@@ -57,6 +57,13 @@ def variance_dimensions(variance: npt.NDArray[np.float64], ratio: float) -> list
         return []
     mean = np.nanmean(variance)
     return np.flatnonzero(variance >= ratio * mean).tolist() if mean > 0 else []
+
+
+def _magnitudes(stream: Stream, dimensions: I64) -> Iterable[F64]:
+    """Yield the magnitudes of these dimensions, sequence by sequence; nothing if there are none."""
+    index = torch.from_numpy(dimensions)
+    for x in stream() if dimensions.size else ():
+        yield x[:, index.to(x.device)].double().abs().cpu().numpy()
 
 
 def _exact_quantile(stream: Stream, counts: I64, quantile: float) -> float:
@@ -70,9 +77,9 @@ def _exact_quantile(stream: Stream, counts: I64, quantile: float) -> float:
     return below + (above - below) * float(rank - ranks[0])
 
 
-def _sorted_values_of_bin(stream: Stream, number: int) -> npt.NDArray[np.float64]:
+def _sorted_values_of_bin(stream: Stream, number: int) -> F64:
     found = []
     for x in stream():
         magnitudes = x.float().abs().cpu().contiguous().numpy()
-        found.append(magnitudes[(magnitudes.view(np.uint32) >> np.uint32(_SHIFT)) == number])
+        found.append(magnitudes[(magnitudes.view(np.uint32) >> np.uint32(SHIFT)) == number])
     return np.sort(np.concatenate(found).astype(np.float64))
