@@ -84,6 +84,8 @@ class Timing(Record):
     wall_seconds: float
     stage_seconds: dict[str, float]
     peak_memory_bytes: PeakMemory
+    resumed_at_layer: int | None = None
+    """Layers that an earlier run had done; None where the whole was one run."""
 
 
 class Estimate(Record):

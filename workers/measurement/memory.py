@@ -2,9 +2,9 @@
 
 Two things would keep it when a layer is done. bitsandbytes' modules and weights refer to each other, so only the cycle
 collector frees them, and it has no notion of how large they are. And the C library keeps what is freed, in gaps
-between pieces that are still in use. The next layer uses most of that again, and pages that the system has to clear
-anew cost more than many a statistic; so it goes back only when layers leave ever more behind. What is read from mapped
-files needs no room of its own between two uses.
+between pieces that are still in use. What comes next uses most of that again, and pages that the system has to clear
+anew cost more than many a statistic; so it goes back only where much more has gathered than a batch needs. What is
+mapped from files, weights as well as code, needs no room of its own between two uses.
 """
 
 import ctypes
@@ -20,20 +20,20 @@ import torch
 
 
 class PageReturn:
-    """Hands unused pages back to the system once there are too many of them."""
+    """Hands unused pages back to the system where they make up much of what is resident."""
 
     def __init__(self) -> None:
-        """Start before the first layer."""
+        """Start before the first batch."""
         self._least: int | None = None
 
     def after_batch(self) -> None:
-        """Take note of what is resident, and `check`."""
+        """Take note of what is resident when a batch has been through a layer, and `check`."""
         resident = resident_bytes()
         self._least = min(resident, self._least or resident)
         self.check()
 
     def check(self) -> None:
-        """Return pages if much more is resident than after the batch after which the least was."""
+        """Return pages if much more is resident than after the batch that left the least; not before any has."""
         if self._least is not None and resident_bytes() > self._least + self._least // GROWTH:
             return_pages()
 
@@ -140,7 +140,7 @@ def _set(setting: int, value: int) -> None:
 
 
 GROWTH = 4
-"""Layers may leave more behind by this part of what is resident."""
+"""By this part of what a batch leaves may be more resident."""
 _STATM = Path("/proc/self/statm")
 _MAPS = Path("/proc/self/maps")
 _SMALLEST_APART = 1 << 20

@@ -173,6 +173,7 @@ def _sweep(
         files.keep_first(first)
         for layer in range(first):
             narrator.recall(files.facts(layer).warnings)
+        narrator.resumed_at_layer = first or None
         saved_at = time.monotonic()
         for found in sweep_layers(state, first):
             files.write(found, _warn_nonfinite(found, narrator))

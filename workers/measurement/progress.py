@@ -12,12 +12,13 @@ from service.contracts.progress import Failed, Finished, Progress, ProgressLine,
 
 @dataclass
 class Narrator:
-    """Writes progress lines, and keeps what the report needs of them: warnings and the seconds of every stage."""
+    """Writes progress lines, and keeps what the report needs of them: warnings, and what every stage took."""
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
     began: float = field(default_factory=time.monotonic)
     warnings: list[Warned] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    resumed_at_layer: int | None = None
 
     @property
     def elapsed(self) -> float:

@@ -1,5 +1,8 @@
 """Giving memory back loses nothing, and does give it back."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +50,7 @@ def test_the_pages_of_a_mapped_file_go(mapped: torch.Tensor) -> None:
 def test_the_pages_of_the_whole_file_go_on_request(mapped: torch.Tensor) -> None:
     mapped.sum()
     before = resident_bytes()
-    drop_file_pages(mapped[: 1 << 18], whole_file=True)
+    drop_file_pages(mapped[: 1 << 20], whole_file=True)
     assert before - resident_bytes() > 0.9 * mapped.nbytes
 
 
@@ -102,13 +105,36 @@ def test_what_is_in_use_outlives_a_return() -> None:
     assert [float(tensor.mean()) for tensor in kept] == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_pages_go_back_only_when_layers_leave_ever_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_go_back_where_much_more_is_resident_than_a_batch_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = 0
     returned: list[int] = []
     monkeypatch.setattr(memory, "resident_bytes", lambda: resident)
     monkeypatch.setattr(memory, "return_pages", lambda: returned.append(resident))
     pages = PageReturn()
-    for after_layer in (GROWTH, GROWTH + 1, GROWTH + 2, 3 * GROWTH, 3 * GROWTH + 3, 9 * GROWTH):
-        resident = after_layer
-        pages.after_layer()
-    assert returned == [GROWTH + 2, 9 * GROWTH]
+    resident = 9 * GROWTH
+    pages.check()  # no batch yet
+    for after_batch in (3 * GROWTH, 2 * GROWTH, 2 * GROWTH + 2, 2 * GROWTH + 3):
+        resident = after_batch
+        pages.after_batch()
+    assert returned == [2 * GROWTH + 3]
+    for later in (2 * GROWTH + 2, 5 * GROWTH):
+        resident = later
+        pages.check()
+    assert returned == [2 * GROWTH + 3, 5 * GROWTH]
+
+
+CODE = """
+import json, torch
+from workers.measurement.memory import drop_code_pages, resident_bytes
+x = torch.arange(9.0).view(3, 3)
+product, before = x @ x, resident_bytes()
+drop_code_pages()
+print(json.dumps([before - resident_bytes(), torch.equal(x @ x, product)]))
+"""
+
+
+def test_code_runs_on_after_its_pages_went() -> None:
+    ended = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True, timeout=120)
+    freed, equal = json.loads(ended.stdout)
+    assert freed > 30 << 20
+    assert equal

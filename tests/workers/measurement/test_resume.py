@@ -109,6 +109,8 @@ def test_tables_are_the_same_after_a_kill_anywhere(
     assert warnings_of(tmp_path / "out") == warnings_of(uninterrupted) != []
     lines = [json.loads(line) for line in told.getvalue().splitlines()]
     assert next(line["done"] for line in lines if line.get("stage") == "sweep") == kept
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["timing"]["resumed_at_layer"] == (kept or None)
 
 
 def warnings_of(out: Path) -> list[dict[str, Any]]:

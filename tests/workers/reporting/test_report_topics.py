@@ -7,6 +7,7 @@ import pytest
 
 from workers.reporting.loading import load
 from workers.reporting.page import topic_of, topics
+from workers.reporting.topics.reproduction import calibrated, provenance
 
 
 @pytest.fixture
@@ -204,6 +205,15 @@ def test_a_simulated_scheme_is_marked_wherever_it_is_named(told):
     assert "w8a8-tensor (simulated)" in found["divergence"].lead
     assert "w8a8-tensor (simulated)" in grid(found["errors"], "The worst module").rows[0][0]
     assert "w8a8-tensor (simulated)" in found["labelled"].grids[0].head
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(None, False), (3, True)])
+def test_times_after_a_break_say_so(make_report, layer, expected):
+    report = load(make_report()).report
+    report = report.model_copy(update={"timing": report.timing.model_copy(update={"resumed_at_layer": layer})})
+    cost = dict(dict(provenance(report))["Cost"])["Wall time"]
+    for sentence in (calibrated(report), cost):
+        assert ("since it went on at layer 3 after a break" in sentence) is expected
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def timing(narrator: Narrator, device: torch.device) -> contract.Timing:
             resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             device=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         ),
+        resumed_at_layer=narrator.resumed_at_layer,
     )
 
 

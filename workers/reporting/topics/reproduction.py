@@ -18,8 +18,14 @@ def calibrated(report: Report) -> str:
         f"{counted(calibration.tokens, 'token')} of {calibration.source}, in "
         f"{counted(calibration.sequences, 'sequence')} of {calibration.sequence_length:,} chosen by seed "
         f"{calibration.seed}, went through the model on {report.environment.device} in "
-        f"{duration(report.timing.wall_seconds)}."
+        f"{duration(report.timing.wall_seconds)}{_since(report)}."
     )
+
+
+def _since(report: Report) -> str:
+    """Say from where on the times count."""
+    layer = report.timing.resumed_at_layer
+    return "" if layer is None else f" since it went on at layer {layer} after a break"
 
 
 def provenance(report: Report) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
@@ -77,7 +83,7 @@ def _cost(report: Report) -> tuple[Fact, ...]:
     timing = report.timing
     peak = timing.peak_memory_bytes
     return (
-        ("Wall time", duration(timing.wall_seconds)),
+        ("Wall time", duration(timing.wall_seconds) + _since(report)),
         *((stage.capitalize(), duration(spent)) for stage, spent in timing.stage_seconds.items()),
         ("Peak memory", data_size(peak.resident)),
         *((("Peak device memory", data_size(peak.device)),) if peak.device is not None else ()),
