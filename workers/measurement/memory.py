@@ -105,21 +105,23 @@ def drop_code_pages() -> None:
     As with tensors, the system maps anew what is used again.
     """
     try:
-        mappings = [line.split() for line in _MAPS.read_text().splitlines()]
+        mappings = [line.split(maxsplit=5) for line in _MAPS.read_text().splitlines()]
     except OSError:
         return
-    for addresses, permissions, _, _, file, *_ in mappings:
-        if "w" not in permissions and file != "0":
+    for addresses, permissions, _, _, _, *file in mappings:
+        if "w" not in permissions and file and file[0].startswith("/") and not file[0].startswith("/dev/"):
             begin, end = (int(address, 16) for address in addresses.split("-"))
             _drop(begin, end)
 
 
 def _drop(begin: int, end: int) -> None:
-    """Let go of the whole pages between two addresses if all are pages of files."""
-    first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
-    if _MADVISE is not None and first < last and _only_of_files(first, last):
-        address, length = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
-        _MADVISE(ctypes.c_void_p(address), ctypes.c_size_t(length), _MADV_DONTNEED)
+    """Let go of the whole pages between two addresses, stretch by stretch, where all are pages of files."""
+    first, stop = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
+    for page in range(first, stop, _STRETCH):
+        last = min(page + _STRETCH, stop)
+        if _MADVISE is not None and _only_of_files(page, last):
+            address, length = page * mmap.PAGESIZE, (last - page) * mmap.PAGESIZE
+            _MADVISE(ctypes.c_void_p(address), ctypes.c_size_t(length), _MADV_DONTNEED)
 
 
 def _only_of_files(first: int, last: int) -> bool:
@@ -146,6 +148,8 @@ _MAPS = Path("/proc/self/maps")
 _SMALLEST_APART = 1 << 20
 _SMALLEST_DROPPED = 4 << 20
 _HUGE_PAGE = 2 << 20
+_STRETCH = 1 << 18
+"""Pages that are looked at together."""
 _MADV_DONTNEED = 4
 _MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3

@@ -58,17 +58,19 @@ class LayerReader:
         return tensors
 
     def _read(self, layer: int) -> Tensors:
-        read = {}
-        for name, full in self._names[layer].items():
-            read[name] = finite(full, self._weights[full])
-            drop_file_pages(read[name])
         if not _is_cuda(self._device):
-            return {name: tensor.to(self._device) for name, tensor in read.items()}
+            return {name: self._read_one(full) for name, full in self._names[layer].items()}
+        read = {name: finite(full, self._weights[full]) for name, full in self._names[layer].items()}
         stream = torch.cuda.Stream(self._device)
         with torch.cuda.stream(stream):
             copies = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in read.items()}
         stream.synchronize()
         return copies
+
+    def _read_one(self, name: str) -> torch.Tensor:
+        tensor = finite(name, self._weights[name])
+        drop_file_pages(tensor)
+        return tensor.to(self._device)
 
 
 def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
