@@ -1,8 +1,10 @@
 """The landscape holds the table's largest cells, at their own places, inside axes that cover them."""
 
 import json
+import re
 from functools import partial
 from itertools import combinations
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from workers.reporting.figures.channel_surface import LINES, MARKED, PLACES
 from workers.reporting.figures.drawing import NothingToDraw
 from workers.reporting.loading import ReportUnreadable, TableAbsent
 
+SVG = "{http://www.w3.org/2000/svg}"
 SIZES = [(1, 1), (1, 256), (48, 256), (2048, 8192)]
 
 
@@ -52,6 +55,23 @@ def test_the_largest_are_named_and_stand_on_a_ridge(make_report, draw, rows_of, 
     points = np.concatenate(ridges(drawing))
     assert [peak["channel"], peak["position"], abs(peak["value"])] in points.tolist()
     assert points[:, 2].max() == abs(peak["value"])
+
+
+def points_of(path):
+    """The points [n, 2] of an SVG path's straight lines and curves."""
+    return np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", path), float)
+
+
+def test_in_the_svg_names_are_tied_to_the_tops_of_their_columns(make_report, draw, tmp_path):
+    drawing = draw(make_report(schemes=(), labelled=0, layers=2, positions=48, hidden_size=256))["channel_surface"]
+    drawing.save(tmp_path)
+    svg = ElementTree.parse(tmp_path / "channel_surface.svg").getroot()
+    groups = {g.get("id", ""): [p.get("d", "") for p in g.iter(f"{SVG}path")] for g in svg.iter(f"{SVG}g")}
+    tops = [points_of(paths[0])[:, :2].min(axis=0) for name, paths in groups.items() if name.startswith("column")]
+    assert len(tops) == MARKED
+    ends = np.concatenate([points_of(path) for g, paths in groups.items() if g.startswith("patch") for path in paths])
+    for top in tops:
+        assert np.linalg.norm(ends - top, axis=1).min() < 3  # points; the tie ends two before the top
 
 
 @pytest.mark.parametrize(("positions", "channels"), SIZES)

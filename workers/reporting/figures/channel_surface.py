@@ -31,6 +31,8 @@ PLACES = 160
 """Points of a line at most: each is a group of neighbouring channels."""
 MARKED = 5
 """Columns that are named."""
+_NAME_HEIGHT = 0.28
+"""Inches that a column's name takes."""
 _FLAT = 0.003
 """Share of the highest column below which a line lies on the floor, to the eye."""
 
@@ -175,19 +177,21 @@ def _name(figure: Any, axes: Any, highest: Cells) -> None:
         )
     figure.draw_without_rendering()
     projection = axes.get_proj()
+    # In fractions of the figure, for an SVG has other pixels than what is drawn here.
+    to_fraction = axes.transData + figure.transFigure.inverted()
     tops = [
-        axes.transData.transform(proj3d.proj_transform(*place, projection)[:2])
+        to_fraction.transform(proj3d.proj_transform(*place, projection)[:2])
         for place in zip(highest.channel, highest.position, highest.magnitude, strict=True)
     ]
-    box = figure.bbox
     wanted = [top[1] for top in tops]
-    places = spread(wanted, [40.0 * figure.dpi / 144] * len(wanted), 0.1 * box.height, 0.9 * box.height)
+    apart = _NAME_HEIGHT / figure.get_figheight()
+    places = spread(wanted, [apart] * len(wanted), 0.1, 0.9)
     for top, place, row in zip(tops, places, range(len(wanted)), strict=True):
         axes.annotate(
             f"{number(highest.value[row], 4)}\n{_where(highest.position[row], highest.channel[row])}",
             xy=top,
-            xycoords="figure pixels",
-            xytext=(0.80, place / box.height),
+            xycoords="figure fraction",
+            xytext=(0.80, place),
             textcoords="figure fraction",
             va="center",
             fontsize=8,
