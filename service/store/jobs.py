@@ -150,6 +150,7 @@ class JobStore(Leases, Dispatches):
         with self._read() as session:
             row = session.get(ArtifactRecord, (job_id, name))
             if row is None:
+                _existing(session, job_id)
                 raise NotFound(f"job {job_id!r} has no file {name!r}")
             return artifact_of(row)
 

@@ -28,7 +28,7 @@ def summary(source: Source, topics: Sequence[Topic]) -> str:
         f"# Headroom: {escaped(report.model.source)}\n",
         *_outcome(report),
         "## What was found\n",
-        bullets(topic.lead for topic in topics),
+        bullets(dict.fromkeys(topic.lead for topic in topics)),
         *_outlier_dimensions(report),
         *_worst_sites(source),
         *_warnings(report),
@@ -99,6 +99,7 @@ def _measured(report: Report) -> list[tuple[str, str]]:
         ("Model fingerprint", model.fingerprint),
         ("Calibration", reproduction.calibrated(report).rstrip(".")),
         ("Calibration fingerprint", calibration.fingerprint),
+        *((("Labelled prompts' fingerprint", report.labelled.fingerprint),) if report.labelled else ()),
         ("Measured", f"{report.created_at:%Y-%m-%d}, job {report.job_id}"),
         ("Software", _software(report)),
     ]

@@ -80,7 +80,7 @@ def _reasons(judged: Judgement, limits: VerdictLimits, kl: Estimate, ratio: Esti
     by_kl, by_ratio = judged.by_kl or Level.negligible, judged.by_ratio or Level.negligible
     return (
         f"Mean KL of {number(kl.value)} nats is {by_kl.name}: {_class_bounds(kl_limit(limits), by_kl)}.",
-        f"Perplexity ratio of {number(ratio.value, 4)}, at least {number(interval(ratio)[0], 4)}, is "
+        f"Perplexity ratio of {number(ratio.value, 5)}, at least {number(interval(ratio)[0], 5)}, is "
         f"{by_ratio.name}: {_class_bounds(ratio_limit(limits), by_ratio)}.",
     )
 
@@ -90,7 +90,7 @@ def _unsettled(judged: Judgement, kl: Estimate, ratio: Estimate) -> str | None:
         return None
     return (
         f"{judged.possible.name.capitalize()} is not ruled out: the 95 % intervals reach a mean KL of "
-        f"{number(interval(kl)[1])} and a perplexity ratio of {number(interval(ratio)[1], 4)}. "
+        f"{number(interval(kl)[1])} and a perplexity ratio of {number(interval(ratio)[1], 5)}. "
         "More calibration text would settle it."
     )
 

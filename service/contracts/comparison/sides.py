@@ -39,7 +39,8 @@ def check_schema_version(name: str, version: str) -> None:
 def check_count(count: int) -> None:
     """Raise NotComparable for too few reports, or too many."""
     if not FEWEST <= count <= MOST:
-        raise NotComparable(f"{count} reports cannot be compared at once; {FEWEST} to {MOST} can")
+        reports = "1 report" if count == 1 else f"{count} reports"
+        raise NotComparable(f"{reports} cannot be compared at once; {FEWEST} to {MOST} can")
 
 
 def labels(sides: Sequence[Side]) -> list[str]:

@@ -123,7 +123,7 @@ def test_unknown_jobs_are_not_found(store: JobStore) -> None:
     for look in (store.get, store.events, store.artifacts, store.cancel, store.retry):
         with pytest.raises(NotFound, match=UNKNOWN):
             look(UNKNOWN)
-    with pytest.raises(NotFound, match=r"report\.json"):
+    with pytest.raises(NotFound, match=f"job: '{UNKNOWN}' is not the id of a job"):
         store.artifact(UNKNOWN, "report.json")
 
 

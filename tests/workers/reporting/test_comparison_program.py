@@ -1,6 +1,7 @@
 """`python -m workers.reporting.comparison`: figures from both reports' tables, one page, all of it or nothing."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from workers.reporting.comparison.__main__ import main
 from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import gather
 from workers.reporting.comparison.program import compare_reports
+from workers.reporting.comparison.topics import headlines
 from workers.reporting.figures import style
 
 STORED = Path(__file__).parent / "stored" / "schema_1_0"
@@ -129,6 +131,48 @@ def test_a_scheme_of_one_report_alone_has_no_panel(make_report):
     assert names == ["int8", "nf4"]
 
 
+def test_growth_that_a_report_does_not_have_was_not_measured(make_report):
+    directories = [make_report("a"), make_report("b"), make_report("c", schemes=("int8",))]
+    assert "(c) not measured" in drawn(growth, directories).alt
+
+
+def test_the_headline_says_that_the_texts_differ(twins):
+    alike, other = headlines(gather(twins))[0], twins[1]
+    content = json.loads((other / "report.json").read_text())
+    restate(other, calibration=content["calibration"] | {"fingerprint": f"sha256:{'0' * 64}"})
+    (differing,) = headlines(gather(twins))
+    assert "on another text, which may be all that differs" in differing
+    assert "on another text" not in alike
+
+
+@pytest.mark.parametrize(("factor", "word"), [(0.5, "better"), (2.0, "worse")])
+def test_differences_in_the_headline_have_no_sign_but_a_word(make_report, edit_table, factor, word):
+    directories = [make_report("before"), make_report("after")]
+
+    def change(rows):
+        for row in rows:
+            if row["scheme"] == "nf4" and row["kl_divergence"] is not None:
+                row["kl_divergence"] *= factor
+
+    edit_table(directories[1], "tokens", change)
+    before = [row["kl_divergence"] for row in table(directories[0], "tokens") if row["scheme"] == "nf4"]
+    (line,) = headlines(gather(directories))
+    (found,) = re.findall(rf"nf4 {word} by a mean KL of (\S+) ±", line)
+    assert float(found) == pytest.approx(np.nanmean(np.array(before, float)) * abs(factor - 1), rel=0.01)
+
+
+def test_a_scheme_has_one_line_in_every_row(make_report):
+    schemes = ("int8", "nf4", "fp4", "mxfp4", "int4-group128")
+    drawing = drawn(labelled, [make_report("a", schemes=schemes), make_report("b", schemes=("nf4", "mxfp4"))])
+    lines = {}
+    for axes in drawing.figure.axes:
+        for key in axes.get_legend().legend_handles:
+            if key.get_linestyle() != "None":
+                lines.setdefault(key.get_label().split()[0], set()).add(key.get_linestyle())
+    assert set(map(len, lines.values())) == {1}
+    assert len(set.union(*lines.values())) > 1
+
+
 def test_ranges_are_those_of_the_tables(pair):
     drawing = drawn(ranges, pair)
     lines = drawing.figure.axes[0].get_lines()
@@ -233,7 +277,7 @@ def refused(arguments, capsys):
 def test_what_cannot_be_compared_is_refused_by_name_and_leaves_nothing(twins, tmp_path, capsys):
     out = tmp_path / "place" / "out"
     out.parent.mkdir()
-    assert "1 reports cannot be compared at once; 2 to 8 can" in refused([out, twins[0]], capsys)
+    assert "1 report cannot be compared at once; 2 to 8 can" in refused([out, twins[0]], capsys)
     restate(twins[1], definitions_version="2.0")
     assert "after: definitions_version '2.0' cannot be compared" in refused([out, *twins], capsys)
     restate(twins[1], definitions_version="1.0", schema_version="3.1")

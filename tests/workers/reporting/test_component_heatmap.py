@@ -134,6 +134,12 @@ def test_absent_components_are_hatched_and_never_a_number(make_report, draw):
     assert "n/a" in drawing.caption
 
 
+@pytest.mark.parametrize("absent", [{}, {"mlp.gate": None}])
+def test_of_a_gate_only_a_model_that_has_one_is_told(make_report, draw, absent):
+    caption = draw(make_report(absent=absent))["component_heatmap_range_bits"].caption
+    assert ("So does gate's column" in caption) is (not absent)
+
+
 def test_a_module_that_was_left_alone_is_hatched_in_the_weights_map(make_report, draw, edit_table):
     report = make_report()
 

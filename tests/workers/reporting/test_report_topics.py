@@ -7,7 +7,7 @@ import pytest
 
 from workers.reporting.loading import load
 from workers.reporting.page import topic_of, topics
-from workers.reporting.topics.reproduction import calibrated, provenance
+from workers.reporting.topics.reproduction import calibrated, identity, provenance
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_the_nearest_and_the_farthest_scheme_are_told(told):
     assert found.lead.startswith("int8 stays nearest to the reference, with a mean KL of 0.000400")
     assert "; nf4 goes farthest, with a mean KL of 0.0324" in found.lead
     alone = told(schemes=("nf4",), name="one")["divergence"]
-    assert alone.lead.startswith("nf4 lies a mean KL of 0.0324")
+    assert alone.lead.startswith("nf4 has a mean KL of 0.0324")
 
 
 def test_no_scheme_is_told(told):
@@ -175,6 +175,30 @@ def test_the_best_dimension_and_its_weakest_scheme_are_told(make_report, told):
     lead = told(directory=directory)["labelled"].lead
     assert lead.startswith(f"Dimension {best['dimension']} separates the {labelled['true_records']} true from the ")
     assert lead.endswith(f"under {weakest}, where it is weakest.")
+
+
+def test_a_signal_that_no_scheme_weakens_is_told(told):
+    def change(content):
+        best = content["labelled"]["dimensions"][0]
+        for scheme in best["schemes"].values():
+            scheme["auroc"] = best["reference"]["auroc"]
+
+    assert told(change)["labelled"].lead.endswith("under the reference; no scheme weakens it.")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected"), [(0, "predict no outlier head ("), (2, "predict 2 outlier heads (")]
+)
+def test_predicted_heads_are_told(told, predicted, expected):
+    (note,) = told(lambda content: content["heads"].update(predicted_outliers=predicted, both=0))["heads"].notes
+    assert expected in note
+    assert ("of them measured" in note) is (predicted > 0)
+
+
+def test_labelled_prompts_have_their_fingerprint_beside_the_others(make_report):
+    report = load(make_report()).report
+    assert dict(identity(report))["Labelled prompts"] == report.labelled.fingerprint
+    assert "Labelled prompts" not in dict(identity(report.model_copy(update={"labelled": None})))
 
 
 @pytest.mark.parametrize(("truth", "word"), [(0, "false"), (160, "true")])

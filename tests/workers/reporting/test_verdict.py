@@ -41,7 +41,7 @@ def test_reasons_name_the_figures_and_the_limits(verdict_on):
     assert found.level is Level.noticeable
     assert found.reasons == (
         "Mean KL of 0.0340 nats is noticeable: from 0.01 to 0.1.",
-        "Perplexity ratio of 1.020, at least 1.018, is noticeable: from 1.01 to 1.05.",
+        "Perplexity ratio of 1.0200, at least 1.0180, is noticeable: from 1.01 to 1.05.",
     )
     assert found.unsettled is None
 

@@ -40,10 +40,11 @@ def reports(gathered: Gathered) -> Grid:
 
 def headlines(gathered: Gathered) -> list[str]:
     """Return one sentence for each report after the baseline: which schemes became clearly better or worse."""
-    return [_headline(difference) for difference in gathered.comparison.differences]
+    other_texts = {warning.where for warning in gathered.comparison.warnings if warning.code == "calibration-differs"}
+    return [_headline(difference, difference.label in other_texts) for difference in gathered.comparison.differences]
 
 
-def _headline(difference: Difference) -> str:
+def _headline(difference: Difference, other_text: bool) -> str:
     if not difference.schemes:
         return f"{difference.label}: shares no scheme with the baseline."
     clear = {
@@ -52,12 +53,14 @@ def _headline(difference: Difference) -> str:
         if found.kl_divergence.clear and found.kl_divergence.difference
     }
     changed = [
-        f"{marked(scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_signed(by)} nats"
+        f"{marked(scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of "
+        f"{estimate(by.model_copy(update={'value': abs(by.value)}))} nats"
         for scheme, by in clear.items()
     ]
     rest = [marked(scheme) for scheme in difference.schemes if scheme not in clear]
     unclear = [f"no clear difference of the mean KL under {', '.join(rest)}"] if rest else []
-    return f"{difference.label}: {'; '.join([*changed, *unclear])}."
+    confounded = ", on another text, which may be all that differs" if other_text else ""
+    return f"{difference.label}: {'; '.join([*changed, *unclear])}{confounded}."
 
 
 def _divergence(gathered: Gathered) -> Topic:

@@ -157,9 +157,10 @@ def _caption(source: Source, found: Map, table: str) -> str:
     parts = [f"{metric.title} of {found.subject}, layers by components. {metric.definition}."]
     if metric.port == "input":
         parts.append(
-            "What enters q, k and v is one tensor, measured once, as the input of attn.q: their three columns show it. "
-            "So does gate's column with that of up."
+            "What enters q, k and v is one tensor, measured once, as the input of attn.q: their three columns show it."
         )
+        if np.isfinite(found.cells[:, COMPONENTS.index("mlp.gate")]).any():
+            parts.append("So does gate's column with that of up.")
     if finite.size:
         low, middle, high = np.quantile(finite, (0, 0.5, 1)).tolist()
         log = " (colours follow the logarithm)" if logarithmic(low, high) else ""

@@ -73,8 +73,11 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
     figure = Figure(figsize=(style.WIDE[0], 0.4 + sum(heights)))
     places = figure.add_gridspec(len(lines), max(1, *(len(part.panels) for part, _ in lines)), height_ratios=heights)
     scales = []
+    named = dict.fromkeys(scheme for _, schemes in lines for scheme in schemes)
+    looks = {scheme: style.mark(place).line for place, scheme in enumerate(named)}
     for number, (part, schemes) in enumerate(lines):
-        scales += _draw_row(figure, places, number, part, schemes, density)
+        own = {scheme: looks[scheme] for scheme in schemes}
+        scales += _draw_row(figure, places, number, part, own, density)
     if scales:
         figure.legend(
             handles=[Patch(color=colour, alpha=0.5, linewidth=0, label=label) for _, label, colour in _SIDES],
@@ -136,16 +139,15 @@ def _height(row: Row) -> float:
 
 
 def _draw_row(
-    figure: Figure, places: Any, number: int, row: Row, schemes: Sequence[str], density: bool
+    figure: Figure, places: Any, number: int, row: Row, lines: Mapping[str, str], density: bool
 ) -> list[list[Any]]:
-    """Draw one line of panels, outlines for `schemes`; return the axes, those that share a y axis together."""
+    """Draw one line of panels, outlines for the schemes in `lines`; return the axes, those that share y together."""
     if not row.panels:
         axes = figure.add_subplot(places[number, :])
         axes.set_axis_off()
         axes.text(0.5, 0.5, f"{plain(row.model, 40)}: {row.nothing}", ha="center", va="center")
         return []
     drawn: list[Any] = []
-    lines = {scheme: style.mark(place).line for place, scheme in enumerate(schemes)}
     for column, panel in enumerate(row.panels):
         shared = drawn[0] if drawn and not density else None
         axes = figure.add_subplot(places[number, column], sharey=shared)
@@ -193,7 +195,7 @@ def _name_schemes(axes: Any, panel: Panel, lines: Mapping[str, str]) -> None:
             color=style.MUTED,
             linewidth=0.9,
             linestyle=lines.get(scheme, "none"),
-            label=f"{plain(scheme, 20)} {_three(panel.figures[scheme].auroc)}",
+            label=f"{plain(style.scheme_label(scheme), 24)} {_three(panel.figures[scheme].auroc)}",
         )
         for scheme in panel.values
         if scheme != REFERENCE

@@ -29,7 +29,7 @@ def _lead(judged: dict[str, SchemeFacts]) -> str:
     order = sorted(judged, key=lambda name: judged[name].kl_divergence.mean)  # type: ignore[union-attr]
     nearest = f"{marked(order[0])} stays nearest to the reference, with {_told(judged[order[0]])}"
     if len(order) == 1:
-        return f"{marked(order[0])} lies {_told(judged[order[0]])} from the reference."
+        return f"{marked(order[0])} has {_told(judged[order[0]])}."
     return f"{nearest}; {marked(order[-1])} goes farthest, with {_told(judged[order[-1]])}."
 
 

@@ -24,9 +24,11 @@ def topic(source: Source) -> Topic:
     if heads.predicted_outliers is None:
         note = "The weights allow no prediction: the architecture gives no norm before the projections."
     else:
+        predicted = heads.predicted_outliers
+        both = f", {heads.both or 0:,} of them measured" if predicted else ""
         note = (
-            f"The weights alone predict {counted(heads.predicted_outliers, 'outlier head')} (a value channel of "
-            f"{limits.predicted_peak:g} times the layer's typical norm or more), {heads.both or 0:,} of them measured."
+            f"The weights alone predict {counted(predicted, 'outlier head') if predicted else 'no outlier head'} (a "
+            f"value channel of {limits.predicted_peak:g} times the layer's typical norm or more){both}."
         )
     return Topic("heads", _TITLE, lead, (note,), grids=(_highest(source),) if "heads" in source.tables else ())
 

@@ -33,7 +33,11 @@ def _lead(found: Labelled) -> str:
         f"{_figures(best.reference)} under the reference"
     )
     weakest = _weakest(best)
-    return f"{told}, {number(weakest[1])} under {marked(weakest[0])}, where it is weakest." if weakest else f"{told}."
+    if weakest is None:
+        return f"{told}."
+    if number(weakest[1]) == number(best.reference.auroc):
+        return f"{told}; no scheme weakens it."
+    return f"{told}, {number(weakest[1])} under {marked(weakest[0])}, where it is weakest."
 
 
 def _figures(separation: Separation) -> str:

@@ -14,7 +14,7 @@ from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
 from workers.reporting.figures.drawing import Drawing
 from workers.reporting.figures.scales import centred_norm
 from workers.reporting.loading import Source
-from workers.reporting.text import number, visible
+from workers.reporting.text import number, plain, visible
 
 _RANGE = next(metric for metric in component_heatmap.OF_REFERENCE if metric.column == "range_bits")
 _ERROR = next(metric for metric in component_heatmap.OF_SCHEMES if metric.column == "relative_l2")
@@ -29,7 +29,7 @@ def draw_ranges(gathered: Gathered) -> Iterator[Drawing]:
         yield _drawing(
             after - before,
             name=f"comparison_heatmap_range_bits_{place}",
-            title="Change of the inputs' range",
+            title=f"Change of the inputs' range: {plain(label, 40)}",
             bar="range_bits, difference (bits)",
             caption=f"{visible(label)} less {visible(gathered.labels[0])}. {_RANGE.definition}. What enters q, k and v "
             "is one tensor, and so is what enters gate and up.",
@@ -44,7 +44,7 @@ def draw_errors(gathered: Gathered) -> Iterator[Drawing]:
                 yield _drawing(
                     error_change(gathered.sources[0], other, scheme),
                     name=f"comparison_heatmap_{scheme}_relative_l2_{place}",
-                    title=f"Change of the isolated error: {style.scheme_title(scheme)}",
+                    title=f"Change of the isolated error: {style.scheme_title(scheme)}, {plain(label, 40)}",
                     bar="relative_l2, quotient (dB)",
                     caption=f"{visible(label)} over {visible(gathered.labels[0])}, 20 log10 of the quotient. "
                     f"{_ERROR.definition}. Where one of them is 0 there is no quotient.",

@@ -81,5 +81,6 @@ def _alt(gathered: Gathered, scheme: str, lines: list[NDArray[np.float64] | None
     ends = []
     for label, values in zip(gathered.labels, lines, strict=True):
         drawn = np.empty(0) if values is None else values[np.isfinite(values)]
-        ends.append(f"{label} {number(drawn[-1])} dB" if drawn.size else f"{label} no ratio")
+        none = "not measured" if values is None else "no ratio"
+        ends.append(f"{label} {f'{number(drawn[-1])} dB' if drawn.size else none}")
     return f"{scheme} at the end of {counted(len(lines), 'report')}: {', '.join(ends)}."
