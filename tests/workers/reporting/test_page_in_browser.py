@@ -22,6 +22,8 @@ SCREENS = [
     pytest.param(PHONE, True, id="phone-dark"),
 ]
 ROOM = "window.innerHeight - document.querySelector('{}').getBoundingClientRect().bottom"
+TOO_WIDE = """JSON.stringify([...document.querySelectorAll(".scroll")].filter(
+    each => each.clientWidth && each.scrollWidth > each.clientWidth).map(each => each.ariaLabel))"""
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -64,6 +66,8 @@ def test_nobody_is_kept_from_reading_a_comparison(browser, drawn_report, make_re
         browser.show(tmp_path / "comparison" / "comparison.html", **screen, dark=screen is PHONE)
         assert axe(browser, screen) == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= screen["width"]
+        if screen is DESKTOP:
+            assert json.loads(browser.evaluate(TOO_WIDE)) == [], "every table has room"
         outcome = "document.querySelector('.lead li').getBoundingClientRect()"
         lines = browser.evaluate(f"{outcome}.height / parseFloat(getComputedStyle(document.body).lineHeight)")
         assert lines < (3 if screen is DESKTOP else 7), "the outcome has the width of the page"

@@ -26,6 +26,11 @@ class Grid(NamedTuple):
         return len(self.head) > 3
 
     @property
+    def crowded(self) -> bool:
+        """True when the page's whole width may be too little for each cell to stand on one line."""
+        return len(self.head) > 7
+
+    @property
     def long(self) -> bool:
         """True when the table scrolls inside its own frame."""
         return len(self.rows) > LONG
