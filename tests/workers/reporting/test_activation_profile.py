@@ -11,6 +11,7 @@ from matplotlib.text import Annotation, Text
 
 from workers.reporting.figures import activation_profile
 from workers.reporting.figures.activation_profile import thin
+from workers.reporting.figures.drawing import NothingToDraw
 from workers.reporting.loading import ReportUnreadable
 
 
@@ -183,6 +184,13 @@ def test_values_that_are_not_finite_are_counted_and_leave_a_gap(make_report, dra
     drawing = draw(report)["activation_profile"]
     assert "2 values not finite and not drawn" in drawing.caption
     assert not {3, 9} & {index for index, _ in named(drawing)}
+
+
+def test_of_no_finite_value_there_is_nothing_to_draw(make_report, draw, edit_table):
+    report = make_report()
+    edit_table(report, "profile", lambda rows: [row.update(value=float("nan")) for row in rows])
+    with pytest.raises(NothingToDraw, match=r"no activation in tables/profile\.parquet is finite"):
+        draw(report)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

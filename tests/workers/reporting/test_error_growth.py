@@ -55,6 +55,15 @@ def test_lines_are_the_tables_rows(make_report, draw, rows_of, layers):
         assert drawn[f"worst_{scheme}"].get_ydata().tolist() == below
 
 
+@pytest.mark.parametrize(("column", "panel", "said"), [("sqnr_db", 0, "no SQNR"), ("relative_l2", 1, "no isolated")])
+def test_a_column_without_a_value_is_told(make_report, draw, edit_table, column, panel, said):
+    report = make_report()
+    edit_table(report, "errors", lambda rows: [row.update({column: None}) for row in rows])
+    axes = draw(report)["error_growth"].figure.axes
+    assert [any(said in text.get_text() for text in one.texts) for one in axes] == [panel == 0, panel == 1]
+    assert [any(patch.get_hatch() for patch in one.patches) for one in axes] == [panel == 0, panel == 1]
+
+
 def test_isolated_errors_of_blocks_are_not_taken_for_a_component(make_report, draw, edit_table):
     report = make_report()
 

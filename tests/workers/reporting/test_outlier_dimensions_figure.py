@@ -99,6 +99,25 @@ def test_colours_are_the_channels_magnitudes(make_report, draw, edit_table, rows
     ]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_cells_without_a_magnitude_are_hatched(make_report, draw, edit_table, known):
+    report = make_report(layers=8)
+    flag(edit_table, report, [("variance", 0, 3), ("variance", 0, 60)])
+
+    def lose(rows):
+        for row in rows:
+            if row["channel"] == 60 and row["layer"] in (2, 3) and not known:
+                row["abs_max"] = None
+
+    edit_table(report, "channels", lose)
+    drawing = draw(report)["outlier_dimensions"]
+    below = [patch for patch in drawing.figure.axes[0].patches if patch.get_hatch()]
+    assert [patch.get_bbox().bounds for patch in below] == ([] if known else [(-0.5, -0.5, 8, 2)])
+    assert all(patch.get_zorder() < parts(drawing)["cells"].get_zorder() for patch in below)
+    assert int(parts(drawing)["cells"].get_array().mask.sum()) == (0 if known else 2)
+    assert ("Hatched, n/a" in drawing.caption) is not known
+
+
 def test_magnitudes_over_more_than_a_decade_have_a_logarithmic_scale(make_report, draw, edit_table):
     report = make_report(layers=8)
     flag(edit_table, report, [("variance", 0, 3), ("variance", 0, 60)])

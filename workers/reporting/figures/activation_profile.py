@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, provenance
+from workers.reporting.figures.drawing import Drawing, NothingToDraw, provenance
 from workers.reporting.figures.labels import spread
 from workers.reporting.loading import ReportUnreadable, Source
 from workers.reporting.text import counted, number, visible
@@ -30,6 +30,8 @@ def draw(source: Source) -> Iterator[Drawing]:
     """Yield the figure of the vector in the `profile` table."""
     values = _vector(source)
     peaks = largest(values)
+    if not peaks.size:
+        raise NothingToDraw("no activation in tables/profile.parquet is finite")
     figure = Figure(figsize=style.WIDE)
     axes = figure.add_subplot()
     axes.set(title="Neuron Activation Distribution", xlabel="Neuron Indexes", ylabel="Neuron Activations")

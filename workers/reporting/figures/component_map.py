@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
+from workers.reporting.figures.absence import hatch
 from workers.reporting.figures.drawing import name_each
 from workers.reporting.figures.scales import colour_bar, median_norm
 from workers.reporting.figures.svg import Hover
@@ -99,17 +99,7 @@ def _absent(present: NDArray[np.bool_]) -> Iterator[Run]:
 def _hatch(axes: Any, run: Run, depth: int) -> Any:
     """Hatch a run of absent cells, and write n/a on it once."""
     height = run.last - run.first + 1
-    patch = Rectangle(
-        (run.column - 0.5, run.first - 0.5),
-        1,
-        height,
-        facecolor=style.SHADE,
-        edgecolor=style.MUTED,
-        hatch="////",
-        linewidth=0,
-        zorder=1.2,
-    )
-    axes.add_patch(patch)
+    patch = hatch(axes, (run.column - 0.5, run.first - 0.5), 1, height, zorder=1.2)
     axes.text(
         run.column,
         (run.first + run.last) / 2,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
+from workers.reporting.figures.absence import leave_empty
 from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
 from workers.reporting.figures.labels import spread
 from workers.reporting.loading import Source, select
@@ -127,6 +128,8 @@ def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
         _edge_note(axes, high + pad, "exact")
     if not finite.size:
         axes.set_yticks([])
+    if not finite.size and not exact:
+        leave_empty(axes, "n/a: the table has no SQNR at block.output")
 
 
 def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
@@ -156,6 +159,8 @@ def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
         _off_scale(axes, np.flatnonzero(growths[position].worst == 0), level, position)
     if exact:
         _edge_note(axes, low / 1.6, "exact", below=True)
+    if not positive.size and not exact:
+        leave_empty(axes, "n/a: the table has no isolated error")
 
 
 def _ring_worst(axes: Any, growth: Growth, position: int) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.contracts.outliers import Outliers
 from workers.reporting.figures import style
+from workers.reporting.figures.absence import hatch
 from workers.reporting.figures.drawing import Drawing, provenance
 from workers.reporting.figures.scales import colour_bar, logarithmic, rising_norm
 from workers.reporting.figures.svg import Hover
@@ -108,6 +109,8 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     norm, ticks = rising_norm(peaks[np.isfinite(peaks)])
     edges = np.arange(depth + 1) - 0.5, np.arange(len(shown) + 1) - 0.5
     cells = np.ma.masked_invalid(peaks)
+    if not np.isfinite(peaks).all():
+        hatch(axes, (-0.5, -0.5), depth, len(shown), zorder=0.9)
     mesh = axes.pcolormesh(*edges, cells, cmap=style.SEQUENTIAL, norm=norm, zorder=1, gid="cells", clip_on=False)
     axes.hlines(edges[1], -0.5, depth - 0.5, color=style.PAPER, linewidth=2, zorder=1.1)
     _mark(axes, shown, depth)
@@ -179,12 +182,14 @@ def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> str:
     depth = source.report.model.layers
     parts = ["Dimensions of the residual stream that a definition of outlier flags, by layers."]
     if shown:
-        peaks = np.array([found.peaks for found in shown])
-        peaks = peaks[np.isfinite(peaks)]
+        everywhere = np.array([found.peaks for found in shown])
+        peaks = everywhere[np.isfinite(everywhere)]
+        hatched = "" if peaks.size == everywhere.size else " Hatched, n/a: the table has no finite value there."
         log = ", logarithmic" if peaks.size and logarithmic(peaks.min(), peaks.max()) else ""
         parts.append(
             f"Colour: abs_max at block.output (tables/channels.parquet){log}. A mark in a cell: the definition flags "
             "the dimension at that layer. What more definitions flag stands first, then what is flagged at more layers."
+            f"{hatched}"
         )
     else:
         parts.append("None is flagged.")

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
+from workers.reporting.figures.absence import leave_empty
 from workers.reporting.figures.drawing import Drawing, provenance
 from workers.reporting.figures.style import Mark
 from workers.reporting.loading import Source, select
-from workers.reporting.text import ABSENT, number, ranges
+from workers.reporting.text import number, ranges
 
 FP16_MAX = 65504.0
 """Largest finite value of fp16."""
@@ -77,7 +77,7 @@ def draw(source: Source) -> Iterator[Drawing]:
         if any(np.isfinite(line).any() for line in values.values()):
             _lines(axes, values, zero, site.name)
         else:
-            _absent(axes)
+            leave_empty(axes)
     _thresholds(panels, _levels(source))
     figure.legend(handles=[_key(line) for line in LINES], loc="outside lower center", ncols=len(LINES), handlelength=3)
     yield Drawing(
@@ -149,15 +149,6 @@ def _marker_size(layers: int) -> float:
 def _key(line: Line) -> Line2D:
     look = line.look
     return Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=3.6, label=line.label)
-
-
-def _absent(axes: Any) -> None:
-    axes.grid(False)
-    area = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=0)
-    area.set(facecolor=style.SHADE, edgecolor=style.MUTED, hatch="////", linewidth=0)
-    axes.add_patch(area)
-    paper = {"facecolor": style.PAPER, "edgecolor": "none", "pad": 3}
-    axes.text(0.5, 0.5, ABSENT, transform=axes.transAxes, ha="center", va="center", bbox=paper)
 
 
 def _thresholds(panels: Sequence[Any], levels: Mapping[float, str]) -> None:
