@@ -55,6 +55,44 @@ def test_the_bars_are_the_tables_positions(make_report, draw, rows_of, schemes):
     assert left < everything.min() <= everything.max() < right
 
 
+def test_every_bar_says_on_hover_how_many_positions_it_has(make_report, draw, rows_of, edit_table):
+    report = make_report()
+
+    def silence(rows):
+        for row in rows[:8]:
+            row["kl_divergence"] = 0.0 if row["kl_divergence"] is not None else None
+
+    edit_table(report, "tokens", silence)
+    drawing = draw(report)["divergence"]
+    for scheme in ("int8", "nf4"):
+        kl = scored(rows_of(report, "tokens"), scheme)
+        texts = drawing.hover[f"bins_{scheme}"]
+        assert all(text.startswith(f"{scheme}, ") for text in texts)
+        counts = [int(text.split(": ")[1].split()[0].replace(",", "")) for text in texts]
+        shares, _ = heights(parts(drawing)[f"kl_{scheme}"])
+        np.testing.assert_allclose(np.array(counts) / sum(counts), shares / shares.sum(), atol=1e-9)
+        assert sum(counts) == (kl > 0).sum()
+    exact = (scored(rows_of(report, "tokens"), "int8") == 0).sum()
+    assert drawing.hover["zero_int8"] == (f"int8, 0 nats: {exact} positions",)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(1e-6, {"10⁻⁵", "10⁻³", "10⁻¹"}), (0.002, {"0.01", "0.1"})])
+def test_ticks_are_all_powers_or_all_numbers(make_report, draw, edit_table, least, expected):
+    report = make_report(labelled=0)
+    spread_out = np.geomspace(least, 0.5, 30)
+
+    def change(rows):
+        for row, kl in zip(rows, np.resize(spread_out, len(rows)), strict=True):
+            row["kl_divergence"] = None if row["kl_divergence"] is None else float(kl)
+
+    edit_table(report, "tokens", change)
+    axes = draw(report)["divergence"].figure.axes[0]
+    axes.figure.draw_without_rendering()
+    found = {label.get_text() for label in axes.get_xticklabels()} - {"0"}
+    assert expected <= found
+    assert len({label.startswith("10\u207b") for label in found}) == 1
+
+
 def test_mean_p99_and_same_top_are_drawn_and_in_the_legend(make_report, draw, rows_of):
     report = make_report()
     drawing = draw(report)["divergence"]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -62,6 +63,24 @@ def one_panel(dimension=7, records=50, schemes=(), aurocs=(), seed=0):
     values = {name: random.normal(size=records).astype(np.float32) for name in ("reference", *schemes)}
     given = dict(zip(values, (0.9, *aurocs), strict=True))
     return Panel(dimension, labels, values, {v: Separation(spearman_rho=0.5, auroc=a) for v, a in given.items()})
+
+
+def test_every_bin_says_on_hover_what_is_in_it(make_report, draw, tmp_path):
+    drawing = draw(make_report(labelled=160))["labelled_activations"]
+    drawn = panels(drawing)
+    assert len(drawing.hover) == len(drawn)
+    for (gid, texts), axes in zip(drawing.hover.items(), drawn.values(), strict=True):
+        for variant in ("reference", "int8", "nf4"):
+            for side in ("true", "false"):
+                found = [int(re.search(rf"; {variant}[^;]* (\d+) {side}", text)[1]) for text in texts]
+                assert found == steps(axes, variant, side)[0].tolist()
+        (unseen,) = (one for one in axes.collections if one.get_gid() == gid)
+        boxes = [path.get_extents() for path in unseen.get_paths()]
+        edges = steps(axes, "reference", "true")[1].tolist()
+        np.testing.assert_allclose([(box.x0, box.x1) for box in boxes], list(itertools.pairwise(edges)))
+    drawing.save(tmp_path)
+    svg = (tmp_path / "labelled_activations.svg").read_text()
+    assert svg.count("<title>") == sum(map(len, drawing.hover.values())) > 30
 
 
 @pytest.mark.parametrize("records", [4, 160, 2000])
@@ -272,7 +291,7 @@ def test_a_grid_has_a_row_for_each_model():
         Row("a-model-with-a-name-of-some-length", [one_panel(3, records=400)]),
     ]
     with style.applied():
-        figure = grid(rows)
+        figure, _ = grid(rows)
     drawn = [axes for axes in figure.axes if axes.patches]
     assert [axes.get_xlabel() for axes in drawn] == [f"{d}-th neuron act." for d in (5, 6, 8191, 3)]
     tops = [axes.get_window_extent().y0 for axes in figure.axes]
@@ -284,7 +303,7 @@ def test_a_grid_has_a_row_for_each_model():
 
 def test_a_grid_without_outlines_shows_references_alone():
     with style.applied():
-        figure = grid([Row("m", [one_panel(schemes=("int8",), aurocs=(0.8,))])], outlines=False)
+        figure, _ = grid([Row("m", [one_panel(schemes=("int8",), aurocs=(0.8,))])], outlines=False)
     assert [patch.get_gid() for patch in figure.axes[0].patches] == ["reference-true-0-0", "reference-false-0-0"]
     assert figure.axes[0].get_legend() is None
 
@@ -303,7 +322,7 @@ def test_of_many_schemes_those_that_move_the_auroc_most_are_outlined():
     assert outlined([panel]) == ("b", "c", "e")
     assert outlined([one_panel(schemes=("x", "y"), aurocs=(None, 0.9))]) == ("x", "y")
     with style.applied():
-        axes = grid([Row("m", [panel])]).axes[0]
+        axes = grid([Row("m", [panel])])[0].axes[0]
     assert {patch.get_gid().split("-")[0] for patch in axes.patches} == {"reference", "b", "c", "e"}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "a 0.900", "b 0.700", "c 0.880", "d n/a", "e 0.100"

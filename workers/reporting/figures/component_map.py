@@ -72,7 +72,7 @@ def draw_map(
 
 
 def _cell(layer: int, component: str, value: float) -> str:
-    return f"layer {layer}, {component}: {number(value, 4)}"
+    return f"layer {layer}, {component}: {number(value, 6)}"
 
 
 def _gap(component: str, run: Run) -> str:

@@ -8,6 +8,7 @@ A logarithm has no place for such values: they are counted in a bar of their own
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.drawing import Drawing, name_bins, provenance, scheme_settings
+from workers.reporting.figures.svg import Hover
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, percent
 
@@ -87,8 +89,9 @@ def draw(source: Source) -> Iterator[Drawing]:
     axes.set_xscale("log")
     _axis(axes, spreads, scale)
     highest = max((_shares(spread, scale).max(initial=0.0) for spread in spreads), default=0.0) or 1.0
+    hover: dict[str, Sequence[str]] = {}
     for row, spread in enumerate(spreads):
-        _row(axes, spread, row, scale, _HEIGHT / highest)
+        hover |= _row(axes, spread, row, scale, _HEIGHT / highest)
     _legend(figure, spreads)
     yield Drawing(
         name="divergence",
@@ -97,7 +100,7 @@ def draw(source: Source) -> Iterator[Drawing]:
         alt="Distributions on a logarithmic axis. " + " ".join(f"{_summary(spread)}." for spread in spreads),
         table="tokens",
         figure=figure,
-        hover={f"kl_{spread.scheme}": (_summary(spread),) for spread in spreads if spread.kl.size},
+        hover=hover,
     )
 
 
@@ -122,8 +125,12 @@ def _scale(spreads: Sequence[Spread]) -> Scale:
 
 def _shares(spread: Spread, scale: Scale) -> NDArray[np.float64]:
     """Return the share of the positions at zero, then in every bin."""
+    return _counts(spread, scale) / (spread.kl.size or 1)
+
+
+def _counts(spread: Spread, scale: Scale) -> NDArray[np.int64]:
     counts, _ = np.histogram(spread.away, scale.edges)
-    return np.concatenate([[spread.at_zero], counts]) / (spread.kl.size or 1)
+    return np.concatenate([[spread.at_zero], counts])
 
 
 def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
@@ -134,7 +141,10 @@ def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
     powers = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
     ticks = (10.0 ** powers[:: -(-len(powers) // _MOST_TICKS)]).tolist()
     axes.xaxis.set_major_locator(FixedLocator([scale.zero_tick, *ticks] if zero else ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "0" if x < low else f"{x:g}"))
+    as_powers = powers.size and powers[0] < -3
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: "0" if x < low else style.power_of_ten(x) if as_powers else f"{x:g}")
+    )
     axes.tick_params(which="minor", length=0, labelbottom=False)
     axes.set_ylim(len(spreads) - 0.85, -1.0)
     axes.set_yticks(range(len(spreads)), [style.scheme_label(spread.scheme) for spread in spreads])
@@ -142,14 +152,22 @@ def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
     axes.grid(False, axis="y")
 
 
-def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> None:
-    """Draw one scheme: the bar at zero, the bins, the mean as its marker and the 99th percentile as a stroke."""
+def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> Hover:
+    """Draw one scheme: the bar at zero, the bins, the mean as its marker and the 99th percentile as a stroke.
+
+    Return what the bars say on hover.
+    """
     look = style.mark(row)
     axes.axhline(row, color=style.GRID, linewidth=0.8, zorder=1)
     if not spread.kl.size:
         axes.annotate("no scored position", (0.5, row), xycoords=("axes fraction", "data"), ha="center", va="bottom")
-        return
+        return {}
     shares = _shares(spread, scale) * unit
+    said = [
+        f"{spread.scheme}, {low:.3g} to {high:.3g} nats: {counted(int(count), 'position')}"
+        for (low, high), count in zip(pairwise(scale.edges), _counts(spread, scale)[1:], strict=True)
+    ]
+    hover = name_bins(axes, scale.edges, said, f"bins_{spread.scheme}", (row, row - _HEIGHT))
     axes.stairs(
         row - shares[1:], scale.edges, baseline=row, fill=True, color=look.colour, alpha=0.45, gid=f"kl_{spread.scheme}"
     )
@@ -157,10 +175,12 @@ def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> None
         axes.stairs(
             row - shares[:1], scale.zero, baseline=row, fill=True, color=look.colour, gid=f"zero_{spread.scheme}"
         )
+        hover[f"zero_{spread.scheme}"] = (f"{spread.scheme}, 0 nats: {counted(spread.at_zero, 'position')}",)
     place = spread.mean if spread.mean > ROUNDING else scale.zero_tick
     axes.plot([place], [row], marker=look.marker, color=look.colour, markersize=6, gid=f"mean_{spread.scheme}")
     if spread.p99 > ROUNDING:
         axes.plot([spread.p99] * 2, [row, row - 0.42], color=look.colour, linewidth=1.8, gid=f"p99_{spread.scheme}")
+    return hover
 
 
 def _summary(spread: Spread) -> str:

@@ -1,10 +1,15 @@
 """What a figure's module returns, and how it becomes files."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.collections import PolyCollection
+from numpy.typing import NDArray
 
 from service.contracts.report import Entry, Report
 from service.errors import HeadroomError
@@ -78,6 +83,22 @@ def name_each(artists: Iterable[Any], texts: Iterable[str], gid: str) -> dict[st
         artist.set_gid(f"{gid}-{position}")
         hover[artist.get_gid()] = (text,)
     return hover
+
+
+def name_bins(
+    axes: Any, edges: NDArray[np.float64], texts: Sequence[str], gid: str, rows: tuple[float, float] | None = None
+) -> dict[str, Sequence[str]]:
+    """Lay an unseen rectangle over every bin of a histogram, and return their `Drawing.hover`.
+
+    edges: [B + 1]; texts: B; rows: the y data that the rectangles span, else all of the axes.
+    """
+    low, high = rows or (0.0, 1.0)
+    corners = [[(a, low), (b, low), (b, high), (a, high)] for a, b in pairwise(edges.tolist())]
+    where = axes.transData if rows else axes.get_xaxis_transform()
+    # An area without any paint would not notice the pointer.
+    unseen = PolyCollection(corners, facecolors=[(1, 1, 1, 0)], edgecolors="none", transform=where, gid=gid, zorder=9)
+    axes.add_collection(unseen, autolim=False)
+    return {gid: texts}
 
 
 def model_title(report: Report) -> str:

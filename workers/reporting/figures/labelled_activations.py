@@ -24,13 +24,15 @@ def draw(source: Source) -> Iterator[Drawing]:
     if labelled is None:
         return
     row = model_row(source, labelled)
+    figure, hover = grid([row], density=source.density)
     yield Drawing(
         name="labelled_activations",
         title="Activations of true and false answers",
         caption=_caption(source, labelled, row),
         alt=_alt(row),
         table="labelled",
-        figure=grid([row], density=source.density),
+        figure=figure,
+        hover=hover,
     )
 
 

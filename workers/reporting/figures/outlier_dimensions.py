@@ -147,7 +147,7 @@ def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
 
 def _cell(found: Flagged, layer: int) -> str:
     met = [name for name in SHAPES if layer in found.at.get(name, ())]
-    return f"dimension {found.dimension}, layer {layer}: {number(found.peaks[layer], 4)}" + (
+    return f"dimension {found.dimension}, layer {layer}: {number(found.peaks[layer], 6)}" + (
         f"; {', '.join(met)}" if met else ""
     )
 

@@ -7,6 +7,7 @@ the AUROC goes towards 0.5, the scheme has destroyed the signal. One report has 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from service.contracts.labelled import REFERENCE, Separation
 from workers.reporting.figures import style
+from workers.reporting.figures.drawing import name_bins
+from workers.reporting.figures.svg import Hover
 from workers.reporting.text import ABSENT, plain
 
 COLUMNS = 4
@@ -57,8 +60,8 @@ class Row(NamedTuple):
     """Said in the row's place where it has no panels."""
 
 
-def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -> Figure:
-    """Return the grid of histograms; call it inside `style.applied()`.
+def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -> tuple[Figure, Hover]:
+    """Return the grid of histograms, and what its bins say on hover; call it inside `style.applied()`.
 
     Args:
         rows: The models, top to bottom, at least one; they may differ in dimensions, records and schemes. A row of
@@ -72,12 +75,15 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
     heights = [_height(part) for part, _ in lines]
     figure = Figure(figsize=(style.WIDE[0], 0.4 + sum(heights)))
     places = figure.add_gridspec(len(lines), max(1, *(len(part.panels) for part, _ in lines)), height_ratios=heights)
-    scales = []
+    scales: list[list[Any]] = []
+    hover: dict[str, Sequence[str]] = {}
     named = dict.fromkeys(scheme for _, schemes in lines for scheme in schemes)
     looks = {scheme: style.mark(place).line for place, scheme in enumerate(named)}
     for number, (part, schemes) in enumerate(lines):
         own = {scheme: looks[scheme] for scheme in schemes}
-        scales += _draw_row(figure, places, number, part, own, density)
+        sharing, said = _draw_row(figure, places, number, part, own, density)
+        scales += sharing
+        hover |= said
     if scales:
         figure.legend(
             handles=[Patch(color=colour, alpha=0.5, linewidth=0, label=label) for _, label, colour in _SIDES],
@@ -87,7 +93,7 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
     figure.draw_without_rendering()
     for sharing in scales:
         _make_room(sharing)
-    return figure
+    return figure, hover
 
 
 def outlined(panels: Sequence[Panel]) -> tuple[str, ...]:
@@ -140,25 +146,26 @@ def _height(row: Row) -> float:
 
 def _draw_row(
     figure: Figure, places: Any, number: int, row: Row, lines: Mapping[str, str], density: bool
-) -> list[list[Any]]:
+) -> tuple[list[list[Any]], Hover]:
     """Draw one line of panels, outlines for the schemes in `lines`; return the axes, those that share y together."""
     if not row.panels:
         axes = figure.add_subplot(places[number, :])
         axes.set_axis_off()
         axes.text(0.5, 0.5, f"{plain(row.model, 40)}: {row.nothing}", ha="center", va="center")
-        return []
+        return [], {}
     drawn: list[Any] = []
+    hover: dict[str, Sequence[str]] = {}
     for column, panel in enumerate(row.panels):
         shared = drawn[0] if drawn and not density else None
         axes = figure.add_subplot(places[number, column], sharey=shared)
         axes.tick_params(labelleft=shared is None)
         _panel(axes, panel, density)
-        _histograms(axes, panel, lines, density, f"{number}-{column}")
+        hover |= _histograms(axes, panel, lines, density, f"{number}-{column}")
         _name_schemes(axes, panel, lines)
         drawn.append(axes)
     model = plain(row.model, 40)
     drawn[0].set_ylabel(f"{'Density' if density else '# Samples'} / " + (model if len(model) <= 16 else f"\n{model}"))
-    return [[axes] for axes in drawn] if density else [drawn]
+    return [[axes] for axes in drawn] if density else [drawn], hover
 
 
 def _panel(axes: Any, panel: Panel, density: bool) -> None:
@@ -170,20 +177,28 @@ def _panel(axes: Any, panel: Panel, density: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=not density))
 
 
-def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool, gid: str) -> None:
-    """Draw filled histograms of the reference, and outlines of the schemes in `lines`, on the same edges."""
+def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool, gid: str) -> Hover:
+    """Draw filled histograms of the reference, and outlines of the schemes in `lines`, on the same edges.
+
+    Return what the bins say on hover: the records in them.
+    """
     edges = bin_edges(np.concatenate(list(panel.values.values())), len(panel.labels))
+    told = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
     for variant in (REFERENCE, *(scheme for scheme in lines if scheme in panel.values)):
+        told = [f"{text}; {variant}" for text in told]
         values = panel.values[variant].astype(np.float64)
         how: dict[str, Any] = {"fill": True, "alpha": 0.5, "linewidth": 0}
         if variant != REFERENCE:
             how = {"fill": False, "linewidth": 0.9, "linestyle": lines[variant]}
-        for side, _, colour in _SIDES:
+        for side, name, colour in _SIDES:
             chosen = values[(panel.labels == side) & np.isfinite(values)]
+            counts, _ = np.histogram(chosen, edges)
+            told = [f"{text} {count} {name.split()[0]}" for text, count in zip(told, counts, strict=True)]
             heights, _ = np.histogram(chosen, edges, density=density and bool(chosen.size))
             axes.stairs(heights, edges, color=colour, gid=f"{variant}-{str(side).lower()}-{gid}", **how)
     margin = 0.02 * (edges[-1] - edges[0])
     axes.set_xlim(edges[0] - margin, edges[-1] + margin)
+    return name_bins(axes, edges, told, f"bins-{gid}")
 
 
 def _name_schemes(axes: Any, panel: Panel, lines: Mapping[str, str]) -> None:

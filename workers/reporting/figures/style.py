@@ -6,6 +6,7 @@ exchange them for its own in dark mode.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import log10
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -154,6 +155,14 @@ def text_on(colour: str) -> str:
 def scheme_label(name: str) -> str:
     """Return the name of a scheme where a figure has little room; a simulated one is marked `(sim.)`."""
     return f"{name} (sim.)" if name in SCHEMES and SCHEMES[name].simulated else name
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(value: float) -> str:
+    """Return a whole power of ten as `10⁻⁵`, in letters that an SVG keeps as text."""
+    return f"10{str(round(log10(value))).translate(_RAISED)}"
 
 
 def layer_axis(axis: Any, layers: int, ticks: int = 16) -> None:

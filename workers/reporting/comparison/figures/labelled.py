@@ -14,6 +14,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     rows = tuple(_rows(gathered))
     if not any(row.panels for row in rows):
         return
+    figure, hover = grid(rows)
     yield Drawing(
         name="comparison_labelled_activations",
         title="Activations of true and false answers",
@@ -24,7 +25,8 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         ),
         alt=" ".join(_alt(row) for row in rows),
         table="",
-        figure=grid(rows),
+        figure=figure,
+        hover=hover,
     )
 
 
