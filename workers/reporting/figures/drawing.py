@@ -109,11 +109,16 @@ def model_title(report: Report) -> str:
 
 def provenance(report: Report, table: str) -> str:
     """Return the sentences that end every caption: model, calibration, table."""
+    return f"Model {measured(report)}. Drawn from tables/{table}.parquet."
+
+
+def measured(report: Report) -> str:
+    """Return which model was measured on what."""
     model, calibration = report.model, report.calibration
     return (
-        f"Model {visible(model.source)}, {counted(model.layers, 'layer')}; calibration {visible(calibration.source)}, "
+        f"{visible(model.source)}, {counted(model.layers, 'layer')}; calibration {visible(calibration.source)}, "
         f"{counted(calibration.sequences, 'sequence')} of {calibration.sequence_length:,} tokens, "
-        f"seed {calibration.seed}. Drawn from tables/{table}.parquet."
+        f"seed {calibration.seed}"
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.drawing import Drawing, scheme_settings
 from workers.reporting.figures.labelled_activations import model_row
 from workers.reporting.figures.separation_grid import COLUMNS, Row, grid
 from workers.reporting.text import counted, plain, visible
@@ -21,7 +21,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         caption=(
             f"One row for each report with labelled prompts: the {counted(COLUMNS, 'hidden dimension')} that separate "
             "true from false answers best in that report. Filled: the reference; outlined: the schemes that move the "
-            f"AUROC most. {' '.join(_provenance(gathered))}"
+            f"AUROC most. {' '.join(_settings(gathered))}"
         ),
         alt=" ".join(_alt(row) for row in rows),
         table="",
@@ -30,7 +30,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     )
 
 
-def _provenance(gathered: Gathered) -> Iterator[str]:
+def _settings(gathered: Gathered) -> Iterator[str]:
     """Say of every report with labelled prompts what they are, and under which settings it was made."""
     for label, source in zip(gathered.labels, gathered.sources, strict=True):
         report, labelled = source.report, source.report.labelled
@@ -39,7 +39,7 @@ def _provenance(gathered: Gathered) -> Iterator[str]:
                 f"{counted(labelled.records, 'prompt')} of {visible(labelled.source)}, {labelled.true_records:,} true"
             )
             schemes = "; ".join(scheme_settings(report, scheme) for scheme in report.schemes) or "no scheme"
-            yield f"{visible(label)}: {prompts}; {schemes}. {provenance(report, 'labelled')}"
+            yield f"{visible(label)}: {prompts}; {schemes}."
 
 
 def _rows(gathered: Gathered) -> Iterator[Row]:

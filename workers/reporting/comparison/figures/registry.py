@@ -1,15 +1,17 @@
 """Every figure of a comparison, with the section of the page that it stands in. Adding a figure adds a line here."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from service.contracts.report import LeftOut
 from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, Saved
+from workers.reporting.figures.drawing import Drawing, Saved, measured
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import TableAbsent
+from workers.reporting.text import visible
 
 FIGURES: tuple[tuple[str, Callable[[Gathered], Iterator[Drawing]]], ...] = (
     ("divergence", divergence.draw),
@@ -43,4 +45,8 @@ def _draw(
             drawings = tuple(draw(gathered))
     except TableAbsent as absent:
         return (), (LeftOut(name=f"comparison_{draw.__module__.rpartition('.')[2]}", reason=str(absent)),)
-    return tuple(drawing.save(directory) for drawing in drawings), ()
+    sides = " ".join(
+        f"{visible(label)}: model {measured(source.report)}."
+        for label, source in zip(gathered.labels, gathered.sources, strict=True)
+    )
+    return tuple(replace(one, caption=f"{one.caption} {sides}").save(directory) for one in drawings), ()
