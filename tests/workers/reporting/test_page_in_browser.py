@@ -25,6 +25,9 @@ SCREENS = [
 ROOM = "window.innerHeight - document.querySelector('{}').getBoundingClientRect().bottom"
 TOO_WIDE = """JSON.stringify([...document.querySelectorAll(".scroll")].filter(
     each => each.clientWidth && each.scrollWidth > each.clientWidth).map(each => each.ariaLabel))"""
+SIZES = """JSON.stringify([...document.querySelectorAll(".plot svg text")].map(text => {
+    const svg = text.closest("svg");
+    return parseFloat(getComputedStyle(text).fontSize) * svg.clientWidth / svg.viewBox.baseVal.width }))"""
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -114,6 +117,15 @@ def test_the_first_screen_answers(browser, page, screen):
 def test_the_page_never_scrolls_sideways(browser, page, screen):
     browser.show(page, **screen)
     assert browser.evaluate("document.documentElement.scrollWidth") <= screen["width"]
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, LAPTOP, PHONE], ids=["desktop", "laptop", "phone"])
+def test_the_words_of_a_figure_can_be_read(browser, page, screen):
+    browser.show(page, **screen)
+    browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    sizes = json.loads(browser.evaluate(SIZES))
+    assert len(sizes) > 200
+    assert min(sizes) > 7
 
 
 def test_dark_is_dark_and_paper_is_white(browser, page):
