@@ -48,10 +48,10 @@ class LayerPass:
         self._heads = heads(self._config)
         self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
         copies = {s.name: quantise_layer(layer, self._parts, s, f"layer {index}") for s in state.schemes}
+        state.pages.check()
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
         self._found = LayerFindings(index, schemes)
-        state.pages.check()
         self._loudest = (-1.0, 0)  # largest magnitude at block.output, and its sequence
 
     def run(self) -> LayerFindings:

@@ -74,7 +74,7 @@ class Decoder:
 
     @contextmanager
     def resident(self, index: int) -> Iterator[nn.Module]:
-        """Hold layer `index` in memory; afterwards its weights are freed.
+        """Hold layer `index` in memory; afterwards its weights are freed. Mapped ones need no room once they were used.
 
         Raises:
             BadModel: a weight is NaN or infinite; names it.
