@@ -25,7 +25,7 @@ def calibrated(report: Report) -> str:
 def _since(report: Report) -> str:
     """Say from where on the times count."""
     layer = report.timing.resumed_at_layer
-    return "" if layer is None else f" since it went on at layer {layer} after a break"
+    return "" if layer is None else f" since it went on after a break, {counted(layer, 'layer')} done before"
 
 
 def provenance(report: Report) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
