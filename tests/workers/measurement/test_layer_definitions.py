@@ -169,6 +169,25 @@ def test_median_quantile_against_sorting(tokens: int, quantile: float) -> None:
     assert found == expected.tolist()
 
 
+def test_median_quantile_leaves_out_what_is_not_finite() -> None:
+    x = np.random.default_rng(3).standard_normal((40, 30)).astype(np.float32)
+    x[:, 4] += 30
+    x[:24, 4] = np.nan  # most of a large dimension
+    x[:24, 7] = np.inf  # most of a usual one
+    x[:, 9] = np.nan
+    statistics = SiteStatistics(30, threshold=6.0)
+    statistics.add(x)
+    channels = statistics.channels()
+    parts = [torch.from_numpy(part) for part in np.split(x, 2)]
+    found = median_quantile_dimensions(
+        lambda: parts, statistics.histogram, channels.variance + channels.mean**2, quantile=0.9
+    )
+    known = np.where(np.isfinite(x), np.abs(x.astype(np.float64)), np.nan)
+    medians = np.nanmedian(np.delete(known, 9, axis=1), axis=0)
+    assert found == [4]
+    assert np.flatnonzero(medians > np.nanquantile(known, 0.9)).tolist() == found
+
+
 def test_variance_of_silence_flags_nothing() -> None:
     assert variance_dimensions(np.zeros(5), 5.0) == []
     assert variance_dimensions(np.full(5, np.nan), 5.0) == []

@@ -36,15 +36,14 @@ def median_quantile_dimensions(stream: Stream, histogram: I64, mean_square: F64,
         return []
     limit = _exact_quantile(stream, counts, quantile)
     candidates = np.flatnonzero(mean_square * (1 + _ROUNDING) >= limit**2 / 2)
-    tokens = above = 0
+    finite = above = 0
     for magnitudes in _magnitudes(stream, candidates):
+        finite = finite + np.isfinite(magnitudes).sum(axis=0)
         above = above + (magnitudes > limit).sum(axis=0)
-        tokens += len(magnitudes)
-    candidates = candidates[2 * above >= tokens]
+    candidates = candidates[2 * above >= finite]
     if not candidates.size:
         return []
     columns = np.concatenate(list(_magnitudes(stream, candidates)))
-    columns[~np.isfinite(columns)] = np.nan
     return [int(j) for j, column in zip(candidates, columns.T, strict=True) if np.nanmedian(column) > limit]
 
 
@@ -60,10 +59,11 @@ def variance_dimensions(variance: F64, ratio: float) -> list[int]:
 
 
 def _magnitudes(stream: Stream, dimensions: I64) -> Iterable[F64]:
-    """Yield the magnitudes of these dimensions, sequence by sequence; nothing if there are none."""
+    """Yield the magnitudes of these dimensions, NaN where not finite, by sequence; nothing if there are none."""
     index = torch.from_numpy(dimensions)
     for x in stream() if dimensions.size else ():
-        yield x[:, index.to(x.device)].double().abs().cpu().numpy()
+        magnitudes = x[:, index.to(x.device)].double().abs().cpu().numpy()
+        yield np.where(np.isfinite(magnitudes), magnitudes, np.nan)
 
 
 def _exact_quantile(stream: Stream, counts: I64, quantile: float) -> float:
