@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from devtools import Browser
+from matplotlib.image import imread
 
 from workers.reporting.comparison.program import compare_reports
 from workers.reporting.render import render
@@ -28,6 +30,8 @@ TOO_WIDE = """JSON.stringify([...document.querySelectorAll(".scroll")].filter(
 SIZES = """JSON.stringify([...document.querySelectorAll(".plot svg text")].map(text => {
     const svg = text.closest("svg");
     return parseFloat(getComputedStyle(text).fontSize) * svg.clientWidth / svg.viewBox.baseVal.width }))"""
+BOXES = """JSON.stringify([...document.querySelectorAll(".plot")].map(plot => plot.getBoundingClientRect())
+    .filter(box => box.width).map(box => [box.left, box.top, box.right, box.bottom]))"""
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -135,6 +139,24 @@ def test_dark_is_dark_and_paper_is_white(browser, page):
         shades[name] = [int(part) for part in browser.evaluate(PAPER).removeprefix("rgb(").rstrip(")").split(",")]
     assert max(shades["dark"]) < 60 < 240 < min(shades["light"])
     assert shades["paper"] == shades["light"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_on_a_screenshot_no_figure_is_empty_or_out_of_tone(browser, page, tmp_path, dark):
+    browser.show(page, **DESKTOP, dark=dark)
+    boxes = json.loads(browser.evaluate(BOXES))
+    browser.screenshot(tmp_path / "page.png", whole=True)
+    picture = (imread(tmp_path / "page.png")[..., :3] * 255).round().astype(int)
+    assert len(boxes) > 8
+    assert picture.shape[0] > max(bottom for *_, bottom in boxes)
+    paper = picture[5, 5]
+    assert paper.max() < 60 if dark else paper.min() > 240
+    for left, top, right, bottom in boxes:
+        figure = picture[round(top) : round(bottom), round(left) : round(right)]
+        painted = (np.abs(figure - paper).max(axis=-1) > 40).mean()
+        assert painted > 0.01, "something is drawn"
+        corners = figure[[2, 2, -3, -3], [2, -3, 2, -3]]
+        assert np.abs(corners - paper).max() < 12, "its ground is the page's"
 
 
 def test_it_can_be_printed(browser, page, tmp_path):
