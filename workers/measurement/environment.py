@@ -11,7 +11,7 @@ _SPINS = "4000"
 
 
 def settle_environment() -> None:
-    """Say how this process uses its libraries, where the caller's environment does not."""
+    """Say how this process uses its libraries; but for the network, what the caller's environment says stays."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
