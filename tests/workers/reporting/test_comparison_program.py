@@ -17,7 +17,7 @@ from workers.reporting.comparison.__main__ import main
 from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import gather
 from workers.reporting.comparison.program import compare_reports
-from workers.reporting.comparison.topics import headlines
+from workers.reporting.comparison.topics import headlines, topics
 from workers.reporting.figures import style
 
 STORED = Path(__file__).parent / "stored" / "schema_1_0"
@@ -171,6 +171,17 @@ def test_a_scheme_has_one_line_in_every_row(make_report):
                 lines.setdefault(key.get_label().split()[0], set()).add(key.get_linestyle())
     assert set(map(len, lines.values())) == {1}
     assert len(set.union(*lines.values())) > 1
+
+
+def test_a_simulated_scheme_is_marked_in_figure_and_tables(make_report):
+    directories = [make_report(name, schemes=("int8", "w8a8-tensor")) for name in ("a", "b")]
+    names = [label.get_text() for label in drawn(divergence, directories).figure.axes[1].get_xticklabels()]
+    assert names == ["int8", "w8a8-tensor (sim.)"]
+    for topic in topics(gather(directories)):
+        for grid in topic.grids:
+            for told in (grid.caption, *(row[0] for row in grid.rows)):
+                assert told.count("w8a8-tensor") == told.count("w8a8-tensor (simulated)")
+    assert any("w8a8-tensor" in row[0] for topic in topics(gather(directories)) for g in topic.grids for row in g.rows)
 
 
 def test_ranges_are_those_of_the_tables(pair):

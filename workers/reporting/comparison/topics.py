@@ -67,8 +67,9 @@ def _divergence(gathered: Gathered) -> Topic:
     rows = []
     for difference in gathered.comparison.differences:
         for scheme, found in difference.schemes.items():
-            rows.append((f"{scheme}, {difference.label}", *_cells(found.kl_divergence), *_cells(found.perplexity_ratio),
-                         *_cells(found.same_top_token), _how(found.kl_divergence)))  # fmt: skip
+            changes = found.kl_divergence, found.perplexity_ratio, found.same_top_token
+            cells = [cell for change in changes for cell in _cells(change)]
+            rows.append((f"{marked(scheme)}, {difference.label}", *cells, _how(found.kl_divergence)))
     grids = []
     if rows:
         head = ("Scheme, report", "Mean KL", "difference", "Perplexity ratio", "difference", "Same top", "difference",
@@ -111,12 +112,12 @@ def _errors(gathered: Gathered) -> Topic:
         for difference in gathered.comparison.differences
         for scheme, found in difference.schemes.items()
     ]
-    ends = tuple((f"{scheme}, {label}", *_ends(found)) for label, scheme, found in shared)
+    ends = tuple((f"{marked(scheme)}, {label}", *_ends(found)) for label, scheme, found in shared)
     caption = "SQNR at the last block.output, each scheme in its own stream, dB"
     grids = [Grid(caption, ("Scheme, report", "Baseline", "Compared", "difference"), ends)] if ends else []
     grids += [
         Grid(
-            f"Isolated errors that grew most, {scheme}, {label}",
+            f"Isolated errors that grew most, {marked(scheme)}, {label}",
             ("Site", "Baseline", "Compared", "dB"),
             tuple(
                 (f"layer {c.layer} {c.component}", number(c.relative_l2[0]), number(c.relative_l2[1]),

@@ -42,7 +42,9 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     _plot(lower, ratio, gathered)
     lower.axhline(1, color=style.MUTED, linewidth=0.7, zorder=0)
     _kl_axis(upper, kl)
-    lower.set_xticks(range(len(gathered.schemes)), [plain(scheme, 20) for scheme in gathered.schemes])
+    lower.set_xticks(
+        range(len(gathered.schemes)), [plain(style.scheme_label(scheme), 26) for scheme in gathered.schemes]
+    )
     lower.set_xlim(-0.5, len(gathered.schemes) - 0.5)
     figure.legend(loc="outside lower center", ncols=2)
     yield Drawing(
