@@ -3,7 +3,7 @@
 B sequences, S tokens each, d channels of the site
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -35,7 +35,7 @@ class Capture:
     tokens: tuple[int, int] = (1, 1)
     """B and S of the run."""
 
-    def sites(self, projections: list[Projection]) -> dict[Site, torch.Tensor]:
+    def sites(self, projections: Sequence[Projection]) -> dict[Site, torch.Tensor]:
         """Return the tensor at every site; one that feeds several projections appears once.
 
         A projection that did not run in the pass (an expert to which no token went) has no site.
@@ -51,7 +51,7 @@ class Capture:
 
 
 @contextmanager
-def capturing(layer: nn.Module, projections: list[Projection]) -> Iterator[Capture]:
+def capturing(layer: nn.Module, projections: Sequence[Projection]) -> Iterator[Capture]:
     """Capture the projections of a layer for as long as the context lasts.
 
     Tensors are kept as [B, S, d] however the layer hands them on (OPT's MLP takes [B * S, d], DeepSeek's latents are

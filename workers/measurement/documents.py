@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from service.contracts.files import PARQUET_MAGIC
 from service.contracts.request import CalibrationFile
-from workers.measurement.errors import BadCalibration
+from workers.measurement.errors import BadCalibration, first_line
 from workers.measurement.json_lines import read_json_lines
 from workers.measurement.refusals import refuser, shown
 
@@ -110,7 +110,7 @@ class _Reader:
                         document += 1
                         yield Piece(document, self._checked(value.as_py(), field, f"row {document}"))
         except (pa.ArrowException, OSError) as error:
-            raise self.refuse(f"cannot be read as Parquet: {_first_line(error)}") from error
+            raise self.refuse(f"cannot be read as Parquet: {first_line(error)}") from error
 
     def _field(self, names: Collection[str], where: str) -> str:
         """Return the field to read, out of those that there are."""
@@ -146,7 +146,3 @@ class _Reader:
                     f"to {self._vocabulary - 1}, the rows of the model's embedding"
                 )
         return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

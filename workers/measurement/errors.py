@@ -28,7 +28,7 @@ class BadModel(MeasurementError):
 
 
 class CannotQuantise(BadModel):
-    """A scheme has no way of quantising a module of the model; without the scheme, the model can be measured."""
+    """A scheme has no way of quantising a module or a layer; without the scheme, the model can be measured."""
 
 
 class BadCalibration(MeasurementError):
@@ -43,3 +43,9 @@ class BadLabelled(MeasurementError):
 
     code = "bad-labelled"
     bad_input = True
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library's error says first; its name if it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,5 +1,6 @@
 """What the sweep finds at one layer; whatever happens at other layers, this stands by itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,8 @@ class SchemeFindings:
     """Bytes by which the quantised weights are smaller than the layer's own."""
     paths: frozenset[str]
     """Code paths that compute the projections."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Projections that are as they were because the scheme has no way of replacing them, and why."""
     isolated: dict[Site, DeviationStatistics] = field(default_factory=dict)
     """The quantised module applied to the reference's input."""
     accumulated: dict[Site, DeviationStatistics] = field(default_factory=dict)

@@ -20,7 +20,6 @@ from workers.measurement.models.projections import (
     projections,
     value_projection,
 )
-from workers.measurement.quantization.layer import quantise_layer
 from workers.measurement.state import SweepState
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.heads import HeadDeviation, head_ranges, predicted_peaks
@@ -43,14 +42,14 @@ class LayerPass:
     def __init__(self, state: SweepState, index: int, layer: nn.Module) -> None:
         self._state = state
         self._layer = layer
-        self._config = state.decoder.config
+        self._config = state.decoder.layer_config(index)
         self._parts = projections(layer, self._config)
         self._heads = heads(self._config)
         self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
-        copies = {s.name: quantise_layer(layer, self._parts, s, f"layer {index}") for s in state.schemes}
+        copies = {s.name: state.trials.quantise(index, layer, self._parts, s) for s in state.schemes}
         state.pages.check()
         self._modules = {name: copied.module for name, copied in copies.items()}
-        schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths) for name, c in copies.items()}
+        schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths, c.left) for name, c in copies.items()}
         self._found = LayerFindings(index, schemes)
         self._loudest = (-1.0, 0)  # largest magnitude at block.output, and its sequence
 

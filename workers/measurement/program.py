@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.contracts.progress import Warned
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
 from workers.measurement.errors import BadRequest
-from workers.measurement.findings import LayerFindings
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
 from workers.measurement.labelled.records import LabelledRecords, read_labelled
@@ -24,6 +22,7 @@ from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.predictions import Predictions, compare_predictions, first_scored
 from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
+from workers.measurement.remarks import warn_nonfinite, warn_unquantised
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.report import Findings, build_report
@@ -176,12 +175,12 @@ def _sweep(
         narrator.resumed_at_layer = first or None
         saved_at = time.monotonic()
         for found in sweep_layers(state, first):
-            files.write(found, _warn_nonfinite(found, narrator))
+            files.write(found, warn_nonfinite(found, narrator))
             progress.done(found.layer + 1)
             if time.monotonic() - saved_at >= request.checkpoint_seconds:
                 kept.save(found.layer + 1, state.streams)
                 saved_at = time.monotonic()
-    _warn_unquantised(state, files, narrator)
+    warn_unquantised(state, files, narrator)
     return state, files
 
 
@@ -238,28 +237,6 @@ def _write(
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)
         report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-def _warn_nonfinite(found: LayerFindings, narrator: Narrator) -> list[Warned]:
-    return [
-        narrator.warn(
-            "nonfinite",
-            f"{statistics.nonfinite} values are NaN or infinite and left out of every other figure",
-            f"layer {found.layer}, {site.component} {site.port}",
-        )
-        for site, statistics in found.ranges.items()
-        if statistics.nonfinite
-    ]
-
-
-def _warn_unquantised(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
-    for scheme in state.schemes:
-        if not any(files.facts(layer).paths[scheme.name] for layer in range(len(state.decoder.layers))):
-            narrator.warn(
-                "nothing-quantised",
-                f"{type(state.decoder.model).__name__} has no Linear that {scheme.name} replaces, so nothing changes",
-                scheme.name,
-            )
 
 
 def _device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from service.contracts.schemes import Scheme
 from workers.measurement.memory import PageReturn
 from workers.measurement.models.decoder import Arguments, Decoder
 from workers.measurement.quantization.outside import QuantisedOutside, in_place
+from workers.measurement.quantization.trial import Trials
 from workers.measurement.streams import Streams
 
 
@@ -38,6 +39,8 @@ class SweepState:
     streams: Streams
     outside: Mapping[str, QuantisedOutside]
     """By scheme: what stands in place of the projections outside the layers."""
+    trials: Trials
+    """Makes the schemes' copies of the layers."""
     pages: PageReturn = field(default_factory=PageReturn)
 
     def logits(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:

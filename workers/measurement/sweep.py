@@ -19,6 +19,7 @@ from workers.measurement.layer_pass import LayerPass
 from workers.measurement.memory import drop_code_pages, keep_what_is_loaded, return_pages
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.quantization.outside import in_place, quantise_outside
+from workers.measurement.quantization.trial import Trials
 from workers.measurement.state import Batch, SweepState
 from workers.measurement.streams import REFERENCE, Layout, Streams
 
@@ -43,7 +44,8 @@ def prepare_sweep(
         directory: where those files go; made when it is needed.
     """
     names = [REFERENCE, *(scheme.name for scheme in schemes)]
-    hidden, _ = decoder.record(batches[0].token_ids[:1, :1])
+    hidden, recorded = decoder.record(batches[0].token_ids[:1, :_TRIAL_TOKENS])
+    trials = Trials(hidden, recorded)
     layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
     outside = {scheme.name: quantise_outside(decoder.model, decoder.outside, scheme) for scheme in schemes}
@@ -61,7 +63,7 @@ def prepare_sweep(
             streams.put(name, number, own)
     decoder.rest()
     drop_code_pages()
-    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside)
+    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials)
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
@@ -74,3 +76,7 @@ def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
         state.pages.check()
         yield found
     return_pages()
+
+
+_TRIAL_TOKENS = 2
+"""One more than the layers of some models treat in a way of their own."""

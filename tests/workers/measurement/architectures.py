@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 
 VOCABULARY = 320
 
@@ -163,6 +164,30 @@ def save_random(path: Path, config: PreTrainedConfig, dtype: torch.dtype = torch
     """Save such a model without a tokenizer."""
     random_model(config, dtype).save_pretrained(path)
     return path
+
+
+def whole_model(path: Path, quantisation: BitsAndBytesConfig | None) -> Any:
+    """Load the whole model as transformers does, with what bitsandbytes' CPU kernels refuse kept from them.
+
+    Their packed 4-bit path takes no weight of one row (Qwen2-MoE's gate of its shared expert), and their int8 path
+    no input of four dimensions (DeepSeek's latents).
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantisation).eval()
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.out_features % 32:
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.forward = _by_rows(module.forward)
+    return model
+
+
+def _by_rows(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def two_dimensional(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim < 4:
+            return forward(x)
+        return forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+    return two_dimensional
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

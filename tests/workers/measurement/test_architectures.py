@@ -1,12 +1,10 @@
 """Every architecture in the table: computed as the whole model computes it, named as its own code divides it."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from architectures import (
@@ -18,6 +16,7 @@ from architectures import (
     decoder_layers,
     random_model,
     save_random,
+    whole_model,
 )
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -74,33 +73,13 @@ def sweep(architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat1
 
 
 @functools.lru_cache(maxsize=4)
-def whole_model(path: Path, scheme: str) -> Any:
-    """The whole model as transformers loads it, with what bitsandbytes' CPU kernels refuse kept from them.
-
-    Their packed 4-bit path takes no weight of one row (Qwen2-MoE's gate of its shared expert), and their int8 path
-    no input of four dimensions (DeepSeek-V3's latents).
-    """
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=CONFIGURATIONS.get(scheme)).eval()
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit) and module.out_features % 32:
-            module.support_avx512bf16_for_cpu = False
-        if isinstance(module, bnb.nn.Linear8bitLt):
-            module.forward = by_rows(module.forward)
-    return model
+def whole(path: Path, scheme: str) -> Any:
+    return whole_model(path, CONFIGURATIONS.get(scheme))
 
 
 def whole_model_logits(path: Path, scheme: str) -> torch.Tensor:
     with torch.no_grad():
-        return whole_model(path, scheme)(input_ids=TOKEN_IDS, use_cache=False).logits
-
-
-def by_rows(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def two_dimensional(x: torch.Tensor) -> torch.Tensor:
-        if x.ndim < 4:
-            return forward(x)
-        return forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-    return two_dimensional
+        return whole(path, scheme)(input_ids=TOKEN_IDS, use_cache=False).logits
 
 
 def test_the_sweep_computes_what_the_whole_model_and_bitsandbytes_compute(swept: Swept) -> None:

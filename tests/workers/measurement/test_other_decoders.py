@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from architectures import VOCABULARY, save_random
+from architectures import VOCABULARY, save_random, whole_model
 from torch import nn
-from transformers import AutoModelForCausalLM, BartConfig, BertConfig, ViTConfig
+from transformers import BartConfig, BertConfig, BitsAndBytesConfig, ViTConfig
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
@@ -26,6 +27,20 @@ _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 _PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 48,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
 
 
 def config_of(name: str, **settings: Any) -> Any:
@@ -39,33 +54,55 @@ OTHERS = {
     "bamba": lambda: config_of(
         "Bamba", **_SIZES, num_key_value_heads=2, mamba_n_heads=4, mamba_d_head=32, attn_layer_indices=[1]
     ),
+    "openai-gpt": lambda: config_of("OpenAIGPT", n_embd=64, n_layer=2, n_head=4, n_positions=64),
+    "deepseek_v32": lambda: config_of("DeepseekV32", **_SIZES, **_LATENT),
+    "dots3": lambda: config_of("Dots3NoteText", **_SIZES, **_LATENT, moe_layer_freq=1),
 }
-"""Cohere and Bamba run attention; Mamba has none; Bamba's layers return a pair that its model takes apart."""
+"""Cohere, Granite and Bamba run attention; Mamba has none; Bamba's layers return a pair that its model takes apart, and
+OpenAI's first GPT's return a list; the layers of Dots 3 differ in their heads."""
+
+USED_OTHERWISE = {"mamba": "dt_proj", "deepseek_v32": "weights_proj", "dots3": "weights_proj"}
+"""Projections that the layer does not only call; bitsandbytes cannot replace them."""
 
 OWN_NAMES = {
     "cohere": {"self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"},
     "granite": {"self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"},
     "mamba": {"mixer.in_proj", "mixer.x_proj", "mixer.out_proj"},
     "bamba": {"mamba.in_proj", "feed_forward.down_proj"},
+    "openai-gpt": {"attn.c_attn", "mlp.c_fc"},
+    "deepseek_v32": {"self_attn.kv_b_proj", "self_attn.indexer.weights_proj"},
+    "dots3": {"self_attn.q_a_proj"},
 }
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_a_decoder_outside_the_table_is_swept_exactly_under_its_module_names(architecture: str, tmp_path: Path) -> None:
     path = save_random(tmp_path / "model", OTHERS[architecture]())
-    schemes = [] if architecture == "mamba" else [SCHEMES["int8"]]  # Mamba reads the weight of one Linear itself
     decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
     state = prepare_sweep(
-        decoder, [Batch(TOKEN_IDS)], schemes, Analysis(), budget_bytes=2**30, directory=tmp_path / "streams"
+        decoder,
+        [Batch(TOKEN_IDS)],
+        [SCHEMES["int8"], SCHEMES["nf4"]],
+        Analysis(),
+        budget_bytes=2**30,
+        directory=tmp_path / "streams",
     )
-    names = [{site.component for site in found.ranges} for found in sweep_layers(state)]
+    found = list(sweep_layers(state))
+    names = [{site.component for site in layer.ranges} for layer in found]
+    kept = USED_OTHERWISE.get(architecture, "none")
+    left = {name.rpartition(".")[2] for layer in found for scheme in layer.schemes.values() for name in scheme.left}
+    assert left == {kept} - {"none"}
     assert names[0] > OWN_NAMES[architecture]
     assert not set.union(*names) & {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
+    skipped = ["lm_head", kept]
+    configs = {
+        REFERENCE: None,
+        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
+        "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped),
+    }
     for stream in state.streams.names:
-        quantisation = None if stream == REFERENCE else transformers.BitsAndBytesConfig(load_in_8bit=True)
-        whole = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantisation).eval()
         with torch.no_grad():
-            expected = whole(input_ids=TOKEN_IDS, use_cache=False).logits
+            expected = whole_model(path, configs[stream])(input_ids=TOKEN_IDS, use_cache=False).logits
         assert torch.equal(state.logits(stream, state.streams.get(stream, 0)), expected), stream
 
 
@@ -123,12 +160,13 @@ class Whole(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
         assert not use_cache
-        return self._run(self.layers, torch.ones(*input_ids.shape, 4))
+        return SimpleNamespace(logits=self._run(self.layers, input_ids[..., None] * torch.ones(4)))
 
 
-def in_turn(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
+def in_turn(layers: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
     for layer in layers:
         hidden = layer(hidden)
+    return hidden
 
 
 def twice_over(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
@@ -151,6 +189,19 @@ def told_of_the_one_before(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
         hidden = layer(hidden, hidden.mean())
 
 
+def ending_on_what_came_first(layers: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden + in_turn(layers, hidden)
+
+
+def ending_on_a_layer_between(layers: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
+    between = layers[0](hidden)
+    return between + in_turn(layers[1:], between)
+
+
+def breaking_off(layers: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
+    return in_turn(layers, hidden) @ torch.ones(5)
+
+
 def sharing_a_dictionary(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
     shared: dict[str, torch.Tensor] = {}
     for layer in layers:
@@ -164,6 +215,9 @@ def sharing_a_dictionary(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
         (one_left_out, r"in the order \[0, 1\], not each of 3 once"),
         (scaled_between, "the model changes the hidden states between two layers"),
         (told_of_the_one_before, "other arguments of a layer depend on what the layers before it gave"),
+        (ending_on_what_came_first, "the predictions depend on more than the last hidden states"),
+        (ending_on_a_layer_between, "the predictions depend on more than the last hidden states"),
+        (breaking_off, r"needs more of them than hidden states \(size mismatch"),
         (sharing_a_dictionary, "hand each other keys and values besides the hidden states"),
     ],
 )

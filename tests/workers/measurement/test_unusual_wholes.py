@@ -2,17 +2,19 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
-from architectures import CONFIGS, save_random
+import torch
+from architectures import CONFIGS, random_model, save_random
 from test_other_decoders import OTHERS
 from tiny_models import request_for, save_tokenizer
 
 from service.contracts.report import SchemeFacts
 from service.contracts.schemes import SCHEMES
-from workers.measurement.errors import CannotQuantise
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -54,6 +56,35 @@ def test_a_model_without_attention(tmp_path: Path, calibration_text: Path) -> No
     assert (report["model"]["heads"], report["model"]["kv_heads"], report["model"]["head_dim"]) == (None, None, None)
     assert report["heads"]["heads"] == 0
     assert [w["code"] for w in report["warnings"]] == ["unknown-architecture"]
-    with pytest.raises(CannotQuantise, match=r"^int8: layer 0"):
-        measured(path, calibration_text, tmp_path / "quantised", schemes=["int8"])
-    assert not (tmp_path / "quantised").exists()
+
+
+def test_what_a_layer_does_more_with_than_call_it_stays_as_it_is_and_is_named(
+    tmp_path: Path, calibration_text: Path
+) -> None:
+    path = save_random(tmp_path / "model", OTHERS["mamba"]())
+    save_tokenizer(path)
+    report = measured(path, calibration_text, tmp_path / "out", schemes=["int8"])
+    (warning,) = (w for w in report["warnings"] if w["where"] == "int8")
+    assert warning["code"] == "left-unquantised"
+    assert re.match(r"mixer.dt_proj stays as it is in layers 0-1: the layer uses its weight itself", warning["message"])
+    scheme = report["schemes"]["int8"]
+    left = {name for name in scheme["not_quantised"] if name.endswith("_proj")}
+    assert left == {f"backbone.layers.{layer}.mixer.dt_proj" for layer in (0, 1)}
+    assert scheme["compression"] > 1
+    rows = pq.read_table(tmp_path / "out/tables/errors.parquet").to_pylist()
+    isolated = {row["component"] for row in rows if row["mode"] == "isolated"}
+    assert isolated == {"mixer.in_proj", "mixer.x_proj", "mixer.out_proj"}
+
+
+def test_a_weight_that_int8_does_not_take_is_named_with_its_layer(tmp_path: Path, calibration_text: Path) -> None:
+    model = random_model(CONFIGS["llama"]())
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = 70000.0
+    model.save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    report = measured(tmp_path / "model", calibration_text, tmp_path / "out", schemes=["int8", "nf4"])
+    (warning,) = (w for w in report["warnings"] if w["code"] == "left-unquantised")
+    assert warning["where"] == "int8"
+    assert re.match(r"mlp.up_proj stays as it is in layer 1: 64 -> 128: .*; at most 65504", warning["message"])
+    named = {name: "model.layers.1.mlp.up_proj" in facts["not_quantised"] for name, facts in report["schemes"].items()}
+    assert named == {"int8": True, "nf4": False}

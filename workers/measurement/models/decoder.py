@@ -23,14 +23,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from workers.measurement.errors import BadModel
+from workers.measurement.errors import BadModel, first_line
 from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.layer_reader import LayerReader, finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.projections import is_projection
 from workers.measurement.models.stand_ins import Arguments as Arguments
-from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, standing_in
+from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, hidden_of, standing_in
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Decoder:
     def config(self) -> Any:
         """The text model's configuration."""
         return self.model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+
+    def layer_config(self, index: int) -> Any:
+        """Return the configuration of one layer, which in some models differs from another's in heads and widths."""
+        return self.config.per_layer_config[index] if getattr(self.config, "is_heterogeneous", False) else self.config
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ def run_layer(layer: Callable[..., Any], hidden: torch.Tensor, arguments: Argume
     positional, keyword = arguments
     with torch.no_grad():
         output = layer(hidden, *positional, **keyword)
-    hidden_after: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    hidden_after: torch.Tensor = hidden_of(output)
     return hidden_after
 
 
@@ -172,7 +176,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
             ignore_mismatched_sizes=True,  # so that they are named below, in words of our own
         )
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise BadModel(f"model: {checkpoint.path} cannot be loaded: {_first_line(error)}") from error
+        raise BadModel(f"model: {checkpoint.path} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         raise BadModel(f"model: {checkpoint.path}: {_disagreement(info)}")
@@ -196,7 +200,7 @@ def _config(checkpoint: Checkpoint) -> Any:
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library validates configs with errors of many kinds
-        raise BadModel(f"model: {checkpoint.path / 'config.json'}: {_first_line(error)}") from error
+        raise BadModel(f"model: {checkpoint.path / 'config.json'}: {first_line(error)}") from error
     named = ", ".join(config.architectures or ["no architecture"])
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise BadModel(
@@ -230,7 +234,7 @@ def _plan(config: Any, device: str) -> tuple[str, dict[str, str]]:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a hostile or mistaken config fails in as many ways as there are architectures
-        raise BadModel(f"model: config.json describes no model that can be built: {_first_line(error)}") from error
+        raise BadModel(f"model: config.json describes no model that can be built: {first_line(error)}") from error
     lists = {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists or max(len(module) for module in lists.values()) == 0:
         raise BadModel(f"model: {type(skeleton).__name__} has no decoder layers")
@@ -239,7 +243,8 @@ def _plan(config: Any, device: str) -> tuple[str, dict[str, str]]:
     path = layers.split(".")
     for depth in range(len(path)):
         above = ".".join(path[:depth])
-        for name, _ in skeleton.get_submodule(above).named_children():
+        module = skeleton.get_submodule(above)
+        for name, _ in (*module.named_children(), *module.named_parameters(recurse=False)):
             if name != path[depth]:
                 placement[f"{above}.{name}" if above else name] = device
     return f"{layers}.", placement | {f"{layers}.{i}": "disk" for i in range(len(lists[layers]))}
@@ -279,8 +284,3 @@ def _disagreement(info: dict[str, Any]) -> str:
         return f"config.json asks for {len(names)} tensors that the weight files lack: {', '.join(names[:3])}"
     name, stored, wanted = sorted(info["mismatched_keys"])[0]
     return f"{name} is {list(stored)} in the weight files, and {list(wanted)} by config.json"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -2,23 +2,33 @@
 
 The sweep calls the layers one by one, each with the arguments that the model would hand it. That is the model's own
 computation only if every layer is called once and in order, takes what the layer before it gave, and learns of the
-layers before it by nothing else; and what is measured means something only if no position sees a later one. A model
-of two tokens is enough to find out, and no architecture need be known. What fails would else be silently wrong.
+layers before it by nothing else, and only if what comes after them sees nothing but the last hidden states; and what
+is measured means something only if no position sees a later one. Two tokens are enough to find out, and no
+architecture need be known. What fails would else be silently wrong.
 
     d hidden dimensions
 """
 
 import contextlib
-from collections.abc import Callable, MutableMapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from workers.measurement.errors import BadModel
-from workers.measurement.models.stand_ins import Arguments, Recorded, Recorder, StandIn, standing_in, taken_apart
+from workers.measurement.errors import BadModel, first_line
+from workers.measurement.models.stand_ins import (
+    Arguments,
+    Recorded,
+    Recorder,
+    StandIn,
+    hidden_of,
+    standing_in,
+    taken_apart,
+)
+from workers.measurement.refusals import shown
 
 _SEES_LATER = 1e-2
 """Relative change at a position, when only a later one changed, that rounding cannot explain."""
@@ -34,8 +44,8 @@ def probe_first_layer(
     """
     first = Recorder(layers[0], 0)
     first.last = True
-    with standing_in(layers, [first]), torch.no_grad(), contextlib.suppress(Recorded):
-        model(input_ids=_two_tokens(device), use_cache=False)
+    with _running(model), standing_in(layers, [first]), contextlib.suppress(Recorded):
+        model(input_ids=_two_tokens(0, device), use_cache=False)
     hidden, (positional, keyword) = first.hidden, first.arguments
     if hidden.ndim != 3 or hidden.shape[:2] != (1, 2):
         raise BadModel(
@@ -44,16 +54,21 @@ def probe_first_layer(
         )
     other = hidden.clone()
     other[:, 1] = _noise(hidden[:, 1], seed=0)
-    with resident as layer, torch.no_grad():
+    with resident as layer, _running(model):
         answers = [layer(states, *positional, **keyword) for states in (hidden, other)]
-    before, after = (answer[0] if isinstance(answer, tuple) else answer for answer in answers)
+    before, after = map(hidden_of, answers)
+    if not isinstance(before, torch.Tensor) or before.shape != hidden.shape:
+        raise BadModel(
+            f"model: the layers of {_name(model)} answer with a {type(answers[0]).__name__}; only layers that give "
+            "hidden states [1, 2, d], alone or first in a tuple or list, can be measured"
+        )
     changed = torch.linalg.vector_norm((after - before)[:, 0].float())
     if changed > _SEES_LATER * torch.linalg.vector_norm(before[:, 0].float()):
         raise BadModel(
             f"model: {_name(model)} is no causal decoder: in its first layer a position sees the one after it; only "
             "models in which positions see what is before them can be measured"
         )
-    return len(answers[0]) if isinstance(answers[0], tuple) else 0
+    return len(answers[0]) if isinstance(answers[0], (tuple, list)) else 0
 
 
 def probe_layers(model: nn.Module, layers: nn.ModuleList, answer_length: int, device: torch.device) -> None:
@@ -62,27 +77,37 @@ def probe_layers(model: nn.Module, layers: nn.ModuleList, answer_length: int, de
     Raises:
         BadModel: the layers cannot be called one by one; says why.
     """
-    arguments = []
-    for seed in (1, 2):
-        calls = _Calls(answer_length, seed)
-        try:
-            with standing_in(layers, calls.observers(layers)), torch.no_grad():
-                model(input_ids=_two_tokens(device), use_cache=False)
-        except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
-            raise _refusal(model, f"the model needs more of them than hidden states ({error})") from error
-        if calls.order != list(range(len(layers))):
-            raise _refusal(model, f"the model calls them in the order {calls.order}, not each of {len(layers)} once")
-        if not calls.handed_on:
-            raise _refusal(model, "the model changes the hidden states between two layers")
-        arguments.append(calls.arguments)
-    if any(_shared_state(value) for positional, keyword in arguments[0] for value in (*positional, *keyword.values())):
+    first, second, other_text = (
+        _call(model, layers, _Calls(answer_length, seed), _two_tokens(token, device))
+        for seed, token in ((1, 0), (2, 0), (3, 1))
+    )
+    handed = (value for positional, keyword in first.arguments for value in (*positional, *keyword.values()))
+    if any(map(_shared_state, handed)):
         raise _refusal(model, "they hand each other keys and values besides the hidden states")
-    if not _same(arguments[0], arguments[1]):
+    if not _same(first.arguments, second.arguments):
         raise _refusal(model, "other arguments of a layer depend on what the layers before it gave")
+    if not _same(first.logits, other_text.logits):
+        raise _refusal(model, "the predictions depend on more than the last hidden states")
+
+
+def _call(model: nn.Module, layers: nn.ModuleList, calls: "_Calls", token_ids: torch.Tensor) -> "_Calls":
+    """Take down a forward pass of the model."""
+    try:
+        with standing_in(layers, calls.observers(layers)), torch.no_grad():
+            calls.logits = model(input_ids=token_ids, use_cache=False).logits
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError, RuntimeError) as error:
+        raise _refusal(model, f"the model needs more of them than hidden states ({first_line(error)})") from error
+    if calls.order != list(range(len(layers))):
+        raise _refusal(model, f"the model calls them in the order {shown(calls.order)}, not each of {len(layers)} once")
+    if not calls.handed_on:
+        raise _refusal(model, "the model changes the hidden states between two layers")
+    return calls
 
 
 class _Calls:
-    """What a forward pass does with its layers."""
+    """What a forward pass does with its layers, whose stand-ins answer noise: the last one always the same."""
+
+    logits: torch.Tensor | None = None
 
     def __init__(self, answer_length: int, seed: int) -> None:
         self.order: list[int] = []
@@ -93,14 +118,15 @@ class _Calls:
         self._latest: torch.Tensor | None = None
 
     def observers(self, layers: nn.ModuleList) -> list[nn.Module]:
-        return [_Observer(layer, self._answer_length, self._answer(index)) for index, layer in enumerate(layers)]
+        last = len(layers) - 1
+        return [_Observer(layer, self._answer_length, self._answer(i, last)) for i, layer in enumerate(layers)]
 
-    def _answer(self, index: int) -> Callable[[torch.Tensor, Arguments], torch.Tensor]:
+    def _answer(self, index: int, last: int) -> Callable[[torch.Tensor, Arguments], torch.Tensor]:
         def answer(hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
             self.handed_on &= self._latest is None or torch.equal(self._latest, hidden)
             self.order.append(index)
             self.arguments.append(arguments)
-            self._latest = _noise(hidden, seed=1000 * self._seed + len(self.order))
+            self._latest = _noise(hidden, seed=0 if index == last else 1000 * self._seed + len(self.order))
             return self._latest.clone()
 
         return answer
@@ -117,8 +143,19 @@ class _Observer(StandIn):
         return self.answer(self.__dict__["_respond"](*taken_apart(positional, keyword)))
 
 
-def _two_tokens(device: torch.device) -> torch.Tensor:
-    return torch.zeros(1, 2, dtype=torch.long, device=device)
+@contextmanager
+def _running(model: nn.Module) -> Iterator[None]:
+    try:
+        with torch.no_grad():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's code fails in as many ways as there are models
+        raise BadModel(f"model: {_name(model)} does not run on two tokens: {first_line(error)}") from error
+
+
+def _two_tokens(token: int, device: torch.device) -> torch.Tensor:
+    return torch.full((1, 2), token, device=device)
 
 
 def _noise(like: torch.Tensor, seed: int) -> torch.Tensor:

@@ -68,6 +68,11 @@ def taken_apart(positional: tuple[Any, ...], keyword: dict[str, Any]) -> tuple[t
     return others.pop("hidden_states"), ((), others)
 
 
+def hidden_of(answer: Any) -> Any:
+    """Return the hidden states of what a layer answered: the answer itself, or the first of several things."""
+    return answer[0] if isinstance(answer, (tuple, list)) else answer
+
+
 @contextmanager
 def standing_in(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
     """Put stand-ins in the place of the first layers for as long as the context lasts."""

@@ -24,11 +24,11 @@ _tried: set[tuple[object, ...]] = set()
 """Kernels with their settings, and the weights' shapes, types and devices, of modules that have answered."""
 
 
-def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> QuantisedProjection:
+def quantise_projection(projection: nn.Module, scheme: Scheme) -> QuantisedProjection:
     """Quantise a projection; the first module of its form is called on two tokens, so that a refusal comes here.
 
     Raises:
-        CannotQuantise: no path of the kernel takes the projection; names `where`, its shape, and why.
+        CannotQuantise: no path of the kernel takes the projection; says its shape and why.
     """
     weight = weight_rows(projection)
     out_features, in_features = weight.shape
@@ -46,5 +46,5 @@ def quantise_projection(projection: nn.Module, scheme: Scheme, where: str) -> Qu
         raise
     except (Refused, AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).strip() or type(error).__name__
-        raise CannotQuantise(f"{scheme.name}: {where}, {in_features} -> {out_features}: {reason}") from error
+        raise CannotQuantise(f"{in_features} -> {out_features}: {reason}") from error
     return quantised

@@ -2,18 +2,23 @@
 
 import copy
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import nn
 
 from service.contracts.schemes import Scheme
+from workers.measurement.errors import CannotQuantise
 from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.projections import Projection, weight_rows
 from workers.measurement.quantization.kernels import quantise_projection
 from workers.measurement.quantization.projection import QuantisedProjection, row_ranges
 from workers.measurement.statistics.deviation import token_products
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -27,35 +32,40 @@ class QuantisedLayer:
     """Bytes by which the quantised weights are smaller than the layer's own."""
     paths: frozenset[str]
     """Code paths that compute the projections."""
+    left: Mapping[str, str]
+    """Projections that are as they were because the scheme has no way of replacing them, and why."""
 
 
 def quantise_layer(
-    layer: nn.Module, projections: list[Projection], scheme: Scheme, name: str = "layer"
+    layer: nn.Module, projections: Sequence[Projection], scheme: Scheme, leave: Mapping[str, str] = NOTHING
 ) -> QuantisedLayer:
     """Return a copy of the layer in which the projections are quantised; the copy shares all other tensors.
 
-    Projections that schemes leave as they are have no weight error. `name` is the layer's, for messages.
-
-    Raises:
-        CannotQuantise: the scheme's kernel does not take a projection; says which and why.
+    Projections that no scheme replaces stay as they are, and so do those that no path of this scheme's kernel takes,
+    and those of `leave`: from a name to the reason. Such have no weight error.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
     copied = copy.deepcopy(layer, memo=shared)
     errors: dict[str, float | None] = {}
     paths: set[str] = set()
+    left = dict(leave)
     saved = 0
     for projection in projections:
-        if not projection.quantised:
+        if not projection.quantised or projection.name in left:
             continue
         original = layer.get_submodule(projection.name)
-        quantised = quantise_projection(original, scheme, f"{name}, {projection.name}")
+        try:
+            quantised = quantise_projection(original, scheme)
+        except CannotQuantise as error:
+            left[projection.name] = str(error)
+            continue
         copied.set_submodule(projection.name, quantised.module)
         weight = weight_rows(original)
         errors |= _weight_errors(projection, weight, quantised)
         saved += weight.nbytes - quantised.nbytes
         paths.add(quantised.path)
         drop_file_pages(weight)
-    return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths))
+    return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths), left)
 
 
 def _weight_errors(

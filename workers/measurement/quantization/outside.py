@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from service.contracts.schemes import Scheme
+from workers.measurement.errors import CannotQuantise
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.kernels import quantise_projection
 
@@ -23,17 +24,25 @@ class QuantisedOutside:
     """By name inside the model."""
     saved_bytes: int
     """Bytes by which the quantised weights are smaller."""
+    left: Mapping[str, str]
+    """Projections that are as they were because the scheme has no way of replacing them, and why."""
 
 
 def quantise_outside(model: nn.Module, names: Sequence[str], scheme: Scheme) -> QuantisedOutside:
-    """Quantise the projections of these names.
-
-    Raises:
-        CannotQuantise: the scheme's kernel does not take one; says which and why.
-    """
-    quantised = {name: quantise_projection(model.get_submodule(name), scheme, name) for name in names}
-    saved = sum(weight_rows(model.get_submodule(name)).nbytes - found.nbytes for name, found in quantised.items())
-    return QuantisedOutside({name: found.module for name, found in quantised.items()}, saved)
+    """Quantise the projections of these names that the scheme's kernel takes."""
+    modules: dict[str, nn.Module] = {}
+    left: dict[str, str] = {}
+    saved = 0
+    for name in names:
+        projection = model.get_submodule(name)
+        try:
+            quantised = quantise_projection(projection, scheme)
+        except CannotQuantise as error:
+            left[name] = str(error)
+            continue
+        modules[name] = quantised.module
+        saved += weight_rows(projection).nbytes - quantised.nbytes
+    return QuantisedOutside(modules, saved, left)
 
 
 @contextmanager

@@ -48,6 +48,8 @@ class Assembled:
     """By scheme: bytes by which the quantised weights are smaller."""
     paths: dict[str, str]
     """By scheme: the code paths that computed it."""
+    left: dict[str, tuple[tuple[int, str], ...]]
+    """By scheme: layers and names of the projections that it had no way of replacing."""
 
 
 def assemble(
@@ -84,6 +86,7 @@ def assemble(
         worst_sites={name: _worst_sites(files, layers, name) for name in analysis.schemes},
         saved_bytes={name: sum(f.saved_bytes[name] for f in facts) for name in analysis.schemes},
         paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in analysis.schemes},
+        left={name: tuple((i, m) for i, f in enumerate(facts) for m in f.left[name]) for name in analysis.schemes},
     )
 
 

@@ -38,6 +38,8 @@ class LayerFacts:
     """By scheme: bytes by which its copy of the layer is smaller."""
     paths: dict[str, list[str]]
     """By scheme: code paths that computed it."""
+    left: dict[str, dict[str, str]]
+    """By scheme: projections that it had no way of replacing, and why."""
 
 
 class LayerFiles:
@@ -73,6 +75,7 @@ class LayerFiles:
             "warnings": [warning.model_dump() for warning in warnings],
             "saved_bytes": {name: scheme.saved_bytes for name, scheme in found.schemes.items()},
             "paths": {name: sorted(scheme.paths) for name, scheme in found.schemes.items()},
+            "left": {name: dict(scheme.left) for name, scheme in found.schemes.items()},
         }
         (fresh / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         fresh.rename(self._of(found.layer))
@@ -98,7 +101,7 @@ class LayerFiles:
         """Return what a layer adds to the summary."""
         stored: dict[str, Any] = json.loads((self._of(layer) / "facts.json").read_text(encoding="utf-8"))
         warnings = [Warned.model_validate(warning) for warning in stored["warnings"]]
-        return LayerFacts(warnings, stored["saved_bytes"], stored["paths"])
+        return LayerFacts(warnings, stored["saved_bytes"], stored["paths"], stored["left"])
 
     def _of(self, layer: int) -> Path:
         return self._directory / f"{layer:05d}"

@@ -51,7 +51,8 @@ class Findings:
 def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> contract.ModelFacts:
     """Describe the model."""
     config = decoder.config
-    found = heads(config)
+    layouts = {heads(decoder.layer_config(layer)) for layer in range(len(decoder.layers))}
+    found = layouts.pop() if len(layouts) == 1 else None  # layers that differ have no number of heads in common
     return contract.ModelFacts(
         source=request.model.source,
         revision=request.model.revision,
@@ -123,10 +124,12 @@ def reference_facts(predictions: Predictions) -> contract.ReferenceFacts:
 def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> contract.SchemeFacts:
     """State what a scheme does to the model."""
     decoder, name = findings.state.decoder, scheme.name
+    outside = findings.state.outside[name]
     reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
-    model_bytes = reference_bytes - assembled.saved_bytes[name] - findings.state.outside[name].saved_bytes
+    model_bytes = reference_bytes - assembled.saved_bytes[name] - outside.saved_bytes
     comparison = findings.predictions.comparisons[name].where_finite()
     compared = len(comparison.same_top) > 0
+    left = (*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name]))
     return contract.SchemeFacts(
         settings=scheme.settings,
         simulated=scheme.simulated,
@@ -137,7 +140,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         delta_p=delta_p(comparison) if compared else None,
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
-        not_quantised=not_quantised(decoder),
+        not_quantised=(*not_quantised(decoder), *left),
         worst_sites=assembled.worst_sites[name],
     )
 

@@ -1,0 +1,54 @@
+"""What the reader of a report must know of the layers beside their numbers."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+
+from service.contracts.progress import Warned
+from workers.measurement.findings import LayerFindings
+from workers.measurement.progress import Narrator
+from workers.measurement.results.layer_files import LayerFiles
+from workers.measurement.state import SweepState
+
+_LEFT = "left-unquantised"
+
+
+def warn_nonfinite(found: LayerFindings, narrator: Narrator) -> list[Warned]:
+    """Say at which sites of a layer values are NaN or infinite, and return what was said."""
+    return [
+        narrator.warn(
+            "nonfinite",
+            f"{statistics.nonfinite} values are NaN or infinite and left out of every other figure",
+            f"layer {found.layer}, {site.component} {site.port}",
+        )
+        for site, statistics in found.ranges.items()
+        if statistics.nonfinite
+    ]
+
+
+def warn_unquantised(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
+    """Say which schemes change nothing, and what a scheme had to leave as it is."""
+    for scheme in state.schemes:
+        facts = [files.facts(layer) for layer in range(len(state.decoder.layers))]
+        if not any(layer.paths[scheme.name] for layer in facts):
+            narrator.warn(
+                "nothing-quantised",
+                f"{type(state.decoder.model).__name__} has no Linear that {scheme.name} replaces, so nothing changes",
+                scheme.name,
+            )
+        where: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for number, layer in enumerate(facts):
+            for left in layer.left[scheme.name].items():
+                where[left].append(number)
+        for (module, reason), layers in where.items():
+            place = f" in layer{'s' * (len(layers) > 1)} {_ranges(layers)}"
+            narrator.warn(_LEFT, f"{module} stays as it is{place}: {reason}", scheme.name)
+        for module, reason in state.outside[scheme.name].left.items():
+            narrator.warn(_LEFT, f"{module} stays as it is: {reason}", scheme.name)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Write ascending numbers: `0, 4-7`."""
+    runs = (list(run) for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
+    ends = ((run[0][1], run[-1][1]) for run in runs)
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
