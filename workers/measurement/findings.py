@@ -1,6 +1,6 @@
 """What the sweep finds at one layer; whatever happens at other layers, this stands by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,7 +56,7 @@ class LayerFindings:
     """Empty where the architecture has no heads that are known."""
     labelled: dict[str, list[F32]] = field(default_factory=dict)
     """By stream: the last tokens of the labelled prompts, [B, d] a batch; only at the depth that was asked for."""
-    surface: Surface | None = None
-    """Of the sequence with the largest magnitude at block.output."""
+    surface: Callable[[], Surface] | None = None
+    """Makes that of the sequence with the largest magnitude at block.output, before the streams move on."""
     predicted_peaks: list[float] | None = None
     """By head; None where the architecture does not allow the prediction."""

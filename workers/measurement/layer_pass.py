@@ -3,6 +3,7 @@
 B sequences of S tokens in a batch; T token positions in all; d channels of a site
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -27,8 +28,8 @@ from workers.measurement.statistics.layerwise import median_quantile_dimensions,
 from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.massive import massive_activations
 from workers.measurement.statistics.site import SiteStatistics
-from workers.measurement.statistics.surface import reduce_surface
-from workers.measurement.streams import REFERENCE
+from workers.measurement.statistics.surface import Surface, reduce_surface
+from workers.measurement.streams import REFERENCE, Streams
 
 LLM_INT8_SITES = frozenset({Site(ATTENTION_INPUT[0], "input"), Site(MLP_INPUT[0], "input")})
 """Where LLM.int8() looks for outlier dimensions."""
@@ -142,8 +143,7 @@ class LayerPass:
             channels.variance + channels.mean**2,
             analysis.median_quantile.quantile,
         )
-        loudest = self._loudest[1]
-        found.surface = reduce_surface(loudest, self._state.streams.sequence(REFERENCE, loudest))
+        found.surface = functools.partial(_surface, self._state.streams, self._loudest[1])
         if self._heads and HEADS_SITE in found.ranges:
             channels = found.ranges[HEADS_SITE].channels()
             found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, self._heads.query)
@@ -153,6 +153,10 @@ class LayerPass:
 
     def _residual_stream(self) -> Iterable[torch.Tensor]:
         return self._state.streams.sequences(REFERENCE, len(self._state.measured))
+
+
+def _surface(streams: Streams, sequence: int) -> Surface:
+    return reduce_surface(sequence, streams.sequence(REFERENCE, sequence))
 
 
 def _measure_isolated(

@@ -6,20 +6,23 @@ same tables as one that was not. Tables are Arrow files here, which are quicker 
 """
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import feather
 
 from service.contracts.progress import Warned
 from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
+from workers.measurement.capture import BLOCK_OUTPUT
 from workers.measurement.findings import LayerFindings
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
 from workers.measurement.results.tables import TableRows
@@ -49,6 +52,7 @@ class LayerFiles:
         self._directory = directory
         self._schemes = schemes
         self._thresholds = thresholds
+        self._largest_ratio = -math.inf  # max_to_median at block.output, of the layers that are done
 
     def keep_first(self, layers: int) -> None:
         """Make the directory if need be, and remove whatever is not of the first `layers` layers."""
@@ -57,6 +61,7 @@ class LayerFiles:
         for entry in self._directory.iterdir():
             if entry.name not in kept:
                 shutil.rmtree(entry)
+        self._largest_ratio = max((_ratio(self.block_output(layer)) for layer in range(layers)), default=-math.inf)
 
     def write(self, found: LayerFindings, warnings: list[Warned]) -> None:
         """Keep what was found at a layer."""
@@ -67,8 +72,10 @@ class LayerFiles:
         for name, rows in tables.items():
             feather.write_feather(rows.collected(), fresh / f"{name}.arrow", compression="uncompressed")
         save_hits(fresh / "llm_int8.npz", found.llm_int8)
-        if found.surface is not None:
-            save_surface(fresh / "surface.npz", found.surface)
+        ratio = _ratio(vars(found.ranges[BLOCK_OUTPUT].range()))
+        if found.surface is not None and ratio > self._largest_ratio:
+            save_surface(fresh / "surface.npz", found.surface())
+            self._largest_ratio = ratio
         for name, vectors in found.labelled.items():
             np.savez(fresh / f"labelled-{name}.npz", *vectors)
         facts = {
@@ -84,12 +91,28 @@ class LayerFiles:
         """Return a layer's rows of a table."""
         return feather.read_table(self._of(layer) / f"{name}.arrow")
 
+    def block_output(self, layer: int) -> dict[str, Any]:
+        """Return a layer's row of the `sites` table for block.output."""
+        here = (pc.field("component") == BLOCK_OUTPUT.component) & (pc.field("port") == BLOCK_OUTPUT.port)
+        row: dict[str, Any] = self.table(layer, "sites").filter(here).to_pylist()[0]
+        return row
+
+    def standing_out(self, layers: int) -> int:
+        """Return the layer, of the first `layers`, whose max_to_median at block.output is the largest.
+
+        Of equals the first; a layer without such a figure ranks last.
+        """
+        return max(range(layers), key=lambda layer: _ratio(self.block_output(layer)))
+
     def llm_int8(self, layer: int) -> dict[int, Hits]:
         """Return where a layer reached the magnitude of LLM.int8(), by dimension."""
         return load_hits(self._of(layer) / "llm_int8.npz")
 
     def surface(self, layer: int) -> Surface:
-        """Return the hidden state of a layer's sequence with the largest magnitude."""
+        """Return the hidden state of the sequence with the largest magnitude at the layer that stands out.
+
+        It is kept for every layer that stands out more than all before it.
+        """
         return load_surface(self._of(layer) / "surface.npz")
 
     def labelled(self, layer: int, stream: str) -> list[NDArray[np.float32]]:
@@ -105,3 +128,8 @@ class LayerFiles:
 
     def _of(self, layer: int) -> Path:
         return self._directory / f"{layer:05d}"
+
+
+def _ratio(site: Mapping[str, Any]) -> float:
+    ratio = site["max_to_median"]
+    return -1.0 if ratio is None else float(ratio)

@@ -133,7 +133,6 @@ def _reduce_range(
     over_fp16 = 0
     bits = np.empty((4, channels), np.uint32)
     values = bits.view(np.float32)
-    b0, b1, b2, b3 = bits[0], bits[1], bits[2], bits[3]
     v0, v1, v2, v3 = values[0], values[1], values[2], values[3]
     s1, s2, s3, s4 = sums[0], sums[1], sums[2], sums[3]
     lane0, lane1 = lanes[0], lanes[1]
@@ -152,7 +151,8 @@ def _reduce_range(
             peaks.view(np.uint32)[t + k] = peak
             if peaks[t + k] > _FP16_MAX:
                 over_fp16 += _count_over(values[k], _FP16_MAX)
-        _count_bins(b0, b1, b2, b3, lane0, lane1)
+        for k in range(4):
+            _count_bins(bits[k], lane0, lane1)
         _extremes(v0, v1, v2, v3, threshold, low, high, over)
         if not whole:
             _fill(values, pivot)
@@ -183,12 +183,16 @@ def _count_over(values: Any, limit: Any) -> Any:  # pragma: no cover - compiled
 
 
 @compiled()
-def _count_bins(b0: Any, b1: Any, b2: Any, b3: Any, lane0: Any, lane1: Any) -> None:  # pragma: no cover - compiled
-    for c in range(b0.shape[0]):
-        lane0[b0[c] >> np.uint32(SHIFT)] += 1
-        lane1[b1[c] >> np.uint32(SHIFT)] += 1
-        lane0[b2[c] >> np.uint32(SHIFT)] += 1
-        lane1[b3[c] >> np.uint32(SHIFT)] += 1
+def _count_bins(row: Any, lane0: Any, lane1: Any) -> None:  # pragma: no cover - compiled
+    shift, one = np.uint32(SHIFT), np.uint32(1)
+    even = row.shape[0] // 4 * 4
+    for c in range(0, even, 4):
+        lane0[row[c] >> shift] += one
+        lane1[row[c + 1] >> shift] += one
+        lane0[row[c + 2] >> shift] += one
+        lane1[row[c + 3] >> shift] += one
+    for c in range(even, row.shape[0]):
+        lane0[row[c] >> shift] += one
 
 
 @compiled()
@@ -237,8 +241,8 @@ def _powers(
         w2, x2, y2, z2 = w * w, x * x, y * y, z * z
         s1[c] += (w + x) + (y + z)
         s2[c] += (w2 + x2) + (y2 + z2)
-        s3[c] += (w2 * w + x2 * x) + (y2 * y + z2 * z)
-        s4[c] += (w2 * w2 + x2 * x2) + (y2 * y2 + z2 * z2)
+        s3[c] = s3[c] + w2 * w + x2 * x + y2 * y + z2 * z
+        s4[c] = s4[c] + w2 * w2 + x2 * x2 + y2 * y2 + z2 * z2
 
 
 @compiled()

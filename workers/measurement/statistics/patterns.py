@@ -49,25 +49,27 @@ def patterns(x: torch.Tensor) -> Patterns:
 @compiled()
 def decode(row: Any, kind: Any, out: Any) -> Any:  # pragma: no cover - compiled
     """Write the float32 patterns of a row [d] to `out` [d]; return the largest pattern, sign aside."""
+    # Integers of 32 bits become 64 wherever they meet; brought back each time, twice as many fit into a vector.
     peak = np.uint32(0)
     if kind == _BFLOAT16:
         for c in range(row.shape[0]):
-            bits = np.uint32(row[c]) << np.uint32(16)
+            bits = np.uint32(np.uint32(row[c]) << np.uint32(16))
             out[c] = bits
-            peak = max(peak, bits & MAGNITUDE)
+            peak = max(peak, np.uint32(bits & MAGNITUDE))
     elif kind == _FLOAT32:
         for c in range(row.shape[0]):
             bits = np.uint32(row[c])
             out[c] = bits
-            peak = max(peak, bits & MAGNITUDE)
+            peak = max(peak, np.uint32(bits & MAGNITUDE))
     else:
         values = out.view(np.float32)
         for c in range(row.shape[0]):
-            half = np.uint32(row[c]) & np.uint32(0x7FFF)
+            half = np.uint32(np.uint32(row[c]) & np.uint32(0x7FFF))
             values[c] = np.float32(np.int32(half)) * np.float32(2.0**-24)
-            shifted = half << np.uint32(13)
-            normal = shifted + np.uint32(112 << 23) if half < np.uint32(0x7C00) else shifted | INFINITY
-            magnitude = out[c] if half < np.uint32(0x0400) else normal
-            out[c] = magnitude | ((np.uint32(row[c]) & np.uint32(0x8000)) << np.uint32(16))
+            shifted = np.uint32(half << np.uint32(13))
+            normal, special = np.uint32(shifted + np.uint32(112 << 23)), np.uint32(shifted | INFINITY)
+            magnitude = out[c] if half < np.uint32(0x0400) else normal if half < np.uint32(0x7C00) else special
+            sign = np.uint32((np.uint32(row[c]) & np.uint32(0x8000)) << np.uint32(16))
+            out[c] = np.uint32(magnitude | sign)
             peak = max(peak, magnitude)
     return peak
