@@ -3,9 +3,10 @@
     python tests/benchmarks/reference_cost.py [--layers 12] [--hidden 768] [--runs 5] [--device cpu]
 
 In every round, in turn: the bare model without its head; the same with the textbook's hook on every Linear, which takes
-the same figures by separate torch operations; and the sweep's reference stream with every statistic (no scheme), the
-reading of the layers and the writing of their rows included. Ratios to the bare pass are taken round by round. The
-checkpoint is bf16, and float32 once more on a CPU.
+the same figures by separate torch operations; the sweep's reference stream with every statistic and no scheme, layer by
+layer, each in place before its time begins, as all are in the bare model; and that part of a whole measurement, with
+the reading of the layers from disk, the check that they are finite, and the writing of their rows. Ratios to the bare
+pass are taken round by round. The checkpoint is bf16, and float32 once more on a CPU.
 """
 
 import argparse
@@ -25,11 +26,16 @@ from kernel_speed import reduce_by_operations
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from service.contracts.request import MeasurementRequest
+from service.contracts.request import Analysis, MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
+from workers.measurement.layer_pass import LayerPass
 from workers.measurement.memory import settle_memory
+from workers.measurement.models.checkpoint import open_checkpoint
+from workers.measurement.models.decoder import load_decoder
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
+from workers.measurement.state import Batch
+from workers.measurement.sweep import prepare_sweep
 
 
 def bare(model: nn.Module, token_ids: torch.Tensor) -> None:
@@ -55,8 +61,20 @@ def hooked(model: nn.Module, token_ids: torch.Tensor) -> None:
             handle.remove()
 
 
-def reference_stream(path: Path, text: Path, shape: tuple[int, int], device: str, out: Path) -> float:
-    """Seconds of the sweep over the reference alone."""
+def reference_stream(path: Path, token_ids: torch.Tensor, device: str, scratch: Path) -> float:
+    """Seconds that the tokens [N, S] take through the layers, measured on the way."""
+    decoder = load_decoder(open_checkpoint(path), torch.device(device), scratch)
+    batches = [Batch(token_ids)]
+    state = prepare_sweep(decoder, batches, [], Analysis(), budget_bytes=2**31, directory=scratch)
+    taken = 0.0
+    for index in range(len(decoder.layers)):
+        with decoder.resident(index) as layer:
+            taken += seconds(LayerPass(state, index, layer).run, device)
+    return taken
+
+
+def whole_stage(path: Path, text: Path, shape: tuple[int, int], device: str, out: Path) -> float:
+    """Seconds of a measurement's sweep over the reference alone."""
     request = MeasurementRequest.model_validate(
         {
             "model": {"path": path},
@@ -74,7 +92,7 @@ def reference_stream(path: Path, text: Path, shape: tuple[int, int], device: str
     return narrator.stage_seconds["sweep"]
 
 
-def seconds(work: Callable[[], None], device: str) -> float:
+def seconds(work: Callable[[], object], device: str) -> float:
     """Seconds that one call takes, until its results are there."""
     started = time.perf_counter()
     work()
@@ -92,7 +110,8 @@ def rounds(path: Path, text: Path, options: argparse.Namespace) -> dict[str, obj
         {
             "bare": seconds(lambda: bare(model, token_ids), options.device),
             "textbook hooks": seconds(lambda: hooked(model, token_ids), options.device),
-            "reference stream": reference_stream(path, text, shape, options.device, path.parent / "out"),
+            "reference stream": reference_stream(path, token_ids, options.device, path.parent / "scratch"),
+            "with reading and writing": whole_stage(path, text, shape, options.device, path.parent / "out"),
         }
         for _ in range(options.runs + 1)
     ]
@@ -100,7 +119,8 @@ def rounds(path: Path, text: Path, options: argparse.Namespace) -> dict[str, obj
     medians = {name: round(statistics.median(t[name] for t in counted), 3) for name in counted[0]}
     ratios = {
         f"{name} / bare": round(statistics.median(t[name] / t["bare"] for t in counted), 3)
-        for name in ("textbook hooks", "reference stream")
+        for name in counted[0]
+        if name != "bare"
     }
     return {"seconds": medians, **ratios}
 
