@@ -2,11 +2,11 @@
 
     python tests/benchmarks/reference_cost.py [--layers 12] [--hidden 768] [--runs 5] [--device cpu]
 
-In every round, in turn: the bare model without its head; the same with the textbook's hook on every Linear, which takes
-the same figures by separate torch operations; the sweep's reference stream with every statistic and no scheme, layer by
-layer, each in place before its time begins, as all are in the bare model; and that part of a whole measurement, with
-the reading of the layers from disk, the check that they are finite, and the writing of their rows. Ratios to the bare
-pass are taken round by round. The checkpoint is bf16, and float32 once more on a CPU.
+In every round, in turn, each between two passes of the bare model without its head: that pass with the textbook's hook
+on every Linear, which takes the same figures by separate torch operations; the sweep's reference stream with every
+statistic and no scheme, layer by layer, each in place before its time begins, as all are in the bare model; and that
+part of a whole measurement, with the reading of the layers from disk, the check that they are finite, and the writing
+of their rows. Ratios are to the mean of the two bare passes. The checkpoint is bf16, and float32 once more on a CPU.
 """
 
 import argparse
@@ -102,27 +102,30 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def rounds(path: Path, text: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Time each way in turn; return medians, and ratios to the bare pass."""
+    """Time each way in turn, a bare pass before and after; return medians, and ratios to the two bare passes."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(options.device)
-    shape = (options.sequences, options.length)
-    token_ids = torch.randint(200, shape, device=options.device)
-    taken = [
-        {
-            "bare": seconds(lambda: bare(model, token_ids), options.device),
-            "textbook hooks": seconds(lambda: hooked(model, token_ids), options.device),
-            "reference stream": reference_stream(path, token_ids, options.device, path.parent / "scratch"),
-            "with reading and writing": whole_stage(path, text, shape, options.device, path.parent / "out"),
-        }
-        for _ in range(options.runs + 1)
-    ]
-    counted = taken[1:]  # the first compiles and warms up
-    medians = {name: round(statistics.median(t[name] for t in counted), 3) for name in counted[0]}
-    ratios = {
-        f"{name} / bare": round(statistics.median(t[name] / t["bare"] for t in counted), 3)
-        for name in counted[0]
-        if name != "bare"
+    shape, device = (options.sequences, options.length), options.device
+    token_ids = torch.randint(200, shape, device=device)
+    ways = {
+        "textbook hooks": lambda: seconds(lambda: hooked(model, token_ids), device),
+        "reference stream": lambda: reference_stream(path, token_ids, device, path.parent / "scratch"),
+        "with reading and writing": lambda: whole_stage(path, text, shape, device, path.parent / "out"),
     }
-    return {"seconds": medians, **ratios}
+    taken: dict[str, list[float]] = {"bare": [], **{name: [] for name in ways}}
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(options.runs + 1):
+        before = seconds(lambda: bare(model, token_ids), device)
+        for name, way in ways.items():
+            own, after = way(), seconds(lambda: bare(model, token_ids), device)
+            if run:  # the first compiles and warms up
+                taken[name].append(own)
+                taken["bare"].append(after)
+                ratios[name].append(2 * own / (before + after))
+            before = after
+    return {
+        "seconds": {name: round(statistics.median(found), 3) for name, found in taken.items()},
+        **{f"{name} / bare": round(statistics.median(found), 3) for name, found in ratios.items()},
+    }
 
 
 def main() -> None:

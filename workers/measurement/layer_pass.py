@@ -4,7 +4,8 @@ B sequences of S tokens in a batch; T token positions in all; d channels of a si
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.massive import massive_activations
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.surface import Surface, reduce_surface
+from workers.measurement.statistics.threads import each
 from workers.measurement.streams import REFERENCE, Streams
 
 LLM_INT8_SITES = frozenset({Site(ATTENTION_INPUT[0], "input"), Site(MLP_INPUT[0], "input")})
@@ -46,6 +48,7 @@ class LayerPass:
         self._config = state.decoder.layer_config(index)
         self._parts = projections(layer, self._config)
         self._heads = heads(self._config)
+        self._each = each if state.decoder.device.type == "cpu" else _in_turn
         self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
         copies = {s.name: state.trials.quantise(index, layer, self._parts, s) for s in state.schemes}
         state.pages.check()
@@ -93,9 +96,10 @@ class LayerPass:
         with capturing(module, self._parts) as own:
             hidden = self._advance(name, module, number)
         own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
-        for site, reference in sites.items():
-            if site in own_sites:
-                _add_deviation(found.accumulated, site, reference, own_sites[site])
+        both = [site for site in sites if site in own_sites]
+        for site in both:
+            found.accumulated.setdefault(site, DeviationStatistics())
+        self._each(lambda site: found.accumulated[site].add(sites[site], own_sites[site]), both)
         if self._heads and HEADS_SITE in sites:
             found.heads = found.heads or HeadDeviation(self._heads.query)
             found.heads.add(sites[HEADS_SITE], own_sites[HEADS_SITE])
@@ -118,7 +122,8 @@ class LayerPass:
         for site, tensor in sites.items():
             if site not in ranges:
                 ranges[site] = SiteStatistics(tensor.shape[-1], analysis.llm_int8.magnitude)
-            added = ranges[site].add(tensor)
+        added_to = self._each(lambda site: ranges[site].add(sites[site]), list(sites))
+        for (site, tensor), added in zip(sites.items(), added_to, strict=True):
             if site in LLM_INT8_SITES:
                 for number, x in enumerate(tensor):
                     self._hits.add(position + number * len(x), x, added.over[number])
@@ -169,11 +174,9 @@ def _measure_isolated(
             output = module.get_submodule(projection.name)(captured.inputs[projection.name])
         for component, rows in projection.parts.items():
             reference = captured.outputs[projection.name][..., rows]
-            _add_deviation(found, Site(component, "output"), reference, output[..., rows])
+            found.setdefault(Site(component, "output"), DeviationStatistics()).add(reference, output[..., rows])
         del output  # before the next one comes up
 
 
-def _add_deviation(
-    found: dict[Site, DeviationStatistics], site: Site, reference: torch.Tensor, quantised: torch.Tensor
-) -> None:
-    found.setdefault(site, DeviationStatistics()).add(reference, quantised)
+def _in_turn(work: Callable[[Site], Any], items: Sequence[Site]) -> list[Any]:
+    return list(map(work, items))

@@ -6,10 +6,14 @@ two threads. These threads sleep between calls, and kernels hold no lock.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PARTS_PER_THREAD = 4
 """So that a thread that is held up leaves the rest to the others."""
@@ -23,7 +27,25 @@ def share_out(units: int, work: Callable[[int, int, int], None]) -> None:
     """
     threads = min(most_threads(), units)
     count = min(units, threads * _PARTS_PER_THREAD)
-    parts = iter([(units * k // count, units * (k + 1) // count) for k in range(count)])
+    _share_out(threads, [(units * k // count, units * (k + 1) // count) for k in range(count)], work)
+
+
+def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return work(item) for every item, in their order; the work may itself be shared out.
+
+    Where work has parts that only one thread can do at a time, Python's above all, others go on meanwhile.
+    """
+    results: dict[int, Result] = {}
+
+    def do(_: int, first: int, __: int) -> None:
+        results[first] = work(items[first])
+
+    _share_out(min(most_threads(), len(items)), [(k, k + 1) for k in range(len(items))], do)
+    return [results[k] for k in range(len(items))]
+
+
+def _share_out(threads: int, shares: Sequence[tuple[int, int]], work: Callable[[int, int, int], None]) -> None:
+    parts = iter(shares)
 
     def take(thread: int) -> None:
         for first, last in parts:
@@ -34,7 +56,8 @@ def share_out(units: int, work: Callable[[int, int, int], None]) -> None:
         take(0)
     finally:
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # one that has not begun would find nothing left to do
+                helper.result()
 
 
 def most_threads() -> int:
