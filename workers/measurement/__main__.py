@@ -21,13 +21,12 @@ if __name__ == "__main__":  # before the libraries are imported
     # Losses of transformers would load the first, functions that bitsandbytes compiles the others; none is called here.
     sys.modules |= dict.fromkeys(("scipy", "torch._inductor.compile_fx", "torch._dynamo.backends.debugging"))  # type: ignore[arg-type]
 
-import torch
 import transformers
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError
-from workers.measurement.memory import settle_memory
+from workers.measurement.memory import ran_out, settle_memory
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
@@ -110,8 +109,7 @@ def _private_stdout() -> TextIO:
 def _code(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk-full"
-    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-    return "out-of-memory" if no_memory else "internal"
+    return "out-of-memory" if ran_out(error) else "internal"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
-from workers.measurement.errors import CannotQuantise
+from workers.measurement.errors import CannotQuantise, first_line
 from workers.measurement.findings import LayerFindings, SchemeFindings
+from workers.measurement.memory import ran_out
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
@@ -109,11 +110,11 @@ class LayerPass:
         try:
             hidden = run_layer(module, streams.get(stream, number), arguments)
         except RuntimeError as error:
-            if stream == REFERENCE or isinstance(error, torch.OutOfMemoryError):
+            if stream == REFERENCE or ran_out(error):
                 raise
-            # Its modules were tried one by one: the layer reads one of them in a way that the scheme does not allow.
-            reason = str(error).splitlines()[0]
-            raise CannotQuantise(f"{stream}: layer {self._found.layer} does not run quantised: {reason}") from error
+            # On a few tokens the first layer of its kind did.
+            where = f"{stream}: layer {self._found.layer}"
+            raise CannotQuantise(f"{where} does not run quantised: {first_line(error)}") from error
         streams.put(stream, number, hidden)
         return hidden
 

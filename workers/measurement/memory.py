@@ -52,6 +52,12 @@ def resident_bytes() -> int:
         return 0
 
 
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an error says that there was no memory left, on the host or on a device."""
+    told = "allocate memory" in str(error) or "ALLOC_FAILED" in str(error)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 def settle_memory() -> None:
     """Tell the C library once what suits a sweep, which asks for tensors of the same sizes over and over.
 

@@ -227,6 +227,20 @@ def test_layers_that_do_not_follow_one_another_by_hidden_states_alone_are_refuse
         probe_layers(model, model.layers, 0, torch.device("cpu"))
 
 
+def test_predictions_that_are_no_numbers_are_no_reason_to_refuse() -> None:
+    model = Whole(lambda layers, hidden: in_turn(layers, hidden) * torch.tensor([1.0, torch.nan, torch.inf, 1.0]))
+    probe_layers(model, model.layers, 0, torch.device("cpu"))
+
+
+def test_running_out_of_memory_says_nothing_of_the_model() -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    model = Whole(out_of_memory)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        probe_layers(model, model.layers, 0, torch.device("cpu"))
+
+
 def test_layers_that_do_are_taken_and_put_back() -> None:
     model = Whole(in_turn)
     layers = list(model.layers)

@@ -13,6 +13,7 @@ from torch import nn
 from service.contracts.schemes import Scheme
 from workers.measurement.capture import capturing
 from workers.measurement.errors import CannotQuantise, first_line
+from workers.measurement.memory import ran_out
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
@@ -64,9 +65,9 @@ class Trials:
         expected = self._types(index, layer, parts)
         try:
             found = self._types(index, copied, parts)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a model's code fails in as many ways as there are models
+            if ran_out(error):
+                raise
             return first_line(error)
         differing = (name for name, kind in expected.items() if found.get(name, kind) != kind)
         return next((f"{name} gives {found[name]} in place of {expected[name]}" for name in differing), None)
