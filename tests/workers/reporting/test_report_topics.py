@@ -94,6 +94,18 @@ def test_no_outlier_at_all_is_told(told):
     assert not [one for one in found.grids if one.caption.startswith(("Dimensions", "llm_int8"))]
 
 
+def unknown(content):
+    content["warnings"].append({"code": "unknown-architecture", "message": "it is not in the table", "where": None})
+
+
+def test_a_definition_that_was_not_looked_for_is_not_said_to_flag_nothing(told, make_report):
+    directory = make_report(outliers=0)
+    lead = "LLM.int8()'s definition was not looked for; "
+    none = "none of the 256 hidden dimensions is an outlier by another."
+    assert told(unknown, directory)["outliers"].lead == lead + none
+    assert told(flag("variance", 7), directory)["outliers"].lead == lead + "1 of 256 meets another: 7."
+
+
 def test_very_many_dimensions_are_cut_and_counted(told):
     found = told(flag("variance", *range(100)), outliers=0)["outliers"]
     table = grid(found, "Dimensions by definition")

@@ -49,10 +49,16 @@ def lead(report: Report) -> str:
         verb = "meets" if len(of_llm_int8) == 1 else "meet"
         return f"{len(of_llm_int8):,} of {width} dimensions {verb} LLM.int8()'s definition: {_names(of_llm_int8)}."
     every = sorted(set().union(*flagged.values()))
-    if not every:
+    looked_for = all(warning.code != "unknown-architecture" for warning in report.warnings)
+    if not every and looked_for:
         return f"None of the {width} hidden dimensions is an outlier by any of the five definitions."
+    without = (
+        "No dimension meets LLM.int8()'s definition" if looked_for else "LLM.int8()'s definition was not looked for"
+    )
+    if not every:
+        return f"{without}; none of the {width} hidden dimensions is an outlier by another."
     verb = "meets" if len(every) == 1 else "meet"
-    return f"No dimension meets LLM.int8()'s definition; {len(every):,} of {width} {verb} another: {_names(every)}."
+    return f"{without}; {len(every):,} of {width} {verb} another: {_names(every)}."
 
 
 def _names(dimensions: list[int]) -> str:
