@@ -24,7 +24,7 @@ _WIDE = _GROUPED | {"head_dim": 32}
 _GPT2 = {"n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _FALCON = {"hidden_size": HIDDEN, "ffn_hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_LATENT = {
+LATENT = {
     "kv_lora_rank": 64,
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
@@ -36,6 +36,7 @@ _LATENT = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+"""Of a small model with DeepSeek's latent attention and experts."""
 
 
 def _config(name: str, **settings: Any) -> Callable[[], PreTrainedConfig]:
@@ -70,8 +71,8 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen2_moe": _config("Qwen2Moe", **_GROUPED, **_EXPERTS, shared_expert_intermediate_size=64, mlp_only_layers=[1]),
     "qwen3_moe": _config("Qwen3Moe", **_WIDE, **_EXPERTS, mlp_only_layers=[1]),
     "gpt_oss": _config("GptOss", **_WIDE, num_local_experts=4, num_experts_per_tok=2, sliding_window=9),
-    "deepseek_v3": _config("DeepseekV3", **_SIZES, **_LATENT, num_key_value_heads=4, q_lora_rank=64),
-    "deepseek_v3, whole q": _config("DeepseekV3", **_SIZES, **_LATENT, num_key_value_heads=4, q_lora_rank=None),
+    "deepseek_v3": _config("DeepseekV3", **_SIZES, **LATENT, num_key_value_heads=4, q_lora_rank=64),
+    "deepseek_v3, whole q": _config("DeepseekV3", **_SIZES, **LATENT, num_key_value_heads=4, q_lora_rank=None),
     "llama4": _config(
         "Llama4Text",
         **_WIDE,

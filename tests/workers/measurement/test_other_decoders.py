@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import VOCABULARY, save_random, whole_model
+from architectures import LATENT, VOCABULARY, save_random, whole_model
 from torch import nn
 from transformers import BartConfig, BertConfig, BitsAndBytesConfig, ViTConfig
 
@@ -27,20 +27,7 @@ _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 _PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
-_LATENT = {
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 64,
-    "q_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 48,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-}
+_LATENT = LATENT | {"num_key_value_heads": 4, "q_lora_rank": 64}
 
 
 def config_of(name: str, **settings: Any) -> Any:

@@ -38,10 +38,10 @@ _SEES_LATER = 1e-2
 def probe_first_layer(
     model: nn.Module, layers: nn.ModuleList, resident: AbstractContextManager[nn.Module], device: torch.device
 ) -> int:
-    """Run the first layer on two tokens, and return the length of the tuple it answers with; 0 if it is none.
+    """Run the first layer on two tokens, and return how many things it answers with; 0 if the hidden states alone.
 
     Raises:
-        BadModel: the hidden states are no [batch, tokens, d], or the first position sees the second.
+        BadModel: it does not run, the hidden states are no [batch, tokens, d], or the first position sees the second.
     """
     first = Recorder(layers[0], 0)
     first.last = True
