@@ -98,6 +98,15 @@ def test_compiled_and_plain_agree_with_numpy(shape: tuple[int, int, int], dtype:
         check_reduction(reduce(x, pivot, 6.0), x, 6.0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_measured_stays_as_it_is(dtype: torch.dtype) -> None:
+    x = random_tensor((2, 256, 64), dtype)
+    bits = x.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    before = bits.clone()
+    reduce_sequences(x, typical(x), 6.0)
+    assert torch.equal(bits, before)
+
+
 LAYOUTS = {
     "columns of a wider tensor": lambda x: torch.cat([x, x, x], dim=-1)[..., x.shape[-1] : 2 * x.shape[-1]],
     "selected by an index": lambda x: torch.cat([x, x], dim=-1)[

@@ -1,9 +1,10 @@
-"""The reduction of tensors in host memory: each element is read once, in its own dtype, by all cores.
+"""The reduction of tensors in host memory: each element is fetched once, in its own dtype, by all cores.
 
-Four tokens at a time are decoded into a float32 scratch that stays in the first-level cache, and simple loops over
-the channels, each of which the compiler turns into vector instructions, take it from there: the histogram by itself
-(its scattered increments would keep the rest from being vectorised), then extremes and counts, then the power sums,
-which thus are loaded and stored once for four tokens. Only a row that holds a NaN or an infinity is looked at again.
+Eight tokens at a time, simple loops over the channels, each of which the compiler turns into vector instructions. First
+comes the histogram, by itself (its scattered increments would keep the rest from being vectorised): it is slow enough
+for the memory to keep up with it, and the rest then finds the tokens in a cache. Then extremes and counts, then the
+power sums, which thus are loaded and stored once for eight tokens. float32 is used where it lies; what is narrower, or
+not finite everywhere, or has gaps between its tokens, is decoded into a float32 scratch.
 
 Every sequence is cut into ranges of tokens by its length alone, and their parts are added in order: no sum depends
 on how many threads there are. Counts may be added in any order.
@@ -17,15 +18,19 @@ import numpy as np
 import torch
 
 from workers.measurement.statistics.compiling import compiled
-from workers.measurement.statistics.patterns import INFINITY, MAGNITUDE, NAN, decode, patterns
+from workers.measurement.statistics.patterns import FLOAT16, FLOAT32, INFINITY, MAGNITUDE, NAN, decode, patterns
 from workers.measurement.statistics.reduction import BINS, FP16_MAX, PIVOT_TOKENS, SHIFT, SPECIAL, Reduction
 from workers.measurement.statistics.threads import most_threads, share_out
 
 _RANGE_TOKENS = 256
 _MOST_RANGES = 8
+_ROWS = 8
+"""Tokens that are taken together."""
 _LANES = 2
 """Histograms that a thread fills in turn: where equal values follow one another, an increment need not wait for the
 one before it."""
+_BIN_SHIFTS = (SHIFT, SHIFT - 16)
+"""Bits below those that tell the bin in a pattern of float32 and of bfloat16."""
 _FP16_MAX = np.float32(FP16_MAX)
 
 
@@ -130,34 +135,67 @@ def _reduce_range(
 ) -> Any:  # pragma: no cover - compiled
     """Reduce the tokens [len(peaks), d] that begin at `start`; return how many values are over fp16's largest."""
     tokens, channels = len(peaks), len(pivot)
+    scratch = np.empty((_ROWS, channels), np.uint32)
+    magnitudes = peaks.view(np.uint32)
     over_fp16 = 0
-    bits = np.empty((4, channels), np.uint32)
-    values = bits.view(np.float32)
-    v0, v1, v2, v3 = values[0], values[1], values[2], values[3]
-    s1, s2, s3, s4 = sums[0], sums[1], sums[2], sums[3]
-    lane0, lane1 = lanes[0], lanes[1]
-    for t in range(0, tokens, 4):
-        whole = True
-        for k in range(4):
-            if t + k >= tokens:
-                bits[k, :] = NAN
-                whole = False
-                continue
-            row = start + (t + k) * stride
-            peak = decode(flat[row : row + channels], kind, bits[k])
-            if peak >= INFINITY:
-                peak = _mark_missing(bits[k], missing)
-                whole = False
-            peaks.view(np.uint32)[t + k] = peak
+    for t in range(0, tokens, _ROWS):
+        rows = magnitudes[t : t + _ROWS]
+        first = start + t * stride
+        if kind != FLOAT16:
+            for k in range(len(rows)):
+                row = first + k * stride
+                _count_bins(flat[row : row + channels], _BIN_SHIFTS[kind], lanes)
+        bits, whole = scratch, False
+        if kind == FLOAT32 and stride == channels and len(rows) == _ROWS:
+            there = flat.view(np.uint32)[first : first + _ROWS * channels].reshape(_ROWS, channels)
+            if _all_finite(there, rows):
+                bits, whole = there, True
+        if not whole:
+            whole = _load(flat, kind, first, stride, scratch, missing, rows)
+        if kind == FLOAT16:
+            for k in range(len(rows)):
+                _count_bins(scratch[k], SHIFT, lanes)
+        values = bits.view(np.float32)
+        for k in range(len(rows)):
             if peaks[t + k] > _FP16_MAX:
                 over_fp16 += _count_over(values[k], _FP16_MAX)
-        for k in range(4):
-            _count_bins(bits[k], lane0, lane1)
-        _extremes(v0, v1, v2, v3, threshold, low, high, over)
+        _extremes(values, threshold, low, high, over)
         if not whole:
             _fill(values, pivot)
-        _powers(v0, v1, v2, v3, pivot, s1, s2, s3, s4)
+        _powers(values, pivot, sums)
     return over_fp16
+
+
+@compiled()
+def _all_finite(bits: Any, peaks: Any) -> Any:  # pragma: no cover - compiled
+    """Put the largest pattern of every row, sign aside, into `peaks`; return whether all are finite."""
+    most = np.uint32(0)
+    for k in range(_ROWS):
+        peak = np.uint32(0)
+        for c in range(bits.shape[1]):
+            peak = max(peak, np.uint32(bits[k, c] & MAGNITUDE))
+        peaks[k] = peak
+        most = max(most, peak)
+    return most < INFINITY
+
+
+@compiled()
+def _load(
+    flat: Any, kind: Any, first: Any, stride: Any, bits: Any, missing: Any, peaks: Any
+) -> Any:  # pragma: no cover - compiled
+    """Decode as many rows as there are `peaks`; return whether `bits` is now full of finite values."""
+    whole = len(peaks) == _ROWS
+    for k in range(_ROWS):
+        if k >= len(peaks):
+            bits[k, :] = NAN
+            continue
+        row = first + k * stride
+        peak = decode(flat[row : row + bits.shape[1]], kind, bits[k])
+        if peak >= INFINITY:
+            peak = _mark_missing(bits[k], missing)
+            whole = False
+        peaks[k] = peak
+    return whole
 
 
 @compiled()
@@ -183,8 +221,8 @@ def _count_over(values: Any, limit: Any) -> Any:  # pragma: no cover - compiled
 
 
 @compiled()
-def _count_bins(row: Any, lane0: Any, lane1: Any) -> None:  # pragma: no cover - compiled
-    shift, one = np.uint32(SHIFT), np.uint32(1)
+def _count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
+    lane0, lane1, one, shift = lanes[0], lanes[1], np.uint32(1), np.uint32(shift)
     even = row.shape[0] // 4 * 4
     for c in range(0, even, 4):
         lane0[row[c] >> shift] += one
@@ -196,30 +234,16 @@ def _count_bins(row: Any, lane0: Any, lane1: Any) -> None:  # pragma: no cover -
 
 
 @compiled()
-def _lower(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
-    """Return the smaller; a where b is NaN."""
-    return b if b < a else a
-
-
-@compiled()
-def _higher(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
-    """Return the larger; a where b is NaN."""
-    return b if b > a else a
-
-
-@compiled()
-def _extremes(
-    v0: Any, v1: Any, v2: Any, v3: Any, threshold: Any, low: Any, high: Any, over: Any
-) -> None:  # pragma: no cover - compiled
-    for c in range(v0.shape[0]):
-        low[c] = _lower(_lower(_lower(_lower(low[c], v0[c]), v1[c]), v2[c]), v3[c])
-        high[c] = _higher(_higher(_higher(_higher(high[c], v0[c]), v1[c]), v2[c]), v3[c])
-        over[c] += (
-            np.int32(abs(v0[c]) >= threshold)
-            + np.int32(abs(v1[c]) >= threshold)
-            + np.int32(abs(v2[c]) >= threshold)
-            + np.int32(abs(v3[c]) >= threshold)
-        )
+def _extremes(values: Any, threshold: Any, low: Any, high: Any, over: Any) -> None:  # pragma: no cover - compiled
+    for c in range(values.shape[1]):
+        least, most, count = low[c], high[c], np.int32(0)
+        for k in range(_ROWS):
+            value = values[k, c]
+            least = value if value < least else least  # not if it is NaN
+            most = value if value > most else most
+            count += np.int32(abs(value) >= threshold)
+        low[c], high[c] = least, most
+        over[c] += count
 
 
 @compiled()
@@ -232,17 +256,18 @@ def _fill(values: Any, pivot: Any) -> None:  # pragma: no cover - compiled
 
 
 @compiled(fastmath={"contract"})
-def _powers(
-    v0: Any, v1: Any, v2: Any, v3: Any, pivot: Any, s1: Any, s2: Any, s3: Any, s4: Any
-) -> None:  # pragma: no cover - compiled
-    for c in range(v0.shape[0]):
+def _powers(values: Any, pivot: Any, sums: Any) -> None:  # pragma: no cover - compiled
+    for c in range(values.shape[1]):
         p = np.float64(pivot[c])
-        w, x, y, z = np.float64(v0[c]) - p, np.float64(v1[c]) - p, np.float64(v2[c]) - p, np.float64(v3[c]) - p
-        w2, x2, y2, z2 = w * w, x * x, y * y, z * z
-        s1[c] += (w + x) + (y + z)
-        s2[c] += (w2 + x2) + (y2 + z2)
-        s3[c] = s3[c] + w2 * w + x2 * x + y2 * y + z2 * z
-        s4[c] = s4[c] + w2 * w2 + x2 * x2 + y2 * y2 + z2 * z2
+        s1, s2, s3, s4 = sums[0, c], sums[1, c], sums[2, c], sums[3, c]
+        for k in range(_ROWS):
+            v = np.float64(values[k, c]) - p
+            square = v * v
+            s1 += v
+            s2 += square
+            s3 += square * v
+            s4 += square * square
+        sums[0, c], sums[1, c], sums[2, c], sums[3, c] = s1, s2, s3, s4
 
 
 @compiled()
@@ -262,6 +287,16 @@ def _typical(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> Non
             a = _middle(v[0, c], v[3, c], v[6, c])
             b = _middle(v[1, c], v[4, c], v[7, c])
             out[c] = _middle(a, b, _middle(v[2, c], v[5, c], v[8, c]))
+
+
+@compiled()
+def _lower(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+    return b if b < a else a
+
+
+@compiled()
+def _higher(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+    return b if b > a else a
 
 
 @compiled()

@@ -18,8 +18,9 @@ from workers.measurement.statistics.compiling import compiled
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
 NAN = np.uint32(0x7FC00000)
-_FLOAT32, _BFLOAT16, _FLOAT16 = range(3)
-_KINDS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+"""How a pattern stands for a number."""
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 DTYPES = tuple(_KINDS)
 """The dtypes that are read as they are."""
 
@@ -30,7 +31,7 @@ class Patterns(NamedTuple):
     flat: npt.NDArray[Any]
     """uint16 or uint32: all memory from the first element to the last, gaps of a strided tensor included."""
     kind: int
-    """How a pattern stands for a number."""
+    """FLOAT32, BFLOAT16 or FLOAT16."""
     strides: tuple[int, ...]
     """Elements from one index to the next, of every dimension but the last, which is contiguous."""
 
@@ -51,12 +52,12 @@ def decode(row: Any, kind: Any, out: Any) -> Any:  # pragma: no cover - compiled
     """Write the float32 patterns of a row [d] to `out` [d]; return the largest pattern, sign aside."""
     # Integers of 32 bits become 64 wherever they meet; brought back each time, twice as many fit into a vector.
     peak = np.uint32(0)
-    if kind == _BFLOAT16:
+    if kind == BFLOAT16:
         for c in range(row.shape[0]):
             bits = np.uint32(np.uint32(row[c]) << np.uint32(16))
             out[c] = bits
             peak = max(peak, np.uint32(bits & MAGNITUDE))
-    elif kind == _FLOAT32:
+    elif kind == FLOAT32:
         for c in range(row.shape[0]):
             bits = np.uint32(row[c])
             out[c] = bits
