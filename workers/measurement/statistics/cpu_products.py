@@ -1,5 +1,8 @@
 """The products of quantised and reference tokens in host memory: both are read once, in their own dtypes, by all cores.
 
+A float32 or bfloat16 row is a shift away from float32 patterns, so it is used where it lies; a float16 row, and one
+with a value that is not finite, which shows in the sum of its squares, is decoded into a scratch.
+
 T tokens, d channels
 """
 
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 
 from workers.measurement.statistics.compiling import compiled
-from workers.measurement.statistics.patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.threads import share_out
 
 _TOKENS_AT_ONCE = 16
@@ -43,17 +46,19 @@ def _products(
     out: Any,
 ) -> None:  # pragma: no cover - compiled
     bits = np.empty((2, channels), np.uint32)
-    values = bits.view(np.float32)
-    errors = np.empty(channels)
+    in_place = y_kind != FLOAT16 and q_kind != FLOAT16
+    y_shift, q_shift = np.uint32(16 * (y_kind == BFLOAT16)), np.uint32(16 * (q_kind == BFLOAT16))
     for t in range(first, last):
         a, b = t * y_strides[0], t * q_strides[0]
-        y_peak = decode(y[a : a + channels], y_kind, bits[0])
-        q_peak = decode(q[b : b + channels], q_kind, bits[1])
+        y_row, q_row = y[a : a + channels], q[b : b + channels]
+        if in_place and _sums(y_row, y_shift, q_row, q_shift, out[:, t]):
+            continue
         left = channels
+        y_peak = decode(y_row, y_kind, bits[0])
+        q_peak = decode(q_row, q_kind, bits[1])
         if max(y_peak, q_peak) >= INFINITY:
             left -= _leave_out(bits[0], bits[1])
-        out[0, t], out[1, t], out[2, t], out[3, t] = _sums(values[0], values[1], errors)
-        out.view(np.int64)[4, t] = _largest(errors.view(np.int64))
+        _sums(bits[0], np.uint32(0), bits[1], np.uint32(0), out[:, t])
         if left == 0:
             out[4, t] = np.nan
 
@@ -70,23 +75,21 @@ def _leave_out(y: Any, q: Any) -> Any:  # pragma: no cover - compiled
 
 
 @compiled(fastmath={"reassoc", "contract"})
-def _sums(y: Any, q: Any, errors: Any) -> Any:  # pragma: no cover - compiled
+def _sums(y: Any, y_shift: Any, q: Any, q_shift: Any, out: Any) -> Any:  # pragma: no cover - compiled
+    """Put the products of two rows [d] into `out` [5]; return whether all of both rows is finite.
+
+    Shifted to the left, the rows' patterns are those of float32.
+    """
     yy = qq = yq = ee = np.float64(0)
+    peak = np.int64(0)  # the compiler makes vector instructions of integers' maximum, not of floats'
     for c in range(y.shape[0]):
-        a, b = np.float64(y[c]), np.float64(q[c])
+        a = np.float64(np.uint32(np.uint32(y[c]) << y_shift).view(np.float32))
+        b = np.float64(np.uint32(np.uint32(q[c]) << q_shift).view(np.float32))
         e = a - b
-        errors[c] = abs(e)
         yy += a * a
         qq += b * b
         yq += a * b
         ee += e * e
-    return yy, qq, yq, ee
-
-
-@compiled()
-def _largest(patterns: Any) -> Any:  # pragma: no cover - compiled
-    """Return the largest pattern; the compiler makes vector instructions of this for integers, not for floats."""
-    largest = np.int64(0)
-    for c in range(patterns.shape[0]):
-        largest = max(largest, patterns[c])
-    return largest
+        peak = max(peak, np.float64(abs(e)).view(np.int64))
+    out[0], out[1], out[2], out[3], out[4] = yy, qq, yq, ee, np.int64(peak).view(np.float64)
+    return np.isfinite(yy + qq)
