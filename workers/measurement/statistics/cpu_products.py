@@ -15,20 +15,21 @@ from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.threads import share_out
 
-_TOKENS_AT_ONCE = 16
-"""Tokens that make a unit of work."""
+_UNIT_ELEMENTS = 1 << 18
+"""What makes a unit of work: it takes as long as a sleeping thread takes to begin."""
 
 
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return the five products of every token of y and q [T, d], [5, T]; see `backends.token_products`."""
     tokens, channels = y.shape
     out = np.empty((5, tokens))
+    unit = max(1, _UNIT_ELEMENTS // channels)
     given = (*patterns(y), *patterns(q), channels, out)
 
     def work(_: int, first: int, last: int) -> None:
-        _products(first * _TOKENS_AT_ONCE, min(last * _TOKENS_AT_ONCE, tokens), *given)
+        _products(first * unit, min(last * unit, tokens), *given)
 
-    share_out(-(-tokens // _TOKENS_AT_ONCE), work)
+    share_out(-(-tokens // unit), work)
     return torch.from_numpy(out)
 
 
