@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from workers.measurement.statistics import cpu_products, cpu_reduction, plain
+from workers.measurement.statistics import cpu_products, cpu_reduction, cpu_typical, plain
 from workers.measurement.statistics.patterns import DTYPES
 from workers.measurement.statistics.reduction import Reduction
 
@@ -49,7 +49,7 @@ def typical(x: torch.Tensor) -> torch.Tensor:
     _check("x", x, dimensions=3)
     if x.numel() == 0:
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
-    return cpu_reduction.typical(x) if x.device.type == "cpu" else plain.typical(x)
+    return cpu_typical.typical(x) if x.device.type == "cpu" else plain.typical(x)
 
 
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
