@@ -20,8 +20,6 @@ from workers.measurement.quantization.projection import (
     with_bias,
 )
 
-_FP16_MAX = 65504.0
-
 
 class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]
     """Takes [B, 1, S, d] too, as DeepSeek's latents are, row by row; bitsandbytes stops at three dimensions."""
@@ -35,13 +33,10 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjecti
     """Quantise to LLM.int8(). Settings: `threshold`, magnitude at which a column stays as it came; 0 for never.
 
     Raises:
-        Refused: a weight is over 65504, which in bitsandbytes makes its whole row NaN; or there is but one input
+        Refused: a weight is infinite in fp16, which in bitsandbytes makes its whole row NaN; or there is but one input
             channel, for which the CPU's integer product gives arbitrary numbers.
     """
     weight = weight_rows(projection)
-    largest = max(float(weight[rows].abs().max()) for rows in row_ranges(weight))
-    if largest > _FP16_MAX:
-        raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
     if weight.shape[1] == 1:
         raise Refused("it has 1 input channel; at least 2 are needed")
     with torch.device("meta"):
@@ -56,6 +51,9 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjecti
     scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     for rows in row_ranges(weight):
         codes[rows], scales[rows], _ = bnb.functional.int8_vectorwise_quant(weight[rows].half().contiguous())
+    if (beyond := scales.isinf()).any():
+        largest = float(weight[beyond].abs().max())
+        raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
     module.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     return QuantisedProjection(
         module=with_bias(module, projection),
