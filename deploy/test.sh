@@ -25,4 +25,5 @@ if ! bash deploy/browser.sh; then
     say "LEFT OUT, for the reason above: the tests marked browser"
     left_out=(-m "not browser")
 fi
-check "tests" pytest ${left_out[@]+"${left_out[@]}"} --cov --cov-report=term:skip-covered
+# In two processes, file by file from the first on, which hold the longest tests.
+check "tests" pytest -n 2 --dist loadfile --no-loadscope-reorder ${left_out[@]+"${left_out[@]}"} --cov --cov-report=term:skip-covered
