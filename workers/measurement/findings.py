@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from workers.measurement.capture import Site
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.heads import HeadDeviation, HeadRange
-from workers.measurement.statistics.llm_int8 import Hits
+from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.massive import MassiveActivation
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.surface import Surface
@@ -43,9 +43,9 @@ class LayerFindings:
 
     layer: int
     schemes: dict[str, SchemeFindings]
+    llm_int8: LayerHits
+    """Where the magnitude of LLM.int8() was reached."""
     ranges: dict[Site, SiteStatistics] = field(default_factory=dict)
-    llm_int8: dict[int, Hits] = field(default_factory=dict)
-    """By dimension: where the magnitude of LLM.int8() was reached."""
     massive: list[tuple[int, MassiveActivation]] = field(default_factory=list)
     """Massive activations at block.output, with the number of their sequence."""
     median_quantile: list[int] = field(default_factory=list)

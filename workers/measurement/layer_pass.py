@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +29,8 @@ from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.heads import HeadDeviation, head_ranges, predicted_peaks
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
 from workers.measurement.statistics.llm_int8 import LayerHits
-from workers.measurement.statistics.massive import massive_activations
+from workers.measurement.statistics.massive import MassiveActivation, massive_activations
+from workers.measurement.statistics.reduction import F32
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.surface import Surface, reduce_surface
 from workers.measurement.statistics.threads import each
@@ -50,25 +52,21 @@ class LayerPass:
         self._parts = projections(layer, self._config)
         self._heads = heads(self._config)
         self._each = each if state.decoder.device.type == "cpu" else _in_turn
-        self._hits = LayerHits(state.positions, state.analysis.llm_int8.magnitude)
         copies = {s.name: state.trials.quantise(index, layer, self._parts, s) for s in state.schemes}
         state.pages.check()
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths, c.left) for name, c in copies.items()}
-        self._found = LayerFindings(index, schemes)
-        self._loudest = (-1.0, 0)  # largest magnitude at block.output, and its sequence
+        hits = LayerHits([batch.token_ids.numel() for batch in state.measured], state.analysis.llm_int8.magnitude)
+        self._found = LayerFindings(index, schemes, hits)
 
     def run(self) -> LayerFindings:
         """Advance every stream, batch by batch, and return what was found."""
-        sequence = position = 0
         for number, batch in enumerate(self._state.batches):
             if batch.measured:
-                self._measure(number, sequence, position)
+                self._measure(number)
                 self._state.pages.after_batch()
             else:
                 self._pass(number)
-            sequence += len(batch.token_ids)
-            position += batch.token_ids.numel()
         self._conclude()
         return self._found
 
@@ -79,12 +77,12 @@ class LayerPass:
             if self._found.layer == self._state.analysis.label_depth:
                 self._found.labelled.setdefault(name, []).append(hidden[:, -1].float().cpu().numpy())
 
-    def _measure(self, number: int, sequence: int, position: int) -> None:
+    def _measure(self, number: int) -> None:
         """Advance every stream by one batch, and measure it: the reference first, then each scheme against it."""
         with capturing(self._layer, self._parts) as captured:
             hidden = self._advance(REFERENCE, self._layer, number)
         sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
-        self._measure_ranges(sites, sequence, position)
+        self._measure_ranges(sites, number)
         for name, found in self._found.schemes.items():
             _measure_isolated(found.isolated, self._modules[name], captured, self._parts)
             self._measure_accumulated(name, found, sites, number)
@@ -118,28 +116,19 @@ class LayerPass:
         streams.put(stream, number, hidden)
         return hidden
 
-    def _measure_ranges(self, sites: dict[Site, torch.Tensor], sequence: int, position: int) -> None:
-        analysis, ranges = self._state.analysis, self._found.ranges
+    def _measure_ranges(self, sites: dict[Site, torch.Tensor], number: int) -> None:
+        ranges = self._found.ranges
         for site, tensor in sites.items():
             if site not in ranges:
-                ranges[site] = SiteStatistics(tensor.shape[-1], analysis.llm_int8.magnitude)
-        added_to = self._each(lambda site: ranges[site].add(sites[site]), list(sites))
-        for (site, tensor), added in zip(sites.items(), added_to, strict=True):
+                ranges[site] = SiteStatistics(tensor.shape[-1], self._state.analysis.llm_int8.magnitude)
+        over = self._each(lambda site: ranges[site].add(sites[site]), list(sites))
+        for (site, tensor), counts in zip(sites.items(), over, strict=True):
             if site in LLM_INT8_SITES:
-                for number, x in enumerate(tensor):
-                    self._hits.add(position + number * len(x), x, added.over[number])
-            if site == BLOCK_OUTPUT:
-                limits = analysis.massive
-                for number, x in enumerate(tensor):
-                    massive = massive_activations(x, added.token_abs_max[number], limits.magnitude, limits.ratio)
-                    self._found.massive += [(sequence + number, activation) for activation in massive]
-                    peak = float(added.token_abs_max[number].max())
-                    self._loudest = max(self._loudest, (peak, sequence + number), key=lambda found: found[0])
+                self._found.llm_int8.add(number, tensor.flatten(0, -2), counts)
 
     def _conclude(self) -> None:
         """Find what only the whole layer shows."""
         found, analysis = self._found, self._state.analysis
-        found.llm_int8 = self._hits.hits()
         block = found.ranges[BLOCK_OUTPUT]
         channels = block.channels()
         found.variance = variance_dimensions(channels.variance, analysis.variance.ratio)
@@ -149,13 +138,23 @@ class LayerPass:
             channels.variance + channels.mean**2,
             analysis.median_quantile.quantile,
         )
-        found.surface = functools.partial(_surface, self._state.streams, self._loudest[1])
+        peaks = block.token_abs_max.reshape(self._state.sequences, -1)
+        found.massive = self._massive(peaks)
+        found.surface = functools.partial(_surface, self._state.streams, int(peaks.max(axis=1).argmax()))
         if self._heads and HEADS_SITE in found.ranges:
             channels = found.ranges[HEADS_SITE].channels()
             found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, self._heads.query)
             weight, scale = value_projection(self._layer, self._config) or (None, None)
             if weight is not None and scale is not None:
                 found.predicted_peaks = predicted_peaks(weight, scale, self._heads.query, self._heads.key_value)
+
+    def _massive(self, peaks: F32) -> list[tuple[int, MassiveActivation]]:
+        """Return the massive activations with their sequences' numbers, given every token's peak [N, S]."""
+        limits, found = self._state.analysis.massive, []
+        for number in np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist():
+            x = self._state.streams.sequence(REFERENCE, number)
+            found += [(number, m) for m in massive_activations(x, peaks[number], limits.magnitude, limits.ratio)]
+        return found
 
     def _residual_stream(self) -> Iterable[torch.Tensor]:
         return self._state.streams.sequences(REFERENCE, len(self._state.measured))

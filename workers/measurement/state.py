@@ -62,6 +62,11 @@ class SweepState:
         return [batch for batch in self.batches if batch.measured]
 
     @property
+    def sequences(self) -> int:
+        """Measured sequences, N."""
+        return sum(len(batch.token_ids) for batch in self.measured)
+
+    @property
     def positions(self) -> int:
         """Measured token positions, T."""
         return sum(batch.token_ids.numel() for batch in self.measured)

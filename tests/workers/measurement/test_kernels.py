@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from workers.measurement.statistics import cpu_products, cpu_reduction, plain
-from workers.measurement.statistics.backends import reduce_sequences, token_products, typical
+from workers.measurement.statistics.backends import histogram, reduce_sequences, token_products, typical
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.reduction import BINS, Reduction
@@ -96,6 +96,16 @@ def test_compiled_and_plain_agree_with_numpy(shape: tuple[int, int, int], dtype:
     assert pivot.isfinite().all()
     for reduce in (cpu_reduction.reduce, plain.reduce):
         check_reduction(reduce(x, pivot, 6.0), x, 6.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_histogram_by_itself_is_that_of_the_reduction(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    x = random_tensor(shape, dtype)
+    whole = reduce_sequences(x, typical(x), 6.0).histogram
+    for tokens in (x.flatten(0, 1), x.flatten(0, 1).repeat_interleave(2, dim=0)[::2]):
+        assert torch.equal(histogram(tokens), whole)
+        assert torch.equal(plain.histogram(tokens), whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

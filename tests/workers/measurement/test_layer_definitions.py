@@ -203,3 +203,40 @@ def test_massive_activations_at_their_edges() -> None:
     assert found.ratio_tensor is found.ratio_token is None
     assert found.massive_tensor
     assert found.massive_token
+
+
+def massive_one_by_one(x: np.ndarray, magnitude: float, ratio: float) -> dict[tuple[int, int], tuple[bool, bool]]:
+    """Return whether each value of [S, d] over the magnitude is massive by either median; those that are by one."""
+    known = np.where(np.isfinite(x), np.abs(x.astype(np.float64)), np.nan)
+    of_all = np.nanmedian(known)
+    found = {}
+    for s, j in zip(*np.nonzero(known > magnitude), strict=True):
+        by = (bool(known[s, j] >= ratio * of_all), bool(known[s, j] >= ratio * np.nanmedian(known[s])))
+        if any(by):
+            found[int(s), int(j)] = by
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [7, 64])
+@pytest.mark.parametrize("scale", [0.1, 30.0], ids=["quiet", "loud everywhere"])
+def test_massive_activations_are_those_of_each_value_by_itself(dtype: torch.dtype, width: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(width)
+    x = scale * torch.randn(21, width, generator=generator)
+    x[3, 5], x[3, 6], x[4, 0], x[9] = 40 * scale, -5000 * scale, 900 * scale, 0
+    x[9, 1], x[11, 2] = 1000 * scale, torch.inf  # the only value of its token, and one that is none
+    x[12], x[12, 0], x[13] = torch.nan, 800 * scale, 500 * scale  # likewise, and a token that is loud as a whole
+    x = x.to(dtype)
+    narrow = x.float().numpy()
+    peaks = np.where(np.isfinite(narrow), np.abs(narrow), 0).max(axis=1)
+    for ratio in (1e-30, 1.0, 300.0, 1e300):
+        found = massive_activations(x, peaks, scale, ratio)
+        wanted = massive_one_by_one(narrow, scale, ratio)
+        assert {(m.position, m.dimension): (m.massive_tensor, m.massive_token) for m in found} == wanted
+        assert len(found) == len(wanted)
+    (of_loudest,) = (m for m in massive_activations(x, peaks, scale, 300.0) if (m.position, m.dimension) == (4, 0))
+    known = np.abs(narrow[np.isfinite(narrow)].astype(np.float64))
+    assert of_loudest.ratio_tensor == pytest.approx(abs(of_loudest.value) / np.median(known), rel=1e-12)
+    assert of_loudest.ratio_token == pytest.approx(
+        abs(of_loudest.value) / np.median(np.abs(narrow[4].astype(np.float64))), rel=1e-12
+    )

@@ -100,7 +100,8 @@ def _massive_activations(files: LayerFiles, layers: int, describe: Describe) -> 
 def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis) -> Outliers:
     limits = analysis.llm_int8
     over_all = outlier_dimensions(
-        (files.llm_int8(layer) for layer in range(layers)),
+        files.llm_int8,
+        layers,
         positions,
         limits.layers_fraction,
         limits.positions_fraction,

@@ -71,7 +71,7 @@ class LayerFiles:
         write_layer(tables, found, self._thresholds)
         for name, rows in tables.items():
             feather.write_feather(rows.collected(), fresh / f"{name}.arrow", compression="uncompressed")
-        save_hits(fresh / "llm_int8.npz", found.llm_int8)
+        save_hits(fresh / "llm_int8.npz", found.llm_int8.hits())
         ratio = _ratio(vars(found.ranges[BLOCK_OUTPUT].range()))
         if found.surface is not None and ratio > self._largest_ratio:
             save_surface(fresh / "surface.npz", found.surface())
@@ -104,8 +104,8 @@ class LayerFiles:
         """
         return max(range(layers), key=lambda layer: _ratio(self.block_output(layer)))
 
-    def llm_int8(self, layer: int) -> dict[int, Hits]:
-        """Return where a layer reached the magnitude of LLM.int8(), by dimension."""
+    def llm_int8(self, layer: int) -> Hits:
+        """Return where a layer reached the magnitude of LLM.int8()."""
         return load_hits(self._of(layer) / "llm_int8.npz")
 
     def surface(self, layer: int) -> Surface:

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from workers.measurement.statistics import cpu_products, cpu_reduction, cpu_typical, plain
+from workers.measurement.statistics import cpu_histogram, cpu_products, cpu_reduction, cpu_typical, plain
 from workers.measurement.statistics.patterns import DTYPES
 from workers.measurement.statistics.reduction import Reduction
 
@@ -50,6 +50,12 @@ def typical(x: torch.Tensor) -> torch.Tensor:
     if x.numel() == 0:
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
     return cpu_typical.typical(x) if x.device.type == "cpu" else plain.typical(x)
+
+
+def histogram(x: torch.Tensor) -> torch.Tensor:
+    """Return how many values of tokens [T, d] each bin holds, [16384], int64; as in a `Reduction` of them."""
+    _check("x", x, dimensions=2)
+    return cpu_histogram.histogram(x) if x.device.type == "cpu" else plain.histogram(x)
 
 
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -18,19 +18,15 @@ import numpy as np
 import torch
 
 from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.cpu_histogram import BIN_SHIFTS, count_bins, empty_lanes, total
 from workers.measurement.statistics.patterns import FLOAT16, FLOAT32, INFINITY, MAGNITUDE, NAN, decode, patterns
-from workers.measurement.statistics.reduction import BINS, FP16_MAX, SHIFT, SPECIAL, Reduction
+from workers.measurement.statistics.reduction import FP16_MAX, SHIFT, Reduction
 from workers.measurement.statistics.threads import most_threads, share_out
 
 _RANGE_TOKENS = 256
 _MOST_RANGES = 8
 _ROWS = 8
 """Tokens that are taken together."""
-_LANES = 2
-"""Histograms that a thread fills in turn: where equal values follow one another, an increment need not wait for the
-one before it."""
-_BIN_SHIFTS = (SHIFT, SHIFT - 16)
-"""Bits below those that tell the bin in a pattern of float32 and of bfloat16."""
 _FP16_MAX = np.float32(FP16_MAX)
 
 
@@ -45,7 +41,7 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
     over_fp16 = np.zeros((sequences, ranges), np.int64)
     parts = (minimum, maximum, power_sums, counts[0], counts[1], over_fp16)
     token_abs_max = np.empty((sequences, tokens), np.float32)
-    lanes = np.zeros((most_threads(), _LANES, BINS), np.uint32)
+    lanes = empty_lanes(most_threads())
     given = (*patterns(x), pivot.numpy(), np.float32(threshold))
 
     def work(thread: int, first: int, last: int) -> None:
@@ -53,11 +49,8 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
 
     share_out(sequences * ranges, work)
     _merge(*parts)
-    histogram = lanes.sum(axis=(0, 1), dtype=np.int64)
-    for special in SPECIAL:
-        histogram[special] = 0
     merged = (part[:, 0] for part in parts)
-    return Reduction(pivot, *map(torch.from_numpy, (*merged, token_abs_max, histogram)))
+    return Reduction._make([pivot, *map(torch.from_numpy, (*merged, token_abs_max)), total(lanes)])
 
 
 @compiled()
@@ -136,7 +129,7 @@ def _reduce_range(
         if kind != FLOAT16:
             for k in range(len(rows)):
                 row = first + k * stride
-                _count_bins(flat[row : row + channels], _BIN_SHIFTS[kind], lanes)
+                count_bins(flat[row : row + channels], BIN_SHIFTS[kind], lanes)
         bits, whole = scratch, False
         if kind == FLOAT32 and stride == channels and len(rows) == _ROWS:
             there = flat.view(np.uint32)[first : first + _ROWS * channels].reshape(_ROWS, channels)
@@ -146,7 +139,7 @@ def _reduce_range(
             whole = _load(flat, kind, first, stride, scratch, missing, rows)
         if kind == FLOAT16:
             for k in range(len(rows)):
-                _count_bins(scratch[k], SHIFT, lanes)
+                count_bins(scratch[k], SHIFT, lanes)
         values = bits.view(np.float32)
         for k in range(len(rows)):
             if peaks[t + k] > _FP16_MAX:
@@ -210,19 +203,6 @@ def _count_over(values: Any, limit: Any) -> Any:  # pragma: no cover - compiled
     for c in range(values.shape[0]):
         count += abs(values[c]) > limit
     return count
-
-
-@compiled()
-def _count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
-    lane0, lane1, one, shift = lanes[0], lanes[1], np.uint32(1), np.uint32(shift)
-    even = row.shape[0] // 4 * 4
-    for c in range(0, even, 4):
-        lane0[row[c] >> shift] += one
-        lane1[row[c + 1] >> shift] += one
-        lane0[row[c + 2] >> shift] += one
-        lane1[row[c + 3] >> shift] += one
-    for c in range(even, row.shape[0]):
-        lane0[row[c] >> shift] += one
 
 
 @compiled()

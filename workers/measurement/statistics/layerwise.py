@@ -3,23 +3,20 @@
 - median_quantile (Macocco et al.): the median over tokens of abs(x_j) is above the 99th percentile of all abs(x).
 - variance (Rudman et al.): var(x_j) is at least 5 times the mean over dimensions of var.
 
-The first wants exact order statistics of the whole stream. Sorting it is not needed: the histogram says in which
-bin the percentile lies, so only that bin's values are sorted. A dimension's median can only be above it if at least
+The first wants exact order statistics of the whole stream. A dimension's median can only be above it if at least
 half of its values are, and then its mean square is at least half of the percentile's square: few dimensions reach
 that, so the others need not be looked at.
 
     T token positions in sequences of S, d hidden dimensions
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
-from workers.measurement.statistics.reduction import BINS, F64, I64, SHIFT
-
-Stream = Callable[[], Iterable[torch.Tensor]]
-"""Gives the layer's hidden states sequence by sequence, [S, d] each, every time it is called."""
+from workers.measurement.statistics.order import Stream, exact_quantile
+from workers.measurement.statistics.reduction import F64, I64
 
 _ROUNDING = 1e-9
 """By less than this are mean squares too small."""
@@ -31,10 +28,9 @@ def median_quantile_dimensions(stream: Stream, histogram: I64, mean_square: F64,
     Of the same stream, histogram: [16384], and mean_square: [d], over tokens, NaN where a dimension has no finite
     value. Values that are not finite are left out.
     """
-    counts = histogram[: BINS // 2] + histogram[BINS // 2 :]
-    if not counts.any():
+    if not histogram.any():
         return []
-    limit = _exact_quantile(stream, counts, quantile)
+    limit = exact_quantile(stream, histogram, quantile)
     candidates = np.flatnonzero(mean_square * (1 + _ROUNDING) >= limit**2 / 2)
     finite = above = 0
     for magnitudes in _magnitudes(stream, candidates):
@@ -64,25 +60,3 @@ def _magnitudes(stream: Stream, dimensions: I64) -> Iterable[F64]:
     for x in stream() if dimensions.size else ():
         magnitudes = x[:, index.to(x.device)].double().abs().cpu().numpy()
         yield np.where(np.isfinite(magnitudes), magnitudes, np.nan)
-
-
-def _exact_quantile(stream: Stream, counts: I64, quantile: float) -> float:
-    """Return a quantile of the magnitudes, linear between order statistics; counts: [8192], by bin."""
-    upto = np.cumsum(counts)
-    rank = quantile * (int(upto[-1]) - 1)
-    ranks = np.array([np.floor(rank), np.ceil(rank)], np.int64)
-    bins = np.searchsorted(upto, ranks, side="right")
-    values = {int(b): _sorted_values_of_bin(stream, int(b)) for b in np.unique(bins)}
-    below, above = (float(values[int(b)][r - (upto[b] - counts[b])]) for b, r in zip(bins, ranks, strict=True))
-    return below + (above - below) * float(rank - ranks[0])
-
-
-def _sorted_values_of_bin(stream: Stream, number: int) -> F64:
-    found = []
-    for x in stream():
-        magnitudes = x.float().abs().contiguous()
-        if magnitudes.device.type != "cpu":  # on the CPU NumPy takes half as long
-            magnitudes = magnitudes[magnitudes.view(torch.int32) >> SHIFT == number].cpu()
-        values = magnitudes.numpy()
-        found.append(values[values.view(np.uint32) >> np.uint32(SHIFT) == number])
-    return np.sort(np.concatenate(found).astype(np.float64))

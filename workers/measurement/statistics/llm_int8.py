@@ -2,22 +2,24 @@
 
 A hidden dimension j is an outlier when abs(x) reaches the magnitude at j in enough of the layers, and enough of
 the token positions have it in one layer or more. The layers look at what enters the attention's and the MLP's
-projections. Each layer keeps what it saw of the few dimensions that reach the magnitude at all; the definition is
-applied to all layers together at the end.
+projections. Each layer keeps what it saw of the dimensions that reach the magnitude at all; the definition is
+applied to all layers together at the end. In some models those are a few dimensions, in others all.
 
-    S tokens of one sequence, T token positions in all, d hidden dimensions, k dimensions that reached the magnitude
+    T token positions of a batch, d hidden dimensions, k dimensions that reached the magnitude
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
+from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.reduction import F32, F64, I64
 
 _KEPT_BITS = 20
 """Values over the magnitude are counted by the top 20 bits of their pattern: exact for what bf16 and fp16 hold
@@ -26,15 +28,18 @@ _KEPT_BITS = 20
 
 @dataclass(frozen=True)
 class Hits:
-    """What one layer saw of one dimension."""
+    """Where one layer reached the magnitude."""
 
+    dimensions: I64
+    """[k], ascending."""
     positions: npt.NDArray[np.uint8]
-    """[ceil(T / 8)]: a bit for every token position, set where abs(x) reached the magnitude."""
-    patterns: U32
-    """Values that reached it, by the top bits of their pattern, each once."""
+    """[k, bytes]: a bit for every token position, set where abs(x) reached the magnitude; batches begin with a byte."""
+    abs_max: F32
+    """[k]."""
+    values: I64
+    """[n], ascending: dimension and top bits of the pattern of the values that reached it, each pair once."""
     counts: I64
-    """How often each occurred."""
-    abs_max: float
+    """[n]: how often each occurred."""
 
 
 @dataclass(frozen=True)
@@ -53,117 +58,150 @@ class OutlierDimension:
 class LayerHits:
     """Accumulates where one layer reached the magnitude."""
 
-    def __init__(self, positions: int, magnitude: float) -> None:
-        self._positions = positions
-        self._magnitude = magnitude
-        self._hit: dict[int, npt.NDArray[np.bool_]] = {}
-        self._values: dict[int, list[tuple[U32, I64, float]]] = {}
+    def __init__(self, tokens: Sequence[int], magnitude: float) -> None:
+        """Begin with nothing; tokens: of every batch."""
+        self._bytes = [0, *np.cumsum([_bytes(count) for count in tokens]).tolist()]
+        self._magnitude = np.float32(magnitude)
+        self._found: list[tuple[int, Hits]] = []
 
-    def add(self, first_position: int, x: torch.Tensor, over: I64) -> None:
-        """Add one sequence [S, d] at positions from `first_position`; over: [d], counts at the magnitude."""
-        reached = np.flatnonzero(over)
-        if not reached.size:
+    def add(self, batch: int, x: torch.Tensor, over: torch.Tensor) -> None:
+        """Add what enters a batch's projections, [T, d]; over: [d], counts at the magnitude, on the same device."""
+        counted = over.cpu().numpy()
+        dimensions = np.flatnonzero(counted)
+        if not dimensions.size:
             return
-        columns = x[:, torch.from_numpy(reached).to(x.device)].float().cpu().numpy()
-        for j, column in zip(reached.tolist(), columns.T, strict=True):
-            hit = (np.abs(column) >= self._magnitude) & np.isfinite(column)
-            positions = self._hit.setdefault(j, np.zeros(self._positions, np.bool_))
-            positions[first_position : first_position + len(hit)] |= hit
-            values = column[hit]
-            patterns, counts = np.unique(values.view(np.uint32) >> np.uint32(32 - _KEPT_BITS), return_counts=True)
-            self._values.setdefault(j, []).append((patterns, counts, float(np.abs(values).max())))
+        columns = x[:, torch.from_numpy(dimensions).to(x.device)].cpu().contiguous()
+        positions = np.zeros((len(dimensions), _bytes(len(x))), np.uint8)
+        abs_max = np.zeros(len(dimensions), np.float32)
+        values = np.empty(int(counted.sum(dtype=np.int64)), np.int64)
+        _note(patterns(columns).flat, patterns(columns).kind, self._magnitude, dimensions, positions, abs_max, values)
+        self._found.append((batch, Hits(dimensions, positions, abs_max, *np.unique(values, return_counts=True))))
 
-    def hits(self) -> dict[int, Hits]:
-        """Return what was seen, by dimension."""
-        found = {}
-        for j in sorted(self._hit):
-            patterns, counts = _merged((p, c) for p, c, _ in self._values[j])
-            peak = max(abs_max for _, _, abs_max in self._values[j])
-            found[j] = Hits(np.packbits(self._hit[j]), patterns, counts, peak)
-        return found
+    def hits(self) -> Hits:
+        """Return what was seen."""
+        dimensions = np.unique(np.concatenate([np.empty(0, np.int64), *(found.dimensions for _, found in self._found)]))
+        positions = np.zeros((len(dimensions), self._bytes[-1]), np.uint8)
+        abs_max = np.zeros(len(dimensions), np.float32)
+        for batch, found in self._found:
+            rows = np.searchsorted(dimensions, found.dimensions)
+            positions[rows, self._bytes[batch] : self._bytes[batch + 1]] |= found.positions
+            abs_max[rows] = np.maximum(abs_max[rows], found.abs_max)
+        return Hits(
+            dimensions, positions, abs_max, *_added_up((found.values, found.counts) for _, found in self._found)
+        )
 
 
 def outlier_dimensions(
-    layers: Iterable[dict[int, Hits]], positions: int, layers_fraction: float, positions_fraction: float
+    hits_of: Callable[[int], Hits], layers: int, positions: int, layers_fraction: float, positions_fraction: float
 ) -> list[OutlierDimension]:
     """Apply the definition: return the dimensions that reach both fractions, in ascending order.
 
     Args:
-        layers: every layer's hits.
-        positions: token positions, T.
+        hits_of: returns a layer's hits.
+        layers: how many there are.
+        positions: token positions in all.
         layers_fraction: share of the layers in which a dimension must reach the magnitude.
         positions_fraction: share of the positions that must have it in one layer or more.
     """
-    seen: dict[int, list[Hits]] = {}
-    count = 0
-    for hits in layers:
-        count += 1
-        for j, found in hits.items():
-            seen.setdefault(j, []).append(found)
-    dimensions = (_dimension(j, seen[j], count, positions) for j in sorted(seen))
-    return [
-        d for d in dimensions if d.layers_fraction >= layers_fraction and d.positions_fraction >= positions_fraction
-    ]
-
-
-def save_hits(file: Path, hits: dict[int, Hits]) -> None:
-    """Write a layer's hits as a NumPy archive."""
-    ends = np.cumsum([len(h.patterns) for h in hits.values()], dtype=np.int64)
-    empty = np.empty(0, np.int64)
-    np.savez(
-        file,
-        dimensions=np.fromiter(hits, np.int64, len(hits)),
-        positions=np.array([h.positions for h in hits.values()], np.uint8),
-        abs_max=np.array([h.abs_max for h in hits.values()], np.float64),
-        patterns=np.concatenate([empty.astype(np.uint32), *(h.patterns for h in hits.values())]),
-        counts=np.concatenate([empty, *(h.counts for h in hits.values())]),
-        ends=ends,
+    dimensions, times = np.unique(
+        np.concatenate([hits_of(layer).dimensions for layer in range(layers)]), return_counts=True
     )
+    enough = times / layers >= layers_fraction
+    dimensions, times = dimensions[enough], times[enough]
+    if not dimensions.size:
+        return []
+    seen = _over_all_layers(hits_of, layers, dimensions)
+    found = []
+    for j, count, bits, abs_max in zip(dimensions.tolist(), times.tolist(), seen.positions, seen.abs_max, strict=True):
+        share = int(np.unpackbits(bits).sum()) / positions
+        if share >= positions_fraction:
+            values, counts = _values_of(seen, j)
+            found.append(
+                OutlierDimension(
+                    dimension=j,
+                    layers_fraction=count / layers,
+                    positions_fraction=share,
+                    abs_max=float(abs_max),
+                    one_sided=bool(values[0] > 0 or values[-1] < 0),
+                    quartiles=_weighted_quartiles(values, counts),
+                )
+            )
+    return found
 
 
-def load_hits(file: Path) -> dict[int, Hits]:
+def save_hits(file: Path, hits: Hits) -> None:
+    """Write a layer's hits as a NumPy archive."""
+    np.savez(file, **vars(hits))
+
+
+def load_hits(file: Path) -> Hits:
     """Read what `save_hits` wrote."""
     with np.load(file) as stored:
-        starts = [0, *stored["ends"].tolist()]
-        return {
-            int(j): Hits(
-                positions=stored["positions"][i],
-                patterns=stored["patterns"][starts[i] : starts[i + 1]],
-                counts=stored["counts"][starts[i] : starts[i + 1]],
-                abs_max=float(stored["abs_max"][i]),
-            )
-            for i, j in enumerate(stored["dimensions"])
-        }
+        return Hits(**stored)
 
 
-def _dimension(j: int, hits: list[Hits], layers: int, positions: int) -> OutlierDimension:
-    patterns, counts = _merged((h.patterns, h.counts) for h in hits)
-    values = (patterns << np.uint32(32 - _KEPT_BITS)).view(np.float32).astype(np.float64)
-    order = np.argsort(values)
-    values, counts = values[order], counts[order]
-    q25, q50, q75 = (_weighted_quantile(values, counts, f) for f in (0.25, 0.5, 0.75))
-    anywhere = np.bitwise_or.reduce([h.positions for h in hits])
-    return OutlierDimension(
-        dimension=j,
-        layers_fraction=len(hits) / layers,
-        positions_fraction=int(np.unpackbits(anywhere, count=positions).sum()) / positions,
-        abs_max=max(h.abs_max for h in hits),
-        one_sided=bool((values > 0).all() or (values < 0).all()),
-        quartiles=(q25, q50, q75),
-    )
+def _bytes(positions: int) -> int:
+    return -(-positions // 8)
 
 
-def _merged(parts: Iterable[tuple[U32, I64]]) -> tuple[U32, I64]:
-    """Add up counted patterns."""
-    patterns, counts = zip(*parts, strict=True)
-    unique, place = np.unique(np.concatenate(patterns), return_inverse=True)
+@compiled()
+def _note(
+    flat: Any, kind: Any, magnitude: Any, dimensions: Any, positions: Any, abs_max: Any, values: Any
+) -> None:  # pragma: no cover - compiled
+    """Note every value [T, k] that reaches the magnitude; there is room for just so many."""
+    width, n = len(dimensions), 0
+    bits = np.empty(width, np.uint32)
+    row, peaks = bits.view(np.float32), abs_max.view(np.uint32)
+    for t in range(len(flat) // width):
+        decode(flat[t * width : (t + 1) * width], kind, bits)
+        for k in range(width):
+            pattern = bits[k] & MAGNITUDE
+            if abs(row[k]) >= magnitude and pattern < INFINITY:
+                positions[k, t // 8] |= np.uint8(128 >> t % 8)
+                peaks[k] = max(peaks[k], pattern)
+                values[n] = dimensions[k] << _KEPT_BITS | bits[k] >> np.uint32(32 - _KEPT_BITS)
+                n += 1
+
+
+def _over_all_layers(hits_of: Callable[[int], Hits], layers: int, dimensions: I64) -> Hits:
+    """Return the hits of all layers together, of these dimensions alone; each layer has some of them."""
+    positions, abs_max = None, np.zeros(len(dimensions), np.float32)
+    values = counts = np.empty(0, np.int64)
+    for layer in range(layers):
+        hits = hits_of(layer)
+        chosen = np.isin(hits.dimensions, dimensions)
+        rows = np.searchsorted(dimensions, hits.dimensions[chosen])
+        if positions is None:
+            positions = np.zeros((len(dimensions), hits.positions.shape[1]), np.uint8)
+        positions[rows] |= hits.positions[chosen]
+        abs_max[rows] = np.maximum(abs_max[rows], hits.abs_max[chosen])
+        own = np.isin(hits.values >> _KEPT_BITS, dimensions)
+        values, counts = _added_up([(values, counts), (hits.values[own], hits.counts[own])])
+    assert positions is not None, "no layers"
+    return Hits(dimensions, positions, abs_max, values, counts)
+
+
+def _added_up(parts: Iterable[tuple[I64, I64]]) -> tuple[I64, I64]:
+    """Add up counted values; each of them stands once in the result, in ascending order."""
+    values, counts = zip((np.empty(0, np.int64), np.empty(0, np.int64)), *parts, strict=True)
+    unique, place = np.unique(np.concatenate(values), return_inverse=True)
     total = np.bincount(place, weights=np.concatenate(counts)).astype(np.int64)
-    return unique.astype(np.uint32), total
+    return unique, total
 
 
-def _weighted_quantile(values: npt.NDArray[np.float64], counts: I64, fraction: float) -> float:
-    """Quantile of the multiset {values[i] x counts[i]}, values ascending, linear between order statistics."""
+def _values_of(hits: Hits, dimension: int) -> tuple[F64, I64]:
+    """Return a dimension's values, ascending, and how often each occurred."""
+    first, last = np.searchsorted(hits.values, [dimension << _KEPT_BITS, (dimension + 1) << _KEPT_BITS])
+    kept = (hits.values[first:last] & ((1 << _KEPT_BITS) - 1)).astype(np.uint32)
+    values = (kept << np.uint32(32 - _KEPT_BITS)).view(np.float32).astype(np.float64)
+    order = np.argsort(values)
+    return values[order], hits.counts[first:last][order]
+
+
+def _weighted_quartiles(values: F64, counts: I64) -> tuple[float, float, float]:
+    """Quartiles of the multiset {values[i] x counts[i]}, values ascending, linear between order statistics."""
     upto = np.cumsum(counts)
-    rank = fraction * (int(upto[-1]) - 1)
-    below, above = np.searchsorted(upto, [np.floor(rank), np.ceil(rank)], side="right")
-    return float(values[below] + (values[above] - values[below]) * (rank - np.floor(rank)))
+    ranks = np.array([0.25, 0.5, 0.75]) * (int(upto[-1]) - 1)
+    below, above = (values[np.searchsorted(upto, whole(ranks), side="right")] for whole in (np.floor, np.ceil))
+    q25, q50, q75 = (below + (above - below) * (ranks - np.floor(ranks))).tolist()
+    return q25, q50, q75

@@ -26,6 +26,15 @@ def typical(x: torch.Tensor) -> torch.Tensor:
     return middle
 
 
+def histogram(x: torch.Tensor) -> torch.Tensor:
+    """Return how many values of tokens [T, d] each bin holds, [16384]; see `backends.histogram`."""
+    bins = (x.float().contiguous().view(torch.int32) >> SHIFT) & (BINS - 1)
+    counts = torch.bincount(bins.flatten(), minlength=BINS)
+    for special in SPECIAL:
+        counts[special] = 0
+    return counts
+
+
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return the five products of every token of y and q [T, d], [5, T]; see `backends.token_products`."""
     present = y.isfinite() & q.isfinite()
@@ -39,10 +48,6 @@ def _reduce_one(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> tuple
     finite = x.isfinite()
     magnitudes = torch.where(finite, x.abs(), 0)
     v = torch.where(finite, x.double() - pivot.double(), 0)
-    bins = (x.contiguous().view(torch.int32) >> SHIFT) & (BINS - 1)
-    histogram = torch.bincount(bins.flatten(), minlength=BINS)
-    for special in SPECIAL:
-        histogram[special] = 0
     return (
         torch.where(finite, x, torch.inf).amin(dim=0),
         torch.where(finite, x, -torch.inf).amax(dim=0),
@@ -51,5 +56,5 @@ def _reduce_one(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> tuple
         (~finite).sum(dim=0, dtype=torch.int32),
         (magnitudes > FP16_MAX).sum(),
         magnitudes.amax(dim=1),
-        histogram,
+        histogram(x),
     )

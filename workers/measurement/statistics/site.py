@@ -13,7 +13,6 @@ wait for each tensor's figures before it goes on with the next.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -69,26 +68,6 @@ class ChannelRanges:
     over_threshold: I64
 
 
-class Added:
-    """What was found in a tensor that was just added; fetched from its device when asked for."""
-
-    def __init__(self, reduction: Reduction, leading: tuple[int, ...]) -> None:
-        self._reduction = reduction
-        self._leading = leading
-
-    @cached_property
-    def over(self) -> I64:
-        """[..., d]: in each channel of each sequence, values with abs(x) at or over the threshold."""
-        over: I64 = self._reduction.over.long().cpu().numpy()
-        return over.reshape(*self._leading, -1)
-
-    @cached_property
-    def token_abs_max(self) -> F32:
-        """[..., S]: the largest magnitude of each token; 0 where a token has no finite value."""
-        peaks: F32 = self._reduction.token_abs_max.cpu().numpy()
-        return peaks.reshape(*self._leading, -1)
-
-
 class SiteStatistics:
     """Accumulates the statistics of one site."""
 
@@ -108,15 +87,18 @@ class SiteStatistics:
         self._inf_norm: list[float] = []
         self._token_abs_max: list[F32] = []
 
-    def add(self, x: torch.Tensor | F32) -> Added:
-        """Add sequences [..., S, d], bfloat16, float16 or float32, on any device; return what was found in them."""
+    def add(self, x: torch.Tensor | F32) -> torch.Tensor:
+        """Add sequences [..., S, d], bfloat16, float16 or float32, on any device.
+
+        Returns how many of their values reach the threshold, by channel: [d], on their device.
+        """
         x = torch.as_tensor(x)
         sequences = x.reshape(-1, *x.shape[-2:])
         reduction = reduce_sequences(sequences, typical(sequences), self._threshold)
         self._pending.append(reduction)
         if x.device.type == "cpu" or len(self._pending) == _MOST_PENDING:
             self._settle()
-        return Added(reduction, x.shape[:-2])
+        return reduction.over.sum(dim=0)
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, []
@@ -161,6 +143,12 @@ class SiteStatistics:
         return self._histogram
 
     @property
+    def token_abs_max(self) -> F32:
+        """[T]: the largest magnitude of every token so far; 0 where a token has no finite value."""
+        self._settle()
+        return np.concatenate(self._token_abs_max)
+
+    @property
     def nonfinite(self) -> int:
         """NaN and infinite values so far."""
         self._settle()
@@ -181,9 +169,7 @@ class SiteStatistics:
             return SiteRange(**counts, **dict.fromkeys(nothing))  # type: ignore[arg-type]
         minimum, maximum = float(self._minimum.min()), float(self._maximum.max())
         abs_max = max(-minimum, maximum)
-        token_median, token_p99 = np.quantile(
-            np.concatenate(self._token_abs_max).astype(np.float64), (0.5, 0.99)
-        ).tolist()
+        token_median, token_p99 = np.quantile(self.token_abs_max.astype(np.float64), (0.5, 0.99)).tolist()
         moments = pooled(self._finite, self._power_sums, self._pivot)
         rms = math.sqrt(moments.mean**2 + moments.second)
         median, p99, p99_9, p99_99 = magnitude_quantiles(self._histogram, (0.5, 0.99, 0.999, 0.9999), abs_max).tolist()

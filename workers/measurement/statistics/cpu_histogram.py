@@ -1,0 +1,70 @@
+"""Histograms of tensors in host memory, counted from the patterns of their values.
+
+T tokens, d channels
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.patterns import FLOAT16, decode, patterns
+from workers.measurement.statistics.reduction import BINS, SHIFT, SPECIAL
+
+U32 = npt.NDArray[np.uint32]
+
+BIN_SHIFTS = (SHIFT, SHIFT - 16)
+"""Bits below those that tell the bin in a pattern of float32 and of bfloat16."""
+_LANES = 2
+"""Histograms that a thread fills in turn: where equal values follow one another, an increment need not wait for the
+one before it."""
+
+
+def histogram(x: torch.Tensor) -> torch.Tensor:
+    """Return how many values of tokens [T, d] each bin holds, [16384]; see `backends.histogram`."""
+    lanes = empty_lanes(1)
+    _count(*patterns(x), *x.shape, lanes[0])
+    return total(lanes)
+
+
+def empty_lanes(threads: int) -> U32:
+    """Return what threads count in, [threads, 2, 16384]."""
+    return np.zeros((threads, _LANES, BINS), np.uint32)
+
+
+def total(lanes: U32) -> torch.Tensor:
+    """Return what the threads counted together, [16384], int64, without the bins of NaN and infinity."""
+    counts = lanes.sum(axis=(0, 1), dtype=np.int64)
+    for special in SPECIAL:
+        counts[special] = 0
+    return torch.from_numpy(counts)
+
+
+@compiled()
+def _count(
+    flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, lanes: Any
+) -> None:  # pragma: no cover - compiled
+    bits = np.empty(channels, np.uint32)
+    for t in range(tokens):
+        row = flat[t * strides[0] : t * strides[0] + channels]
+        if kind == FLOAT16:
+            decode(row, kind, bits)
+            count_bins(bits, SHIFT, lanes)
+        else:
+            count_bins(row, BIN_SHIFTS[kind], lanes)
+
+
+@compiled()
+def count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
+    """Count the patterns of a row in a thread's lanes [2, 16384]; those above `shift` bits are the bin."""
+    lane0, lane1, one, shift = lanes[0], lanes[1], np.uint32(1), np.uint32(shift)
+    even = row.shape[0] // 4 * 4
+    for c in range(0, even, 4):
+        lane0[row[c] >> shift] += one
+        lane1[row[c + 1] >> shift] += one
+        lane0[row[c + 2] >> shift] += one
+        lane1[row[c + 3] >> shift] += one
+    for c in range(even, row.shape[0]):
+        lane0[row[c] >> shift] += one
