@@ -78,11 +78,11 @@ def _others(flagged: Flagged) -> tuple[str, ...]:
 
 
 def _ranked(flagged: Flagged) -> list[int]:
-    """Return the dimensions that the most definitions flag first, and of those the widest spread."""
+    """Return the dimensions that the most definitions flag first, of those the widest spread, and then the largest."""
 
-    def rank(dimension: int) -> tuple[int, float, int]:
+    def rank(dimension: int) -> tuple[int, float, float, int]:
         found = [by[dimension] for by in flagged.values() if dimension in by]
-        return -len(found), -max(f.layers_fraction for f in found), dimension
+        return -len(found), -max(f.layers_fraction for f in found), -max(f.abs_max for f in found), dimension
 
     return sorted(set().union(*flagged.values()), key=rank)
 
