@@ -1,10 +1,20 @@
-"""Random Llama checkpoints of any size for the benchmarks; speed does not depend on what the weights say."""
+"""Llama checkpoints of any size for the benchmarks: random weights, and outliers like those of real models.
+
+Without outliers there would be nothing to find for several definitions, and they would seem to cost nothing.
+"""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+"""The tokenizer's vocabulary, by id."""
+LOUD_DIMENSIONS = (3, 17, 21, 40, 55, 60)
+"""What enters attention and MLP is some 15 there: outlier dimensions after LLM.int8(), in every layer."""
+SINK_TOKEN, SINK_DIMENSIONS, SINK = "T", (5, 33), 300.0
+"""A token, one in 35 of the text, whose hidden state is massive in two dimensions from the first layer on."""
 
 
 def make_llama(
@@ -16,7 +26,7 @@ def make_llama(
     vocabulary: int = 8192,
     dtype: torch.dtype = torch.bfloat16,
 ) -> int:
-    """Save a checkpoint with a byte tokenizer; returns its parameters."""
+    """Save a checkpoint with a byte tokenizer; returns its parameters. `hidden` is at least 64."""
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -35,12 +45,20 @@ def make_llama(
         model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(default)
+    _plant_outliers(model)
     model.save_pretrained(path, max_shard_size="500MB")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.WordLevel({byte: i for i, byte in enumerate(alphabet)}, unk_token=alphabet[0]))
+    tokenizer = Tokenizer(models.WordLevel({byte: i for i, byte in enumerate(ALPHABET)}, unk_token=ALPHABET[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
     return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def _plant_outliers(model: LlamaForCausalLM) -> None:
+    for layer in model.model.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight[list(LOUD_DIMENSIONS)] = 15.0
+    model.model.embed_tokens.weight[ALPHABET.index(SINK_TOKEN), list(SINK_DIMENSIONS)] = SINK
 
 
 def make_text(path: Path, tokens: int) -> Path:
