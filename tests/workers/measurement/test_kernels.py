@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from workers.measurement.statistics import cpu_products, cpu_reduction, plain
-from workers.measurement.statistics.backends import histogram, reduce_sequences, token_products, typical
+from workers.measurement.statistics.backends import (
+    histogram,
+    magnitudes_in_bin,
+    reduce_sequences,
+    token_products,
+    typical,
+)
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.deviation import DeviationStatistics
-from workers.measurement.statistics.reduction import BINS, Reduction
+from workers.measurement.statistics.reduction import BINS, SHIFT, Reduction
 from workers.measurement.statistics.threads import share_out
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,6 +112,11 @@ def test_a_histogram_by_itself_is_that_of_the_reduction(shape: tuple[int, int, i
     for tokens in (x.flatten(0, 1), x.flatten(0, 1).repeat_interleave(2, dim=0)[::2]):
         assert torch.equal(histogram(tokens), whole)
         assert torch.equal(plain.histogram(tokens), whole)
+        magnitudes = tokens.float().abs()
+        for number in {0, 127 * 32, *(magnitudes[magnitudes.isfinite()].view(torch.int32) >> SHIFT).tolist()[:40]}:
+            wanted = magnitudes[magnitudes.contiguous().view(torch.int32) >> SHIFT == number].sort().values
+            for find in (magnitudes_in_bin, plain.magnitudes_in_bin):
+                assert torch.equal(find(tokens, number).sort().values, wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -58,6 +58,14 @@ def histogram(x: torch.Tensor) -> torch.Tensor:
     return cpu_histogram.histogram(x) if x.device.type == "cpu" else plain.histogram(x)
 
 
+def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the magnitudes of tokens [T, d] that lie in a bin of positive values, in no certain order; float32."""
+    _check("x", x, dimensions=2)
+    if x.device.type == "cpu":
+        return cpu_histogram.magnitudes_in_bin(x, number)
+    return plain.magnitudes_in_bin(x, number)
+
+
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return |y|^2, |q|^2, <y, q>, |y - q|^2 and max |y - q| of every token, [5, T], float64, on their device.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from workers.measurement.statistics.compiling import compiled
-from workers.measurement.statistics.patterns import FLOAT16, decode, patterns
+from workers.measurement.statistics.patterns import FLOAT16, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.reduction import BINS, SHIFT, SPECIAL
 
 U32 = npt.NDArray[np.uint32]
@@ -27,6 +27,13 @@ def histogram(x: torch.Tensor) -> torch.Tensor:
     lanes = empty_lanes(1)
     _count(*patterns(x), *x.shape, lanes[0])
     return total(lanes)
+
+
+def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the magnitudes of tokens [T, d] that lie in a bin; see `backends.magnitudes_in_bin`."""
+    found = np.empty(x.numel(), np.uint32)
+    count = _collect(*patterns(x), *x.shape, np.uint32(number), found)
+    return torch.from_numpy(found[:count].view(np.float32).copy())
 
 
 def empty_lanes(threads: int) -> U32:
@@ -54,6 +61,21 @@ def _count(
             count_bins(bits, SHIFT, lanes)
         else:
             count_bins(row, BIN_SHIFTS[kind], lanes)
+
+
+@compiled()
+def _collect(
+    flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, number: Any, out: Any
+) -> Any:  # pragma: no cover - compiled
+    bits, shift, count = np.empty(channels, np.uint32), np.uint32(SHIFT), 0
+    for t in range(tokens):
+        decode(flat[t * strides[0] : t * strides[0] + channels], kind, bits)
+        for c in range(channels):
+            magnitude = bits[c] & MAGNITUDE
+            if magnitude >> shift == number:
+                out[count] = magnitude
+                count += 1
+    return count
 
 
 @compiled()

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from workers.measurement.statistics.reduction import BINS, F64, I64, SHIFT
+from workers.measurement.statistics import backends
+from workers.measurement.statistics.reduction import BINS, F64, I64
 
 Stream = Callable[[], Iterable[torch.Tensor]]
 """Gives hidden states sequence by sequence, [S, d] each, every time it is called."""
@@ -32,11 +33,5 @@ def exact_quantile(stream: Stream, histogram: I64, quantile: float) -> float:
 
 
 def _sorted_values_of_bin(stream: Stream, number: int) -> F64:
-    found = []
-    for x in stream():
-        magnitudes = x.float().abs().contiguous()
-        if magnitudes.device.type != "cpu":  # on the CPU NumPy takes half as long
-            magnitudes = magnitudes[magnitudes.view(torch.int32) >> SHIFT == number].cpu()
-        values = magnitudes.numpy()
-        found.append(values[values.view(np.uint32) >> np.uint32(SHIFT) == number])
-    return np.sort(np.concatenate(found).astype(np.float64))
+    found = [backends.magnitudes_in_bin(x, number).cpu().numpy() for x in stream()]
+    return np.sort(np.concatenate(found)).astype(np.float64)

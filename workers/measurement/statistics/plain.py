@@ -35,6 +35,12 @@ def histogram(x: torch.Tensor) -> torch.Tensor:
     return counts
 
 
+def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the magnitudes of tokens [T, d] that lie in a bin; see `backends.magnitudes_in_bin`."""
+    magnitudes = x.float().abs().contiguous()
+    return magnitudes[magnitudes.view(torch.int32) >> SHIFT == number]
+
+
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return the five products of every token of y and q [T, d], [5, T]; see `backends.token_products`."""
     present = y.isfinite() & q.isfinite()
