@@ -79,8 +79,7 @@ class LayerPass:
 
     def _measure(self, number: int) -> None:
         """Advance every stream by one batch, and measure it: the reference first, then each scheme against it."""
-        with capturing(self._layer, self._parts) as captured:
-            hidden = self._advance(REFERENCE, self._layer, number)
+        captured, hidden = self._advance_captured(REFERENCE, self._layer, number)
         sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         self._measure_ranges(sites, number)
         for name, found in self._found.schemes.items():
@@ -92,8 +91,7 @@ class LayerPass:
     ) -> None:
         """Advance a scheme's own stream by one batch, and hold it against the reference's sites."""
         module = self._modules[name]
-        with capturing(module, self._parts) as own:
-            hidden = self._advance(name, module, number)
+        own, hidden = self._advance_captured(name, module, number)
         own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         both = [site for site in sites if site in own_sites]
         for site in both:
@@ -103,18 +101,32 @@ class LayerPass:
             found.heads = found.heads or HeadDeviation(self._heads.query)
             found.heads.add(sites[HEADS_SITE], own_sites[HEADS_SITE])
 
+    def _advance_captured(self, stream: str, module: nn.Module, number: int) -> tuple[Capture, torch.Tensor]:
+        """Advance a stream by one batch, and capture its projections as they were, whatever the layer did to them."""
+        with capturing(module, self._parts, self._state.overwritten) as captured:
+            hidden = self._run(stream, module, number)
+        if overwritten := captured.overwritten():
+            self._state.overwritten.update(overwritten)
+            return self._advance_captured(stream, module, number)
+        self._state.streams.put(stream, number, hidden)
+        return captured, hidden
+
     def _advance(self, stream: str, module: nn.Module, number: int) -> torch.Tensor:
-        streams, arguments = self._state.streams, self._state.arguments[number][self._found.layer]
+        hidden = self._run(stream, module, number)
+        self._state.streams.put(stream, number, hidden)
+        return hidden
+
+    def _run(self, stream: str, module: nn.Module, number: int) -> torch.Tensor:
+        """Return what a layer makes of a stream's batch."""
+        arguments = self._state.arguments[number][self._found.layer]
         try:
-            hidden = run_layer(module, streams.get(stream, number), arguments)
+            return run_layer(module, self._state.streams.get(stream, number), arguments)
         except RuntimeError as error:
             if stream == REFERENCE or ran_out(error):
                 raise
             # On a few tokens the first layer of its kind did.
             where = f"{stream}: layer {self._found.layer}"
             raise CannotQuantise(f"{where} does not run quantised: {first_line(error)}") from error
-        streams.put(stream, number, hidden)
-        return hidden
 
     def _measure_ranges(self, sites: dict[Site, torch.Tensor], number: int) -> None:
         ranges = self._found.ranges

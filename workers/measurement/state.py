@@ -42,6 +42,8 @@ class SweepState:
     trials: Trials
     """Makes the schemes' copies of the layers."""
     pages: PageReturn = field(default_factory=PageReturn)
+    overwritten: set[str] = field(default_factory=set)
+    """Projections into whose tensors the layers were seen to write afterwards, by name inside the layer."""
 
     def logits(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [B, S, V] of a stream's hidden states [B, S, d] after the last layer."""

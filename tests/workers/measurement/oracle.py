@@ -37,8 +37,10 @@ class WholeModel:
     def _keep(self, name: str) -> Any:
         def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if inputs and isinstance(inputs[0], torch.Tensor):
-                self.inputs[name] = inputs[0]
-            self.outputs[name] = output[0] if isinstance(output, tuple) else output
+                self.inputs[name] = inputs[0].clone()
+            # A copy, for some layers write into what their modules gave.
+            first = output[0] if isinstance(output, tuple) else output
+            self.outputs[name] = first.clone() if isinstance(first, torch.Tensor) else first
 
         return hook
 

@@ -18,6 +18,7 @@ from architectures import (
     save_random,
     whole_model,
 )
+from oracle import WholeModel
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.bloom.modeling_bloom import BloomAttention
@@ -252,3 +253,29 @@ def test_a_fused_module_of_another_width_keeps_its_module_name() -> None:
     assert found["self_attn.qkv_proj"] == ["self_attn.qkv_proj"]
     assert found["mlp.gate_up_proj"] == ["mlp.gate_up_proj"]
     assert found["self_attn.o_proj"] == ["attn.o"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama4", *(name for name in CONFIGS if name.startswith("falcon"))])
+def test_outputs_are_what_the_modules_gave_whatever_the_layer_adds_to_them_later(
+    architecture: str, tmp_path: Path
+) -> None:
+    path = save_random(tmp_path / "model", CONFIGS[architecture](), torch.bfloat16)
+    decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+    given = WholeModel(path, TOKEN_IDS).outputs
+    state = prepare_sweep(
+        decoder, [Batch(TOKEN_IDS)], [SCHEMES["nf4"]], Analysis(), budget_bytes=2**30, directory=tmp_path / "streams"
+    )
+    checked = 0
+    for index, found in enumerate(sweep_layers(state)):
+        for projection in projections(decoder.layers[index], decoder.layer_config(index)):
+            output = given[f"{decoder.prefix}{index}.{projection.name}"].float()
+            for component, rows in projection.parts.items():
+                wanted = output.reshape(-1, output.shape[-1])[:, rows].abs().amax(dim=0)
+                site = Site(component, "output")
+                assert found.ranges[site].channels().abs_max.tolist() == wanted.tolist(), site
+                if site in found.schemes["nf4"].isolated:
+                    error = found.schemes["nf4"].isolated[site].deviation().relative_l2
+                    assert error is not None
+                    assert error < 0.3, site
+                checked += 1
+    assert checked >= 8

@@ -54,6 +54,38 @@ def test_inputs_and_outputs_are_sequences_of_tokens_however_the_layer_hands_them
     assert capture.outputs.keys() == capture.inputs.keys() == {"keyword", "rows", "latent", "twice", "some"}
 
 
+class Writing(nn.Module):
+    """A layer that adds to what one projection gave, and scales what another took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("first", "second", "third"):
+            self.add_module(name, nn.Linear(8, 8))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        sum_of_both, scaled = self.first(hidden), hidden.clone()
+        given = self.second(scaled)
+        scaled.view(-1)[::2] *= 2
+        sum_of_both[:, :2] += given[:, :2]
+        return self.third(sum_of_both + scaled)
+
+
+def test_a_layer_that_writes_into_what_was_captured_is_found_out_and_copies_are_kept_of_it() -> None:
+    layer, hidden = Writing(), torch.randn(2, 3, 8)
+    parts = projections(layer, NoConfig())
+    with torch.no_grad():
+        with capturing(layer, parts) as capture:
+            layer(hidden)
+            assert capture.overwritten() == {"first", "second"}
+            assert not torch.equal(capture.outputs["first"], layer.first(hidden))
+        with capturing(layer, parts, {"first", "second"}) as capture:
+            layer(hidden)
+        assert not capture.overwritten()
+        for name in ("first", "second"):
+            assert torch.equal(capture.inputs[name], hidden)
+            assert torch.equal(capture.outputs[name], layer.get_submodule(name)(hidden))
+
+
 def test_what_did_not_run_has_no_site_and_what_did_has_its_module_name() -> None:
     layer = Odd()
     sites = captured(layer, torch.randn(2, 3, 8)).sites(projections(layer, NoConfig()))
