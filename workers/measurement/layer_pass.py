@@ -150,7 +150,7 @@ class LayerPass:
             channels.variance + channels.mean**2,
             analysis.median_quantile.quantile,
         )
-        peaks = block.token_abs_max.reshape(self._state.sequences, -1)
+        peaks = np.nan_to_num(block.token_abs_max).reshape(self._state.sequences, -1)
         found.massive = self._massive(peaks)
         found.surface = functools.partial(_surface, self._state.streams, int(peaks.max(axis=1).argmax()))
         if self._heads and HEADS_SITE in found.ranges:
@@ -161,7 +161,7 @@ class LayerPass:
                 found.predicted_peaks = predicted_peaks(weight, scale, self._heads.query, self._heads.key_value)
 
     def _massive(self, peaks: F32) -> list[tuple[int, MassiveActivation]]:
-        """Return the massive activations with their sequences' numbers, given every token's peak [N, S]."""
+        """Return the massive activations with their sequences' numbers; peaks: every token's, [N, S], 0 for none."""
         limits, found = self._state.analysis.massive, []
         for number in np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist():
             x = self._state.streams.sequence(REFERENCE, number)

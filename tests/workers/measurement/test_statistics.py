@@ -54,13 +54,29 @@ def test_a_reduction_counts_every_finite_value_once(x: np.ndarray) -> None:
     assert part.missing.tolist() == (~finite).sum(axis=0).tolist()
     assert part.over.tolist() == (finite & (np.abs(x) >= 6.0)).sum(axis=0).tolist()
     assert part.histogram.sum() == finite.sum()
-    assert part.token_abs_max.tolist() == np.abs(clean).max(axis=1).astype(np.float32).tolist()
+    peaks = np.where(finite.any(axis=1), np.abs(clean).max(axis=1), np.nan)
+    np.testing.assert_array_equal(part.token_abs_max, peaks.astype(np.float32))
     assert part.minimum.tolist() == np.where(finite, x, np.inf).min(axis=0).tolist()
     assert part.maximum.tolist() == np.where(finite, x, -np.inf).max(axis=0).tolist()
     for power in (1, 2, 3, 4):
         scale = (np.abs(clean) ** power).sum(axis=0)
         difference = np.abs(part.power_sums[power - 1] - (clean**power).sum(axis=0))
         assert (difference <= len(x) * 2.0**-52 * scale).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_token_without_a_finite_value_counts_in_no_figure_of_tokens(dtype: torch.dtype) -> None:
+    x = torch.randn(21, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    whole = SiteStatistics(16, 6.0)
+    whole.add(x[None])
+    broken = x.repeat_interleave(3, dim=0)
+    broken[1::3], broken[2::3] = torch.nan, torch.inf
+    statistics = SiteStatistics(16, 6.0)
+    statistics.add(broken[None])
+    found, wanted = statistics.range(), whole.range()
+    assert found.nonfinite == 2 * x.numel()
+    for name in ("token_abs_max_p50", "token_abs_max_p99", "inf_norm_per_sequence", "abs_max"):
+        assert getattr(found, name) == getattr(wanted, name), name
 
 
 @settings(deadline=None, max_examples=60)

@@ -185,16 +185,17 @@ def _load(
 
 @compiled()
 def _mark_missing(bits: Any, missing: Any) -> Any:  # pragma: no cover - compiled
-    """Make all that is not finite one NaN, and count it; return the largest finite pattern, sign aside."""
-    peak = np.uint32(0)
+    """Make all that is not finite one NaN, and count it; return the largest finite pattern, sign aside, or NaN's."""
+    peak, count = np.uint32(0), 0
     for c in range(bits.shape[0]):
         magnitude = bits[c] & MAGNITUDE
         if magnitude >= INFINITY:
             bits[c] = NAN
             missing[c] += 1
+            count += 1
         else:
             peak = max(peak, magnitude)
-    return peak
+    return peak if count < bits.shape[0] else NAN
 
 
 @compiled()

@@ -61,6 +61,6 @@ def _reduce_one(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> tuple
         (finite & (magnitudes >= threshold)).sum(dim=0, dtype=torch.int32),
         (~finite).sum(dim=0, dtype=torch.int32),
         (magnitudes > FP16_MAX).sum(),
-        magnitudes.amax(dim=1),
+        torch.where(finite.any(dim=1), magnitudes.amax(dim=1), torch.nan),
         histogram(x),
     )

@@ -52,7 +52,7 @@ class Reduction(NamedTuple):
     over_fp16: torch.Tensor
     """[N], int64: values with abs(x) > 65504."""
     token_abs_max: torch.Tensor
-    """[N, S], float32: the largest magnitude of each token; 0 where a token has no finite value."""
+    """[N, S], float32: the largest magnitude of each token; NaN where a token has no finite value."""
     histogram: torch.Tensor
     """[16384], int64: values of all sequences by the top 14 bits of their pattern."""
 

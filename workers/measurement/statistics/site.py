@@ -134,7 +134,7 @@ class SiteStatistics:
             if count > 1:
                 self._kurtosis.append(_kurtosis_of_sequence(pooled(finite[n], power_sums[n], pivot[n])))
             if count:
-                self._inf_norm.append(float(token_abs_max[n].max()))
+                self._inf_norm.append(float(np.fmax.reduce(token_abs_max[n])))
 
     @property
     def histogram(self) -> I64:
@@ -144,7 +144,7 @@ class SiteStatistics:
 
     @property
     def token_abs_max(self) -> F32:
-        """[T]: the largest magnitude of every token so far; 0 where a token has no finite value."""
+        """[T]: the largest magnitude of every token so far; NaN where a token has no finite value."""
         self._settle()
         return np.concatenate(self._token_abs_max)
 
@@ -169,7 +169,7 @@ class SiteStatistics:
             return SiteRange(**counts, **dict.fromkeys(nothing))  # type: ignore[arg-type]
         minimum, maximum = float(self._minimum.min()), float(self._maximum.max())
         abs_max = max(-minimum, maximum)
-        token_median, token_p99 = np.quantile(self.token_abs_max.astype(np.float64), (0.5, 0.99)).tolist()
+        token_median, token_p99 = np.nanquantile(self.token_abs_max.astype(np.float64), (0.5, 0.99)).tolist()
         moments = pooled(self._finite, self._power_sums, self._pivot)
         rms = math.sqrt(moments.mean**2 + moments.second)
         median, p99, p99_9, p99_99 = magnitude_quantiles(self._histogram, (0.5, 0.99, 0.999, 0.9999), abs_max).tolist()

@@ -34,7 +34,7 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
     sums = x.new_empty((sequences, ranges, 4, channels), dtype=torch.float64)
     counts = x.new_empty((2, sequences, ranges, channels), dtype=torch.int32)
     over_fp16 = x.new_zeros(sequences, dtype=torch.int64)
-    peaks = x.new_zeros((sequences, tokens), dtype=torch.int32)
+    peaks = x.new_full((sequences, tokens), -1, dtype=torch.int32)
     histograms = x.new_zeros((_COPIES, BINS), dtype=torch.int32)
     _reduce[(triton.cdiv(channels, _CHANNELS), sequences * ranges)](
         x,
@@ -71,7 +71,7 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
         over=counts[0].sum(dim=1, dtype=torch.int32),
         missing=counts[1].sum(dim=1, dtype=torch.int32),
         over_fp16=over_fp16,
-        token_abs_max=peaks.view(torch.float32),
+        token_abs_max=torch.where(peaks < 0, torch.nan, peaks.view(torch.float32)),
         histogram=histogram,
     )
 
@@ -159,7 +159,7 @@ def _reduce(
         n_over += tl.sum((ok & (magnitude >= threshold)).to(tl.int32), axis=0)
         n_missing += tl.sum((there & (pattern >= 0x7F800000)).to(tl.int32), axis=0)
         n_over_fp16 += tl.sum((magnitude > FP16_MAX).to(tl.int32), axis=0)
-        tl.atomic_max(peaks + n * tokens + t, tl.max(tl.where(ok, pattern, 0), axis=1), mask=t < end, sem="relaxed")
+        tl.atomic_max(peaks + n * tokens + t, tl.max(tl.where(ok, pattern, -1), axis=1), mask=t < end, sem="relaxed")
         tl.atomic_add(bins + (bits >> SHIFT).to(tl.int32), 1, mask=ok, sem="relaxed")
     tl.atomic_add(over_fp16 + n, tl.sum(n_over_fp16, axis=0).to(tl.int64), sem="relaxed")
     here = unit * channels + c
