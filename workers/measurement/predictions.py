@@ -3,7 +3,9 @@
 N sequences of S tokens; d hidden dimensions; V vocabulary
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -60,34 +62,36 @@ def compare_predictions(
     reference_nll: list[F64] = []
     schemes = [scheme.name for scheme in state.schemes]
     found: dict[str, list[Comparison]] = {name: [] for name in schemes}
-    streams = (state.streams.sequences(name, len(state.measured)) for name in (REFERENCE, *schemes))
-    for number, (ids, hidden, *others) in enumerate(zip(token_ids, *streams, strict=True)):
-        compared = dict(zip(schemes, others, strict=True))
-        nll, comparisons = _score_sequence(state, ids, hidden, compared, first)
-        reference_nll.append(nll)
-        for name, comparison in comparisons.items():
-            found[name].append(comparison)
-            table.append(_token_columns(name, number, ids, first, comparison))
-        progress.done(number + 1)
-        state.pages.check()
+    number = 0
+    for batch, measured in enumerate(state.measured):
+        scorers = {name: state.scorer(name, state.streams.get(name, batch)) for name in (REFERENCE, *schemes)}
+        for sequence in range(len(measured.token_ids)):
+            ids, score = token_ids[number], {name: partial(scorer, sequence) for name, scorer in scorers.items()}
+            nll, comparisons = _score_sequence(score, ids, first, positions_per_chunk(state.decoder.config.vocab_size))
+            reference_nll.append(nll)
+            for name, comparison in comparisons.items():
+                found[name].append(comparison)
+                table.append(_token_columns(name, number, ids, first, comparison))
+            number += 1
+            progress.done(number)
+            state.pages.check()
     return_pages()
     return Predictions(np.concatenate(reference_nll), {name: _joined(parts) for name, parts in found.items()})
 
 
 def _score_sequence(
-    state: SweepState, ids: torch.Tensor, hidden: torch.Tensor, others: dict[str, torch.Tensor], first: int
+    score: Mapping[str, Callable[[slice], torch.Tensor]], ids: torch.Tensor, first: int, step: int
 ) -> tuple[F64, dict[str, Comparison]]:
-    step = positions_per_chunk(state.decoder.config.vocab_size)
+    """Score a sequence [S], `step` positions at a time, with what gives each variant's logits."""
     nll: list[F64] = []
-    found: dict[str, list[Comparison]] = {name: [] for name in others}
+    found: dict[str, list[Comparison]] = {name: [] for name in score if name != REFERENCE}
     for start in range(first, len(ids) - 1, step):
         chunk = slice(start, min(start + step, len(ids) - 1))
         next_ids = ids[chunk.start + 1 : chunk.stop + 1]
-        reference = Distributions(state.logits(REFERENCE, hidden[None, chunk])[0], next_ids)
+        reference = Distributions(score[REFERENCE](chunk), next_ids)
         nll.append(reference.negative_log_likelihood)
-        for name, stream in others.items():
-            scheme = Distributions(state.logits(name, stream[None, chunk])[0], next_ids)
-            found[name].append(reference.compare(scheme))
+        for name, comparisons in found.items():
+            comparisons.append(reference.compare(Distributions(score[name](chunk), next_ids)))
     return np.concatenate(nll), {name: _joined(parts) for name, parts in found.items()}
 
 
@@ -105,17 +109,19 @@ def _token_columns(
 ) -> dict[str, list[object]]:
     length = len(ids)
 
-    def spread(values: npt.NDArray[np.generic]) -> list[object]:
+    same_top = [same if finite else None for same, finite in zip(comparison.same_top, comparison.finite, strict=True)]
+
+    def spread(values: Iterable[object]) -> list[object]:
         """Put the scored positions' values in place; None elsewhere."""
-        return [None] * first + list(values.tolist()) + [None] * (length - first - len(values))
+        return [None] * first + list(values) + [None] * (length - first - len(same_top))
 
     return {
         "scheme": [scheme] * length,
         "sequence": [sequence] * length,
         "position": list(range(length)),
         "token_id": ids.tolist(),
-        "nll_reference": spread(comparison.nll_reference),
-        "nll_scheme": spread(comparison.nll_scheme),
-        "kl_divergence": spread(comparison.kl_divergence),
-        "same_top": spread(comparison.same_top),
+        "nll_reference": spread(comparison.nll_reference.tolist()),
+        "nll_scheme": spread(comparison.nll_scheme.tolist()),
+        "kl_divergence": spread(comparison.kl_divergence.tolist()),
+        "same_top": spread(same_top),
     }

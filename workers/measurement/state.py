@@ -1,10 +1,10 @@
 """What a sweep works on: the model, the text, and the streams at their present depth."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
@@ -45,18 +45,27 @@ class SweepState:
     overwritten: set[str] = field(default_factory=set)
     """Projections into whose tensors the layers were seen to write afterwards, by name inside the layer."""
 
-    def logits(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits [B, S, V] of a stream's hidden states [B, S, d] after the last layer."""
-        with self._ending(stream):
-            return self.decoder.logits(hidden)
-
     def head_input(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what enters the output head for a stream's hidden states after the last layer, [B, S, d] both."""
-        with self._ending(stream):
+        """Return what enters the output head, [B, S, e], for a stream's hidden states [B, S, d] after the last layer.
+
+        A scheme may round a batch's tokens together, so they should be whole batches.
+        """
+        with in_place(self.decoder.model, self._outside(stream)):
             return self.decoder.head_input(hidden)
 
-    def _ending(self, stream: str) -> AbstractContextManager[None]:
-        return in_place(self.decoder.model, self.outside[stream].modules if stream in self.outside else {})
+    def scorer(self, stream: str, hidden: torch.Tensor) -> Callable[[int, slice], torch.Tensor]:
+        """Return what gives the logits [n, V] at n positions of one of the sequences [B, S, d] after the last layer."""
+        decoder = self.decoder
+        if not self._outside(stream):
+            return lambda sequence, chunk: decoder.logits(hidden[sequence, None, chunk])[0]
+        entering = self.head_input(stream, hidden)
+        return lambda sequence, chunk: decoder.logits_of(
+            entering[sequence, None, chunk], hidden[sequence, None, chunk]
+        )[0]
+
+    def _outside(self, stream: str) -> Mapping[str, nn.Module]:
+        """Return what stands in place of the projections outside the layers."""
+        return self.outside[stream].modules if stream in self.outside else {}
 
     @property
     def measured(self) -> Sequence[Batch]:

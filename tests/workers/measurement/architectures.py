@@ -39,6 +39,13 @@ LATENT = {
 """Of a small model with DeepSeek's latent attention and experts."""
 
 
+def swept_logits(state: Any, stream: str) -> torch.Tensor:
+    """Return the logits [B, S, V] of a stream's first batch after the last layer, all in one go."""
+    hidden = state.streams.get(stream, 0)
+    logits: torch.Tensor = state.decoder.logits_of(state.head_input(stream, hidden), hidden)
+    return logits
+
+
 def _config(name: str, **settings: Any) -> Callable[[], PreTrainedConfig]:
     common = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1}
     return lambda: getattr(transformers, f"{name}Config")(**(common | {"pad_token_id": None} | settings))

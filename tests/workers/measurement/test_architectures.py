@@ -16,6 +16,7 @@ from architectures import (
     decoder_layers,
     random_model,
     save_random,
+    swept_logits,
     whole_model,
 )
 from oracle import WholeModel
@@ -69,7 +70,7 @@ def sweep(architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat1
         decoder, [Batch(TOKEN_IDS)], schemes, Analysis(), budget_bytes=2**30, directory=directory / "streams"
     )
     sites = [{s: len(x.channels().mean) for s, x in found.ranges.items()} for found in sweep_layers(state)]
-    logits = {name: state.logits(name, state.streams.get(name, 0)) for name in state.streams.names}
+    logits = {name: swept_logits(state, name) for name in state.streams.names}
     return Swept(architecture, path, logits, sites, not_quantised(decoder), decoder.prefix)
 
 

@@ -32,7 +32,7 @@ def swept_logits(path: Path, token_ids: torch.Tensor, scratch: Path) -> dict[str
     state = sweep_of(decoder, token_ids, [SCHEMES[name] for name in CONFIGURATIONS], scratch)
     assert [found.layer for found in sweep_layers(state)] == list(range(len(decoder.layers)))
     return {
-        None if name == REFERENCE else name: state.logits(name, state.streams.get(name, 0))
+        None if name == REFERENCE else name: state.decoder.logits(state.streams.get(name, 0))
         for name in state.streams.names
     }
 

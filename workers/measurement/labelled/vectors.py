@@ -21,7 +21,7 @@ def final_vectors(state: SweepState, batches: Sequence[LabelledBatch]) -> dict[s
         name: in_record_order(
             batches,
             [
-                state.head_input(name, state.streams.get(name, first + number)[:, -1:])[:, 0].float().cpu().numpy()
+                state.head_input(name, state.streams.get(name, first + number))[:, -1].float().cpu().numpy()
                 for number in range(len(batches))
             ],
         )

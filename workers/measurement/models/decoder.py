@@ -114,22 +114,36 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the model's logits, [B, S, V], for hidden states [B, S, d] after the last layer."""
-        stand_ins = [Injector(layer, self.answer_length, hidden) for layer in self.layers]
-        token_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-        with standing_in(self.layers, stand_ins), torch.no_grad():
-            logits: torch.Tensor = self.model(input_ids=token_ids, use_cache=False).logits
+        logits: torch.Tensor = self._end(hidden, lambda *_: None).logits
+        return logits
+
+    def logits_of(self, head_input: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the model's logits, [B, S, V], with head_input [B, S, e] in place of what `hidden` would lead to."""
+        logits: torch.Tensor = self._end(hidden, lambda *_: (head_input,)).logits
         return logits
 
     def head_input(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what enters the output head, [B, S, d]: hidden states [B, S, d] after the final norm."""
+        """Return what enters the output head, [B, S, e]: hidden states [B, S, d] after the final norm."""
         entered: list[torch.Tensor] = []
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        handle = head.register_forward_pre_hook(lambda _, positional: entered.append(positional[0]))
+
+        def take(_: nn.Module, positional: tuple[torch.Tensor, ...]) -> None:
+            entered.append(positional[0])
+            raise Recorded
+
+        with contextlib.suppress(Recorded):
+            self._end(hidden, take)
+        return entered[0]
+
+    def _end(self, hidden: torch.Tensor, before_head: Callable[..., Any]) -> Any:
+        """Return what the model does after its last layer, with a hook before the output head."""
+        stand_ins = [Injector(layer, self.answer_length, hidden) for layer in self.layers]
+        token_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(before_head)  # type: ignore[operator]
         try:
-            self.logits(hidden)
+            with standing_in(self.layers, stand_ins), torch.no_grad():
+                return self.model(input_ids=token_ids, use_cache=False)
         finally:
             handle.remove()
-        return entered[0]
 
 
 def _let_go(module: nn.Module, *_: object) -> None:
