@@ -221,7 +221,7 @@ def test_four_bits_of_any_width_are_blocks_of_64(in_features: int, out_features:
     np.testing.assert_allclose(whole_weight(quantised, original).numpy(), expected, rtol=1e-6, atol=0)
     x = tokens(2, 3, in_features)
     output = x.double() @ torch.from_numpy(expected).double().T + original.bias.double()
-    assert quantised.path == "cpu"
+    assert quantised.path == ("cpu, dequantised as one row" if in_features % 64 else "cpu")
     np.testing.assert_allclose(run(quantised.module, x).numpy(), output.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 

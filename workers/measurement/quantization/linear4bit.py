@@ -61,8 +61,15 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
         module=with_bias(module, projection),
         dequantised=lambda rows: _dequantised(codes, scales, state, rows, weight.dtype),
         nbytes=stored_bytes,
-        path="cpu, packed for AVX512-BF16" if packed else str(weight.device.type),
+        path=_path(weight.device.type, packed=packed, whole_blocks=whole_blocks),
     )
+
+
+def _path(device: str, *, packed: bool, whole_blocks: bool) -> str:
+    """Name the path that computes a projection, of those above."""
+    if packed:
+        return "cpu, packed for AVX512-BF16"
+    return device if whole_blocks or device != "cpu" else "cpu, dequantised as one row"
 
 
 class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
