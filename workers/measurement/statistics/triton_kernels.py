@@ -1,6 +1,6 @@
 """The reduction and the token products on CUDA: each element is read once, and nothing leaves the device.
 
-State: checked against `plain` in Triton's interpreter and compiled for GPUs; never yet run on one. On a machine that
+State: checked against `plain` in Triton's interpreter; never yet run on a GPU. On a machine that
 has one, `python tests/benchmarks/kernel_speed.py --check-cuda` compares them.
 
 A program reduces a block of channels over a range of tokens, so sums need no atomic operation and are the same
