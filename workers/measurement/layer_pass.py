@@ -4,6 +4,7 @@ B sequences of S tokens in a batch; T token positions in all; d channels of a si
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ class LayerPass:
         module = self._modules[name]
         own, hidden = self._advance_captured(name, module, number)
         own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
-        both = [site for site in sites if site in own_sites]
+        both = [site for site in _largest_first(sites) if site in own_sites]
         for site in both:
             found.accumulated.setdefault(site, DeviationStatistics())
         self._each(lambda site: found.accumulated[site].add(sites[site], own_sites[site]), both)
@@ -133,10 +134,10 @@ class LayerPass:
         for site, tensor in sites.items():
             if site not in ranges:
                 ranges[site] = SiteStatistics(tensor.shape[-1], self._state.analysis.llm_int8.magnitude)
-        over = self._each(lambda site: ranges[site].add(sites[site]), list(sites))
-        for (site, tensor), counts in zip(sites.items(), over, strict=True):
+        over = self._each(lambda site: (site, ranges[site].add(sites[site])), _largest_first(sites))
+        for site, counts in over:
             if site in LLM_INT8_SITES:
-                self._found.llm_int8.add(number, tensor.flatten(0, -2), counts)
+                self._found.llm_int8.add(number, sites[site].flatten(0, -2), counts)
 
     def _conclude(self) -> None:
         """Find what only the whole layer shows."""
@@ -162,11 +163,14 @@ class LayerPass:
 
     def _massive(self, peaks: F32) -> list[tuple[int, MassiveActivation]]:
         """Return the massive activations with their sequences' numbers; peaks: every token's, [N, S], 0 for none."""
-        limits, found = self._state.analysis.massive, []
-        for number in np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist():
+        limits = self._state.analysis.massive
+
+        def of_sequence(number: int) -> list[tuple[int, MassiveActivation]]:
             x = self._state.streams.sequence(REFERENCE, number)
-            found += [(number, m) for m in massive_activations(x, peaks[number], limits.magnitude, limits.ratio)]
-        return found
+            return [(number, m) for m in massive_activations(x, peaks[number], limits.magnitude, limits.ratio)]
+
+        found = self._each(of_sequence, np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist())
+        return list(itertools.chain.from_iterable(found))
 
     def _residual_stream(self) -> Iterable[torch.Tensor]:
         return self._state.streams.sequences(REFERENCE, len(self._state.measured))
@@ -190,5 +194,9 @@ def _measure_isolated(
         del output  # before the next one comes up
 
 
-def _in_turn(work: Callable[[Site], Any], items: Sequence[Site]) -> list[Any]:
+def _largest_first(sites: dict[Site, torch.Tensor]) -> list[Site]:
+    return sorted(sites, key=lambda site: sites[site].numel(), reverse=True)
+
+
+def _in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return list(map(work, items))

@@ -3,9 +3,13 @@
 numba's own parallel loops are not used. Their OpenMP threads, like torch's, spin for a while when they have nothing
 to do, and two such pools take the cores from each other; the alternative that does not spin may not be entered from
 two threads. These threads sleep between calls, and kernels hold no lock.
+
+Work that is shared out may share out parts of itself. It then gets the threads that are not taken, which may be none:
+more threads than cores would only wait for each other.
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -18,6 +22,9 @@ Result = TypeVar("Result")
 _PARTS_PER_THREAD = 4
 """So that a thread that is held up leaves the rest to the others."""
 _POOL = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="statistics")
+_LOCK = threading.Lock()
+_taken = 0
+"""Threads of the pool that have something to do."""
 
 
 def share_out(units: int, work: Callable[[int, int, int], None]) -> None:
@@ -25,39 +32,64 @@ def share_out(units: int, work: Callable[[int, int, int], None]) -> None:
 
     Which thread takes which units is left to chance: results must not depend on it.
     """
-    threads = min(most_threads(), units)
-    count = min(units, threads * _PARTS_PER_THREAD)
-    _share_out(threads, [(units * k // count, units * (k + 1) // count) for k in range(count)], work)
+    helpers = _take_helpers(units - 1)
+    count = min(units, (helpers + 1) * _PARTS_PER_THREAD) if helpers else 1
+    _share_out(helpers, [(units * k // count, units * (k + 1) // count) for k in range(count)], work)
 
 
 def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return work(item) for every item, in their order; the work may itself be shared out.
 
-    Where work has parts that only one thread can do at a time, Python's above all, others go on meanwhile.
+    Where work has parts that only one thread can do at a time, Python's above all, others go on meanwhile. Items are
+    begun in their order: with the longest first, all threads are done at about the same time.
     """
     results: dict[int, Result] = {}
 
     def do(_: int, first: int, __: int) -> None:
         results[first] = work(items[first])
 
-    _share_out(min(most_threads(), len(items)), [(k, k + 1) for k in range(len(items))], do)
+    _share_out(_take_helpers(len(items) - 1), [(k, k + 1) for k in range(len(items))], do)
     return [results[k] for k in range(len(items))]
 
 
-def _share_out(threads: int, shares: Sequence[tuple[int, int]], work: Callable[[int, int, int], None]) -> None:
+def _share_out(helpers: int, shares: Sequence[tuple[int, int]], work: Callable[[int, int, int], None]) -> None:
+    """Work off the shares, together with helpers that were taken."""
     parts = iter(shares)
 
     def take(thread: int) -> None:
         for first, last in parts:
             work(thread, first, last)
 
-    helpers = [_POOL.submit(take, thread) for thread in range(1, threads)]
+    def help_out(thread: int) -> None:
+        try:
+            take(thread)
+        finally:
+            _give_back(1)
+
+    others = [_POOL.submit(help_out, thread) for thread in range(1, helpers + 1)]
     try:
         take(0)
     finally:
-        for helper in helpers:
-            if not helper.cancel():  # one that has not begun would find nothing left to do
-                helper.result()
+        for other in others:
+            if other.cancel():  # it has not begun, and would find nothing left to do
+                _give_back(1)
+            else:
+                other.result()
+
+
+def _take_helpers(wanted: int) -> int:
+    """Take threads of the pool, as many as are wanted and free; returns how many."""
+    global _taken
+    with _LOCK:
+        got = max(0, min(wanted, most_threads() - 1 - _taken))
+        _taken += got
+    return got
+
+
+def _give_back(helpers: int) -> None:
+    global _taken
+    with _LOCK:
+        _taken -= helpers
 
 
 def most_threads() -> int:
