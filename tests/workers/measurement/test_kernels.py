@@ -4,6 +4,7 @@ x [N, S, d] with N sequences, S tokens each, d channels
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from workers.measurement.statistics.backends import (
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.reduction import BINS, SHIFT, Reduction
-from workers.measurement.statistics.threads import share_out
+from workers.measurement.statistics.threads import each, share_out
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = {torch.float32: np.uint32, torch.bfloat16: np.uint16, torch.float16: np.uint16}
@@ -234,12 +235,38 @@ def test_kernels_may_run_in_several_threads_at_once() -> None:
 
 
 def test_a_failure_in_any_thread_is_seen() -> None:
-    def work(_: int, first: int, __: int) -> None:
-        if first == 3:
+    def work(_: int, first: int, last: int) -> None:
+        if first <= 3 < last:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         share_out(4, work)
+
+
+@pytest.mark.usefixtures("threads")
+def test_work_inside_work_gets_the_threads_that_are_free() -> None:
+    torch.set_num_threads(3)
+    most, running, lock = 0, 0, threading.Lock()
+
+    def inner(_: int, first: int, last: int) -> None:
+        nonlocal most, running
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01 * (last - first))
+        with lock:
+            running -= 1
+
+    def outer(item: int) -> int:
+        share_out(4, inner)
+        return item
+
+    for _ in range(3):
+        assert each(outer, range(5)) == [0, 1, 2, 3, 4]
+    assert 2 <= most <= 3
+    most = 0
+    share_out(4, inner)  # all threads came back
+    assert most >= 2
 
 
 def test_a_pivot_is_typical_though_one_token_is_not() -> None:
