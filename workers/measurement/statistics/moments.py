@@ -4,11 +4,10 @@ Where v = x - p, the sums of (v + e)^k follow from those of v^k by the binomial 
 about different pivots can be added, and moments over all channels follow from each channel's sums about its own
 pivot. Everything is float64.
 
-    N sequences, d channels
+    N parts, d channels
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,22 +15,21 @@ from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.reduction import F32, F64, I64
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Moments over all elements."""
+class Moments(NamedTuple):
+    """Moments over all elements of each of N parts, [N] each."""
 
-    count: int
-    mean: float
-    second: float
+    elements: F64
+    mean: F64
+    second: F64
     """E[(x - mean)^2]."""
-    fourth: float
+    fourth: F64
     """E[(x - mean)^4]."""
 
 
 def pooled(finite: I64, power_sums: F64, pivot: F32) -> Moments:
-    """Return the moments over all channels, from each one's count [d] and power sums [4, d] about its pivot [d].
+    """Return the moments of N parts over all channels, from the channels' own sums.
 
-    At least one count must not be 0.
+    finite: [N, d], counts; power_sums: [N, 4, d], about pivot: [N, d]. Where nothing is counted, moments are NaN.
     """
     return Moments(*_pooled(finite, power_sums, pivot))
 
@@ -43,19 +41,22 @@ def add_about(total: F64, about: F32, finite: I64, power_sums: F64, pivot: F32) 
 
 @compiled()
 def _pooled(finite: Any, sums: Any, pivot: Any) -> Any:  # pragma: no cover - compiled
-    count = 0
-    total = 0.0
-    for c in range(len(finite)):
-        count += finite[c]
-        total += sums[0, c] + finite[c] * np.float64(pivot[c])
-    mean = total / count
-    second = fourth = 0.0
-    for c in range(len(finite)):
-        e = np.float64(pivot[c]) - mean
-        n, s1, s2, s3, s4 = finite[c], sums[0, c], sums[1, c], sums[2, c], sums[3, c]
-        second += s2 + 2 * e * s1 + n * e**2
-        fourth += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
-    return count, mean, max(second / count, 0.0), max(fourth / count, 0.0)
+    moments = np.empty((4, len(finite)))
+    for k in range(len(finite)):
+        count = 0
+        total = second = fourth = 0.0
+        for c in range(finite.shape[1]):
+            count += finite[k, c]
+            total += sums[k, 0, c] + finite[k, c] * np.float64(pivot[k, c])
+        mean = total / count
+        for c in range(finite.shape[1]):
+            e = np.float64(pivot[k, c]) - mean
+            n, s1, s2, s3, s4 = finite[k, c], sums[k, 0, c], sums[k, 1, c], sums[k, 2, c], sums[k, 3, c]
+            second += s2 + 2 * e * s1 + n * e**2
+            fourth += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
+        moments[0, k], moments[1, k] = count, mean
+        moments[2, k], moments[3, k] = max(second / count, 0.0), max(fourth / count, 0.0)
+    return moments
 
 
 @compiled()

@@ -83,8 +83,8 @@ class SiteStatistics:
         self._histogram = np.zeros(BINS, np.int64)
         self._over_fp16 = 0
         self._tokens = 0
-        self._kurtosis: list[float] = []
-        self._inf_norm: list[float] = []
+        self._kurtosis: list[F64] = []
+        self._inf_norm: list[F32] = []
         self._token_abs_max: list[F32] = []
 
     def add(self, x: torch.Tensor | F32) -> torch.Tensor:
@@ -130,11 +130,9 @@ class SiteStatistics:
         self._over_fp16 += int(over_fp16.sum())
         self._tokens += token_abs_max.size
         self._token_abs_max.append(token_abs_max.reshape(-1))
-        for n, count in enumerate(finite.sum(axis=1).tolist()):
-            if count > 1:
-                self._kurtosis.append(_kurtosis_of_sequence(pooled(finite[n], power_sums[n], pivot[n])))
-            if count:
-                self._inf_norm.append(float(np.fmax.reduce(token_abs_max[n])))
+        sequences = pooled(finite, power_sums, pivot)
+        self._kurtosis.append(_kurtosis(sequences)[sequences.elements > 1])
+        self._inf_norm.append(np.fmax.reduce(token_abs_max, axis=1)[sequences.elements > 0])
 
     @property
     def histogram(self) -> I64:
@@ -170,16 +168,18 @@ class SiteStatistics:
         minimum, maximum = float(self._minimum.min()), float(self._maximum.max())
         abs_max = max(-minimum, maximum)
         token_median, token_p99 = np.nanquantile(self.token_abs_max.astype(np.float64), (0.5, 0.99)).tolist()
-        moments = pooled(self._finite, self._power_sums, self._pivot)
-        rms = math.sqrt(moments.mean**2 + moments.second)
+        moments = pooled(self._finite[None], self._power_sums[None], self._pivot[None])
+        mean, second, fourth = (float(moment[0]) for moment in moments[1:])
+        rms = math.sqrt(mean**2 + second)
+        kurtosis, inf_norm = np.concatenate(self._kurtosis), np.concatenate(self._inf_norm)
         median, p99, p99_9, p99_99 = magnitude_quantiles(self._histogram, (0.5, 0.99, 0.999, 0.9999), abs_max).tolist()
         return SiteRange(
             **counts,
             min=minimum,
             max=maximum,
             abs_max=abs_max,
-            mean=moments.mean,
-            std=math.sqrt(moments.second),
+            mean=mean,
+            std=math.sqrt(second),
             rms=rms,
             median_abs=median,
             p99_abs=p99,
@@ -188,9 +188,9 @@ class SiteStatistics:
             crest_db=20 * math.log10(abs_max / rms) if rms else None,
             max_to_median=abs_max / median if median else None,
             range_bits=math.log2(abs_max / median) if median else None,
-            kurtosis=moments.fourth / moments.second**2 if moments.second else None,
-            kurtosis_per_sequence=float(np.mean(self._kurtosis)) if self._kurtosis else None,
-            inf_norm_per_sequence=float(np.mean(self._inf_norm)),
+            kurtosis=fourth / second**2 if second else None,
+            kurtosis_per_sequence=float(kurtosis.mean()) if kurtosis.size else None,
+            inf_norm_per_sequence=float(inf_norm.mean(dtype=np.float64)),
             token_abs_max_p50=token_median,
             token_abs_max_p99=token_p99,
         )
@@ -214,7 +214,8 @@ class SiteStatistics:
         )
 
 
-def _kurtosis_of_sequence(moments: Moments) -> float:
-    """Return n^-1 sum (x - m)^4 / (s^4 + 1e-6) with the unbiased s (arXiv 2306.12929)."""
-    unbiased = moments.second * moments.count / (moments.count - 1)
-    return moments.fourth / (unbiased**2 + _PER_SEQUENCE_EPSILON)
+def _kurtosis(sequences: Moments) -> F64:
+    """Return n^-1 sum (x - m)^4 / (s^4 + 1e-6) of every sequence, with the unbiased s (arXiv 2306.12929)."""
+    unbiased = sequences.second * sequences.elements / np.maximum(sequences.elements - 1, 1)
+    kurtosis: F64 = sequences.fourth / (unbiased**2 + _PER_SEQUENCE_EPSILON)
+    return kurtosis
