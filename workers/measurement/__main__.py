@@ -2,13 +2,14 @@
 
 --memory, such as 512MiB, takes the place of the request's `memory_bytes`: hidden states past it are kept in files.
 Standard output carries one JSON object per line (service.contracts.progress), the last `finished` or `failed`;
-whatever libraries print goes to standard error. Exit status: 0 done; 2 bad input; 1 anything else.
+whatever libraries print goes to standard error. Exit status: 0 done; 2 bad input; 130 interrupted; 1 anything else.
 """
 
 import argparse
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -50,6 +51,9 @@ def main(arguments: list[str]) -> int:
     except MeasurementError as error:
         narrator.failed(error.code, str(error), bad_input=error.bad_input)
         return 2 if error.bad_input else 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:  # a supervisor must always be told
         traceback.print_exc()
         narrator.failed(_code(error), f"{type(error).__name__}: {error}", bad_input=False)

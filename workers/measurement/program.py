@@ -22,7 +22,7 @@ from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.predictions import Predictions, compare_predictions, first_scored
 from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_nonfinite, warn_unquantised
+from workers.measurement.remarks import warn_guessing, warn_nonfinite, warn_unquantised
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.report import Findings, build_report
@@ -196,6 +196,7 @@ def _compare(
             f"{count} positions with predictions that are not finite are left out of perplexity and divergence",
             where,
         )
+    warn_guessing(predictions.reference_nll, state.decoder.config.vocab_size, narrator)
     return predictions
 
 

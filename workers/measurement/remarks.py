@@ -1,14 +1,18 @@
 """What the reader of a report must know of the layers beside their numbers."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
+
+import numpy as np
 
 from service.contracts.progress import Warned
 from workers.measurement.findings import LayerFindings
 from workers.measurement.progress import Narrator
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.state import SweepState
+from workers.measurement.statistics.reduction import F64
 
 _LEFT = "left-unquantised"
 
@@ -45,6 +49,19 @@ def warn_unquantised(state: SweepState, files: LayerFiles, narrator: Narrator) -
             narrator.warn(_LEFT, f"{module} stays as it is{place}: {reason}", scheme.name)
         for module, reason in state.outside[scheme.name].left.items():
             narrator.warn(_LEFT, f"{module} stays as it is: {reason}", scheme.name)
+
+
+def warn_guessing(reference_nll: F64, vocabulary: int, narrator: Narrator) -> None:
+    """Say so where the reference predicts no better than a guess; reference_nll: [n], nats."""
+    finite = reference_nll[np.isfinite(reference_nll)]
+    if finite.size and finite.mean() >= math.log(vocabulary):
+        narrator.warn(
+            "reference-guesses",
+            f"the reference predicts the text no better than a guess among {vocabulary} tokens (mean loss "
+            f"{finite.mean():.4g} nats, a guess {math.log(vocabulary):.4g}): what a scheme changes in its predictions "
+            "does not show what it does to a model that knows the text",
+            "reference",
+        )
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 from service.contracts.report import Report
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
+from workers.measurement.statistics.heads import predicted_peaks
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
 from workers.measurement.statistics.massive import massive_activations
 from workers.measurement.statistics.site import SiteStatistics
@@ -147,6 +148,12 @@ def test_heads(outlying: Outlying) -> None:
     assert facts.measured_outliers == sum(r["measured_outlier"] for r in rows) > 0
     assert facts.predicted_outliers == sum(r["predicted_outlier"] for r in rows) > 0
     assert facts.both == sum(r["measured_outlier"] and r["predicted_outlier"] for r in rows)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_no_peak_is_predicted_from_weights_that_say_nothing(value: float) -> None:
+    assert predicted_peaks(torch.full((4, 6), value), torch.ones(6), 2, 1) is None
+    assert predicted_peaks(torch.ones(4, 6), torch.ones(6), 2, 1) == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 40])

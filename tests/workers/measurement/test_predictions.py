@@ -16,6 +16,7 @@ from tiny_models import request_for, save_tokenizer
 from service.contracts.report import Report
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
+from workers.measurement.remarks import warn_guessing
 
 
 def scored(path: Path, text: Path, out: Path, **settings: Any) -> tuple[Report, dict[str, list[Any]]]:
@@ -60,3 +61,29 @@ def test_where_a_prediction_is_not_finite_nothing_is_said_of_it(tmp_path: Path, 
     estimate = report.schemes["int8"].same_top_token
     assert estimate is not None
     assert estimate.value == np.mean([same for same in columns["same_top"] if same is not None])
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([np.log(50)] * 4, True),
+        ([9.0, np.nan, 0.1], True),
+        ([np.log(50) - 1e-6] * 4, False),
+        ([3.0, np.inf], False),
+        ([np.nan], False),
+    ],
+)
+def test_a_reference_that_only_guesses_is_said_to(losses: list[float], said: bool) -> None:
+    narrator = Narrator(out=io.StringIO())
+    warn_guessing(np.array(losses), 50, narrator)
+    assert [warning.code for warning in narrator.warnings] == ["reference-guesses"] * said
+
+
+def test_a_model_that_gives_every_token_the_same_chance_guesses(tmp_path: Path, calibration_text: Path) -> None:
+    path = save_random(tmp_path / "model", CONFIGS["llama"]())
+    save_tokenizer(path)
+    weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"].zero_()
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    report, _ = scored(path, calibration_text, tmp_path / "out")
+    assert [warning.code for warning in report.warnings] == ["reference-guesses"]

@@ -134,6 +134,27 @@ def test_a_killed_process_goes_on(request_: MeasurementRequest, uninterrupted: P
     assert run(request_, tmp_path / "out") == contents(uninterrupted)
 
 
+def test_an_interrupted_process_says_so_and_goes_on(
+    request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(request_.model_dump_json())
+    command = [sys.executable, "-m", "workers.measurement", str(file), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        progress = json.loads(line)
+        if progress.get("stage") == "sweep" and progress["done"] == 2:
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from the last checkpoint" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+    assert run(request_, tmp_path / "out") == contents(uninterrupted)
+
+
 def test_the_same_twice(request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path) -> None:
     assert run(request_, tmp_path / "out") == contents(uninterrupted)
 

@@ -51,16 +51,20 @@ def _head_range(peaks: F64, power: F64, layer_rms: float) -> HeadRange:
     )
 
 
-def predicted_peaks(value_weight: torch.Tensor, norm_scale: torch.Tensor, heads: int, kv_heads: int) -> list[float]:
+def predicted_peaks(
+    value_weight: torch.Tensor, norm_scale: torch.Tensor, heads: int, kv_heads: int
+) -> list[float] | None:
     """Predict every query head's peak from weights alone, [H].
 
     value_weight: [K * D, d], rows are the value channels; norm_scale: [d], the scale of the norm before it. A
     channel's reach is norm2(row * norm_scale); a head's figure is its farthest-reaching channel's, over the root mean
-    square of all channels'. All 0 where the weights are.
+    square of all channels'. None where that is 0 or not finite.
     """
     reach = (value_weight.double() * norm_scale.double()).norm(dim=1).cpu().numpy()
     typical = math.sqrt(float((reach**2).mean()))
-    peaks = reach.reshape(kv_heads, -1).max(axis=1) / (typical or 1.0)
+    if not 0 < typical < math.inf:
+        return None
+    peaks = reach.reshape(kv_heads, -1).max(axis=1) / typical
     return np.repeat(peaks, heads // kv_heads).tolist()
 
 
