@@ -4,7 +4,6 @@ B sequences of S tokens in a batch; T token positions in all; d channels of a si
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -163,14 +162,11 @@ class LayerPass:
 
     def _massive(self, peaks: F32) -> list[tuple[int, MassiveActivation]]:
         """Return the massive activations with their sequences' numbers; peaks: every token's, [N, S], 0 for none."""
-        limits = self._state.analysis.massive
-
-        def of_sequence(number: int) -> list[tuple[int, MassiveActivation]]:
+        limits, found = self._state.analysis.massive, []
+        for number in np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist():
             x = self._state.streams.sequence(REFERENCE, number)
-            return [(number, m) for m in massive_activations(x, peaks[number], limits.magnitude, limits.ratio)]
-
-        found = self._each(of_sequence, np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist())
-        return list(itertools.chain.from_iterable(found))
+            found += [(number, m) for m in massive_activations(x, peaks[number], limits.magnitude, limits.ratio)]
+        return found
 
     def _residual_stream(self) -> Iterable[torch.Tensor]:
         return self._state.streams.sequences(REFERENCE, len(self._state.measured))
@@ -198,5 +194,5 @@ def _largest_first(sites: dict[Site, torch.Tensor]) -> list[Site]:
     return sorted(sites, key=lambda site: sites[site].numel(), reverse=True)
 
 
-def _in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def _in_turn(work: Callable[[Site], Any], items: Sequence[Site]) -> list[Any]:
     return list(map(work, items))

@@ -12,7 +12,6 @@ import torch
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.patterns import FLOAT16, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.reduction import BINS, SHIFT, SPECIAL
-from workers.measurement.statistics.threads import most_threads, share_out
 
 U32 = npt.NDArray[np.uint32]
 
@@ -25,23 +24,16 @@ one before it."""
 
 def histogram(x: torch.Tensor) -> torch.Tensor:
     """Return how many values of tokens [T, d] each bin holds, [16384]; see `backends.histogram`."""
-    lanes = empty_lanes(most_threads())
-    given, channels = patterns(x), x.shape[1]
-    share_out(len(x), lambda thread, first, last: _count(first, last, *given, channels, lanes[thread]))
+    lanes = empty_lanes(1)
+    _count(*patterns(x), *x.shape, lanes[0])
     return total(lanes)
 
 
 def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
     """Return the magnitudes of tokens [T, d] that lie in a bin; see `backends.magnitudes_in_bin`."""
-    found = np.empty(x.shape, np.uint32)
-    given, parts = patterns(x), []
-
-    def work(_: int, first: int, last: int) -> None:
-        own = found[first:last].reshape(-1)
-        parts.append(own[: _collect(first, last, *given, x.shape[1], np.uint32(number), own)])
-
-    share_out(len(x), work)
-    return torch.from_numpy(np.concatenate(parts).view(np.float32))
+    found = np.empty(x.numel(), np.uint32)
+    count = _collect(*patterns(x), *x.shape, np.uint32(number), found)
+    return torch.from_numpy(found[:count].view(np.float32).copy())
 
 
 def empty_lanes(threads: int) -> U32:
@@ -68,10 +60,10 @@ def _total(lanes: Any) -> Any:  # pragma: no cover - compiled
 
 @compiled()
 def _count(
-    first: Any, last: Any, flat: Any, kind: Any, strides: Any, channels: Any, lanes: Any
+    flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, lanes: Any
 ) -> None:  # pragma: no cover - compiled
     bits = np.empty(channels, np.uint32)
-    for t in range(first, last):
+    for t in range(tokens):
         row = flat[t * strides[0] : t * strides[0] + channels]
         if kind == FLOAT16:
             decode(row, kind, bits)
@@ -82,10 +74,10 @@ def _count(
 
 @compiled()
 def _collect(
-    first: Any, last: Any, flat: Any, kind: Any, strides: Any, channels: Any, number: Any, out: Any
+    flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, number: Any, out: Any
 ) -> Any:  # pragma: no cover - compiled
     bits, shift, count = np.empty(channels, np.uint32), np.uint32(SHIFT), 0
-    for t in range(first, last):
+    for t in range(tokens):
         decode(flat[t * strides[0] : t * strides[0] + channels], kind, bits)
         for c in range(channels):
             magnitude = bits[c] & MAGNITUDE

@@ -51,25 +51,10 @@ def massive_activations(x: torch.Tensor, token_abs_max: F32, magnitude: float, r
     peaks = token_abs_max[positions].astype(np.float64)
     median_tensor = _median_magnitude(x)
     vectors = x[torch.from_numpy(positions).to(x.device)].float().cpu().numpy()
-    rows = np.flatnonzero((peaks >= ratio * median_tensor) | _may_stand_out(vectors, peaks, ratio))
-    positions, vectors = positions[rows], vectors[rows]
-    magnitudes = np.where(np.isfinite(vectors), np.abs(vectors), np.nan).astype(np.float64)
-    median_token = _row_medians(magnitudes)[:, None]
-    large = magnitudes > magnitude
-    by_tensor = large & (magnitudes >= ratio * median_tensor)
-    by_token = large & (magnitudes >= ratio * median_token)
-    return [
-        MassiveActivation(
-            position=int(positions[t]),
-            dimension=int(j),
-            value=float(vectors[t, j]),
-            ratio_tensor=float(magnitudes[t, j] / median_tensor) if median_tensor else None,
-            ratio_token=float(magnitudes[t, j] / median_token[t, 0]) if median_token[t, 0] else None,
-            massive_tensor=bool(by_tensor[t, j]),
-            massive_token=bool(by_token[t, j]),
-        )
-        for t, j in np.argwhere(by_tensor | by_token)
-    ]
+    found = []
+    for row in np.flatnonzero((peaks >= ratio * median_tensor) | _may_stand_out(vectors, peaks, ratio)):
+        found += _of_token(int(positions[row]), vectors[row], median_tensor, magnitude, ratio)
+    return found
 
 
 def _may_stand_out(vectors: F32, peaks: F64, ratio: float) -> npt.NDArray[np.bool_]:
@@ -84,13 +69,27 @@ def _may_stand_out(vectors: F32, peaks: F64, ratio: float) -> npt.NDArray[np.boo
     return 2 * below >= finite
 
 
-def _row_medians(magnitudes: F64) -> F64:
-    """Return the median of every row of [p, d], NaN left out; there is a number in each."""
-    ascending = np.sort(magnitudes, axis=1)  # NaN comes last
-    count = np.count_nonzero(~np.isnan(magnitudes), axis=1)
-    rows = np.arange(len(magnitudes))
-    medians: F64 = (ascending[rows, (count - 1) // 2] + ascending[rows, count // 2]) / 2
-    return medians
+def _of_token(
+    position: int, vector: F32, median_tensor: float, magnitude: float, ratio: float
+) -> list[MassiveActivation]:
+    finite = np.isfinite(vector)
+    magnitudes = np.where(finite, np.abs(vector), 0).astype(np.float64)
+    median_token = float(np.median(magnitudes[finite]))
+    large = magnitudes > magnitude
+    by_tensor = large & (magnitudes >= ratio * median_tensor)
+    by_token = large & (magnitudes >= ratio * median_token)
+    return [
+        MassiveActivation(
+            position=position,
+            dimension=j,
+            value=float(vector[j]),
+            ratio_tensor=float(magnitudes[j] / median_tensor) if median_tensor else None,
+            ratio_token=float(magnitudes[j] / median_token) if median_token else None,
+            massive_tensor=bool(by_tensor[j]),
+            massive_token=bool(by_token[j]),
+        )
+        for j in np.flatnonzero(by_tensor | by_token).tolist()
+    ]
 
 
 def _median_magnitude(x: torch.Tensor) -> float:
