@@ -10,6 +10,7 @@ Broker URLs: `redis://`, `rediss://` (the server's certificate is checked), and
 
 import ssl
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -91,7 +92,8 @@ def waiting(app: Celery) -> int:
 
 
 def _unreachable(app: Celery, error: Exception) -> ServiceUnreachable:
-    return ServiceUnreachable(f"the broker at {public_url(app.conf.broker_url)} cannot be reached: {error}")
+    where = f"HEADROOM_BROKER_URL: the broker at {public_url(app.conf.broker_url)}"
+    return ServiceUnreachable(f"{where} cannot be reached: {error}")
 
 
 def public_url(url: str) -> str:
@@ -102,7 +104,12 @@ def public_url(url: str) -> str:
 def _broker_url(settings: Settings) -> str:
     url = settings.broker_url.get_secret_value() if settings.broker_url else None
     scheme, separator, _ = url.partition("://") if url else ("", "", "")
+    allowed = "allowed: redis://host:port/0, rediss://host:port/0 or redis+socket:///path?virtual_host=0"
     if url is None or not separator or scheme not in SCHEMES:
-        allowed = "allowed: redis://host:port/0, rediss://host:port/0 or redis+socket:///path?virtual_host=0"
         raise InvalidRequest("HEADROOM_BROKER_URL", public_url(url) if url else None, allowed)
+    try:
+        urlsplit(url).port  # noqa: B018 - reading it checks it
+    except ValueError:  # where the password ends in such a URL cannot be told, so none of it is shown
+        shown = f"{scheme}://..."
+        raise InvalidRequest("HEADROOM_BROKER_URL", shown, f"its host or port cannot be; {allowed}") from None
     return url

@@ -106,7 +106,7 @@ class Scheduler:
 def main() -> NoReturn:
     """Run the loop until SIGTERM or SIGINT, which may break off a round anywhere: the next one does the rest.
 
-    Exits with 2 when a setting is not allowed.
+    Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -117,9 +117,9 @@ def main() -> NoReturn:
         engine = make_engine(present.database)
         upgrade(engine)
         scheduler = Scheduler(present, JobStore(engine))
-    except InvalidRequest as error:
+    except (InvalidRequest, ServiceUnreachable) as error:
         print(f"headroom scheduler: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
     log.info("the scheduler runs a round every %g s", present.scheduler_seconds)
     scheduler.run()
 

@@ -10,8 +10,8 @@ import logging
 import re
 from collections.abc import Callable
 
-from service.contracts.files import PARQUET_MAGIC, format_of
-from service.contracts.request import SAMPLE, JobRequest, JobSubmission, StoredFile, Upload
+from service.contracts.files import PARQUET_MAGIC, StoredFile, Upload, format_of
+from service.contracts.request import SAMPLE, JobRequest, JobSubmission
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import Job, JobStore

@@ -14,7 +14,7 @@ from celery import Celery
 from celery.worker import state
 
 from service import queue
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings, settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
@@ -27,7 +27,7 @@ def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
     """Return a Celery application with the one task that runs jobs; the database is brought up to date.
 
     `commands` are the programs that jobs run, by default this package's. Raises InvalidRequest for a broker or
-    database URL that is not allowed.
+    database URL that is not allowed, and ServiceUnreachable when the database does not answer.
     """
     app = queue.make_app(present)
     engine = make_engine(present.database)
@@ -54,12 +54,19 @@ def stopping() -> bool:
 
 
 def main() -> None:
-    """Run a worker until it is told to stop. Exits with 2 when a setting is not allowed."""
+    """Run a worker until it is told to stop; for its broker it waits.
+
+    Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
+    """
     try:
         app = make_worker(settings())
-    except InvalidRequest as error:
+    except (InvalidRequest, ServiceUnreachable) as error:
         print(f"headroom worker: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
+    try:
+        queue.waiting(app)
+    except ServiceUnreachable as error:
+        print(f"headroom worker: {error}; it is tried again until it answers", file=sys.stderr, flush=True)
     app.worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO", *sys.argv[1:]])
 
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from service import queue
 from service.api.app import make_app
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings, settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
@@ -23,16 +23,19 @@ SHUTDOWN_SECONDS = 2
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM. Exits with 2 when a setting is not allowed."""
+    """Serve until SIGINT or SIGTERM.
+
+    Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
+    """
     parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
     parser.add_argument("--fd", type=int, help="number of an inherited listening socket; else HEADROOM_HOST and _PORT")
     descriptor: int | None = parser.parse_args().fd
     try:
         chosen = settings()
         app = _app(chosen)
-    except InvalidRequest as error:
+    except (InvalidRequest, ServiceUnreachable) as error:
         print(f"headroom api: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -80,7 +80,7 @@ def _report(rooms: Rooms, report_id: str) -> Report:
         return Report.model_validate_json(content, extra="allow")
     except NotComparable:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ReportDamaged(f"report {report_id}: report.json cannot be read") from error
 
 

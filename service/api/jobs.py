@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response, status
 
 from service import queue, submission
+from service.api.bodies import UniqueKeys
 from service.api.parameters import PRINTABLE, JobId, ModelFilter, PageSize, PageToken
 from service.api.rooms import Within
 from service.api.views import JobPage, JobView
@@ -13,7 +14,7 @@ from service.contracts.request import JobRequest, JobSubmission
 from service.store.records import Job
 from service.store.statuses import Status
 
-router = APIRouter(prefix="/v1/jobs")
+router = APIRouter(prefix="/v1/jobs", route_class=UniqueKeys)
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED, response_model=JobView | JobRequest)

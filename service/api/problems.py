@@ -24,6 +24,8 @@ LARGEST_NUMBER = 1e100
 SHOWN_CHARACTERS = 200
 """Longer values are cut to this length before they are sent back."""
 
+_IN_JSON = {"tuple_type": "a valid list", "model_attributes_type": "a valid object"}
+"""What a field must hold, as JSON calls it, where the validator's message is in Python's words."""
 _HTTP_CODES = {
     400: "malformed-request",
     404: "not-found",
@@ -104,6 +106,8 @@ def _refused(item: Mapping[str, Any]) -> dict[str, Any]:
         return {"field": field, "value": None, "allowed": "it is required"}
     if item["type"] == "extra_forbidden":
         return {"field": field, "value": item["input"], "allowed": "there is no such field"}
+    if item["type"] in _IN_JSON:
+        return {"field": field, "value": item["input"], "allowed": f"Input should be {_IN_JSON[item['type']]}"}
     return {"field": field, "value": item["input"], "allowed": item["msg"].removeprefix("Value error, ")}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from service.cli import bundle, inputs, output, summary
-from service.cli.client import Document
+from service.cli.client import Document, DownloadBroken
 from service.cli.connection import Service, connect
 from service.cli.display import display
 from service.cli.errors import JobCancelled, JobFailed
@@ -21,7 +21,7 @@ from service.settings import settings
 
 def analyze(wanted: Wanted, *, as_json: bool) -> None:
     """Run one job to its end and print what it found. Raises JobFailed, JobCancelled, and what its parts raise."""
-    inputs.check_out(wanted.out)
+    inputs.check(wanted)
     messages = Console(stderr=True)
     with interruptible(), connect(workers=True, memory=wanted.memory) as service:
         largest = settings().max_upload_bytes
@@ -33,7 +33,7 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
         _check(job)
         bundle.fetch(service.client, job["id"], wanted.out)
     out = wanted.out.absolute()
-    found = summary.summarise(json.loads(Path(out, "report.json").read_text(encoding="utf-8")))
+    found = _found(out / "report.json")
     if as_json:
         output.document(_told(job, out, found))
         return
@@ -57,6 +57,15 @@ def _check(job: Document) -> None:
     if job["status"] != "succeeded":
         error = job["error"]
         raise JobFailed(job["id"], error["code"], error["message"], bad_input=error["bad_input"])
+
+
+def _found(report: Path) -> dict[str, Any]:
+    """Return the summary of a report that has just arrived. Raises DownloadBroken where it cannot be summed up."""
+    try:
+        return summary.summarise(json.loads(report.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DownloadBroken(f"{report} has arrived, and is no report that can be summed up: {told}") from error
 
 
 def _told(job: Document, out: Path, found: dict[str, Any]) -> Document:

@@ -24,7 +24,9 @@ def fetch(client: Client, report_id: str, out: Path) -> None:
             unpack(archive, unpacked)
             os.rename(unpacked, out)
     except OSError as error:
-        raise StoreFailed(f"--out: {str(out)!r} could not be written: {error.strerror or error}") from error
+        reason = error.strerror or error
+        anew = f"the service keeps the report: headroom reports download {report_id} --out DIR"
+        raise StoreFailed(f"--out: {str(out)!r} could not be written: {reason}; {anew}") from error
 
 
 def unpack(archive: Path, into: Path) -> None:

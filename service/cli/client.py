@@ -12,6 +12,8 @@ from service.errors import HeadroomError, InvalidRequest, ServiceUnreachable
 ANSWER_SECONDS = 60.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts that no proxy of the environment can reach for us."""
+SHOWN_CHARACTERS = 40
+"""Of a request that cannot be sent, so much is shown on either side of what is in the way."""
 _TYPE_PREFIX = "urn:headroom:problem:"
 
 Document = dict[str, Any]
@@ -77,6 +79,9 @@ class Client:
             return self._http.request(method, path, **options)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+        except UnicodeEncodeError as error:  # the system's own names need not be UTF-8
+            shown = error.object[max(0, error.start - SHOWN_CHARACTERS) : error.end + SHOWN_CHARACTERS]
+            raise InvalidRequest("request", shown, "allowed: text, and names of files, in UTF-8") from error
 
     def _document(self, response: httpx.Response) -> Document:
         try:

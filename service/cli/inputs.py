@@ -1,6 +1,7 @@
 """What the user gives to `headroom analyze`, checked before anything is started."""
 
 import base64
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,19 @@ _SETTINGS = (
     "int8_threshold",
 )
 """What goes into the request as it was typed."""
+_NUMBERS = {"int8_threshold": "a finite number, 0 or more", "label_threshold": "a finite number"}
+"""Settings whose option also takes nan and inf, which JSON cannot carry, and what is allowed."""
+
+
+def check(wanted: Wanted) -> None:
+    """Raise InvalidRequest for what no service could be told: this is known before one is started."""
+    check_out(wanted.out)
+    if not wanted.model:
+        raise InvalidRequest("MODEL", wanted.model, f"allowed: a directory, a hub id org/name, or {SAMPLE!r}")
+    for name, allowed in _NUMBERS.items():
+        value = getattr(wanted, name)
+        if value is not None and not math.isfinite(value):
+            raise InvalidRequest(f"--{name.replace('_', '-')}", value, f"allowed: {allowed}")
 
 
 def check_out(out: Path) -> None:

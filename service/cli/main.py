@@ -17,8 +17,7 @@ app = typer.Typer(
     epilog=(
         "Commands talk to the service at HEADROOM_URL; without it to the stack that `headroom serve` runs on "
         "HEADROOM_HOME; without one they start a stack for as long as they run. "
-        "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached, "
-        "4 a limit was broken."
+        "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -117,7 +116,8 @@ def analyze(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A threshold of a definition, such as llm_int8.magnitude=5; may be repeated.",
+            help="A threshold of a definition, such as llm_int8.magnitude=5, or a limit of the verdict, such as "
+            "verdict.kl_severe=0.2; may be repeated.",
         ),
     ] = None,
     memory: Memory = None,

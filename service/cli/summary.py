@@ -15,6 +15,8 @@ from service.contracts.verdict import judge
 
 NONE = "none"
 """Stands for a figure that could not be had: no position had a finite prediction."""
+SIMULATED = "(sim.)"
+"""Stands after the name of a simulated scheme where there is little room."""
 SHOWN_NAMES = 6
 """Of a longer list of module names only the first are shown; report.json has them all."""
 SHOWN_DIMENSIONS = 20
@@ -62,6 +64,8 @@ def _scheme(facts: Document) -> dict[str, Any]:
     worst = facts["worst_sites"]
     kl_divergence = facts["kl_divergence"]
     return {
+        # Earlier reports do not say so, but only such schemes name a format for their weights.
+        "simulated": facts.get("simulated", "weight_format" in facts["settings"]),
         "perplexity": facts["perplexity"],
         "perplexity_ratio": facts["perplexity_ratio"],
         "kl_divergence": kl_divergence and {key: kl_divergence[key] for key in ("mean", "standard_error", "p99")},
@@ -83,6 +87,8 @@ def show(console: Console, summary: dict[str, Any]) -> None:
     if summary["schemes"]:
         _verdicts(console, summary)
         console.print(_divergences(summary["schemes"]))
+        if any(facts["simulated"] for facts in summary["schemes"].values()):
+            _line(console, f"{SIMULATED}: simulated, rounded numbers stand in for a low-precision kernel")
         _worst(console, summary["schemes"])
     _outliers(console, summary["outlier_dimensions"])
     for warning in summary["warnings"]:
@@ -107,7 +113,7 @@ def _divergences(schemes: dict[str, Any]) -> Table:
         table.add_column(title, justify="left" if title == "scheme" else "right", no_wrap=True)
     for name, facts in schemes.items():
         table.add_row(
-            name,
+            f"{name} {SIMULATED}" if facts["simulated"] else name,
             _estimate(facts["perplexity"], 3),
             _estimate(facts["perplexity_ratio"], 4),
             *_divergence(facts),

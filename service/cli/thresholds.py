@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.contracts.request import Analysis, Frozen
+from service.contracts.record import Frozen
+from service.contracts.request import Analysis
 from service.errors import InvalidRequest
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from service.contracts.request import Frozen
+from service.contracts.record import Frozen
 
 Stage = Literal["load", "calibrate", "sweep", "divergence", "write", "report"]
 STAGES: tuple[Stage, ...] = ("load", "calibrate", "sweep", "divergence", "write", "report")

@@ -1,6 +1,12 @@
-"""The base of everything that a report holds."""
+"""The bases of everything that is asked for, and of everything that a report holds."""
 
 from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Base of every contract: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Record(BaseModel):

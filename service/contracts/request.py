@@ -1,12 +1,10 @@
 """What is asked for: the job a person submits, and the request file that a measurement reads."""
 
-import base64
-import binascii
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -18,17 +16,28 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from service.contracts.files import FileFormat, format_of
+from service.contracts.files import FileFormat, StoredFile, Upload, format_of
+from service.contracts.record import Frozen
 from service.contracts.schemes import SCHEMES, Scheme
 
 SAMPLE = "sample"
 """The model name that stands for the bundled sample checkpoint."""
 
 
+def _no_boolean(given: Any) -> Any:
+    if isinstance(given, bool):  # which Python would count as 1 or 0
+        raise PydanticCustomError("boolean", "Input should be a number, not true or false")
+    return given
+
+
+NoBoolean = BeforeValidator(_no_boolean)
+"""Refuses true and false where a number belongs."""
+
+
 def _memory_size(given: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
     try:
-        size: ByteSize = parse(given)
-    except ValidationError as error:
+        size: ByteSize = parse(_no_boolean(given))
+    except (ValidationError, PydanticCustomError) as error:
         allowed = "allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB"
         raise PydanticCustomError("memory_size", allowed) from error
     return size
@@ -40,54 +49,7 @@ DEFAULT_MEMORY = ByteSize(2 * 2**30)
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 """Where to compute."""
-CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Frozen(BaseModel):
-    """Base of every contract: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Upload(Frozen):
-    """A file that travels inside a job request, as text or as base64; exactly one of the two."""
-
-    name: Annotated[str, Field(min_length=1, max_length=255)]
-    """File name, for the report; its extension tells the format."""
-    text: str | None = None
-    """The content; UTF-8 text."""
-    content_base64: str | None = None
-    """The content in standard base64; Parquet travels so."""
-
-    @field_validator("content_base64")
-    @classmethod
-    def _is_base64(cls, encoded: str | None) -> str | None:
-        if encoded is not None:
-            try:
-                base64.b64decode(encoded, validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise ValueError(f"it must be standard base64 without line breaks; {error}") from error
-        return encoded
-
-    @model_validator(mode="after")
-    def _one_content(self) -> Self:
-        if (self.text is None) == (self.content_base64 is None):
-            raise ValueError("exactly one of text and content_base64 must be given")
-        return self
-
-    @property
-    def content(self) -> bytes:
-        """The file's bytes."""
-        return base64.b64decode(self.content_base64 or "") if self.text is None else self.text.encode()
-
-
-class StoredFile(Frozen):
-    """A file that came with a job request and lies in the artifact store."""
-
-    name: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size: Annotated[int, Field(ge=0)]
-    """Bytes."""
+CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean]
 
 
 class Thresholds(Frozen):
@@ -99,43 +61,43 @@ class Thresholds(Frozen):
 class LlmInt8Thresholds(Thresholds):
     """When a hidden dimension is an outlier after LLM.int8() (arXiv 2208.07339, section 4.1)."""
 
-    magnitude: Annotated[float, Field(gt=0)] = 6.0
+    magnitude: Annotated[float, Field(gt=0), NoBoolean] = 6.0
     """abs(x) at or above this counts."""
-    layers_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
+    layers_fraction: Annotated[float, Field(ge=0, le=1), NoBoolean] = 0.25
     """Share of the layers in which it must occur."""
-    positions_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
+    positions_fraction: Annotated[float, Field(ge=0, le=1), NoBoolean] = 0.06
     """Share of the token positions that must have it in one layer or more."""
 
 
 class MassiveThresholds(Thresholds):
     """When a value of the residual stream is a massive activation (arXiv 2402.17762)."""
 
-    magnitude: Annotated[float, Field(ge=0)] = 100.0
+    magnitude: Annotated[float, Field(ge=0), NoBoolean] = 100.0
     """abs(x) must be larger."""
-    ratio: Annotated[float, Field(gt=0)] = 1000.0
+    ratio: Annotated[float, Field(gt=0), NoBoolean] = 1000.0
     """abs(x) must be at least so many times the median magnitude."""
 
 
 class MedianQuantileThresholds(Thresholds):
     """When a hidden dimension is an outlier after Macocco et al."""
 
-    quantile: Annotated[float, Field(ge=0, le=1)] = 0.99
+    quantile: Annotated[float, Field(ge=0, le=1), NoBoolean] = 0.99
     """The dimension's median magnitude over tokens must be above this quantile of all magnitudes of the layer."""
 
 
 class VarianceThresholds(Thresholds):
     """When a hidden dimension is an outlier after Rudman et al."""
 
-    ratio: Annotated[float, Field(gt=0)] = 5.0
+    ratio: Annotated[float, Field(gt=0), NoBoolean] = 5.0
     """The dimension's variance must be at least so many times the mean variance of the layer's dimensions."""
 
 
 class HeadThresholds(Thresholds):
     """When an attention head is an outlier."""
 
-    relative_peak: Annotated[float, Field(gt=0)] = 20.0
+    relative_peak: Annotated[float, Field(gt=0), NoBoolean] = 20.0
     """Measured: max abs(z_h) over the layer's rms(z), at or above this."""
-    predicted_peak: Annotated[float, Field(gt=0)] = 2.0
+    predicted_peak: Annotated[float, Field(gt=0), NoBoolean] = 2.0
     """Predicted from weights alone: the largest value channel's norm over the layer's typical one."""
 
 
@@ -146,13 +108,13 @@ class VerdictLimits(Frozen):
     0.01 and 0.1; a perplexity 5 % higher is about half of what separates neighbouring sizes of a model family.
     """
 
-    kl_noticeable: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    kl_noticeable: Annotated[float, Field(gt=0, allow_inf_nan=False), NoBoolean] = 0.01
     """Mean KL divergence, nats per token."""
-    kl_severe: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    kl_severe: Annotated[float, Field(gt=0, allow_inf_nan=False), NoBoolean] = 0.1
     """Must be larger than `kl_noticeable`."""
-    ratio_noticeable: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.01
+    ratio_noticeable: Annotated[float, Field(ge=1, allow_inf_nan=False), NoBoolean] = 1.01
     """Perplexity over the reference's, by the lower end of its 95 % interval."""
-    ratio_severe: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.05
+    ratio_severe: Annotated[float, Field(ge=1, allow_inf_nan=False), NoBoolean] = 1.05
     """Must be larger than `ratio_noticeable`."""
 
     @model_validator(mode="after")
@@ -171,13 +133,13 @@ class Analysis(Frozen):
 
     schemes: tuple[str, ...] = ("int8", "nf4")
     """Names from `SCHEMES`; each at most once; may be empty, to measure the reference alone."""
-    int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 6.0
+    int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean] = 6.0
     """Scheme int8: columns of an input with abs(x) at or above this stay unquantised; 0 keeps none."""
-    sequences: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] = 16
     """Calibration sequences."""
-    sequence_length: Annotated[int, Field(ge=2, le=1_048_576)] = 256
+    sequence_length: Annotated[int, Field(ge=2, le=1_048_576), NoBoolean] = 256
     """Tokens in each."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), NoBoolean] = 0
     """Chooses the sequences out of the calibration text."""
     score: Literal["all", "second_half"] = "all"
     """Positions whose next token is scored: all, or the second half of each sequence as llama.cpp does."""
@@ -185,11 +147,11 @@ class Analysis(Frozen):
     """Whether every sequence of text begins with the BOS token: as the tokenizer does it, always, or never."""
     text_field: Annotated[str, Field(min_length=1, max_length=255)] = "text"
     """Field of a JSON Lines record, or column of a Parquet file, that holds a document's text."""
-    label_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    label_threshold: Annotated[float, Field(allow_inf_nan=False), NoBoolean] | None = None
     """Labelled prompts with scores: a record is true when its score is larger. Needed for scores alone."""
-    label_depth: Annotated[int, Field(ge=0)] | None = None
+    label_depth: Annotated[int, Field(ge=0), NoBoolean] | None = None
     """Decoder layer whose output gives the labelled prompts' vectors; by default they come after the final norm."""
-    label_dimensions: Annotated[int, Field(ge=1, le=64)] = 4
+    label_dimensions: Annotated[int, Field(ge=1, le=64), NoBoolean] = 4
     """How many dimensions, best first, are reported for the labelled prompts."""
     llm_int8: LlmInt8Thresholds = LlmInt8Thresholds()
     massive: MassiveThresholds = MassiveThresholds()
@@ -280,7 +242,7 @@ class MeasurementRequest(Analysis):
     labelled: LabelledFile | None = None
     device: Device = "auto"
     """Where to compute: `auto` takes a CUDA device when there is one."""
-    batch_sequences: Annotated[int, Field(ge=1)] | None = None
+    batch_sequences: Annotated[int, Field(ge=1), NoBoolean] | None = None
     """Sequences in one forward pass; by default as many as have 2^21 values (2^26 on CUDA) where a layer is widest."""
     memory_bytes: MemorySize = DEFAULT_MEMORY
     """Hidden states that take more than this in all are kept in memory-mapped files."""

@@ -84,13 +84,22 @@ class Stack:
         self._context.enter_context(self.home.lock())
         self.key = self.home.make_key()
         self._context.callback(self._stop)
-        if self._workers and self._broker_url is None:
-            self._start_broker()
+        if self._workers:
+            if self._broker_url is None:
+                self._start_broker()
+            else:
+                self._check_broker()
         self._start_api()
         if self._workers:
             self._spawn("scheduler", ["-m", "service.scheduler"])
             self._spawn("worker", list(WORKER_COMMAND), more=self._for_worker)
         self._context.enter_context(self.home.announce(Running(self.url, os.getpid(), self._purpose)))
+
+    def _check_broker(self) -> None:
+        """Raise ServiceUnreachable when the broker that HEADROOM_BROKER_URL names does not answer."""
+        from service import queue  # which loads Celery; this process needs it for nothing else
+
+        queue.waiting(queue.make_app(self.home.settings))
 
     def _start_broker(self) -> None:
         directory = _short_directory()

@@ -12,10 +12,10 @@ from sqlite3 import Connection as SQLiteConnection
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceUnreachable
 
 BUSY_SECONDS = 30
 """How long a writer waits for the others on SQLite."""
@@ -28,7 +28,7 @@ _ALLOWED = "allowed: sqlite:////absolute/file.db or postgresql://user:password@h
 def make_engine(url: str) -> Engine:
     """Return an engine for `sqlite:///FILE` (its directory is made when missing) or `postgresql://...`.
 
-    Any other URL raises InvalidRequest. Nothing is connected yet.
+    Any other URL raises InvalidRequest, and so does a directory that cannot be made. Nothing is connected yet.
     """
     try:
         parsed = make_url(url)
@@ -37,12 +37,17 @@ def make_engine(url: str) -> Engine:
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
     if parsed.drivername == "sqlite" and parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(Path(parsed.database).absolute().parent, parsed)
         engine = create_engine(parsed, pool_size=10)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    raise InvalidRequest("HEADROOM_DATABASE_URL", parsed.render_as_string(), _ALLOWED)
+    raise InvalidRequest("HEADROOM_DATABASE_URL", public_url(parsed), _ALLOWED)
+
+
+def public_url(url: URL) -> str:
+    """Return a database URL without its password, wherever that stands in it."""
+    return (url.update_query_dict({"password": "hidden"}) if "password" in url.query else url).render_as_string()
 
 
 def writer(engine: Engine) -> Engine:
@@ -53,12 +58,23 @@ def writer(engine: Engine) -> Engine:
 def upgrade(engine: Engine) -> None:
     """Bring the database to the newest schema; several processes may do this at once.
 
-    All steps are one transaction: it ends at the newest schema or leaves everything as it was.
+    All steps are one transaction: it ends at the newest schema or leaves everything as it was. Raises
+    ServiceUnreachable when the database does not answer, or refuses the user.
     """
+    _reach(engine)
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         command.upgrade(migrations(connection), "head")
+
+
+def _reach(engine: Engine) -> None:
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        where = f"HEADROOM_DATABASE_URL: the database at {public_url(engine.url)}"
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise ServiceUnreachable(f"{where} cannot be reached: {reason}") from error
 
 
 def migrations(connection: Connection) -> Config:
@@ -67,6 +83,14 @@ def migrations(connection: Connection) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
+
+
+def _make_directory(directory: Path, url: URL) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        allowed = f"its directory must be there, or one that can be made ({error.strerror}); {_ALLOWED}"
+        raise InvalidRequest("HEADROOM_DATABASE_URL", public_url(url), allowed) from error
 
 
 def _prepare_sqlite(connection: SQLiteConnection, _record: object) -> None:

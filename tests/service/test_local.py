@@ -16,7 +16,7 @@ import redis
 from kombu import Connection
 from pydantic import SecretStr
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceUnreachable
 from service.local import broker, home
 from service.local.broker import NoBroker
 from service.local.home import Home, HomeInUse, Running
@@ -246,13 +246,27 @@ class TestStack:
         settings.home.mkdir()
         (settings.home / "headroom.db").write_bytes(b"this is no database" * 100)
         with (
-            pytest.raises(StackStopped, match=r"(?s)the api ended.*exit status 1.*file is not a database"),
+            pytest.raises(
+                StackStopped,
+                match=r"(?s)the api ended.*exit status 3.*headroom\.db cannot be reached: file is not a database",
+            ),
             stack_of(settings),
         ):
             pass
         assert children() == []
         with Home(settings).lock():
             pass
+
+    def test_a_broker_that_does_not_answer_is_named_before_anything_starts(self, settings):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        away = settings.model_copy(update={"broker_url": SecretStr(f"redis://:hush@127.0.0.1:{port}/0")})
+        named = rf"HEADROOM_BROKER_URL: the broker at redis://:\*\*@127\.0\.0\.1:{port}/0 cannot be reached"
+        with pytest.raises(ServiceUnreachable, match=named), stack_of(away, workers=True):
+            pass
+        assert children() == []
+        with stack_of(away) as stack:  # what is stored can be looked at all the same
+            assert stack.url
 
     def test_a_port_that_is_taken_is_named(self, settings):
         with socket.create_server(("127.0.0.1", 0)) as taken:

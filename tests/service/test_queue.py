@@ -164,6 +164,24 @@ def test_a_wrong_password_is_told(socket: Path) -> None:
         app.close()
 
 
+def test_a_broker_that_is_away_is_named_by_its_setting_without_the_password(socket: Path) -> None:
+    app = queue.make_app(settings(url(socket)))
+    for call in (lambda: queue.send(app, "a" * 32, 1), lambda: queue.waiting(app)):
+        with pytest.raises(ServiceUnreachable) as caught:
+            call()
+        assert str(caught.value).startswith("HEADROOM_BROKER_URL: the broker at redis+socket://:**@")
+        assert PASSWORD not in str(caught.value)
+        assert QUOTED not in str(caught.value)
+    app.close()
+
+
+@pytest.mark.parametrize("address", ["host:port/0", "host:99999/0", "[::1/0"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^HEADROOM_BROKER_URL: 'redis://\.\.\.' is not allowed; ") as caught:
+        queue.make_app(settings(f"redis://:hush@{address}"))
+    assert "hush" not in str(caught.value)
+
+
 def test_a_broker_that_is_full_is_unreachable_too(socket: Path) -> None:
     with server(socket) as client:
         app = queue.make_app(settings(url(socket)))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.contracts.files import format_of
-from service.contracts.request import JobRequest, JobSubmission, StoredFile, Upload
+from service.contracts.files import StoredFile, Upload, format_of
+from service.contracts.request import JobRequest, JobSubmission
 from service.errors import IdempotencyKeyReused, InvalidRequest, ServiceUnreachable, StoreFailed
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade

@@ -19,8 +19,9 @@ import pytest
 from bench import DRAW, LEASE, MEASURE, NAMES, SLEEP, Bench, alive, waits, writes_pid
 from sqlalchemy.exc import OperationalError
 
+from service.contracts.files import StoredFile
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest, MeasurementRequest, StoredFile
+from service.contracts.request import JobRequest, MeasurementRequest
 from service.errors import NotFound, StoreFailed
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import JobStore

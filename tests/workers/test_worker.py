@@ -207,6 +207,23 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(site: Site, number: si
     assert [path.name for path in (site.home / "work").iterdir()] == [job]
 
 
+def test_a_worker_without_its_broker_says_for_what_it_waits(tmp_path: Path) -> None:
+    url = f"redis+socket://:hush@{tmp_path / 'none.sock'}"
+    environment = {**os.environ, "HEADROOM_HOME": str(tmp_path), "HEADROOM_BROKER_URL": url}
+    worker = spawn(
+        [sys.executable, "-m", "workers.app"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        assert worker.stderr is not None
+        line = worker.stderr.readline().decode()
+        assert line.startswith("headroom worker: HEADROOM_BROKER_URL: the broker at redis+socket://:**@")
+        assert line.endswith("it is tried again until it answers\n")
+        assert "hush" not in line
+    finally:
+        terminate(worker, 30)
+        worker.communicate()
+
+
 def test_an_idle_worker_stops_too(site: Site) -> None:
     worker = site.worker()
     job = site.submit()

@@ -248,7 +248,7 @@ def load(directory: Path, *, density: bool = False) -> Source:
 def _check_version(content: bytes) -> None:
     try:
         version = json.loads(content)["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ReportUnreadable(f"report.json: not a report: {error!r}") from error
     major = SCHEMA_VERSION.split(".")[0]
     if str(version).split(".")[0] != major:

@@ -73,7 +73,11 @@ def test_another_major_version_is_refused_by_name(client, keep, problem):
     assert f"report {newer}: schema_version '2.0' cannot be compared" in document["detail"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"schema_version": "1.0"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"schema_version": "1.0"}', b'{"a":' * 10**6],
+    ids=["empty", "list", "object", "version", "nested"],
+)
 def test_a_damaged_report_is_named(client, keep, problem, content):
     damaged = keep(report__json=content)
     document = problem(client.get("/v1/comparisons", params={"report": [keep(), damaged]}), 500, "report-damaged")

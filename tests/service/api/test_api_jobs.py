@@ -9,6 +9,8 @@ from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
 from service.store.statuses import Status
 
+JSON = {"Content-Type": "application/json"}
+
 
 def test_a_submitted_job_is_accepted_recorded_and_found_at_its_location(client, world):
     response = client.post("/v1/jobs", json={"model": "sample", "schemes": ["nf4"], "sequences": 2})
@@ -134,6 +136,11 @@ def test_a_running_job_is_asked_to_stop(client, world, problem):
         ({"model": "sample", "sequences": 0}, "sequences", 0, "greater than or equal to 1"),
         ({"model": "sample", "sequences": 10**30}, "sequences", 10**30, "less than or equal to 1000000"),
         ({"model": "sample", "sequences": "many"}, "sequences", "many", "valid integer"),
+        ({"model": "sample", "sequences": True}, "sequences", True, "a number, not true or false"),
+        ({"model": "sample", "int8_threshold": False}, "int8_threshold", False, "a number, not true or false"),
+        ({"model": "sample", "massive": {"ratio": True}}, "massive.ratio", True, "a number, not true or false"),
+        ({"model": "sample", "schemes": "int8"}, "schemes", "int8", "a valid list"),
+        ({"model": "sample", "heads": 3}, "heads", 3, "a valid object"),
         ({"model": "sample", "colour": "red"}, "colour", "red", "there is no such field"),
         ({"model": "sample", "calibration": {"name": "a", "text": ""}}, "calibration.text", "", "it is empty"),
         (
@@ -164,6 +171,36 @@ def test_values_that_json_cannot_carry_back_are_refused_all_the_same(client, pro
         "/v1/jobs", content=f'{{"model": {value}}}'.encode(), headers={"Content-Type": "application/json"}
     )
     problem(response, 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ('"calibration": {"name": "a", "text": "so far good \\ud800"}', "calibration.text"),
+        ('"labelled": {"name": "a", "text": "\\udc00\\ud800"}', "labelled.text"),
+        ('"labelled": {"name": "a\\ud800", "text": "{}"}', "labelled.name"),
+        ('"text_field": "\\ud800"', "text_field"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_by_the_name_of_its_field(client, world, problem, fields, named):
+    body = f'{{"model": "sample", {fields}}}'.encode()
+    document = problem(client.post("/v1/jobs", content=body, headers=JSON), 422, "invalid-request")
+    assert [error["field"] for error in document["errors"]] == [named]
+    assert sum(world.store.counts().values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "doubled"),
+    [
+        ('{"model": "sample", "seed": 1, "seed": 1}', "'seed'"),
+        ('{"model": "sample", "heads": {"relative_peak": 1, "relative_peak": 2}}', "'relative_peak'"),
+        ('{"model": "sample", "\\ud800": 1, "\\ud800": 2}', "'\\ud800'"),
+    ],
+)
+def test_a_doubled_key_is_refused(client, world, problem, body, doubled):
+    document = problem(client.post("/v1/jobs", content=body.encode(), headers=JSON), 400, "malformed-request")
+    assert f"{doubled} stands twice in one object" in document["detail"]
+    assert sum(world.store.counts().values()) == 0
 
 
 @pytest.mark.parametrize("body", [{"model": "x" * 2000}, {"model": "sample", "sequences": 10**2000}])

@@ -73,6 +73,14 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, error):
     assert list(place.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_to_leaves_the_report_at_the_service(tmp_path, packed):
+    (tmp_path / "out").touch()
+    told = "--out: '.*out' could not be written: Not a directory; the service keeps the report: headroom reports "
+    with pytest.raises(StoreFailed, match=f"^{told}download abc --out DIR$"):
+        fetch(Source(packed(GOOD)), "abc", tmp_path / "out")
+    assert (tmp_path / "out").is_file()
+
+
 def link(name):
     """Return an entry that is a symbolic link."""
     entry = zipfile.ZipInfo(name)

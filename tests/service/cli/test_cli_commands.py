@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.errors import BAD_INPUT, DONE, JOB_FAILED, UNREACHABLE
+from service.cli.thresholds import thresholds
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
 from service.local.home import Home, Running
@@ -97,6 +100,34 @@ def test_analyze_with_json_prints_one_document(headroom, remote, work, report, t
     assert "succeeded" in ran.err
 
 
+def test_a_report_that_cannot_be_put_into_its_place_can_be_had_later(headroom, remote, work, report, tmp_path):
+    out = tmp_path / "out"
+
+    def end(claim):
+        out.touch()  # somebody else was faster
+        remote.succeed(claim, {"bundle.zip": bundle_of(report)})
+
+    work(end)
+    ran = headroom("analyze", "sample", "--out", str(out))
+    assert ran.code == 1
+    [job] = remote.store.list().jobs
+    assert f"headroom: --out: '{out}' could not be written: " in ran.err
+    assert f"headroom reports download {job.id} --out DIR" in ran.err
+    assert headroom("reports", "download", job.id, "--out", str(tmp_path / "other")).code == 0
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"a":' * 10**6], ids=["cut", "list", "empty", "nested"])
+def test_what_arrives_and_is_no_report_is_said_to_be_none(headroom, remote, work, tmp_path, content):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("report.json", content)
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": packed.getvalue()}))
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--json")
+    assert ran.code == 1
+    assert ran.document["error"]["code"] == "download-broken"
+    assert "report.json has arrived, and is no report that can be summed up: " in ran.err
+
+
 @pytest.mark.parametrize(("bad_input", "code"), [(True, 2), (False, 1)])
 def test_a_failed_job_says_why_and_whose_fault_it_is(headroom, remote, work, tmp_path, bad_input, code):
     work(lambda claim: remote.store.fail(claim, Failed(code="bad-model", message="no config", bad_input=bad_input)))
@@ -144,6 +175,10 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--calibration", str(tmp_path / "empty")], "--calibration"),
         (["analyze", "sample", "--out", out, "--scheme", "int3"], "int8, nf4"),
         (["analyze", "sample", "--out", out, "--labelled", str(tmp_path / "empty")], "--labelled"),
+        (["analyze", "", "--out", out], "MODEL: ''"),
+        (["analyze", "/models/\udcff", "--out", out], "/models/\\udcff\"}' is not allowed; allowed: text"),
+        (["analyze", "sample", "--out", out, "--int8-threshold", "nan"], "--int8-threshold: nan"),
+        (["analyze", "sample", "--out", out, "--label-threshold", "inf"], "--label-threshold: inf"),
         (["analyze", "sample", "--out", out, "--bos", "maybe"], "'auto', 'always' or 'never'"),
         (["analyze", "sample", "--out", out, "--score", "half"], "'all' or 'second_half'"),
         (["analyze", "sample", "--out", out, "--label-threshold", "1"], "label_threshold: 1.0"),
@@ -321,6 +356,37 @@ def test_a_setting_that_is_not_allowed_is_named(headroom, monkeypatch, name, com
 
 
 @pytest.mark.parametrize("module", ["service.api", "service.scheduler", "workers.app"])
+def test_every_program_names_a_database_that_is_away(module, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"HOME": str(tmp_path), "DATABASE_URL": f"postgresql://me:hush@127.0.0.1:{port}/db"}
+    settings["BROKER_URL"] = f"redis://:hush@127.0.0.1:{port}/0"
+    environment = os.environ | {f"HEADROOM_{name}": value for name, value in settings.items()}
+    done = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert f"HEADROOM_DATABASE_URL: the database at postgresql+psycopg://me:***@127.0.0.1:{port}/db" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hush" not in done.stderr
+
+
+def test_a_stack_of_its_own_is_not_begun_on_a_broker_or_a_database_that_is_away(headroom, monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("HEADROOM_BROKER_URL", f"redis://127.0.0.1:{port}/0")
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"))
+    assert ran.code == 3
+    assert f"headroom: HEADROOM_BROKER_URL: the broker at redis://127.0.0.1:{port}/0 cannot be reached: " in ran.err
+    monkeypatch.setenv("HEADROOM_DATABASE_URL", f"postgresql://me:hush@127.0.0.1:{port}/db")
+    ran = headroom("jobs", "list")
+    assert ran.code == 3
+    assert (
+        f"headroom api: HEADROOM_DATABASE_URL: the database at postgresql+psycopg://me:***@127.0.0.1:{port}" in ran.err
+    )
+    assert "Traceback" not in ran.err
+    assert "hush" not in ran.err
+
+
+@pytest.mark.parametrize("module", ["service.api", "service.scheduler", "workers.app"])
 def test_every_program_names_a_setting_that_is_not_allowed(module, tmp_path):
     environment = {**os.environ, "HEADROOM_HOME": str(tmp_path), "HEADROOM_MEMORY": "inf"}
     done = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True)
@@ -341,8 +407,18 @@ def test_every_command_explains_itself(headroom, command):
 
 def test_the_help_names_every_exit_code(headroom):
     text = " ".join(headroom("--help").out.split())
-    for meaning in ("0 done", "1 the job failed", "2 bad usage", "3 the service", "4 a limit"):
-        assert meaning in text
+    told = text[text.index("Exit codes:") :]
+    assert [int(code) for code in re.findall(r"\b\d\b", told)] == [DONE, JOB_FAILED, BAD_INPUT, UNREACHABLE]
+    for meaning in ("0 done", "1 the job failed", "2 bad usage", "3 the service"):
+        assert meaning in told
+
+
+def test_the_help_of_analyze_names_a_threshold_and_a_limit_that_can_be_set(headroom):
+    text = " ".join(headroom("analyze", "--help").out.replace("│", " ").split())
+    for given in re.findall(r"such as (\w+\.\w+=\S+?)[,;]", text):
+        assert thresholds([given])
+    assert "llm_int8.magnitude=" in text
+    assert "verdict.kl_severe=" in text
 
 
 def test_a_closed_pipe_is_no_traceback(remote):

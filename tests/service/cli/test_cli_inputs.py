@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.inputs import Wanted, check_out, model_name, read_text, submission, upload
+from service.cli.inputs import Wanted, check, check_out, model_name, read_text, submission, upload
 from service.cli.thresholds import thresholds
 from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
@@ -38,6 +38,20 @@ def test_a_place_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InvalidRequest, match=r"file' must be a directory that can be written to"):
         check_out(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_cannot_carry_is_refused(tmp_path, value):
+    fine = dataclasses.replace(ALL_DEFAULTS, out=tmp_path / "out", int8_threshold=0.0, label_threshold=-1.5)
+    check(fine)
+    for name, option in (("int8_threshold", "--int8-threshold"), ("label_threshold", "--label-threshold")):
+        with pytest.raises(InvalidRequest, match=rf"^{option}: {value} is not allowed; allowed: a finite number"):
+            check(dataclasses.replace(fine, **{name: value}))
+
+
+def test_a_model_without_a_name_is_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"^MODEL: '' is not allowed; allowed: a directory, "):
+        check(dataclasses.replace(ALL_DEFAULTS, model="", out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +169,8 @@ def test_thresholds_are_sent_in_their_groups():
         (("heads.relative_peak=0",), r"--set heads\.relative_peak: '0' .*greater than 0"),
         (("massive.ratio=inf",), r"--set massive\.ratio: 'inf' .*finite"),
         (("variance.ratio=nan",), r"--set variance\.ratio: 'nan' "),
+        (("llm_int8.magnitude=nan",), r"--set llm_int8\.magnitude: 'nan' .*finite"),
+        (("verdict.kl_severe=inf",), r"--set verdict\.kl_severe: 'inf' .*finite"),
         (("median_quantile.quantile=1.5",), "'1.5' .*less than or equal to 1"),
         (("massive.ratio=5", "massive.ratio=6"), "'massive.ratio=6' .*set twice"),
         (("verdict.kl_noticeable=1",), r"--set verdict\.kl_noticeable: '1' .*kl_severe"),

@@ -30,6 +30,18 @@ def test_the_figures_of_every_scheme_are_shown(told):
     assert "Not quantised under int8: lm_head" in lines
 
 
+@pytest.mark.parametrize("told_by", [{"simulated": True}, {"settings": {"weight_format": "e2m1"}}])
+def test_a_simulated_scheme_is_marked_and_the_mark_explained(report, told, told_by):
+    note = "(sim.): simulated, rounded numbers stand in for a low-precision kernel"
+    assert not any("(sim.)" in line for line in told())
+    report["schemes"]["int4-group128-sym"] = report["schemes"]["int8"] | told_by
+    lines = told()
+    rows = [line for line in lines if line.endswith("1.64x")]
+    assert [row.split("20.010")[0].strip() for row in rows] == ["int8", "int4-group128-sym (sim.)"]
+    assert lines[lines.index(rows[-1]) + 1] == note
+    assert [facts["simulated"] for facts in summarise(report)["schemes"].values()] == [False, True]
+
+
 def test_outlier_dimensions_and_warnings_are_shown(told):
     lines = told()
     assert "Outlier dimensions (llm_int8): 1" in lines

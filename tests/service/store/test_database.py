@@ -1,6 +1,7 @@
 """The schema, and several processes on one database."""
 
 import multiprocessing
+import socket
 import sqlite3
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
 
 from service.contracts.request import JobRequest
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceUnreachable
 from service.store.database import make_engine, migrations, upgrade, writer
 from service.store.jobs import JobStore
 from service.store.statuses import Status
@@ -149,6 +150,43 @@ def test_other_databases_are_refused_by_name(url: str) -> None:
     with pytest.raises(InvalidRequest, match=r"HEADROOM_DATABASE_URL.*postgresql://") as caught:
         make_engine(url)
     assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:hush@127.0.0.1:{port}/db", "postgresql+psycopg://me:***@127.0.0.1:{port}/db"),
+        (
+            "postgresql:///db?host=127.0.0.1&port={port}&password=hush",
+            "postgresql+psycopg:///db?host=127.0.0.1&password=hidden&port={port}",
+        ),
+    ],
+)
+def test_a_database_that_is_away_is_named_by_its_setting_without_the_password(url: str, shown: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    engine = make_engine(url.format(port=port))
+    with pytest.raises(ServiceUnreachable) as caught:
+        upgrade(engine)
+    named = f"HEADROOM_DATABASE_URL: the database at {shown.format(port=port)} cannot be reached: "
+    assert str(caught.value).startswith(named)
+    assert "refused" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"this is no database" * 100], ids=["directory", "junk"])
+def test_a_file_that_is_no_database_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "x.db"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(ServiceUnreachable, match=rf"^HEADROOM_DATABASE_URL: the database at sqlite:///{file} cannot"):
+        upgrade(make_engine(f"sqlite:///{file}"))
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidRequest, match=r"^HEADROOM_DATABASE_URL: '.*' is not allowed; its directory must be"):
+        make_engine(f"sqlite:///{tmp_path / 'file' / 'x.db'}")
 
 
 def test_what_is_no_url_is_refused() -> None:

@@ -6,8 +6,9 @@ from datetime import UTC
 
 import pytest
 
+from service.contracts.files import StoredFile
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest, StoredFile
+from service.contracts.request import JobRequest
 from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.jobs import ArtifactRow, Claim, Event, Job, JobStore
 from service.store.statuses import TRANSITIONS, Status

@@ -186,6 +186,11 @@ def test_what_is_no_report_is_refused(tmp_path, capsys, content):
     assert "report.json" in fails(tmp_path, capsys)
 
 
+def test_a_report_that_is_nested_too_deeply_is_refused(tmp_path, capsys):
+    (tmp_path / "report.json").write_text('{"a":' * 10**6 + "1" + "}" * 10**6)
+    assert "report.json: not a report: RecursionError" in fails(tmp_path, capsys)
+
+
 def test_a_directory_without_report_is_refused(tmp_path, capsys):
     assert "report.json: cannot be read" in fails(tmp_path, capsys)
 

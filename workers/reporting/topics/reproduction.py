@@ -5,8 +5,9 @@ Nothing is escaped here; the template escapes everything.
 
 import shlex
 
+from service.contracts.record import Frozen
 from service.contracts.report import Report
-from service.contracts.request import SAMPLE, Analysis, Frozen
+from service.contracts.request import SAMPLE, Analysis
 from workers.reporting.text import counted, data_size, duration
 from workers.reporting.topics.records import Fact
 
