@@ -117,6 +117,8 @@ class _Reader:
         wanted = dict.fromkeys((self._text_field, TOKEN_IDS))
         found = [name for name in wanted if name in names]
         if len(found) == 1:
+            if (times := list(names).count(found[0])) > 1:
+                raise self.refuse(f"has {times} columns {found[0]!r}; which is meant cannot be told, leave one")
             return found[0]
         if found:
             raise self.refuse(f"{where}: it has both {self._text_field!r} and {TOKEN_IDS!r}; leave one of them out")

@@ -46,6 +46,12 @@ class BadLabelled(MeasurementError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library's error says first; its name if it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """Return what a library's error says first, on one line; its name too where it says only a key, or nothing.
+
+    A line that ends in a colon announces the next one, which is then returned with it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said

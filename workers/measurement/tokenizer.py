@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from workers.measurement.errors import BadModel, BadRequest
+from workers.measurement.errors import BadModel, BadRequest, first_line
 
 
 class Tokenizer(Protocol):
@@ -38,8 +38,7 @@ class LazyTokenizer:
         try:
             return AutoTokenizer.from_pretrained(self._path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizer files fail in as many ways as there are tokenizers
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BadModel(f"model: {self._path} has no tokenizer that can be loaded: {reason}") from error
+            raise BadModel(f"model: {self._path} has no tokenizer that can be loaded: {first_line(error)}") from error
 
     @property
     def bos_token_id(self) -> int | None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, edit_config, request_for, save_checkpoint, words
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError
+from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError, first_line
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 from workers.measurement.results.tables import TableWriter
@@ -56,6 +56,26 @@ def nan_in_a_layer(model: Path, name: str = "model.layers.2.mlp.up_proj.weight")
     weights = load_file(model / "model.safetensors")
     weights[name][3, 4] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def nested(model: Path, name: str) -> None:
+    """Make a file an object in an object, and so on, 10^6 deep."""
+    (model / name).write_text('{"a":' * 10**6 + "1" + "}" * 10**6)
+
+
+def nested_under_a_key(model: Path) -> None:
+    """Nest so deep that the config can be read, and not be copied."""
+    file = model / "config.json"
+    file.write_text(f'{file.read_text().rstrip()[:-1]}, "extra": {"[" * 900 + "]" * 900}}}')
+
+
+def indexed(model: Path, **changes: object) -> None:
+    """Give the weights an index with keys changed; None leaves one out."""
+    (model / "model.safetensors").rename(model / "weights.safetensors")
+    names = load_file(model / "weights.safetensors")
+    content = {"metadata": {}, "weight_map": dict.fromkeys(names, "weights.safetensors"), **changes}
+    kept = {key: value for key, value in content.items() if value is not None}
+    (model / "model.safetensors.index.json").write_text(json.dumps(kept))
 
 
 def nan_in_the_embedding(model: Path) -> None:
@@ -99,6 +119,52 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "quantised already": (
         lambda m: edit_config(m, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ("quantised already",),
+    ),
+    "nested config": (lambda m: nested(m, "config.json"), ("config.json", "nested too deeply")),
+    "deeply nested key": (nested_under_a_key, ("config.json", "nested too deeply")),
+    "nested index": (
+        lambda m: nested(m, "model.safetensors.index.json"),
+        ("model.safetensors.index.json", "nested too deeply"),
+    ),
+    "nested tokenizer": (lambda m: nested(m, "tokenizer.json"), ("tokenizer", "recursion")),
+    "index without metadata": (
+        lambda m: indexed(m, metadata=None),
+        ("model.safetensors.index.json: metadata is missing; an object is needed",),
+    ),
+    "metadata is a list": (lambda m: indexed(m, metadata=[]), ("index.json: metadata is []; an object is needed",)),
+    "index without weight_map": (lambda m: indexed(m, weight_map=None), ("index.json has no weight_map",)),
+    "empty weight_map": (lambda m: indexed(m, weight_map={}), ("index.json: weight_map is empty",)),
+    "a size is no number": (
+        lambda m: edit_config(m, hidden_size="abc"),
+        ("config.json: Validation error for field 'hidden_size': TypeError: ", "expected int, got str", "'abc'"),
+    ),
+    "no heads": (
+        lambda m: edit_config(m, num_attention_heads=0),
+        ("config.json: num_attention_heads is 0; allowed: 1 or more",),
+    ),
+    "no key heads": (
+        lambda m: edit_config(m, num_key_value_heads=0),
+        ("config.json: num_key_value_heads is 0; allowed: 1 or more",),
+    ),
+    "no heads within": (
+        lambda m: edit_config(m, text_config={"num_attention_heads": 0}),
+        ("config.json: text_config.num_attention_heads is 0; allowed: 1 or more",),
+    ),
+    "unknown activation": (
+        lambda m: edit_config(m, hidden_act="nosuch"),
+        ("config.json describes no model", "hidden_act is 'nosuch', which transformers does not know"),
+    ),
+    "unknown kind of positions": (
+        lambda m: edit_config(m, rope_scaling={"type": "nosuch"}),
+        ("config.json", "rope_scaling.type is 'nosuch'"),
+    ),
+    "architectures is no list": (
+        lambda m: edit_config(m, architectures="Llama"),
+        ("config.json: architectures is 'Llama'; a list of names is needed",),
+    ),
+    "architectures is no list of names": (
+        lambda m: edit_config(m, architectures=[3]),
+        ("config.json: architectures is [3]; a list of names is needed",),
     ),
     "impossible sizes": (lambda m: edit_config(m, hidden_size=-5), ("config.json",)),
     "NaN in a layer": (nan_in_a_layer, ("model.layers.2.mlp.up_proj.weight", "NaN")),
@@ -158,6 +224,25 @@ def test_a_text_that_cannot_be_used(content: bytes, named: str, tmp_path: Path, 
     message = refused(BadCalibration, tmp_path, checkpoints["llama"], text)
     assert named in message
     assert str(text) in message
+
+
+def test_weights_with_an_index_are_measured(tmp_path: Path, model: Path, calibration_text: Path) -> None:
+    indexed(model)
+    measure(request_for(model, calibration_text), tmp_path / "out", Narrator(out=io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n first \n second"), "first"),
+        (ValueError("announced:\n\n  what\nmore"), "announced: what"),
+        (ValueError("announced:"), "announced:"),
+        (KeyError("key"), "KeyError: 'key'"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+    ],
+)
+def test_a_librarys_error_in_one_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 def test_a_text_that_is_not_there(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
@@ -227,7 +312,7 @@ def test_the_program_says_what_it_does(tmp_path: Path, checkpoints: dict[str, Pa
     elapsed = [line["elapsed_seconds"] for line in lines if line["kind"] == "progress"]
     assert elapsed == sorted(elapsed)
     warnings = [line["code"] for line in lines if line["kind"] == "warning"]
-    assert warnings == ["short-calibration"]
+    assert set(warnings) == {"short-calibration", "reference-guesses"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [w["code"] for w in report["warnings"]] == warnings
     assert report["timing"]["peak_memory_bytes"]["resident"] > 10**8

@@ -313,6 +313,14 @@ def test_a_bad_row_is_named(column: str, values: list[Any], message: str, plain:
         calibrated(file, plain)
 
 
+@pytest.mark.parametrize("column", ["text", "token_ids"])
+def test_a_column_that_is_there_twice_is_refused(column: str, plain: Path, tmp_path: Path) -> None:
+    file = tmp_path / "c.parquet"
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"]), pa.array([1])], names=[column, column, "other"]), file)
+    with pytest.raises(BadCalibration, match=re.escape(f"{str(file)!r} has 2 columns {column!r}; which is meant")):
+        calibrated(file, plain)
+
+
 def test_an_upload_is_called_what_its_sender_calls_it(tmp_path: Path) -> None:
     file = tmp_path / "0123abcd"
     file.write_bytes(b"{")

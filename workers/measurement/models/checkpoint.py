@@ -14,10 +14,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from workers.measurement.errors import BadModel
+from workers.measurement.refusals import shown
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SIZES = (
+    *("vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("n_embd", "n_layer", "n_head"),
+)
+"""Fields of a config that some architecture divides by, or makes tensors of; none of them may be 0."""
 _CHUNK = 1 << 22
 
 
@@ -47,6 +53,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"model: {path / 'config.json'} has auto_map, so the model needs Python code of its own; "
             "custom code is never run, give a model of an architecture that transformers has"
         )
+    _check_fields(path / "config.json", config)
     files = _weight_files(path)
     return Checkpoint(path, config, files, tensors=sum(_count_tensors(file) for file in files))
 
@@ -66,12 +73,30 @@ def fingerprint(files: Iterable[Path]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def _check_fields(file: Path, config: dict[str, Any]) -> None:
+    """Refuse what the library would stumble over with an error that names no field."""
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise BadModel(f"model: {file}: architectures is {shown(named)}; a list of names is needed")
+    nested = config.get("text_config")
+    for prefix, fields in (("", config), ("text_config.", nested if isinstance(nested, dict) else {})):
+        for name in _SIZES:
+            value = fields.get(name)
+            if isinstance(value, (int, float)) and value < 1:
+                raise BadModel(f"model: {file}: {prefix}{name} is {value}; allowed: 1 or more")
+
+
 def _weight_files(path: Path) -> tuple[Path, ...]:
     if (path / _INDEX).is_file():
         index = _read_object(path / _INDEX, "")
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise BadModel(f"model: {path / _INDEX} has no weight_map from tensor names to file names")
+        if not weight_map:
+            raise BadModel(f"model: {path / _INDEX}: weight_map is empty; it must name the file of every tensor")
+        if not isinstance(index.get("metadata"), dict):
+            given = shown(index["metadata"]) if "metadata" in index else "missing"
+            raise BadModel(f"model: {path / _INDEX}: metadata is {given}; an object is needed, which may be empty")
         names = sorted(set(weight_map.values()))
         for name in names:
             if Path(name).name != name or not (path / name).is_file():
@@ -95,6 +120,8 @@ def _read_object(file: Path, why: str) -> dict[str, Any]:
         raise BadModel(f"model: there is no {file}; {why}") from None
     except (OSError, ValueError) as error:
         raise BadModel(f"model: {file} cannot be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise BadModel(f"model: {file} cannot be read as JSON: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise BadModel(f"model: {file} holds a JSON {type(content).__name__}; an object is needed")
     return content

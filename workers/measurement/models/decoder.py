@@ -20,12 +20,12 @@ from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoModelForCausalLM
 
 from workers.measurement.errors import BadModel, first_line
 from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.checkpoint import Checkpoint
+from workers.measurement.models.config import read_config, reason
 from workers.measurement.models.layer_reader import LayerReader, finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.projections import is_projection
@@ -173,8 +173,8 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
         BadModel: no causal decoder, or config and weights disagree; names what. Also a model whose layers cannot
             be called one by one.
     """
-    config = _config(checkpoint)
-    prefix, placement = _plan(config, str(device))
+    config = read_config(checkpoint)
+    prefix, placement = _plan(config, checkpoint, str(device))
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -210,36 +210,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     return replace(decoder, answer_length=answer_length)
 
 
-def _config(checkpoint: Checkpoint) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library validates configs with errors of many kinds
-        raise BadModel(f"model: {checkpoint.path / 'config.json'}: {first_line(error)}") from error
-    named = ", ".join(config.architectures or ["no architecture"])
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
-        raise BadModel(
-            f"model: {named} ({config.model_type}) is no causal decoder; allowed are the architectures "
-            "that transformers loads as AutoModelForCausalLM"
-        )
-    if config.architectures and not any("CausalLM" in a or "LMHead" in a for a in config.architectures):
-        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        allowed = [str(getattr(c, "__name__", c)) for c in (causal if isinstance(causal, tuple) else (causal,))]
-        if not set(config.architectures) & set(allowed):
-            raise BadModel(
-                f"model: {named} is no causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
-            )
-    asked = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    if asked > checkpoint.tensors:
-        raise BadModel(
-            f"model: {checkpoint.path / 'config.json'} asks for {asked} layers; the weight files hold only "
-            f"{checkpoint.tensors} tensors"
-        )
-    if getattr(config, "quantization_config", None):
-        raise BadModel(f"model: {checkpoint.path} is quantised already; give the checkpoint it was made from")
-    return config
-
-
-def _plan(config: Any, device: str) -> tuple[str, dict[str, str]]:
+def _plan(config: Any, checkpoint: Checkpoint, device: str) -> tuple[str, dict[str, str]]:
     """Return the name of the list of decoder layers, with a dot, and where each module of the model goes.
 
     The decoder layers are the list that holds the most parameters. They go to disk, all else to the device.
@@ -248,7 +219,8 @@ def _plan(config: Any, device: str) -> tuple[str, dict[str, str]]:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a hostile or mistaken config fails in as many ways as there are architectures
-        raise BadModel(f"model: config.json describes no model that can be built: {first_line(error)}") from error
+        file, why = checkpoint.path / "config.json", reason(error, checkpoint)
+        raise BadModel(f"model: {file} describes no model that can be built: {why}") from error
     lists = {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists or max(len(module) for module in lists.values()) == 0:
         raise BadModel(f"model: {type(skeleton).__name__} has no decoder layers")

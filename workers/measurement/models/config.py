@@ -1,0 +1,64 @@
+"""The configuration of a checkpoint: read by transformers, and held against what can be measured."""
+
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from workers.measurement.errors import BadModel, first_line
+from workers.measurement.models.checkpoint import Checkpoint
+
+
+def read_config(checkpoint: Checkpoint) -> Any:
+    """Return the configuration of a checkpoint, as transformers reads it.
+
+    Raises:
+        BadModel: it is not valid, or not one of a causal decoder that can be measured; names the field.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library validates configs with errors of many kinds
+        raise BadModel(f"model: {checkpoint.path / 'config.json'}: {reason(error, checkpoint)}") from error
+    named = ", ".join(config.architectures or ["no architecture"])
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise BadModel(
+            f"model: {named} ({config.model_type}) is no causal decoder; allowed are the architectures "
+            "that transformers loads as AutoModelForCausalLM"
+        )
+    if config.architectures and not any("CausalLM" in a or "LMHead" in a for a in config.architectures):
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        allowed = [str(getattr(c, "__name__", c)) for c in (causal if isinstance(causal, tuple) else (causal,))]
+        if not set(config.architectures) & set(allowed):
+            raise BadModel(
+                f"model: {named} is no causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
+            )
+    asked = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if asked > checkpoint.tensors:
+        raise BadModel(
+            f"model: {checkpoint.path / 'config.json'} asks for {asked} layers; the weight files hold only "
+            f"{checkpoint.tensors} tensors"
+        )
+    if getattr(config, "quantization_config", None):
+        raise BadModel(f"model: {checkpoint.path} is quantised already; give the checkpoint it was made from")
+    return config
+
+
+def reason(error: Exception, checkpoint: Checkpoint) -> str:
+    """Return what a library found wrong with a config, with the fields that hold the name it does not know."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    unknown = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if isinstance(unknown, str) and (fields := _holding(unknown, checkpoint.config)):
+        return f"{' and '.join(fields)} is {unknown!r}, which transformers does not know"
+    return first_line(error)
+
+
+def _holding(text: str, fields: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the names of the fields whose value is `text`, those of nested objects with a dot."""
+    found = []
+    for name, value in fields.items():
+        if value == text:
+            found.append(f"{prefix}{name}")
+        elif isinstance(value, dict):
+            found += _holding(text, value, f"{prefix}{name}.")
+    return found
