@@ -51,9 +51,6 @@ def main(arguments: list[str]) -> int:
     except MeasurementError as error:
         narrator.failed(error.code, str(error), bad_input=error.bad_input)
         return 2 if error.bad_input else 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
     except Exception as error:  # a supervisor must always be told
         traceback.print_exc()
         narrator.failed(_code(error), f"{type(error).__name__}: {error}", bad_input=False)
@@ -116,5 +113,12 @@ def _code(error: Exception) -> str:
     return "out-of-memory" if ran_out(error) else "internal"
 
 
+def _interrupted(_signal: int, _frame: object) -> NoReturn:
+    """End at once, as if killed: an exception could be lost where libraries call back."""
+    os.write(2, b"interrupted; the same command goes on from the last checkpoint\n")
+    os._exit(128 + signal.SIGINT)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _interrupted)
     sys.exit(main(sys.argv[1:]))

@@ -117,19 +117,25 @@ def warnings_of(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "report.json").read_text())["warnings"]
 
 
-def test_a_killed_process_goes_on(request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path) -> None:
-    file = tmp_path / "request.json"
-    file.write_text(request_.model_dump_json())
-    command = [sys.executable, "-m", "workers.measurement", str(file), str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def stopped_in_the_sweep(request: MeasurementRequest, out: Path, how: signal.Signals) -> tuple[int, str]:
+    """Measure in a process of its own, and signal it after two layers; return its status and standard error."""
+    file = out.with_name("request.json")
+    file.write_text(request.model_dump_json())
+    command = [sys.executable, "-m", "workers.measurement", str(file), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         progress = json.loads(line)
         if progress.get("stage") == "sweep" and progress["done"] == 2:
-            os.kill(process.pid, signal.SIGKILL)
+            process.send_signal(how)
             break
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def test_a_killed_process_goes_on(request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path) -> None:
+    status, _ = stopped_in_the_sweep(request_, tmp_path / "out", signal.SIGKILL)
+    assert status == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert run(request_, tmp_path / "out") == contents(uninterrupted)
 
@@ -137,18 +143,8 @@ def test_a_killed_process_goes_on(request_: MeasurementRequest, uninterrupted: P
 def test_an_interrupted_process_says_so_and_goes_on(
     request_: MeasurementRequest, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "request.json"
-    file.write_text(request_.model_dump_json())
-    command = [sys.executable, "-m", "workers.measurement", str(file), str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        progress = json.loads(line)
-        if progress.get("stage") == "sweep" and progress["done"] == 2:
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate()
-    assert process.returncode == 130
+    status, errors = stopped_in_the_sweep(request_, tmp_path / "out", signal.SIGINT)
+    assert status == 130
     assert "interrupted; the same command goes on from the last checkpoint" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()

@@ -13,13 +13,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from workers.measurement.statistics.cpu_histogram import LANES
 from workers.measurement.statistics.reduction import BINS, SHIFT
 
 ROWS = 8
 """Tokens that are taken together."""
 COLUMNS = 8
 """Channels that are taken together."""
-_LANES = 2
 _I64, _I32, _F32, _F64 = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.DoubleType()
 _INTEGERS, _FLOATS, _DOUBLES = (ir.VectorType(element, COLUMNS) for element in (_I32, _F32, _F64))
 
@@ -92,7 +92,7 @@ def _emit(
         for j in range(COLUMNS):
             pattern = b.load(b.gep(bits.data, [b.add(start, _I64(j))]))
             number = b.lshr(pattern, pattern.type(SHIFT - 32 + width))
-            place = b.gep(lanes.data, [b.add(b.zext(number, _I64), _I64(j % _LANES * BINS))])
+            place = b.gep(lanes.data, [b.add(b.zext(number, _I64), _I64(j % LANES * BINS))])
             b.store(b.add(b.load(place), _I32(1)), place)
     _store(b, least, low, first)
     _store(b, most, high, first)

@@ -15,9 +15,9 @@ from workers.measurement.statistics.reduction import BINS, SHIFT, SPECIAL
 
 U32 = npt.NDArray[np.uint32]
 
-BIN_SHIFTS = (SHIFT, SHIFT - 16)
+_BIN_SHIFTS = (SHIFT, SHIFT - 16)
 """Bits below those that tell the bin in a pattern of float32 and of bfloat16."""
-_LANES = 2
+LANES = 2
 """Histograms that a thread fills in turn: where equal values follow one another, an increment need not wait for the
 one before it."""
 
@@ -38,7 +38,7 @@ def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
 
 def empty_lanes(threads: int) -> U32:
     """Return what threads count in, [threads, 2, 16384]."""
-    return np.zeros((threads, _LANES, BINS), np.uint32)
+    return np.zeros((threads, LANES, BINS), np.uint32)
 
 
 def total(lanes: U32) -> torch.Tensor:
@@ -67,9 +67,9 @@ def _count(
         row = flat[t * strides[0] : t * strides[0] + channels]
         if kind == FLOAT16:
             decode(row, kind, bits)
-            count_bins(bits, SHIFT, lanes)
+            _count_bins(bits, SHIFT, lanes)
         else:
-            count_bins(row, BIN_SHIFTS[kind], lanes)
+            _count_bins(row, _BIN_SHIFTS[kind], lanes)
 
 
 @compiled()
@@ -88,7 +88,7 @@ def _collect(
 
 
 @compiled()
-def count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
+def _count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
     """Count the patterns of a row in a thread's lanes [2, 16384]; those above `shift` bits are the bin."""
     lane0, lane1, one, shift = lanes[0], lanes[1], np.uint32(1), np.uint32(shift)
     even = row.shape[0] // 4 * 4
