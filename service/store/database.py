@@ -32,8 +32,10 @@ def make_engine(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise InvalidRequest("HEADROOM_DATABASE_URL", url, _ALLOWED) from error
+    except (ArgumentError, ValueError) as error:
+        # Where a password stands in such a text cannot be told, so nothing is shown of one that may have any.
+        secret = "@" in url or "password" in url
+        raise InvalidRequest("HEADROOM_DATABASE_URL", None if secret else url, _ALLOWED) from error
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
     if parsed.drivername == "sqlite" and parsed.database and parsed.database != ":memory:":

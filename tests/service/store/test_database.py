@@ -190,5 +190,12 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_no_url_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="HEADROOM_DATABASE_URL"):
+    with pytest.raises(InvalidRequest, match=r"^HEADROOM_DATABASE_URL: 'headroom\.db' is not allowed"):
         make_engine("headroom.db")
+
+
+@pytest.mark.parametrize("url", ["postgresql//me:hush@host/db", "postgresql://me:hush@host:port/db"])
+def test_no_part_of_a_url_that_cannot_be_read_is_shown(url: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^HEADROOM_DATABASE_URL") as caught:
+        make_engine(url)
+    assert "hush" not in str(caught.value)

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, edit_config, request_for, save_checkpoint, words
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError, first_line
+from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 from workers.measurement.results.tables import TableWriter
@@ -56,6 +57,17 @@ def nan_in_a_layer(model: Path, name: str = "model.layers.2.mlp.up_proj.weight")
     weights = load_file(model / "model.safetensors")
     weights[name][3, 4] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def stored_as(model: Path, dtype: torch.dtype) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"] = weights["model.layers.2.mlp.up_proj.weight"].to(dtype)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def pipe_for_a_config(model: Path) -> None:
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")
 
 
 def nested(model: Path, name: str) -> None:
@@ -110,6 +122,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda m: edit_config(m, num_hidden_layers=10**9),
         ("1000000000 layers", "39 tensors"),
     ),
+    "weights are integers": (
+        lambda m: stored_as(m, torch.int8),
+        ("model.layers.2.mlp.up_proj.weight is stored as I8; allowed are BF16, F16, F32",),
+    ),
+    "weights are float64": (lambda m: stored_as(m, torch.float64), ("stored as F64; allowed are BF16, F16, F32",)),
+    "config is a pipe": (pipe_for_a_config, ("config.json is no file",)),
     "a tensor is missing": (drop_a_tensor, ("model.layers.1.self_attn.k_proj.weight", "lack")),
     "unknown architecture": (lambda m: edit_config(m, model_type="nosuch", architectures=["NoSuch"]), ("nosuch",)),
     "another head": (
@@ -123,7 +141,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "nested config": (lambda m: nested(m, "config.json"), ("config.json", "nested too deeply")),
     "deeply nested key": (nested_under_a_key, ("config.json", "nested too deeply")),
     "nested index": (
-        lambda m: nested(m, "model.safetensors.index.json"),
+        lambda m: (indexed(m), nested(m, "model.safetensors.index.json")),
         ("model.safetensors.index.json", "nested too deeply"),
     ),
     "nested tokenizer": (lambda m: nested(m, "tokenizer.json"), ("tokenizer", "recursion")),
@@ -171,6 +189,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "NaN in the embedding": (nan_in_the_embedding, ("embed_tokens", "NaN")),
     "no tokenizer": (lambda m: [f.unlink() for f in m.glob("tokenizer*")], ("tokenizer",)),
 }
+
+
+def test_a_single_file_is_read_rather_than_an_index_as_by_transformers(model: Path) -> None:
+    indexed(model)
+    altered = {name: tensor + 1 for name, tensor in load_file(model / "weights.safetensors").items()}
+    save_file(altered, model / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(model)
+    assert [file.name for file in checkpoint.weight_files] == ["model.safetensors"]
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    assert torch.equal(whole.get_input_embeddings().weight, altered["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -87,8 +87,11 @@ def _check_fields(file: Path, config: dict[str, Any]) -> None:
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that transformers loads: a single one is taken before those that an index names."""
+    if (path / _SINGLE).is_file():
+        return (path / _SINGLE,)
     if (path / _INDEX).is_file():
-        index = _read_object(path / _INDEX, "")
+        index = _read_object(path / _INDEX, "one JSON object is needed")
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise BadModel(f"model: {path / _INDEX} has no weight_map from tensor names to file names")
@@ -102,8 +105,6 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
             if Path(name).name != name or not (path / name).is_file():
                 raise BadModel(f"model: {path / _INDEX} names the weight file {name!r}, which is not in {path}")
         return tuple(path / name for name in names)
-    if (path / _SINGLE).is_file():
-        return (path / _SINGLE,)
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise BadModel(
@@ -114,6 +115,8 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def _read_object(file: Path, why: str) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise BadModel(f"model: {file} is no file; {why}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -32,6 +32,9 @@ from workers.measurement.models.projections import is_projection
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, hidden_of, standing_in
 
+_MEASURED_TYPES = ("BF16", "F16", "F32")
+"""Of a layer's weights, as safetensors names them."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -198,7 +201,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     weights = _weights_on_disk(layers)
     remove_hook_from_module(model, recurse=True)
     model.eval().requires_grad_(False)
-    _check_shapes(checkpoint, layers, prefix, weights.index)
+    _check_stored(checkpoint, layers, prefix, weights.index)
     for name, parameter in model.named_parameters():
         if parameter.device.type != "meta":
             finite(name, parameter)
@@ -243,8 +246,10 @@ def _weights_on_disk(layers: nn.ModuleList) -> Any:
     return next(weights_map.dataset for weights_map in maps if weights_map is not None)
 
 
-def _check_shapes(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, index: dict[str, Any]) -> None:
-    """Hold every layer tensor's shape on disk against the one that the config asks for; reads headers only."""
+def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, index: dict[str, Any]) -> None:
+    """Hold every layer tensor's shape on disk against the one that the config asks for, and its type against those
+    that can be measured; reads headers only.
+    """
     by_file: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, parameter in layers.named_parameters():
         full = prefix + name
@@ -256,7 +261,13 @@ def _check_shapes(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, in
     for file, entries in by_file.items():
         with safe_open(file, framework="pt") as tensors:
             for full, stored, wanted_shape in entries:
-                shape = tuple(tensors.get_slice(stored).get_shape())
+                kept = tensors.get_slice(stored)
+                if kept.get_dtype() not in _MEASURED_TYPES:
+                    raise BadModel(
+                        f"model: {checkpoint.path}: {full} is stored as {kept.get_dtype()}; "
+                        f"allowed are {', '.join(_MEASURED_TYPES)}"
+                    )
+                shape = tuple(kept.get_shape())
                 if shape != wanted_shape:
                     raise BadModel(
                         f"model: {checkpoint.path}: {full} is {list(shape)} in the weight files, "
