@@ -133,13 +133,26 @@ class LayerPass:
         for site, tensor in sites.items():
             if site not in ranges:
                 ranges[site] = SiteStatistics(tensor.shape[-1], self._state.analysis.llm_int8.magnitude)
-        over = self._each(lambda site: (site, ranges[site].add(sites[site])), _largest_first(sites))
-        for site, counts in over:
+
+        def add(site: Site) -> None:
+            over = ranges[site].add(sites[site])
             if site in LLM_INT8_SITES:
-                self._found.llm_int8.add(number, sites[site].flatten(0, -2), counts)
+                self._found.llm_int8.add(number, sites[site].flatten(0, -2), over.sum(dim=0))
+
+        self._each(add, _largest_first(sites))
 
     def _conclude(self) -> None:
         """Find what only the whole layer shows."""
+        found, magnitude = self._found, self._state.analysis.massive.magnitude
+        peaks = np.nan_to_num(found.ranges[BLOCK_OUTPUT].token_abs_max).reshape(self._state.sequences, -1)
+        standing_out = np.flatnonzero(peaks.max(axis=1) > magnitude).tolist()
+        of_sequences = [functools.partial(self._massive, number, peaks[number]) for number in standing_out]
+        _, _, *massive = self._each(lambda find: find(), [self._find_heads, self._find_dimensions, *of_sequences])
+        found.massive = [(number, one) for number, ones in zip(standing_out, massive, strict=True) for one in ones]
+        found.surface = functools.partial(_surface, self._state.streams, int(peaks.max(axis=1).argmax()))
+
+    def _find_dimensions(self) -> None:
+        """Find the residual stream's outlier dimensions."""
         found, analysis = self._found, self._state.analysis
         block = found.ranges[BLOCK_OUTPUT]
         channels = block.channels()
@@ -150,26 +163,25 @@ class LayerPass:
             channels.variance + channels.mean**2,
             analysis.median_quantile.quantile,
         )
-        peaks = np.nan_to_num(block.token_abs_max).reshape(self._state.sequences, -1)
-        found.massive = self._massive(peaks)
-        found.surface = functools.partial(_surface, self._state.streams, int(peaks.max(axis=1).argmax()))
-        if self._heads and HEADS_SITE in found.ranges:
-            channels = found.ranges[HEADS_SITE].channels()
-            found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, self._heads.query)
-            weight, scale = value_projection(self._layer, self._config) or (None, None)
-            if weight is not None and scale is not None:
-                found.predicted_peaks = predicted_peaks(weight, scale, self._heads.query, self._heads.key_value)
 
-    def _massive(self, peaks: F32) -> list[tuple[int, MassiveActivation]]:
-        """Return the massive activations with their sequences' numbers; peaks: every token's, [N, S], 0 for none."""
-        limits, found = self._state.analysis.massive, []
-        for number in np.flatnonzero(peaks.max(axis=1) > limits.magnitude).tolist():
-            x = self._state.streams.sequence(REFERENCE, number)
-            found += [(number, m) for m in massive_activations(x, peaks[number], limits.magnitude, limits.ratio)]
-        return found
+    def _massive(self, number: int, peaks: F32) -> list[MassiveActivation]:
+        """Return the massive activations of a sequence; peaks: its tokens', [S], 0 for none."""
+        limits = self._state.analysis.massive
+        x = self._state.streams.sequence(REFERENCE, number)
+        return massive_activations(x, peaks, limits.magnitude, limits.ratio)
+
+    def _find_heads(self) -> None:
+        found, heads = self._found, self._heads
+        if heads is None or HEADS_SITE not in found.ranges:
+            return
+        channels = found.ranges[HEADS_SITE].channels()
+        found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, heads.query)
+        weight, scale = value_projection(self._layer, self._config) or (None, None)
+        if weight is not None and scale is not None:
+            found.predicted_peaks = predicted_peaks(weight, scale, heads.query, heads.key_value)
 
     def _residual_stream(self) -> Iterable[torch.Tensor]:
-        return self._state.streams.sequences(REFERENCE, len(self._state.measured))
+        return self._state.streams.tokens(REFERENCE, len(self._state.measured))
 
 
 def _surface(streams: Streams, sequence: int) -> Surface:
@@ -194,5 +206,5 @@ def _largest_first(sites: dict[Site, torch.Tensor]) -> list[Site]:
     return sorted(sites, key=lambda site: sites[site].numel(), reverse=True)
 
 
-def _in_turn(work: Callable[[Site], Any], items: Sequence[Site]) -> list[Any]:
+def _in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return list(map(work, items))

@@ -234,7 +234,7 @@ def _write(
         assembled = assemble(
             files, len(state.decoder.layers), state.positions, findings.request, tables, findings.describe_token
         )
-        profile = pick_profile(state.streams.sequences(REFERENCE, len(state.measured)))
+        profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)
         report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -76,10 +76,10 @@ class Streams:
         else:
             self._mapped(self._directory, name, batch, "r+").copy_(hidden)
 
-    def sequences(self, name: str, batches: int) -> Iterator[torch.Tensor]:
-        """Yield the hidden states of every sequence of the first `batches` batches, [S, d] each."""
+    def tokens(self, name: str, batches: int) -> Iterator[torch.Tensor]:
+        """Yield the hidden states of every token of the first `batches` batches, [B * S, d] each."""
         for batch in range(batches):
-            yield from self.get(name, batch)
+            yield self.get(name, batch).flatten(0, 1)
 
     def sequence(self, name: str, number: int) -> torch.Tensor:
         """Return the hidden states of one sequence, [S, d], counted through all batches; not to be changed."""

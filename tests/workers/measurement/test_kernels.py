@@ -26,6 +26,7 @@ from workers.measurement.statistics.backends import (
 )
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.statistics.order import median_magnitude
 from workers.measurement.statistics.reduction import BINS, SHIFT, Reduction
 from workers.measurement.statistics.threads import each, share_out
 
@@ -119,6 +120,22 @@ def test_a_histogram_by_itself_is_that_of_the_reduction(shape: tuple[int, int, i
             wanted = magnitudes[magnitudes.contiguous().view(torch.int32) >> SHIFT == number].sort().values
             for find in (magnitudes_in_bin, plain.magnitudes_in_bin):
                 assert torch.equal(find(tokens, number).sort().values, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_median_magnitude_is_exact(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    x = random_tensor(shape, dtype).flatten(0, 1)
+    for tokens in (x, x.repeat_interleave(2, dim=0)[::2], x.abs(), x.round(), x.sign(), x[:, : -(-x.shape[1] // 2)]):
+        magnitudes = tokens.double().abs()
+        assert median_magnitude(tokens) == np.median(magnitudes[magnitudes.isfinite()].numpy())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("values", [[1, 2], [0, 5], [3, 3, 3], [1, 1.0625, 1.125], [-8, 2, 4, torch.nan, torch.inf]])
+def test_a_median_may_lie_between_bins(values: list[float], dtype: torch.dtype) -> None:
+    finite = [abs(value) for value in values if np.isfinite(value)]
+    assert median_magnitude(torch.tensor([values], dtype=dtype)) == np.median(finite)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -43,7 +43,7 @@ def kept(sites: list[torch.Tensor], file: Path) -> Hits:
         last = first + sequences * tokens
         for site in sites:
             x = site[first:last]
-            hits.add(number, x, SiteStatistics(WIDTH, 6.0).add(x.view(sequences, tokens, WIDTH)))
+            hits.add(number, x, SiteStatistics(WIDTH, 6.0).add(x.view(sequences, tokens, WIDTH)).sum(dim=0))
         first = last
     save_hits(file, hits.hits())
     return load_hits(file)

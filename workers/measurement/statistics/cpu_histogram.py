@@ -3,6 +3,7 @@
 T tokens, d channels
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from workers.measurement.statistics.compiling import compiled
-from workers.measurement.statistics.patterns import FLOAT16, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu_prefetch import AHEAD, prefetch_row
+from workers.measurement.statistics.patterns import BFLOAT16, FLOAT16, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.reduction import BINS, SHIFT, SPECIAL
 
 U32 = npt.NDArray[np.uint32]
@@ -24,46 +26,52 @@ one before it."""
 
 def histogram(x: torch.Tensor) -> torch.Tensor:
     """Return how many values of tokens [T, d] each bin holds, [16384]; see `backends.histogram`."""
-    lanes = empty_lanes(1)
-    _count(*patterns(x), *x.shape, lanes[0])
+    lanes = empty_lanes()
+    count(*patterns(x), *x.shape, lanes)
     return total(lanes)
 
 
 def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
     """Return the magnitudes of tokens [T, d] that lie in a bin; see `backends.magnitudes_in_bin`."""
-    found = np.empty(x.numel(), np.uint32)
-    count = _collect(*patterns(x), *x.shape, np.uint32(number), found)
-    return torch.from_numpy(found[:count].view(np.float32).copy())
+    flat, kind, strides = patterns(x)
+    mask, width, raised = bin_patterns(kind)
+    found = np.empty(x.numel() + 1, type(mask))
+    held = collect(flat, kind, strides, *x.shape, mask, width, number, found)
+    magnitudes = found[:held].astype(np.uint32) << np.uint32(raised)
+    return torch.from_numpy(magnitudes.view(np.float32))
 
 
-def empty_lanes(threads: int) -> U32:
-    """Return what threads count in, [threads, 2, 16384]."""
-    return np.zeros((threads, LANES, BINS), np.uint32)
+def bin_patterns(kind: int) -> tuple[Any, Any, int]:
+    """Return a mask that hides the sign of a pattern, how many patterns a bin has, and by how many bits a float32's
+    are longer. A float16 is decoded first.
+    """
+    pattern, raised = (np.uint16, 16) if kind == BFLOAT16 else (np.uint32, 0)
+    return pattern(int(MAGNITUDE) >> raised), pattern(1 << SHIFT >> raised), raised
 
 
-def total(lanes: U32) -> torch.Tensor:
-    """Return what the threads counted together, [16384], int64, without the bins of NaN and infinity."""
-    counts = _total(lanes.reshape(-1, BINS))
+def empty_lanes() -> U32:
+    """Return what a thread counts in, [2, 16384]."""
+    return np.zeros((LANES, BINS), np.uint32)
+
+
+def total(*lanes: U32) -> torch.Tensor:
+    """Return what threads counted together, [16384], int64, without the bins of NaN and infinity."""
+    counts = np.zeros(BINS, np.int64)
+    for lane in itertools.chain(*lanes):
+        counts += lane
     for special in SPECIAL:
         counts[special] = 0
     return torch.from_numpy(counts)
 
 
 @compiled()
-def _total(lanes: Any) -> Any:  # pragma: no cover - compiled
-    counts = np.zeros(lanes.shape[1], np.int64)
-    for lane in lanes:
-        for number in range(len(counts)):
-            counts[number] += lane[number]
-    return counts
-
-
-@compiled()
-def _count(
+def count(
     flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, lanes: Any
 ) -> None:  # pragma: no cover - compiled
+    """Count `patterns` of tokens [T, d] in a thread's lanes [2, 16384]."""
     bits = np.empty(channels, np.uint32)
     for t in range(tokens):
+        prefetch_row(flat, (t + AHEAD) * strides[0], channels)
         row = flat[t * strides[0] : t * strides[0] + channels]
         if kind == FLOAT16:
             decode(row, kind, bits)
@@ -73,29 +81,44 @@ def _count(
 
 
 @compiled()
-def _collect(
-    flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, number: Any, out: Any
+def collect(
+    flat: Any, kind: Any, strides: Any, tokens: Any, channels: Any, mask: Any, width: Any, number: Any, out: Any
 ) -> Any:  # pragma: no cover - compiled
-    bits, shift, count = np.empty(channels, np.uint32), np.uint32(SHIFT), 0
+    """Put the magnitudes of tokens [T, d] that lie in a bin into `out`, [T * d + 1]; return how many they are.
+
+    They are patterns, of float32 where those of the tokens are of float16; mask, width: see `bin_patterns`.
+    """
+    first = np.uint64(number * width)
+    bits, held = np.empty(channels, np.uint32), 0
     for t in range(tokens):
-        decode(flat[t * strides[0] : t * strides[0] + channels], kind, bits)
-        for c in range(channels):
-            magnitude = bits[c] & MAGNITUDE
-            if magnitude >> shift == number:
-                out[count] = magnitude
-                count += 1
-    return count
+        prefetch_row(flat, (t + AHEAD) * strides[0], channels)
+        row = flat[t * strides[0] : t * strides[0] + channels]
+        if kind == FLOAT16:
+            decode(row, kind, bits)
+            held += _collect_row(bits, mask, width, first, out[held:])
+        else:
+            held += _collect_row(row, mask, width, first, out[held:])
+    return held
+
+
+@compiled()
+def _collect_row(row: Any, mask: Any, width: Any, first: Any, out: Any) -> Any:  # pragma: no cover - compiled
+    held = 0
+    for c in range(row.shape[0]):
+        magnitude = row[c] & mask
+        out[held] = magnitude  # the next one takes its place if it is not in the bin: no branch has to be guessed
+        held += np.uint64(np.uint64(magnitude) - first) < width  # what is below wraps around
+    return held
 
 
 @compiled()
 def _count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
     """Count the patterns of a row in a thread's lanes [2, 16384]; those above `shift` bits are the bin."""
     lane0, lane1, one, shift = lanes[0], lanes[1], np.uint32(1), np.uint32(shift)
-    even = row.shape[0] // 4 * 4
-    for c in range(0, even, 4):
-        lane0[row[c] >> shift] += one
-        lane1[row[c + 1] >> shift] += one
-        lane0[row[c + 2] >> shift] += one
-        lane1[row[c + 3] >> shift] += one
-    for c in range(even, row.shape[0]):
-        lane0[row[c] >> shift] += one
+    half = row.shape[0] // 2
+    left, right = row[:half], row[half : 2 * half]
+    for c in range(half):
+        lane0[left[c] >> shift] += one
+        lane1[right[c] >> shift] += one
+    for value in row[2 * half :]:
+        lane0[value >> shift] += one

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.cpu_prefetch import AHEAD, prefetch_row
 from workers.measurement.statistics.patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.threads import share_out
 
@@ -51,6 +52,8 @@ def _products(
     y_shift, q_shift = np.uint32(16 * (y_kind == BFLOAT16)), np.uint32(16 * (q_kind == BFLOAT16))
     for t in range(first, last):
         a, b = t * y_strides[0], t * q_strides[0]
+        prefetch_row(y, a + AHEAD * y_strides[0], channels)
+        prefetch_row(q, b + AHEAD * q_strides[0], channels)
         y_row, q_row = y[a : a + channels], q[b : b + channels]
         if in_place and _sums(y_row, y_shift, q_row, q_shift, out[:, t]):
             continue

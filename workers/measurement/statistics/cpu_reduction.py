@@ -18,10 +18,11 @@ import torch
 
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.cpu_columns import COLUMNS, ROWS, add_columns
-from workers.measurement.statistics.cpu_histogram import empty_lanes, total
+from workers.measurement.statistics.cpu_histogram import U32, empty_lanes, total
+from workers.measurement.statistics.cpu_prefetch import prefetch
 from workers.measurement.statistics.patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, NAN, decode, patterns
 from workers.measurement.statistics.reduction import FP16_MAX, Reduction
-from workers.measurement.statistics.threads import most_threads, share_out
+from workers.measurement.statistics.threads import share_out
 
 _RANGE_TOKENS = 256
 _MOST_RANGES = 8
@@ -41,17 +42,19 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
     over_fp16 = np.zeros((sequences, ranges), np.int64)
     parts = (minimum, maximum, power_sums, over, missing, over_fp16)
     token_abs_max = np.empty((sequences, tokens), np.float32)
-    lanes = empty_lanes(most_threads())
+    lanes: dict[int, U32] = {}
     about = np.pad(pivot.numpy(), ((0, 0), (0, width - channels))) if width > channels else pivot.numpy()
     given = (*patterns(x), about, np.float32(threshold))
 
     def work(thread: int, first: int, last: int) -> None:
+        if thread not in lanes:
+            lanes[thread] = empty_lanes()
         _reduce(first, last, *given, *parts, token_abs_max, lanes[thread])
 
     share_out(sequences * ranges, work)
     _merge(*parts)
     merged = [np.ascontiguousarray(part[:, 0][..., :channels]) for part in parts[:-1]] + [over_fp16[:, 0]]
-    return Reduction._make([pivot, *map(torch.from_numpy, (*merged, token_abs_max)), total(lanes)])
+    return Reduction._make([pivot, *map(torch.from_numpy, (*merged, token_abs_max)), total(*lanes.values())])
 
 
 @compiled()
@@ -128,15 +131,16 @@ def _reduce_range(
     for t in range(0, tokens, ROWS):
         rows = magnitudes[t : t + ROWS]
         first = start + t * stride
+        ahead = first + ROWS * stride
         in_place = whole_vectors and len(rows) == ROWS
         if in_place:
             there = flat[first : first + ROWS * channels].reshape(ROWS, channels)
             in_place = _all_finite(there, kind, rows)
         if in_place:
-            _add(there, pivot, threshold, low, high, over, sums, lanes)
+            _add(flat, ahead, stride, there, pivot, threshold, low, high, over, sums, lanes)
         else:
             _load(flat, kind, first, stride, scratch, missing, rows)
-            _add(scratch, pivot, threshold, low, high, over, sums, lanes)
+            _add(flat, ahead, stride, scratch, pivot, threshold, low, high, over, sums, lanes)
         for k in range(len(rows)):
             if peaks[t + k] > _FP16_MAX:
                 row = first + k * stride
@@ -147,9 +151,22 @@ def _reduce_range(
 
 @compiled()
 def _add(
-    bits: Any, pivot: Any, threshold: Any, low: Any, high: Any, over: Any, sums: Any, lanes: Any
+    flat: Any,
+    ahead: Any,
+    stride: Any,
+    bits: Any,
+    pivot: Any,
+    threshold: Any,
+    low: Any,
+    high: Any,
+    over: Any,
+    sums: Any,
+    lanes: Any,
 ) -> None:  # pragma: no cover - compiled
+    """Add eight tokens, and ask meanwhile for those that begin at `ahead`."""
     for column in range(0, bits.shape[1], COLUMNS):
+        for k in range(ROWS):
+            prefetch(flat, ahead + k * stride + column)
         add_columns(bits, column, pivot, threshold, low, high, over, sums, lanes)
 
 

@@ -32,17 +32,19 @@ class HeadRange:
 def head_ranges(abs_max: npt.NDArray[np.float32], mean: F64, variance: F64, heads: int) -> list[HeadRange]:
     """Return every head's range from its channels' figures, [H * D] each; NaN where a channel has no finite value."""
     power = (variance + mean**2).reshape(heads, -1)
-    peaks = abs_max.astype(np.float64).reshape(heads, -1)
-    if not np.isfinite(power).any():
+    seen: npt.NDArray[np.bool_] = np.logical_or.reduce(np.isfinite(power), axis=1)
+    if not seen.any():
         return [HeadRange(None, None, None, None)] * heads
     layer_rms = math.sqrt(float(np.nanmean(power)))
-    return [_head_range(peaks[h], power[h], layer_rms) for h in range(heads)]
+    peaks = np.fmax.reduce(abs_max.astype(np.float64).reshape(heads, -1), axis=1).tolist()
+    of_heads = np.sqrt(np.nanmean(np.where(seen[:, None], power, 0), axis=1)).tolist()
+    return [
+        _head_range(peak, rms, layer_rms) if found else HeadRange(None, None, None, None)
+        for peak, rms, found in zip(peaks, of_heads, seen, strict=True)
+    ]
 
 
-def _head_range(peaks: F64, power: F64, layer_rms: float) -> HeadRange:
-    if not np.isfinite(power).any():
-        return HeadRange(None, None, None, None)
-    abs_max, rms = float(np.nanmax(peaks)), math.sqrt(float(np.nanmean(power)))
+def _head_range(abs_max: float, rms: float, layer_rms: float) -> HeadRange:
     return HeadRange(
         abs_max=abs_max,
         rms=rms,

@@ -3,11 +3,12 @@
 - median_quantile (Macocco et al.): the median over tokens of abs(x_j) is above the 99th percentile of all abs(x).
 - variance (Rudman et al.): var(x_j) is at least 5 times the mean over dimensions of var.
 
-The first wants exact order statistics of the whole stream. A dimension's median can only be above it if at least
-half of its values are, and then its mean square is at least half of the percentile's square: few dimensions reach
+The first wants exact order statistics of the whole stream. The histogram bounds the percentile closely; only where a
+dimension's median lies between the bounds must it be known exactly. A median can only be above a bound if at least half
+of the dimension's values are, and then its mean square is at least half of the bound's square: few dimensions reach
 that, so the others need not be looked at.
 
-    T token positions in sequences of S, d hidden dimensions
+    T token positions, d hidden dimensions
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from workers.measurement.statistics.order import Stream, exact_quantile
+from workers.measurement.statistics.order import Stream, exact_quantile, quantile_bounds
 from workers.measurement.statistics.reduction import F64, I64
 
 _ROUNDING = 1e-9
@@ -30,17 +31,20 @@ def median_quantile_dimensions(stream: Stream, histogram: I64, mean_square: F64,
     """
     if not histogram.any():
         return []
-    limit = exact_quantile(stream, histogram, quantile)
-    candidates = np.flatnonzero(mean_square * (1 + _ROUNDING) >= limit**2 / 2)
+    low, high = quantile_bounds(histogram, quantile)
+    candidates = np.flatnonzero(mean_square * (1 + _ROUNDING) >= low**2 / 2)
     finite = above = 0
     for magnitudes in _magnitudes(stream, candidates):
         finite = finite + np.isfinite(magnitudes).sum(axis=0)
-        above = above + (magnitudes > limit).sum(axis=0)
+        above = above + (magnitudes >= low).sum(axis=0)
     candidates = candidates[2 * above >= finite]
     if not candidates.size:
         return []
-    columns = np.concatenate(list(_magnitudes(stream, candidates)))
-    return [int(j) for j, column in zip(candidates, columns.T, strict=True) if np.nanmedian(column) > limit]
+    medians = np.nanmedian(np.concatenate(list(_magnitudes(stream, candidates))), axis=0)
+    undecided = (low <= medians) & (medians <= high)
+    limit = exact_quantile(stream, histogram, quantile) if undecided.any() else high
+    flagged: list[int] = candidates[medians > limit].tolist()
+    return flagged
 
 
 def variance_dimensions(variance: F64, ratio: float) -> list[int]:
@@ -55,7 +59,7 @@ def variance_dimensions(variance: F64, ratio: float) -> list[int]:
 
 
 def _magnitudes(stream: Stream, dimensions: I64) -> Iterable[F64]:
-    """Yield the magnitudes of these dimensions, NaN where not finite, by sequence; nothing if there are none."""
+    """Yield the magnitudes of these dimensions, NaN where not finite, part by part; nothing if there are none."""
     index = torch.from_numpy(dimensions)
     for x in stream() if dimensions.size else ():
         magnitudes = x[:, index.to(x.device)].double().abs().cpu().numpy()

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.measurement.statistics import backends
-from workers.measurement.statistics.order import exact_quantile
+from workers.measurement.statistics.order import median_magnitude
 from workers.measurement.statistics.reduction import F32, F64
 
 _ROUNDING = 1e-6
@@ -49,7 +48,7 @@ def massive_activations(x: torch.Tensor, token_abs_max: F32, magnitude: float, r
     if not positions.size:
         return []
     peaks = token_abs_max[positions].astype(np.float64)
-    median_tensor = _median_magnitude(x)
+    median_tensor = median_magnitude(x)
     vectors = x[torch.from_numpy(positions).to(x.device)].float().cpu().numpy()
     found = []
     for row in np.flatnonzero((peaks >= ratio * median_tensor) | _may_stand_out(vectors, peaks, ratio)):
@@ -90,8 +89,3 @@ def _of_token(
         )
         for j in np.flatnonzero(by_tensor | by_token).tolist()
     ]
-
-
-def _median_magnitude(x: torch.Tensor) -> float:
-    """Return the median magnitude of a sequence [S, d] with a finite value."""
-    return exact_quantile(lambda: [x], backends.histogram(x).cpu().numpy(), 0.5)

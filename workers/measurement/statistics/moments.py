@@ -31,41 +31,37 @@ def pooled(finite: I64, power_sums: F64, pivot: F32) -> Moments:
 
     finite: [N, d], counts; power_sums: [N, 4, d], about pivot: [N, d]. Where nothing is counted, moments are NaN.
     """
-    return Moments(*_pooled(finite, power_sums, pivot))
-
-
-def add_about(total: F64, about: F32, finite: I64, power_sums: F64, pivot: F32) -> None:
-    """Add power sums [N, 4, d] of counts [N, d], taken about pivots [N, d], to a total [4, d] about `about` [d]."""
-    _add_about(total, about, finite, power_sums, pivot)
-
-
-@compiled()
-def _pooled(finite: Any, sums: Any, pivot: Any) -> Any:  # pragma: no cover - compiled
     moments = np.empty((4, len(finite)))
-    for k in range(len(finite)):
-        count = 0
-        total = second = fourth = 0.0
-        for c in range(finite.shape[1]):
-            count += finite[k, c]
-            total += sums[k, 0, c] + finite[k, c] * np.float64(pivot[k, c])
-        mean = total / count
-        for c in range(finite.shape[1]):
-            e = np.float64(pivot[k, c]) - mean
-            n, s1, s2, s3, s4 = finite[k, c], sums[k, 0, c], sums[k, 1, c], sums[k, 2, c], sums[k, 3, c]
-            second += s2 + 2 * e * s1 + n * e**2
-            fourth += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
-        moments[0, k], moments[1, k] = count, mean
-        moments[2, k], moments[3, k] = max(second / count, 0.0), max(fourth / count, 0.0)
-    return moments
+    for number in range(len(finite)):
+        pool(finite[number], power_sums[number], pivot[number], moments[:, number])
+    return Moments(*moments)
+
+
+@compiled(fastmath={"reassoc", "contract", "nsz"})
+def pool(finite: Any, sums: Any, pivot: Any, moments: Any) -> None:  # pragma: no cover - compiled
+    """Write the moments of one part, [4], from its sums [4, d]; the fields of `Moments` in order."""
+    count = 0
+    total = second = fourth = 0.0
+    for c in range(len(finite)):
+        count += finite[c]
+        total += sums[0, c] + finite[c] * np.float64(pivot[c])
+    mean = total / count
+    for c in range(len(finite)):
+        e = np.float64(pivot[c]) - mean
+        n, s1, s2, s3, s4 = finite[c], sums[0, c], sums[1, c], sums[2, c], sums[3, c]
+        second += s2 + 2 * e * s1 + n * e**2
+        fourth += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
+    moments[0], moments[1] = count, mean
+    moments[2], moments[3] = max(second / count, 0.0), max(fourth / count, 0.0)
 
 
 @compiled()
-def _add_about(total: Any, about: Any, finite: Any, sums: Any, pivot: Any) -> None:  # pragma: no cover - compiled
-    for k in range(len(finite)):
-        for c in range(len(about)):
-            e = np.float64(pivot[k, c]) - np.float64(about[c])
-            n, s1, s2, s3, s4 = finite[k, c], sums[k, 0, c], sums[k, 1, c], sums[k, 2, c], sums[k, 3, c]
-            total[0, c] += s1 + n * e
-            total[1, c] += s2 + 2 * e * s1 + n * e**2
-            total[2, c] += s3 + 3 * e * s2 + 3 * e**2 * s1 + n * e**3
-            total[3, c] += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
+def add_about(total: Any, about: Any, finite: Any, sums: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+    """Add power sums [4, d] of counts [d], taken about a pivot [d], to a total [4, d] about `about` [d]."""
+    for c in range(len(about)):
+        e = np.float64(pivot[c]) - np.float64(about[c])
+        n, s1, s2, s3, s4 = finite[c], sums[0, c], sums[1, c], sums[2, c], sums[3, c]
+        total[0, c] += s1 + n * e
+        total[1, c] += s2 + 2 * e * s1 + n * e**2
+        total[2, c] += s3 + 3 * e * s2 + 3 * e**2 * s1 + n * e**3
+        total[3, c] += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from workers.measurement.statistics.backends import reduce_sequences, typical
+from workers.measurement.statistics.channel_totals import ChannelTotals
 from workers.measurement.statistics.histogram import magnitude_quantiles
-from workers.measurement.statistics.moments import Moments, add_about, pooled
+from workers.measurement.statistics.moments import Moments, pooled
 from workers.measurement.statistics.reduction import BINS, F32, F64, I64, Reduction
 
 _PER_SEQUENCE_EPSILON = 1e-6
@@ -74,23 +75,17 @@ class SiteStatistics:
     def __init__(self, channels: int, threshold: float) -> None:
         self._threshold = threshold
         self._pending: list[Reduction] = []
-        self._minimum = np.full(channels, np.inf, np.float32)
-        self._maximum = np.full(channels, -np.inf, np.float32)
-        self._pivot: F32 | None = None
-        self._power_sums = np.zeros((4, channels))
-        self._over = np.zeros(channels, np.int64)
-        self._finite = np.zeros(channels, np.int64)
+        self._totals = ChannelTotals.none(np.zeros(channels, np.float32))
         self._histogram = np.zeros(BINS, np.int64)
         self._over_fp16 = 0
         self._tokens = 0
-        self._kurtosis: list[F64] = []
-        self._inf_norm: list[F32] = []
+        self._sequences: list[Moments] = []
         self._token_abs_max: list[F32] = []
 
     def add(self, x: torch.Tensor | F32) -> torch.Tensor:
         """Add sequences [..., S, d], bfloat16, float16 or float32, on any device.
 
-        Returns how many of their values reach the threshold, by channel: [d], on their device.
+        Returns how many values of each of the N sequences reach the threshold, by channel: [N, d], on their device.
         """
         x = torch.as_tensor(x)
         sequences = x.reshape(-1, *x.shape[-2:])
@@ -98,41 +93,25 @@ class SiteStatistics:
         self._pending.append(reduction)
         if x.device.type == "cpu" or len(self._pending) == _MOST_PENDING:
             self._settle()
-        return reduction.over.sum(dim=0)
+        return reduction.over
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, []
         for reduction in pending:
-            self._merge(*(figure.cpu().numpy() for figure in reduction))
+            self._merge(Reduction._make(figure.cpu() for figure in reduction))
 
-    def _merge(
-        self,
-        pivot: F32,
-        minimum: F32,
-        maximum: F32,
-        power_sums: F64,
-        over: I64,
-        missing: I64,
-        over_fp16: I64,
-        token_abs_max: F32,
-        histogram: I64,
-    ) -> None:
-        """Merge the figures of a Reduction."""
-        finite = token_abs_max.shape[1] - missing.astype(np.int64)
-        if self._pivot is None:
-            self._pivot = pivot[0]
-        np.minimum(self._minimum, minimum.min(axis=0), out=self._minimum)
-        np.maximum(self._maximum, maximum.max(axis=0), out=self._maximum)
-        add_about(self._power_sums, self._pivot, finite, power_sums, pivot)
-        self._over += over.sum(axis=0, dtype=np.int64)
-        self._finite += finite.sum(axis=0)
+    def _merge(self, found: Reduction) -> None:
+        pivot, minimum, maximum, power_sums, over, missing, over_fp16, token_abs_max, histogram = (
+            figure.numpy() for figure in found
+        )
+        if self._tokens == 0:
+            self._totals = ChannelTotals.none(pivot[0])
+        tokens = token_abs_max.shape[1]
+        self._sequences.append(self._totals.add(pivot, minimum, maximum, power_sums, over, missing, tokens))
         self._histogram += histogram
         self._over_fp16 += int(over_fp16.sum())
         self._tokens += token_abs_max.size
-        self._token_abs_max.append(token_abs_max.reshape(-1))
-        sequences = pooled(finite, power_sums, pivot)
-        self._kurtosis.append(_kurtosis(sequences)[sequences.elements > 1])
-        self._inf_norm.append(np.fmax.reduce(token_abs_max, axis=1)[sequences.elements > 0])
+        self._token_abs_max.append(token_abs_max)
 
     @property
     def histogram(self) -> I64:
@@ -144,34 +123,36 @@ class SiteStatistics:
     def token_abs_max(self) -> F32:
         """[T]: the largest magnitude of every token so far; NaN where a token has no finite value."""
         self._settle()
-        return np.concatenate(self._token_abs_max)
+        return np.concatenate([peaks.reshape(-1) for peaks in self._token_abs_max])
 
     @property
     def nonfinite(self) -> int:
         """NaN and infinite values so far."""
         self._settle()
-        return self._tokens * len(self._finite) - int(self._finite.sum())
+        return self._tokens * len(self._totals.finite) - int(self._totals.finite.sum())
 
     def range(self) -> SiteRange:
         """Return the figures over everything added so far."""
         self._settle()
-        n, channels = int(self._finite.sum()), len(self._finite)
+        totals = self._totals
+        n, channels = int(totals.finite.sum()), len(totals.finite)
         counts = {
             "tokens": self._tokens,
             "channels": channels,
             "over_fp16": self._over_fp16,
             "nonfinite": self.nonfinite,
         }
-        if n == 0 or self._pivot is None:
+        if n == 0:
             nothing = [name for name in SiteRange.__dataclass_fields__ if name not in counts]
             return SiteRange(**counts, **dict.fromkeys(nothing))  # type: ignore[arg-type]
-        minimum, maximum = float(self._minimum.min()), float(self._maximum.max())
+        minimum, maximum = float(totals.minimum.min()), float(totals.maximum.max())
         abs_max = max(-minimum, maximum)
         token_median, token_p99 = np.nanquantile(self.token_abs_max.astype(np.float64), (0.5, 0.99)).tolist()
-        moments = pooled(self._finite[None], self._power_sums[None], self._pivot[None])
+        moments = pooled(totals.finite[None], totals.power_sums[None], totals.pivot[None])
         mean, second, fourth = (float(moment[0]) for moment in moments[1:])
         rms = math.sqrt(mean**2 + second)
-        kurtosis, inf_norm = np.concatenate(self._kurtosis), np.concatenate(self._inf_norm)
+        kurtosis = np.concatenate([_kurtosis(sequences) for sequences in self._sequences])
+        inf_norm = np.concatenate([_inf_norm(peaks) for peaks in self._token_abs_max])
         median, p99, p99_9, p99_99 = magnitude_quantiles(self._histogram, (0.5, 0.99, 0.999, 0.9999), abs_max).tolist()
         return SiteRange(
             **counts,
@@ -198,24 +179,31 @@ class SiteStatistics:
     def channels(self) -> ChannelRanges:
         """Return the figures of every channel over everything added so far."""
         self._settle()
-        seen = self._finite > 0
-        n = np.where(seen, self._finite, 1)
-        offset = self._power_sums[0] / n
-        mean = (0.0 if self._pivot is None else self._pivot) + offset
-        variance = np.maximum(self._power_sums[1] / n - offset**2, 0.0)
+        totals = self._totals
+        seen = totals.finite > 0
+        n = np.where(seen, totals.finite, 1)
+        offset = totals.power_sums[0] / n
+        variance = np.maximum(totals.power_sums[1] / n - offset**2, 0.0)
         nan = np.float32(np.nan)
         return ChannelRanges(
-            min=np.where(seen, self._minimum, nan),
-            max=np.where(seen, self._maximum, nan),
-            abs_max=np.where(seen, np.maximum(-self._minimum, self._maximum), nan),
-            mean=np.where(seen, mean, np.nan),
+            min=np.where(seen, totals.minimum, nan),
+            max=np.where(seen, totals.maximum, nan),
+            abs_max=np.where(seen, np.maximum(-totals.minimum, totals.maximum), nan),
+            mean=np.where(seen, totals.pivot + offset, np.nan),
             variance=np.where(seen, variance, np.nan),
-            over_threshold=self._over.copy(),
+            over_threshold=totals.over.copy(),
         )
 
 
 def _kurtosis(sequences: Moments) -> F64:
     """Return n^-1 sum (x - m)^4 / (s^4 + 1e-6) of every sequence, with the unbiased s (arXiv 2306.12929)."""
-    unbiased = sequences.second * sequences.elements / np.maximum(sequences.elements - 1, 1)
-    kurtosis: F64 = sequences.fourth / (unbiased**2 + _PER_SEQUENCE_EPSILON)
+    elements, _, second, fourth = (moment[sequences.elements > 1] for moment in sequences)
+    unbiased = second * elements / (elements - 1)
+    kurtosis: F64 = fourth / (unbiased**2 + _PER_SEQUENCE_EPSILON)
     return kurtosis
+
+
+def _inf_norm(token_abs_max: F32) -> F32:
+    """Return the largest magnitude of every sequence that has a finite value, from all its tokens' [N, S]."""
+    largest: F32 = np.fmax.reduce(token_abs_max, axis=1)
+    return largest[~np.isnan(largest)]
