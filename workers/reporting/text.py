@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from service.contracts.report import Estimate
 
 ABSENT = "n/a"
+_ROUNDING = 1e-12
+"""Relative to its value, an error so small says how float64 rounds, not how far the value may be off."""
 
 
 def visible(text: str) -> str:
@@ -40,14 +42,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def estimate(figure: Estimate | None) -> str:
     """Return `value ± standard error`, both to the error's second digit, a tenth at least where the value is
-    under a thousand; the value alone where it has no error.
+    under a thousand; the value alone where it has no error. An error of rounding alone counts as 0.
     """
     if figure is None:
         return ABSENT
     value, standard_error = figure.value, figure.standard_error
     if standard_error is None or not math.isfinite(standard_error) or not math.isfinite(value):
         return number(value, 4)
-    if standard_error <= 0:
+    if standard_error <= abs(value) * _ROUNDING:
         return f"{number(value, 4)} ± 0"
     places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(standard_error))))
     return f"{value:,.{places}f} ± {standard_error:,.{places}f}"

@@ -11,9 +11,9 @@ import torch
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.cpu_histogram import bin_patterns, collect, count, empty_lanes
 from workers.measurement.statistics.patterns import patterns
-from workers.measurement.statistics.reduction import BINS
+from workers.measurement.statistics.reduction import BINS, SHIFT
 
-_DIGIT = 9
+_DIGIT = SHIFT // 2
 """Bits of a pattern that are looked at together; two digits make up what a bin leaves open."""
 _LAST = (1 << _DIGIT) - 1
 _FINITE = 255 * 32
