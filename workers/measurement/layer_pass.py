@@ -147,9 +147,10 @@ class LayerPass:
         peaks = np.nan_to_num(found.ranges[BLOCK_OUTPUT].token_abs_max).reshape(self._state.sequences, -1)
         standing_out = np.flatnonzero(peaks.max(axis=1) > magnitude).tolist()
         of_sequences = [functools.partial(self._massive, number, peaks[number]) for number in standing_out]
-        _, _, *massive = self._each(lambda find: find(), [self._find_heads, self._find_dimensions, *of_sequences])
+        _, *massive = self._each(lambda find: find(), [self._find_dimensions, *of_sequences])
         found.massive = [(number, one) for number, ones in zip(standing_out, massive, strict=True) for one in ones]
         found.surface = functools.partial(_surface, self._state.streams, int(peaks.max(axis=1).argmax()))
+        self._find_heads()
 
     def _find_dimensions(self) -> None:
         """Find the residual stream's outlier dimensions."""

@@ -70,11 +70,13 @@ class LayerHits:
         dimensions = np.flatnonzero(counted)
         if not dimensions.size:
             return
-        columns = x[:, torch.from_numpy(dimensions).to(x.device)].cpu().contiguous()
+        on_cpu = x.device.type == "cpu"
+        columns = x if on_cpu else x[:, torch.from_numpy(dimensions).to(x.device)].cpu()
+        places = dimensions if on_cpu else np.arange(len(dimensions))
         positions = np.zeros((len(dimensions), _bytes(len(x))), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)
         values = np.empty(int(counted.sum(dtype=np.int64)), np.int64)
-        _note(patterns(columns).flat, patterns(columns).kind, self._magnitude, dimensions, positions, abs_max, values)
+        _note(*patterns(columns), places, self._magnitude, dimensions, len(x), positions, abs_max, values)
         self._found.append((batch, Hits(dimensions, positions, abs_max, *np.unique(values, return_counts=True))))
 
     def hits(self) -> Hits:
@@ -146,17 +148,31 @@ def _bytes(positions: int) -> int:
 
 @compiled()
 def _note(
-    flat: Any, kind: Any, magnitude: Any, dimensions: Any, positions: Any, abs_max: Any, values: Any
+    flat: Any,
+    kind: Any,
+    strides: Any,
+    places: Any,
+    magnitude: Any,
+    dimensions: Any,
+    tokens: Any,
+    positions: Any,
+    abs_max: Any,
+    values: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Note every value [T, k] that reaches the magnitude; there is room for just so many."""
+    """Note every value of some dimensions, at their places in each token, that reaches the magnitude.
+
+    There is room for just so many.
+    """
     width, n = len(dimensions), 0
-    bits = np.empty(width, np.uint32)
-    row, peaks = bits.view(np.float32), abs_max.view(np.uint32)
-    for t in range(len(flat) // width):
-        decode(flat[t * width : (t + 1) * width], kind, bits)
+    row, bits = np.empty(width, flat.dtype), np.empty(width, np.uint32)
+    decoded, peaks = bits.view(np.float32), abs_max.view(np.uint32)
+    for t in range(tokens):
+        for k in range(width):
+            row[k] = flat[t * strides[0] + places[k]]
+        decode(row, kind, bits)
         for k in range(width):
             pattern = bits[k] & MAGNITUDE
-            if abs(row[k]) >= magnitude and pattern < INFINITY:
+            if abs(decoded[k]) >= magnitude and pattern < INFINITY:
                 positions[k, t // 8] |= np.uint8(128 >> t % 8)
                 peaks[k] = max(peaks[k], pattern)
                 values[n] = dimensions[k] << _KEPT_BITS | bits[k] >> np.uint32(32 - _KEPT_BITS)

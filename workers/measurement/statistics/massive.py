@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from workers.measurement.statistics.order import median_magnitude
-from workers.measurement.statistics.reduction import F32, F64
+from workers.measurement.statistics.patterns import rows
+from workers.measurement.statistics.reduction import F32, F64, I64
 
 _ROUNDING = 1e-6
 """By less than this are quotients of float32 too small."""
@@ -49,11 +50,19 @@ def massive_activations(x: torch.Tensor, token_abs_max: F32, magnitude: float, r
         return []
     peaks = token_abs_max[positions].astype(np.float64)
     median_tensor = median_magnitude(x)
-    vectors = x[torch.from_numpy(positions).to(x.device)].float().cpu().numpy()
+    vectors = _tokens(x, positions)
     found = []
     for row in np.flatnonzero((peaks >= ratio * median_tensor) | _may_stand_out(vectors, peaks, ratio)):
         found += _of_token(int(positions[row]), vectors[row], median_tensor, magnitude, ratio)
     return found
+
+
+def _tokens(x: torch.Tensor, positions: I64) -> F32:
+    """Return some tokens of x [S, d], [p, d]."""
+    if x.device.type == "cpu":
+        return rows(x, positions)
+    vectors: F32 = x[torch.from_numpy(positions).to(x.device)].float().cpu().numpy()
+    return vectors
 
 
 def _may_stand_out(vectors: F32, peaks: F64, ratio: float) -> npt.NDArray[np.bool_]:

@@ -47,6 +47,20 @@ def patterns(x: torch.Tensor) -> Patterns:
     return Patterns(flat, _KINDS[x.dtype], x.stride()[:-1])
 
 
+def rows(x: torch.Tensor, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return some of the tokens of x [T, d], in host memory, as float32, [p, d]."""
+    found = np.empty((len(positions), x.shape[1]), np.uint32)
+    _decode_rows(*patterns(x), positions, found)
+    return found.view(np.float32)
+
+
+@compiled()
+def _decode_rows(flat: Any, kind: Any, strides: Any, positions: Any, out: Any) -> None:  # pragma: no cover - compiled
+    for row, position in enumerate(positions):
+        first = position * strides[0]
+        decode(flat[first : first + out.shape[1]], kind, out[row])
+
+
 @compiled()
 def decode(row: Any, kind: Any, out: Any) -> Any:  # pragma: no cover - compiled
     """Write the float32 patterns of a row [d] to `out` [d]; return the largest pattern, sign aside."""

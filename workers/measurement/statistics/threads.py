@@ -4,6 +4,9 @@ numba's own parallel loops are not used. Their OpenMP threads, like torch's, spi
 to do, and two such pools take the cores from each other; the alternative that does not spin may not be entered from
 two threads. These threads sleep between calls, and kernels hold no lock.
 
+What is shared out should be kernels, not torch's operations on much data: those make a second set of OpenMP threads
+for the thread that calls them, after which OpenMP counts more threads than cores and lets none of them spin.
+
 Work that is shared out may share out parts of itself. It then gets the threads that are not taken, which may be none:
 more threads than cores would only wait for each other.
 """
