@@ -172,6 +172,7 @@ class LayerPass:
         return massive_activations(x, peaks, limits.magnitude, limits.ratio)
 
     def _find_heads(self) -> None:
+        """Find what the heads reach, and what their weights foretell: torch's work, so not for `threads.each`."""
         found, heads = self._found, self._heads
         if heads is None or HEADS_SITE not in found.ranges:
             return

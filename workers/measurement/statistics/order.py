@@ -2,7 +2,7 @@
 
 Sorting them all is not needed: their histogram says in which bin a rank lies, so only that bin's values are sorted.
 
-    T token positions in sequences of S, d channels
+    T token positions, d channels
 """
 
 from collections.abc import Callable, Iterable
