@@ -5,12 +5,13 @@ a job that it has answered with 202 is recorded whether or not a worker or the q
 """
 
 from celery import Celery
-from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
 from service.api.gate import BodyLimit, KeyRequired
+from service.api.parameters import known_parameters_only
 from service.api.rooms import Rooms
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
@@ -45,5 +46,5 @@ def make_app(
     app.include_router(health.router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     for router in (jobs.router, events.router, reports.router, comparisons.router, catalog.router, openapi):
-        app.include_router(router, dependencies=keyed)
+        app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

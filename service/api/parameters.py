@@ -3,9 +3,9 @@
 import re
 from typing import Annotated
 
-from fastapi import Depends, Path, Query
+from fastapi import Depends, Path, Query, Request
 
-from service.errors import NotFound
+from service.errors import InvalidRequest, NotFound
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL holds no NUL, and nothing here has use for the others."""
@@ -28,3 +28,12 @@ def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its r
 
 
 JobId = Annotated[str, Depends(_job_id)]
+
+
+def known_parameters_only(request: Request) -> None:
+    """Raise InvalidRequest for a query parameter that the call does not take: a misspelt filter must not go unseen."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            takes = f"this call takes {', '.join(known)}" if known else "this call takes none"
+            raise InvalidRequest(name, value, f"there is no such parameter; {takes}")

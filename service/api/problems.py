@@ -69,9 +69,12 @@ def _headroom_error(_: Request, error: Exception) -> JSONResponse:
     return problem(error.code, error.status, str(error), errors=errors, headers=headers)
 
 
-def _validation_error(_: Request, error: Exception) -> JSONResponse:
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
+    if isinstance(error.body, bytes) and error.body:  # read, and not taken for JSON
+        sent = request.headers.get("content-type", "")[:SHOWN_CHARACTERS]
+        return problem("unsupported-media-type", 415, f"Content-Type: {sent!r}; a body must be application/json")
     if any(item["type"] == "json_invalid" for item in found):
         return problem("malformed-request", 400, f"the body is not valid JSON: {found[0]['ctx']['error']}")
     errors = [_refused(item) for item in found]

@@ -1,6 +1,7 @@
 """Progress on standard error: bars on a terminal, plain lines elsewhere."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from service.cli.following import Display, Pace
+from service.contracts.warnings import FEW
 
 UNITS = {"sweep": "layers", "divergence": "sequences"}
 """What `done` and `total` count, for the stages that count more than themselves."""
@@ -47,18 +49,47 @@ def display(console: Console) -> Iterator[Display]:
         yield Bars(bars)
 
 
+class Events:
+    """One line for every event that is no progress, but for warnings only while those of their code are few."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._warned: Counter[str] = Counter()
+
+    def show(self, kind: str, data: dict[str, Any]) -> None:
+        """Show one event."""
+        if kind == "warning":
+            self._warn(data)
+        elif kind == "failed":
+            _say(self._console, f"failed: {data.get('message', '')}")
+        elif kind == "requeued":
+            _say(self._console, f"queued again: {data.get('reason', 'its worker was lost')}")
+        else:
+            _say(self._console, _TOLD.get(kind, kind))
+
+    def _warn(self, data: dict[str, Any]) -> None:
+        code = data.get("code", "")
+        self._warned[code] += 1
+        if self._warned[code] <= FEW:
+            where = f" ({data['where']})" if data.get("where") else ""
+            _say(self._console, f"warning: {data['message']}{where}")
+        elif self._warned[code] == FEW + 1:
+            _say(self._console, f"warning: more like the last, which the report lists ({code})")
+
+
 class Lines:
     """One line for every stage, every tenth of one, and every other event."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._pace = Pace()
+        self._events = Events(console)
         self._said: tuple[Any, ...] = ()
 
     def show(self, kind: str, data: dict[str, Any]) -> None:
         """Show one event."""
         if kind != "progress":
-            _say(self._console, _told(kind, data))
+            self._events.show(kind, data)
             return
         stage, done, total = data["stage"], data["done"], data["total"]
         left = self._pace.left(stage, done, total, data["elapsed_seconds"])
@@ -85,6 +116,7 @@ class Bars:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._pace = Pace()
+        self._events = Events(bars.console)
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, kind: str, data: dict[str, Any]) -> None:
@@ -92,7 +124,7 @@ class Bars:
         if kind != "progress":
             if kind in ("started", "requeued"):  # a new attempt begins at the first stage
                 self._clear()
-            _say(self._bars.console, _told(kind, data))
+            self._events.show(kind, data)
             return
         stage, done, total = data["stage"], data["done"], data["total"]
         left = self._pace.left(stage, done, total, data["elapsed_seconds"])
@@ -111,17 +143,6 @@ class Bars:
         for task in self._tasks.values():
             self._bars.remove_task(task)
         self._tasks.clear()
-
-
-def _told(kind: str, data: dict[str, Any]) -> str:
-    if kind == "warning":
-        where = f" ({data['where']})" if data.get("where") else ""
-        return f"warning: {data['message']}{where}"
-    if kind == "failed":
-        return f"failed: {data.get('message', '')}"
-    if kind == "requeued":
-        return f"queued again: {data.get('reason', 'its worker was lost')}"
-    return _TOLD.get(kind, kind)
 
 
 def _ahead(jobs: int) -> str:

@@ -3,6 +3,7 @@
 Keys are read one by one and others are passed over, so that a newer service's report can be summarised too.
 """
 
+from operator import itemgetter
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from service.cli.client import Document
 from service.contracts.report import Estimate
 from service.contracts.request import VerdictLimits
 from service.contracts.verdict import judge
+from service.contracts.warnings import by_code
 
 NONE = "none"
 """Stands for a figure that could not be had: no position had a finite prediction."""
@@ -91,9 +93,7 @@ def show(console: Console, summary: dict[str, Any]) -> None:
             _line(console, f"{SIMULATED}: simulated, rounded numbers stand in for a low-precision kernel")
         _worst(console, summary["schemes"])
     _outliers(console, summary["outlier_dimensions"])
-    for warning in summary["warnings"]:
-        where = f" ({warning['where']})" if warning.get("where") else ""
-        _line(console, f"Warning {warning['code']}: {warning['message']}{where}")
+    _warnings(console, summary["warnings"])
 
 
 def _verdicts(console: Console, summary: dict[str, Any]) -> None:
@@ -164,6 +164,15 @@ def _outliers(console: Console, definitions: dict[str, Any]) -> None:
             _line(console, ", ".join(told))
         if len(dimensions) > SHOWN_DIMENSIONS:
             _line(console, f"  and {len(dimensions) - SHOWN_DIMENSIONS} more")
+
+
+def _warnings(console: Console, warnings: list[Document]) -> None:
+    for kind in by_code(warnings, itemgetter("code")):
+        for warning in kind.first:
+            where = f" ({warning['where']})" if warning.get("where") else ""
+            _line(console, f"Warning {kind.code}: {warning['message']}{where}")
+        if kind.rest:
+            _line(console, f"Warning {kind.code}: {len(kind.rest)} more; report.json lists them")
 
 
 def _estimate(estimate: Document | None, digits: int) -> str:

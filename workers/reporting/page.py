@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from service.contracts.report import LeftOut
+from service.contracts.warnings import by_code
 from workers.reporting.figures.drawing import Saved
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import Source
@@ -119,6 +121,7 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
         .render(
             style=style_sheet(),
             report=report,
+            warnings=by_code(report.warnings, attrgetter("code")),
             measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
             reference=outcome.reference(report),
             by_level=outcome.by_level(report),

@@ -1,8 +1,10 @@
 """`summary.md`: what a pull request or a model card says of the report, in plain Markdown."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from service.contracts.report import Report
+from service.contracts.warnings import by_code
 from workers.reporting.loading import Source
 from workers.reporting.markdown import bullets, code, escaped, line, table
 from workers.reporting.text import counted, listing
@@ -87,7 +89,11 @@ def _shortened(grid: Grid) -> tuple[str, ...]:
 def _warnings(report: Report) -> tuple[str, ...]:
     if not report.warnings:
         return ()
-    told = (f"{one.message}{f' ({one.where})' if one.where else ''} [{one.code}]" for one in report.warnings)
+    told = []
+    for kind in by_code(report.warnings, attrgetter("code")):
+        told += [f"{one.message}{f' ({one.where})' if one.where else ''} [{kind.code}]" for one in kind.first]
+        if kind.rest:
+            told.append(f"{len(kind.rest):,} more in the report [{kind.code}]")
     return ("## Warnings\n", bullets(told))
 
 

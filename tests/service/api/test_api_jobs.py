@@ -216,6 +216,16 @@ def test_a_body_that_is_no_json_is_refused(client, problem, body):
     )
 
 
+@pytest.mark.parametrize("sent", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "x" * 5000}])
+def test_a_body_that_is_not_called_json_is_refused(client, world, problem, sent):
+    response = client.post("/v1/jobs", content=b'{"model": "sample"}', headers=sent)
+    document = problem(response, 415, "unsupported-media-type")
+    assert sent.get("Content-Type", "''")[:20] in document["detail"]
+    assert "application/json" in document["detail"]
+    assert len(document["detail"]) < 300
+    assert world.store.list().jobs == []
+
+
 def test_an_announced_body_over_the_limit_is_refused(client, problem):
     problem(client.post("/v1/jobs", json={"model": "x" * 5000}), 413, "body-too-large")
 
@@ -251,11 +261,18 @@ def test_a_body_of_exactly_the_limit_is_read(client, world):
         {"page_token": "x" * 10_000},
         {"status": "resting"},
         {"model": "a\x00b"},
+        {"staus": "failed"},
     ],
 )
 def test_a_list_with_a_bad_parameter_is_refused_by_name(client, problem, parameters):
     document = problem(client.get("/v1/jobs", params=parameters), 422, "invalid-request")
     assert [error["field"] for error in document["errors"]] == list(parameters)
+
+
+@pytest.mark.parametrize("call", ["/v1/jobs/a", "/v1/reports/a/report.html", "/v1/schemes"])
+def test_a_parameter_that_a_call_does_not_take_is_refused(client, problem, call):
+    document = problem(client.get(call, params={"verbose": "1"}), 422, "invalid-request")
+    assert document["detail"] == "verbose: '1' is not allowed; there is no such parameter; this call takes none"
 
 
 @pytest.mark.parametrize("key", ["", "x" * 300, "tab\tkey"])

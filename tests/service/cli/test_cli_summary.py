@@ -49,6 +49,16 @@ def test_outlier_dimensions_and_warnings_are_shown(told):
     assert "Warning nonfinite: NaN in [bold]weights[/bold] (layer 3)" in lines
 
 
+def test_of_many_warnings_of_one_code_the_first_are_shown_and_the_rest_counted(report, told):
+    report["warnings"] = [{"code": "nonfinite", "message": f"{n} NaN", "where": None} for n in range(1, 13)]
+    lines = [line for line in told() if line.startswith("Warning")]
+    assert lines == [
+        *(f"Warning nonfinite: {n} NaN" for n in range(1, 6)),
+        "Warning nonfinite: 7 more; report.json lists them",
+    ]
+    assert len(summarise(report)["warnings"]) == 12
+
+
 def test_figures_that_could_not_be_had_are_said_to_be_none(report, told):
     for key in ("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token"):
         report["schemes"]["int8"][key] = None

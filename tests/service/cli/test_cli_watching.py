@@ -138,6 +138,18 @@ def test_away_from_a_terminal_progress_is_plain_lines_and_not_too_many():
     assert lines[-2:] == ["queued, 2 jobs before it", "queued, 1 job before it"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_warnings_of_one_code_are_shown_while_they_are_few(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with display(console) as shown:
+        for n in range(1, 13):
+            shown.show("warning", {"code": "nonfinite", "message": f"{n} NaN", "where": None})
+        shown.show("warning", {"code": "other", "message": "another"})
+    lines = [line.replace("\x1b[2K", "").strip() for line in console.file.getvalue().splitlines() if "warning" in line]
+    more = "warning: more like the last, which the report lists (nonfinite)"
+    assert lines == [*(f"warning: {n} NaN" for n in range(1, 6)), more, "warning: another"]
+
+
 def test_a_second_attempt_begins_at_the_first_stage_again():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with display(console) as shown:

@@ -223,6 +223,27 @@ def test_warnings_stand_before_the_findings(make_report):
     assert "1 warning" in text
 
 
+@pytest.mark.usefixtures("one_figure")
+def test_of_many_warnings_of_one_code_the_first_stand_for_all(make_report):
+    many = tuple(("nonfinite", f"{n} values are NaN", f"layer {n}") for n in range(1, 13))
+    directory = make_report(schemes=(), warnings=(*many, ("other", "Something else", None)))
+    render(directory)
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    section = page[
+        page.index('<section id="warnings"') : page.index("</section>", page.index('<section id="warnings"'))
+    ]
+    shown, _, folded = section.partition("<details>")
+    assert [n for n in range(1, 13) if f"<b>{n} values are NaN</b>" in shown] == [1, 2, 3, 4, 5]
+    assert "7 more <code>nonfinite</code>" in folded
+    folded, _, after = folded.partition("</details>")
+    assert [n for n in range(1, 13) if f"<b>{n} values are NaN</b>" in folded] == [6, 7, 8, 9, 10, 11, 12]
+    assert "<b>Something else</b>" in after
+    summary = (directory / "summary.md").read_text()
+    assert "- 5 values are NaN (layer 5) " in summary
+    assert "- 7 more in the report " in summary
+    assert "6 values are NaN" not in summary
+
+
 def test_no_outliers_and_no_schemes_are_said(make_report):
     directory = make_report(outliers=0, schemes=())
     render(directory)
