@@ -63,16 +63,17 @@ def test_a_model_without_attention(tmp_path: Path, calibration_text: Path) -> No
     assert [w["code"] for w in besides_guessing(report)] == ["unknown-architecture"]
 
 
+@pytest.mark.parametrize("name", ["int8", "w8a8-token", "int4-group128"])
 def test_what_a_layer_does_more_with_than_call_it_stays_as_it_is_and_is_named(
-    tmp_path: Path, calibration_text: Path
+    name: str, tmp_path: Path, calibration_text: Path
 ) -> None:
     path = save_random(tmp_path / "model", OTHERS["mamba"]())
     save_tokenizer(path)
-    report = measured(path, calibration_text, tmp_path / "out", schemes=["int8"])
-    (warning,) = (w for w in report["warnings"] if w["where"] == "int8")
+    report = measured(path, calibration_text, tmp_path / "out", schemes=[name])
+    (warning,) = (w for w in report["warnings"] if w["where"] == name)
     assert warning["code"] == "left-unquantised"
     assert re.match(r"mixer.dt_proj stays as it is in layers 0-1: the layer uses its weight itself", warning["message"])
-    scheme = report["schemes"]["int8"]
+    scheme = report["schemes"][name]
     left = {name for name in scheme["not_quantised"] if name.endswith("_proj")}
     assert left == {f"backbone.layers.{layer}.mixer.dt_proj" for layer in (0, 1)}
     assert scheme["compression"] > 1

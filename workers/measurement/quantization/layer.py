@@ -44,8 +44,7 @@ def quantise_layer(
     Projections that no scheme replaces stay as they are, and so do those that no path of this scheme's kernel takes,
     and those of `leave`: from a name to the reason. Such have no weight error.
     """
-    shared = {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
-    copied = copy.deepcopy(layer, memo=shared)
+    copied = copy.deepcopy(layer, memo=shared_tensors(layer))
     errors: dict[str, float | None] = {}
     paths: set[str] = set()
     left = dict(leave)
@@ -66,6 +65,11 @@ def quantise_layer(
         paths.add(quantised.path)
         drop_file_pages(weight)
     return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths), left)
+
+
+def shared_tensors(layer: nn.Module) -> dict[int, torch.Tensor]:
+    """Return the memo with which `copy.deepcopy` makes a copy of the layer that shares its tensors."""
+    return {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
 
 
 def _weight_errors(

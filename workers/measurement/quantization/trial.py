@@ -1,11 +1,14 @@
 """Finds out which projections of a layer can be replaced, by a trial of the first layer of every kind.
 
-A layer may do more with a projection than call it: multiply by its weight (Mamba), or bring the input into its
-weight's type (the indexer of DeepSeek-V3.2). With a quantised module in that place it breaks off, or rounds to integers
-without a word. Such a projection stays as it is, as whoever deploys the model has to leave it.
+A layer may do more with a projection than call it. Where it multiplies by the weight itself (Mamba), a real kernel's
+module breaks it off, and a simulated one would round the weight but never the input. Where it brings the input into
+the weight's type first (the indexer of DeepSeek-V3.2), integers come of it without a word. Such a projection stays as
+it is, as whoever deploys the model has to leave it.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -17,7 +20,16 @@ from workers.measurement.memory import ran_out
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
-from workers.measurement.quantization.layer import NOTHING, QuantisedLayer, quantise_layer
+from workers.measurement.quantization.layer import QuantisedLayer, quantise_layer, shared_tensors
+
+
+class _Run(NamedTuple):
+    """What a layer did with the few tokens."""
+
+    hidden: torch.Tensor
+    """[1, S, d]: what it gave."""
+    types: dict[str, torch.dtype]
+    """Of what every projection that it called gave."""
 
 
 class Trials:
@@ -32,7 +44,7 @@ class Trials:
         """
         self._hidden = hidden
         self._arguments = arguments
-        self._left: dict[tuple[object, ...], Mapping[str, str]] = {}
+        self._left: dict[tuple[object, ...], dict[str, str]] = {}
 
     def quantise(self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme) -> QuantisedLayer:
         """Return a copy of layer `index` in which every projection that can be replaced is quantised.
@@ -43,37 +55,59 @@ class Trials:
         kind = (scheme.name, type(layer), *(part.name for part in parts))
         if kind in self._left:
             return quantise_layer(layer, parts, scheme, self._left[kind])
-        quantised = quantise_layer(layer, parts, scheme)
-        self._left[kind] = NOTHING
-        if self._fault(index, layer, quantised.module, parts):
-            self._left[kind] = self._irreplaceable(index, layer, parts, scheme)
+        expected = self._run(index, layer, parts)
+        self._left[kind] = self._uncalled(index, layer, parts, expected)
+        quantised = quantise_layer(layer, parts, scheme, self._left[kind])
+        if self._fault(index, quantised.module, parts, expected):
+            self._left[kind] |= self._irreplaceable(index, layer, parts, scheme, expected)
             quantised = quantise_layer(layer, parts, scheme, self._left[kind])
-            if fault := self._fault(index, layer, quantised.module, parts):
+            if fault := self._fault(index, quantised.module, parts, expected):
                 raise CannotQuantise(f"{scheme.name}: layer {index} does not run quantised: {fault}")
         return quantised
 
+    def _uncalled(self, index: int, layer: nn.Module, parts: Sequence[Projection], expected: _Run) -> dict[str, str]:
+        """Return the projections that the layer does not call, though its output depends on their weights."""
+        silent = [part.name for part in parts if part.quantised and part.name not in expected.types]
+        if not silent or not self._matter(index, layer, silent, expected):
+            return {}
+        used = (name for name in silent if self._matter(index, layer, [name], expected))
+        return dict.fromkeys(used, "the layer uses its weight itself, and does not call it")
+
+    def _matter(self, index: int, layer: nn.Module, names: Sequence[str], expected: _Run) -> bool:
+        """Whether NaN in place of the weights of some projections shows in what the layer gives."""
+        copied = copy.deepcopy(layer, memo=shared_tensors(layer))
+        for name in names:
+            module = copied.get_submodule(name)
+            weight = cast(torch.Tensor, module.weight)
+            module.weight = nn.Parameter(weight.new_tensor(torch.nan).expand_as(weight), requires_grad=False)
+        try:
+            hidden = self._run(index, copied, []).hidden
+        except Exception as error:  # as below; some check of the layer's own met them
+            if ran_out(error):
+                raise
+            return True
+        return not torch.equal(hidden.isnan(), expected.hidden.isnan())
+
     def _irreplaceable(
-        self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme
-    ) -> Mapping[str, str]:
+        self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme, expected: _Run
+    ) -> dict[str, str]:
         """Return the projections without which the layer does not run, and how it fails."""
         alone = {part.name: quantise_layer(layer, [part], scheme).module for part in parts}
-        faults = {name: self._fault(index, layer, module, parts) for name, module in alone.items()}
+        faults = {name: self._fault(index, module, parts, expected) for name, module in alone.items()}
         return {name: f"the layer uses its weight itself ({fault})" for name, fault in faults.items() if fault}
 
-    def _fault(self, index: int, layer: nn.Module, copied: nn.Module, parts: Sequence[Projection]) -> str | None:
+    def _fault(self, index: int, copied: nn.Module, parts: Sequence[Projection], expected: _Run) -> str | None:
         """Say how a copy of a layer fails to do what the layer does; None if it does not fail."""
-        expected = self._types(index, layer, parts)
         try:
-            found = self._types(index, copied, parts)
+            found = self._run(index, copied, parts).types
         except Exception as error:  # a model's code fails in as many ways as there are models
             if ran_out(error):
                 raise
             return first_line(error)
-        differing = (name for name, kind in expected.items() if found.get(name, kind) != kind)
-        return next((f"{name} gives {found[name]} in place of {expected[name]}" for name in differing), None)
+        differing = (name for name, kind in expected.types.items() if found.get(name, kind) != kind)
+        return next((f"{name} gives {found[name]} in place of {expected.types[name]}" for name in differing), None)
 
-    def _types(self, index: int, module: nn.Module, parts: Sequence[Projection]) -> dict[str, torch.dtype]:
-        """Return the type of what every projection that runs gives."""
+    def _run(self, index: int, module: nn.Module, parts: Sequence[Projection]) -> _Run:
         with capturing(module, parts) as captured:
-            run_layer(module, self._hidden, self._arguments[index])
-        return {name: output.dtype for name, output in captured.outputs.items()}
+            hidden = run_layer(module, self._hidden, self._arguments[index])
+        return _Run(hidden, {name: output.dtype for name, output in captured.outputs.items()})
