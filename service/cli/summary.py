@@ -12,7 +12,7 @@ from rich.table import Table
 from service.cli.client import Document
 from service.contracts.report import Estimate
 from service.contracts.request import VerdictLimits
-from service.contracts.verdict import judge
+from service.contracts.verdict import MOST, Grounds, Level, judge
 from service.contracts.warnings import by_code
 
 NONE = "none"
@@ -28,7 +28,7 @@ SHOWN_DIMENSIONS = 20
 def summarise(report: Document) -> dict[str, Any]:
     """Return the figures that `analyze` shows, as a document of its own."""
     limits = _limits(report)
-    predicts = report["reference"]["perplexity"] is not None
+    perplexity = report["reference"]["perplexity"]
     return {
         "model": {
             key: report["model"][key] for key in ("source", "architecture", "layers", "hidden_size", "parameters")
@@ -36,7 +36,7 @@ def summarise(report: Document) -> dict[str, Any]:
         "reference": report["reference"],
         "verdict_limits": limits.model_dump(),
         "schemes": {
-            name: {"verdict": _verdict(facts, limits, predicts)} | _scheme(facts)
+            name: {"verdict": _verdict(facts, limits, perplexity, report["model"]["vocabulary"])} | _scheme(facts)
             for name, facts in report["schemes"].items()
         },
         "outlier_dimensions": {
@@ -51,15 +51,17 @@ def _limits(report: Document) -> VerdictLimits:
     return VerdictLimits.model_validate(report.get("analysis", {}).get("verdict", {}), extra="ignore")
 
 
-def _verdict(facts: Document, limits: VerdictLimits, predicts: bool) -> dict[str, str]:
+def _verdict(facts: Document, limits: VerdictLimits, perplexity: Document | None, vocabulary: int) -> dict[str, Any]:
     kl, ratio = facts["kl_divergence"], facts["perplexity_ratio"]
+    grounds = Grounds(perplexity["value"] if perplexity else None, vocabulary, facts.get("quantised_share"))
     judged = judge(
         kl and Estimate(value=kl["mean"], standard_error=kl["standard_error"]),
         ratio and Estimate(value=ratio["value"], standard_error=ratio["standard_error"]),
         limits,
-        reference_predicts=predicts,
+        grounds,
     )
-    return {"effect": judged.level.name, "not_ruled_out": judged.possible.name}
+    because = grounds.lacking() if judged.level is Level.unjudged else None
+    return {"effect": judged.level.name, "not_ruled_out": judged.possible.name, "unjudged_because": because}
 
 
 def _scheme(facts: Document) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def _scheme(facts: Document) -> dict[str, Any]:
         "same_top_token": facts["same_top_token"],
         "model_bytes": facts["model_bytes"],
         "compression": facts["compression"],
+        "quantised_share": facts.get("quantised_share"),
         "not_quantised": list(facts["not_quantised"]),
         "worst_site": worst[0] if worst else None,
     }
@@ -101,6 +104,10 @@ def _verdicts(console: Console, summary: dict[str, Any]) -> None:
         effect, possible = facts["verdict"]["effect"], facts["verdict"]["not_ruled_out"]
         doubt = "" if effect == possible else f"; {possible} is not ruled out, more calibration text would settle it"
         _line(console, f"The effect of {name} is {effect}{doubt}")
+        if because := facts["verdict"]["unjudged_because"]:
+            _line(console, f"  {because}")
+        if (share := facts["quantised_share"]) is not None and share < MOST:
+            _line(console, f"  It replaces {share:.1%} of the decoder layers' weights")
     limits = summary["verdict_limits"]
     kl = f"mean KL of {limits['kl_noticeable']:g} and {limits['kl_severe']:g} nats"
     ratio = f"perplexity ratio of {limits['ratio_noticeable']:g} and {limits['ratio_severe']:g}"

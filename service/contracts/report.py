@@ -151,6 +151,8 @@ class SchemeFacts(Record):
     delta_p: DeltaP | None
     model_bytes: int
     compression: float
+    quantised_share: float | None = None
+    """Share of the decoder layers' weights that the scheme replaced, of those in matrices; None in earlier reports."""
     not_quantised: tuple[str, ...]
     worst_sites: tuple[WorstSite, ...]
 

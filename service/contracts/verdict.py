@@ -1,9 +1,9 @@
 """The plain word on a scheme: negligible, noticeable or severe. Page, summary and command line take it from here.
 
 Two measures are held to limits, and the worse of them gives the word. The mean KL divergence sees every change of
-the prediction and is measured closely, so its value counts. Perplexity is noisier: a rise counts only as far as
-the 95 % interval of its ratio shows it, that is, by the interval's lower end. Where an interval's upper end lies in
-a worse class than the word, the text was too short to rule that class out.
+the prediction and is measured closely. Perplexity is noisier: its ratio counts once the 95 % interval excludes that
+nothing rose at all. Where an interval's upper end lies in a worse class than the word, the text was too short to rule
+that class out. Where the figures cannot show what the scheme does to the model, there is no word.
 """
 
 from enum import IntEnum
@@ -15,6 +15,9 @@ from service.contracts.request import VerdictLimits
 INTERVAL = 1.96
 """Standard errors to either side of a value in a 95 % interval."""
 
+MOST = 0.9
+"""Where a scheme replaces a smaller share of the layers' weights, its reader is told."""
+
 
 class Level(IntEnum):
     """What a scheme does to the model's predictions, from least to most."""
@@ -23,7 +26,31 @@ class Level(IntEnum):
     noticeable = 1
     severe = 2
     unjudged = 3
-    """The reference itself has no finite prediction, so that there is nothing to compare with."""
+    """The figures cannot tell; `Grounds` says why."""
+
+
+class Grounds(NamedTuple):
+    """What must hold for the figures to say anything."""
+
+    perplexity: float | None
+    """The reference's; None if no position has a finite prediction."""
+    vocabulary: int
+    """Tokens that it chooses among."""
+    quantised_share: float | None
+    """Share of the decoder layers' weights that the scheme replaced; None where a report does not tell."""
+
+    def lacking(self) -> str | None:
+        """Say in a sentence why the figures cannot tell; None where they can."""
+        if self.perplexity is None:
+            return "No position has a finite prediction under the reference."
+        if self.quantised_share == 0:
+            return "The scheme replaces none of the decoder layers' weights, so these figures say nothing about it."
+        if self.perplexity >= self.vocabulary:
+            return (
+                f"The reference predicts the text no better than a guess among its {self.vocabulary:,} tokens, so "
+                "these figures do not show what the scheme does to a model that knows the text."
+            )
+        return None
 
 
 class Limit(NamedTuple):
@@ -74,21 +101,26 @@ def mean_kl(kl: KlDivergence | None) -> Estimate | None:
     return Estimate(value=kl.mean, standard_error=kl.standard_error) if kl else None
 
 
-def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, *, reference_predicts: bool) -> Judgement:
+def risen(ratio: Estimate) -> bool:
+    """Whether the 95 % interval of a perplexity ratio excludes that nothing rose; NaN excludes it."""
+    return not interval(ratio)[0] <= 1
+
+
+def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> Judgement:
     """Return the word on a scheme.
 
     Args:
         kl: Its mean KL divergence from the reference; None if no position has a finite prediction under both.
         ratio: Its perplexity over the reference's; None likewise.
         limits: Where the classes begin.
-        reference_predicts: The reference has a finite prediction somewhere. A scheme that leaves none of them is
-            severe; if there was none to begin with, it cannot be judged.
+        grounds: Whether the figures can tell. A scheme that leaves none of the reference's predictions is severe.
     """
-    if kl is None or ratio is None:
-        level = Level.severe if reference_predicts else Level.unjudged
+    destroyed = grounds.perplexity is not None and (kl is None or ratio is None)
+    if destroyed or grounds.lacking() or kl is None or ratio is None:
+        level = Level.severe if destroyed else Level.unjudged
         return Judgement(level, None, None, level)
-    low, high = interval(ratio)
-    by_kl, by_ratio = kl_limit(limits).level(kl.value), ratio_limit(limits).level(low)
+    by_kl = kl_limit(limits).level(kl.value)
+    by_ratio = ratio_limit(limits).level(ratio.value) if risen(ratio) else Level.negligible
     level = max(by_kl, by_ratio)
-    reached = max(kl_limit(limits).level(interval(kl)[1]), ratio_limit(limits).level(high))
+    reached = max(kl_limit(limits).level(interval(kl)[1]), ratio_limit(limits).level(interval(ratio)[1]))
     return Judgement(level, by_kl, by_ratio, max(level, reached))

@@ -5,14 +5,15 @@ from pydantic import ValidationError
 
 from service.contracts.report import Estimate
 from service.contracts.request import Analysis, VerdictLimits
-from service.contracts.verdict import Level, judge
+from service.contracts.verdict import Grounds, Level, judge
 
 DEFAULTS = VerdictLimits()
+FIRM = Grounds(perplexity=20.0, vocabulary=4096, quantised_share=1.0)
 
 
-def judged(kl=0.001, kl_error=0.0001, ratio=1.0, ratio_error=0.001, limits=DEFAULTS):
+def judged(kl=0.001, kl_error=0.0001, ratio=1.0, ratio_error=0.001, limits=DEFAULTS, grounds=FIRM):
     divergence = Estimate(value=kl, standard_error=kl_error)
-    return judge(divergence, Estimate(value=ratio, standard_error=ratio_error), limits, reference_predicts=True)
+    return judge(divergence, Estimate(value=ratio, standard_error=ratio_error), limits, grounds)
 
 
 @pytest.mark.parametrize(
@@ -27,9 +28,10 @@ def test_the_mean_divergence_is_judged_by_its_value(kl, level):
 @pytest.mark.parametrize(
     ("ratio", "error", "level"),
     [(0.98, 0.001, Level.negligible), (1.02, 0.02, Level.negligible), (1.02, 0.004, Level.noticeable),
-     (1.08, 0.03, Level.noticeable), (1.08, 0.01, Level.severe), (1.02, None, Level.noticeable)],
+     (1.014, 0.0023, Level.noticeable), (1.08, 0.03, Level.severe), (1.08, 0.05, Level.negligible),
+     (1.02, None, Level.noticeable), (float("nan"), None, Level.severe)],
 )  # fmt: skip
-def test_a_rise_of_perplexity_counts_as_far_as_its_interval_shows_it(ratio, error, level):
+def test_a_rise_of_perplexity_counts_once_its_interval_excludes_none(ratio, error, level):
     assert judged(ratio=ratio, ratio_error=error).level is level
 
 
@@ -53,8 +55,27 @@ def test_the_limits_are_settings():
 
 
 def test_without_predictions_the_reference_decides():
-    assert judge(None, None, DEFAULTS, reference_predicts=True).level is Level.severe
-    assert judge(None, None, DEFAULTS, reference_predicts=False).level is Level.unjudged
+    assert judge(None, None, DEFAULTS, FIRM).level is Level.severe
+    assert judge(None, None, DEFAULTS, FIRM._replace(perplexity=None)).level is Level.unjudged
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [({"perplexity": 4096.0}, "no better than a guess among its 4,096 tokens"),
+     ({"quantised_share": 0.0}, "replaces none of the decoder layers' weights"),
+     ({"perplexity": None}, "No position has a finite prediction")],
+)  # fmt: skip
+def test_figures_that_cannot_tell_give_no_word(lacks, told):
+    grounds = FIRM._replace(**lacks)
+    found = judged(kl=0.5, ratio=1.2, grounds=grounds)
+    assert (found.level, found.possible) == (Level.unjudged, Level.unjudged)
+    assert told in grounds.lacking()
+
+
+@pytest.mark.parametrize("share", [None, 0.001, 1.0])
+def test_a_scheme_that_replaces_anything_is_judged(share):
+    assert judged(kl=0.5, grounds=FIRM._replace(quantised_share=share)).level is Level.severe
+    assert judge(None, None, DEFAULTS, FIRM._replace(quantised_share=0.0)).level is Level.severe
 
 
 @pytest.mark.parametrize(

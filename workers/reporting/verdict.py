@@ -5,6 +5,8 @@ from typing import NamedTuple
 from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.request import VerdictLimits
 from service.contracts.verdict import (
+    MOST,
+    Grounds,
     Judgement,
     Level,
     Limit,
@@ -13,8 +15,9 @@ from service.contracts.verdict import (
     kl_limit,
     mean_kl,
     ratio_limit,
+    risen,
 )
-from workers.reporting.text import number
+from workers.reporting.text import number, percent
 
 LIMITED = (Level.negligible, Level.noticeable, Level.severe)
 """The classes between the limits, in order."""
@@ -40,6 +43,8 @@ class Verdict(NamedTuple):
     reasons: tuple[str, ...]
     unsettled: str | None
     """Which worse class cannot be ruled out yet, and why; None when the word is settled."""
+    partial: str | None
+    """How little of the layers the scheme replaces, in a few words; None where it is most of them."""
 
 
 def printed_limits(limits: VerdictLimits) -> tuple[PrintedLimit, ...]:
@@ -49,7 +54,7 @@ def printed_limits(limits: VerdictLimits) -> tuple[PrintedLimit, ...]:
         PrintedLimit(
             "Perplexity over the reference's",
             "verdict.ratio_*",
-            "the lower end of its 95 % interval",
+            "its value, once the 95 % interval excludes 1",
             ratio_limit(limits),
         ),
     )
@@ -60,29 +65,40 @@ def limits_in_words(limits: VerdictLimits) -> str:
     kl, ratio = kl_limit(limits), ratio_limit(limits)
     return (
         f"An effect is noticeable from a mean KL of {kl.noticeable:g} nats or a perplexity ratio of "
-        f"{ratio.noticeable:g} on, and severe from {kl.severe:g} or {ratio.severe:g} on; of the ratio, the lower end "
-        "of its 95 % interval counts."
+        f"{ratio.noticeable:g} on, and severe from {kl.severe:g} or {ratio.severe:g} on; the ratio counts once its "
+        "95 % interval excludes 1."
     )
 
 
 def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
     """Return the verdict on a scheme of `report`, by the report's own limits."""
-    limits = report.analysis.verdict
+    limits, perplexity = report.analysis.verdict, report.reference.perplexity
+    grounds = Grounds(perplexity.value if perplexity else None, report.model.vocabulary, scheme.quantised_share)
     kl, ratio = mean_kl(scheme.kl_divergence), scheme.perplexity_ratio
-    judged = judge(kl, ratio, limits, reference_predicts=report.reference.perplexity is not None)
-    if kl is None or ratio is None:
-        who = "reference" if judged.level is Level.unjudged else "scheme"
-        return Verdict(judged.level, judged.possible, (f"No position has a finite prediction under the {who}.",), None)
-    return Verdict(judged.level, judged.possible, _reasons(judged, limits, kl, ratio), _unsettled(judged, kl, ratio))
+    judged = judge(kl, ratio, limits, grounds)
+    partial = _partial(scheme.quantised_share)
+    if kl is None or ratio is None or judged.level is Level.unjudged:
+        reason = grounds.lacking() if judged.level is Level.unjudged else None
+        reason = reason or "No position has a finite prediction under the scheme."
+        return Verdict(judged.level, judged.possible, (reason,), None, partial)
+    reasons = _reasons(judged, limits, kl, ratio)
+    return Verdict(judged.level, judged.possible, reasons, _unsettled(judged, kl, ratio), partial)
+
+
+def _partial(share: float | None) -> str | None:
+    if share is None or share >= MOST:
+        return None
+    return f"{f'only {percent(share)}' if share else 'none'} of the layers' weights replaced"
 
 
 def _reasons(judged: Judgement, limits: VerdictLimits, kl: Estimate, ratio: Estimate) -> tuple[str, ...]:
     by_kl, by_ratio = judged.by_kl or Level.negligible, judged.by_ratio or Level.negligible
-    return (
-        f"Mean KL of {number(kl.value)} nats is {by_kl.name}: {_class_bounds(kl_limit(limits), by_kl)}.",
-        f"Perplexity ratio of {number(ratio.value, 5)}, at least {number(interval(ratio)[0], 5)}, is "
-        f"{by_ratio.name}: {_class_bounds(ratio_limit(limits), by_ratio)}.",
-    )
+    told = f"Perplexity ratio of {number(ratio.value, 5)}"
+    if risen(ratio) or ratio.value < ratio_limit(limits).noticeable:
+        told += f" is {by_ratio.name}: {_class_bounds(ratio_limit(limits), by_ratio)}."
+    else:
+        told += f" does not show that it rose at all: its 95 % interval begins at {number(interval(ratio)[0], 5)}."
+    return (f"Mean KL of {number(kl.value)} nats is {by_kl.name}: {_class_bounds(kl_limit(limits), by_kl)}.", told)
 
 
 def _unsettled(judged: Judgement, kl: Estimate, ratio: Estimate) -> str | None:

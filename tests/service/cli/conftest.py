@@ -146,6 +146,7 @@ def report() -> dict[str, Any]:
             "layers": 8,
             "hidden_size": 192,
             "parameters": 5_100_000,
+            "vocabulary": 4096,
         },
         "reference": {"perplexity": {"value": 20.0, "standard_error": None, "scored_tokens": 100}},
         "schemes": {"int8": scheme},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import LATENT, VOCABULARY, save_random, swept_logits, whole_model
+from architectures import CONFIGS, LATENT, VOCABULARY, save_random, swept_logits, whole_model
 from torch import nn
 from transformers import BartConfig, BertConfig, BitsAndBytesConfig, ViTConfig
 
@@ -29,6 +29,9 @@ _PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_i
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _LATENT = LATENT | {"num_key_value_heads": 4, "q_lora_rank": 64}
 
+_TURNS = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2}
+_INKLING = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
 
 def config_of(name: str, **settings: Any) -> Any:
     return getattr(transformers, f"{name}Config")(**(_COMMON | settings))
@@ -41,12 +44,18 @@ OTHERS = {
     "bamba": lambda: config_of(
         "Bamba", **_SIZES, num_key_value_heads=2, mamba_n_heads=4, mamba_d_head=32, attn_layer_indices=[1]
     ),
+    "falcon_mamba": lambda: config_of(
+        "FalconMamba", hidden_size=64, num_hidden_layers=2, state_size=8, time_step_rank=64
+    ),
+    "jamba": lambda: config_of("Jamba", **_SIZES, **_TURNS, num_key_value_heads=2, mamba_d_state=8, mamba_dt_rank=64),
+    "inkling": lambda: config_of("InklingText", **_SIZES, **_INKLING, num_key_value_heads=2, head_dim=16),
     "openai-gpt": lambda: config_of("OpenAIGPT", n_embd=64, n_layer=2, n_head=4, n_positions=64),
     "deepseek_v32": lambda: config_of("DeepseekV32", **_SIZES, **_LATENT),
     "dots3": lambda: config_of("Dots3NoteText", **_SIZES, **_LATENT, moe_layer_freq=1),
 }
-"""Cohere, Granite and Bamba run attention; Mamba has none; Bamba's layers return a pair that its model takes apart, and
-OpenAI's first GPT's return a list; the layers of Dots 3 differ in their heads."""
+"""Cohere, Granite and Bamba run attention; Mamba has none; Falcon-Mamba's and Jamba's layers call one projection only
+where they are told that they are quantised; Inkling keeps some weights in float32; Bamba's layers return a pair that
+its model takes apart, and OpenAI's first GPT's return a list; the layers of Dots 3 differ in their heads."""
 
 USED_OTHERWISE = {"mamba": "dt_proj", "deepseek_v32": "weights_proj", "dots3": "weights_proj"}
 """Projections that the layer does not only call; bitsandbytes cannot replace them."""
@@ -56,6 +65,9 @@ OWN_NAMES = {
     "granite": {"self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"},
     "mamba": {"mixer.in_proj", "mixer.x_proj", "mixer.out_proj"},
     "bamba": {"mamba.in_proj", "feed_forward.down_proj"},
+    "falcon_mamba": {"mixer.in_proj", "mixer.x_proj", "mixer.out_proj"},
+    "jamba": {"mamba.in_proj", "feed_forward.down_proj"},
+    "inkling": {"self_attn.q_proj", "self_attn.r_proj"},
     "openai-gpt": {"attn.c_attn", "mlp.c_fc"},
     "deepseek_v32": {"self_attn.kv_b_proj", "self_attn.indexer.weights_proj"},
     "dots3": {"self_attn.q_a_proj"},
@@ -91,6 +103,21 @@ def test_a_decoder_outside_the_table_is_swept_exactly_under_its_module_names(arc
         with torch.no_grad():
             expected = whole_model(path, configs[stream])(input_ids=TOKEN_IDS, use_cache=False).logits
         assert torch.equal(swept_logits(state, stream), expected), stream
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("make", [OTHERS["inkling"], CONFIGS["gpt_oss"]], ids=["inkling", "gpt_oss"])
+def test_every_weight_of_a_layer_has_the_type_that_the_whole_model_gives_it(
+    make: Callable[[], Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    path = save_random(tmp_path / "model", make(), dtype)
+    expected = {name: weight.dtype for name, weight in whole_model(path, None).named_parameters()}
+    decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+    assert decoder.dtype == dtype
+    for index in range(len(decoder.layers)):
+        with decoder.resident(index) as layer:
+            for name, weight in layer.named_parameters():
+                assert weight.dtype == expected[f"{decoder.prefix}{index}.{name}"], name
 
 
 REFUSED = {

@@ -13,7 +13,7 @@ from workers.reporting.verdict import Level, verdict
 def verdict_on(make_report):
     """A function that gives the verdict on nf4 in a report where some of its figures are as asked for."""
 
-    def judged(limits=None, reference=True, **figures):
+    def judged(limits=None, reference=True, guesses=False, **figures):
         directory = make_report(schemes=("nf4",))
         path = directory / "report.json"
         content = json.loads(path.read_text())
@@ -22,6 +22,8 @@ def verdict_on(make_report):
             content["analysis"]["verdict"] = limits
         if not reference:
             content["reference"]["perplexity"] = None
+        if guesses:
+            content["reference"]["perplexity"]["value"] = content["model"]["vocabulary"]
         path.write_text(json.dumps(content))
         report = load(directory).report
         return verdict(report, report.schemes["nf4"])
@@ -41,7 +43,7 @@ def test_reasons_name_the_figures_and_the_limits(verdict_on):
     assert found.level is Level.noticeable
     assert found.reasons == (
         "Mean KL of 0.0340 nats is noticeable: from 0.01 to 0.1.",
-        "Perplexity ratio of 1.0200, at least 1.0180, is noticeable: from 1.01 to 1.05.",
+        "Perplexity ratio of 1.0200 is noticeable: from 1.01 to 1.05.",
     )
     assert found.unsettled is None
 
@@ -57,6 +59,7 @@ def test_the_reports_own_limits_count(verdict_on):
 def test_what_is_not_ruled_out_is_said(verdict_on):
     noisy = verdict_on(kl_divergence=kl(0.001, 0.0001), perplexity_ratio={"value": 1.02, "standard_error": 0.03})
     assert noisy.level is Level.negligible
+    assert noisy.reasons[1].endswith("does not show that it rose at all: its 95 % interval begins at 0.96120.")
     assert noisy.unsettled.startswith("Severe is not ruled out: the 95 % intervals reach a mean KL of 0.00120 and a")
 
 
@@ -66,4 +69,21 @@ def test_what_is_not_ruled_out_is_said(verdict_on):
 def test_no_prediction_is_said(verdict_on, reference, level, who):
     absent = dict.fromkeys(("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token", "delta_p"))
     found = verdict_on(reference=reference, **absent)
-    assert found == (level, level, (f"No position has a finite prediction under the {who}.",), None)
+    assert found == (level, level, (f"No position has a finite prediction under the {who}.",), None, None)
+
+
+def test_a_reference_that_guesses_leaves_no_word(verdict_on):
+    found = verdict_on(kl_divergence=kl(0.5, 0.001), guesses=True)
+    assert (found.level, found.unsettled) == (Level.unjudged, None)
+    assert found.reasons[0].startswith("The reference predicts the text no better than a guess among its 4,096 tokens")
+
+
+@pytest.mark.parametrize(
+    ("share", "level", "partial"),
+    [(0.0, Level.unjudged, "none of the layers' weights replaced"),
+     (0.0412, Level.noticeable, "only 4.1 % of the layers' weights replaced"),
+     (0.97, Level.noticeable, None), (None, Level.noticeable, None)],
+)  # fmt: skip
+def test_how_little_a_scheme_replaces_is_told(verdict_on, share, level, partial):
+    found = verdict_on(kl_divergence=kl(0.034, 0.001), quantised_share=share)
+    assert (found.level, found.partial) == (level, partial)

@@ -26,6 +26,7 @@ from workers.measurement.errors import BadModel, first_line
 from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.config import read_config, reason
+from workers.measurement.models.kept_precision import keep_in_float32
 from workers.measurement.models.layer_reader import LayerReader, finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.projections import is_projection
@@ -71,8 +72,9 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the checkpoint's layers are stored and computed."""
-        return next(self.layers.parameters()).dtype
+        """The type in which the model is stored and computed, but for weights that it keeps in float32."""
+        dtype: torch.dtype = self.model.dtype  # type: ignore[assignment]
+        return dtype
 
     @property
     def widest(self) -> int:
@@ -202,6 +204,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     remove_hook_from_module(model, recurse=True)
     model.eval().requires_grad_(False)
     _check_stored(checkpoint, layers, prefix, weights.index)
+    keep_in_float32(model, prefix, weights.index)
     for name, parameter in model.named_parameters():
         if parameter.device.type != "meta":
             finite(name, parameter)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import CannotQuantise
@@ -44,7 +45,7 @@ def quantise_layer(
     Projections that no scheme replaces stay as they are, and so do those that no path of this scheme's kernel takes,
     and those of `leave`: from a name to the reason. Such have no weight error.
     """
-    copied = copy.deepcopy(layer, memo=shared_tensors(layer))
+    copied = copy_to_quantise(layer)
     errors: dict[str, float | None] = {}
     paths: set[str] = set()
     left = dict(leave)
@@ -67,9 +68,18 @@ def quantise_layer(
     return QuantisedLayer(copied.eval(), errors, saved, frozenset(paths), left)
 
 
-def shared_tensors(layer: nn.Module) -> dict[int, torch.Tensor]:
-    """Return the memo with which `copy.deepcopy` makes a copy of the layer that shares its tensors."""
-    return {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
+def copy_to_quantise(layer: nn.Module) -> nn.Module:
+    """Return a copy that shares the layer's tensors and is told that it is quantised.
+
+    transformers tells the modules of a quantised model so by their configs, and a few heed it: Jamba's and
+    Falcon-Mamba's call a projection then that they multiply with themselves otherwise.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
+    copied = copy.deepcopy(layer, memo=shared)
+    for module in copied.modules():
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            config._is_quantized = True
+    return copied
 
 
 def _weight_errors(

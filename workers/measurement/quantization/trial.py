@@ -6,7 +6,6 @@ the weight's type first (the indexer of DeepSeek-V3.2), integers come of it with
 it is, as whoever deploys the model has to leave it.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -20,7 +19,7 @@ from workers.measurement.memory import ran_out
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
-from workers.measurement.quantization.layer import QuantisedLayer, quantise_layer, shared_tensors
+from workers.measurement.quantization.layer import QuantisedLayer, copy_to_quantise, quantise_layer
 
 
 class _Run(NamedTuple):
@@ -55,7 +54,7 @@ class Trials:
         kind = (scheme.name, type(layer), *(part.name for part in parts))
         if kind in self._left:
             return quantise_layer(layer, parts, scheme, self._left[kind])
-        expected = self._run(index, layer, parts)
+        expected = self._run(index, copy_to_quantise(layer), parts)
         self._left[kind] = self._uncalled(index, layer, parts, expected)
         quantised = quantise_layer(layer, parts, scheme, self._left[kind])
         if self._fault(index, quantised.module, parts, expected):
@@ -75,7 +74,7 @@ class Trials:
 
     def _matter(self, index: int, layer: nn.Module, names: Sequence[str], expected: _Run) -> bool:
         """Whether NaN in place of the weights of some projections shows in what the layer gives."""
-        copied = copy.deepcopy(layer, memo=shared_tensors(layer))
+        copied = copy_to_quantise(layer)
         for name in names:
             module = copied.get_submodule(name)
             weight = cast(torch.Tensor, module.weight)

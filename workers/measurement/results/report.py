@@ -2,6 +2,7 @@
 
 import platform
 import resource
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from torch import nn
 
 from service.contracts import report as contract
 from service.contracts.request import Analysis, MeasurementRequest
@@ -140,6 +142,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         delta_p=delta_p(comparison) if compared else None,
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
+        quantised_share=_quantised_share(decoder, {*not_quantised(decoder), *left}),
         not_quantised=(*not_quantised(decoder), *left),
         worst_sites=assembled.worst_sites[name],
     )
@@ -150,10 +153,22 @@ def not_quantised(decoder: Decoder) -> tuple[str, ...]:
     return tuple(
         name
         for name, module in decoder.model.named_modules()
-        if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+        if _matrix_elements(module)
         and not (name.startswith(decoder.prefix) and is_projection(module))
         and name not in decoder.outside
     )
+
+
+def _quantised_share(decoder: Decoder, kept: Collection[str]) -> float:
+    """Return the share of the layers' weights, of those in matrices, that lie in other modules than the kept ones."""
+    sizes = {name: _matrix_elements(module) for name, module in decoder.model.named_modules()}
+    inside = {name: size for name, size in sizes.items() if name.startswith(decoder.prefix)}
+    replaced = sum(size for name, size in inside.items() if name not in kept)
+    return replaced / (sum(inside.values()) or 1)
+
+
+def _matrix_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.ndim >= 2)
 
 
 def profile_facts(profile: Profile, findings: Findings) -> contract.ProfileFacts:

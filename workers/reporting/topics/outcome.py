@@ -73,8 +73,9 @@ def _told(outcome: Outcome) -> str:
 
 
 def doubt(found: Verdict) -> tuple[str, ...]:
-    """Return which worse class is not ruled out; nothing when the word is settled."""
-    return () if found.possible is found.level else (f"{found.possible.name} not ruled out",)
+    """Return what the word must not be read without: how little was quantised, which worse class is not ruled out."""
+    unsettled = None if found.possible is found.level else f"{found.possible.name} not ruled out"
+    return tuple(remark for remark in (found.partial, unsettled) if remark)
 
 
 def reference(report: Report) -> str:

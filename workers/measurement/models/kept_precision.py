@@ -1,0 +1,33 @@
+"""Weights that stay in float32 in a 16-bit model.
+
+Some architectures name weights for which 16 bits are too few: `_keep_in_fp32_modules_strict` in any 16-bit model,
+`_keep_in_fp32_modules` where it is float16. transformers widens them as it reads them, but forgets to for those that
+it leaves on disk; its answer then is another than that of the same model in memory, which is the one to measure.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def keep_in_float32(model: Any, prefix: str, index: dict[str, dict[str, Any]]) -> None:
+    """Give the layers' weights that the model names the type float32, and have them read so.
+
+    Args:
+        model: with its decoder layers on the meta device.
+        prefix: name of the list of layers inside the model, with a dot at the end.
+        index: accelerate's account of the weights on disk, by full name; changed in place.
+    """
+    names = [*(model._keep_in_fp32_modules_strict or ())] if model.dtype in (torch.float16, torch.bfloat16) else []
+    if model.dtype == torch.float16:
+        names += model._keep_in_fp32_modules or ()
+    if not names:
+        return
+    kept = re.compile("|".join(name.replace("*", ".*") for name in names))
+    for full, weight in list(model.get_submodule(prefix[:-1]).named_parameters(prefix=prefix[:-1])):
+        if kept.search(full) and weight.dtype != torch.float32:
+            module, _, name = full.rpartition(".")
+            setattr(model.get_submodule(module), name, nn.Parameter(weight.float(), requires_grad=False))
+            index[full]["dtype"] = "float32"
