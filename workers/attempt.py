@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from service.contracts.files import format_of
-from service.contracts.progress import Failed, Finished, Progress
+from service.contracts.progress import Failed, Finished, Progress, Warned
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
@@ -36,7 +36,8 @@ from workers.samples import CALIBRATION, MODEL
 
 log = logging.getLogger(__name__)
 
-_OUT_OF_SPACE = ("out-of-memory", "disk-full", "killed")
+_KILLED = "killed"
+_OUT_OF_SPACE = ("out-of-memory", "disk-full", _KILLED)
 """Codes of failures that beginning anew cannot help."""
 
 
@@ -109,20 +110,35 @@ class Attempt:
             return False
 
     def _measure(self, request: Path) -> None:
-        """Measure, going on from what is unfinished; where that cannot be gone on from, begin anew."""
+        """Measure; one that is killed goes on, once and then for as long as each time gets further than the last.
+
+        The memory that it lacked may be there by then; but what needs more than there is must come to an end.
+        """
+        reached = -1
+        while True:
+            relay = Relay(self._store, self._claim)
+            try:
+                return self._go_on(request, relay)
+            except JobFailed as error:
+                if error.failed.code != _KILLED or relay.layers <= reached:
+                    raise
+                reached = relay.layers
+                relay.warn(Warned(code="measurement-killed", message=f"{error}; it goes on from its last checkpoint"))
+
+    def _go_on(self, request: Path, relay: Relay) -> None:
+        """Go on from what is unfinished; where that cannot be gone on from, begin anew."""
         left = unfinished(self._out)
         goes_on = left.exists()
         try:
-            self._run_measurement(request)
+            self._run_measurement(request, relay)
         except JobFailed as error:
             if not goes_on or error.failed.code in _OUT_OF_SPACE:
                 raise
             log.warning("job %s is begun anew, for it could not go on: %s", self._claim.job_id, error)
             self._discard(left)
-            self._run_measurement(request)
+            self._run_measurement(request, relay)
 
-    def _run_measurement(self, request: Path) -> None:
-        relay = Relay(self._store, self._claim)
+    def _run_measurement(self, request: Path, relay: Relay) -> None:
         ended = self._child([*self._commands.measurement, str(request), str(self._out)], without_secrets(), relay.line)
         relay.flush()
         self._demand_success("the measurement", relay, ended)
@@ -215,7 +231,7 @@ def _unexplained(what: str, ended: Ended) -> Failed:
     """Return why a child that did not say so itself ended."""
     if ended.status == -signal.SIGKILL:
         message = f"{what} was ended by SIGKILL; most often that is the system, out of memory"
-        return Failed(code="killed", message=message, bad_input=False)
+        return Failed(code=_KILLED, message=message, bad_input=False)
     if os.strerror(errno.ENOSPC) in ended.last_error:
         return Failed(code="disk-full", message=f"{what} failed: {ended.last_error}", bad_input=False)
     how = f"was ended by {signal.Signals(-ended.status).name}" if ended.status < 0 else f"ended with {ended.status}"

@@ -26,6 +26,8 @@ class Relay:
 
     def __init__(self, store: Leases, claim: Claim, seconds: float = PROGRESS_SECONDS) -> None:
         self.last_word: Finished | Failed | None = None
+        self.layers = 0
+        """Layers that the sweep has done, as far as it said."""
         self._store = store
         self._claim = claim
         self._seconds = seconds
@@ -46,13 +48,19 @@ class Relay:
         if isinstance(said, Progress):
             self.progress(said)
         elif isinstance(said, Warned):
-            self.flush()
-            self._store_line(said)
+            self.warn(said)
         else:
             self.last_word = said
 
+    def warn(self, said: Warned) -> None:
+        """Take a warning. Raises LeaseLost."""
+        self.flush()
+        self._store_line(said)
+
     def progress(self, said: Progress) -> None:
         """Take how far the work has come. Raises LeaseLost."""
+        if said.stage == "sweep":
+            self.layers = said.done
         if self._stored is None or said.stage != self._stored.stage:
             self.flush()
         elif said.done == self._stored.done:

@@ -128,6 +128,19 @@ def test_a_killed_worker_s_job_goes_on_from_where_it_was(bench: Bench, tmp_path:
     assert tables(bench) == tables(uninterrupted) != {}
 
 
+def test_a_killed_measurement_goes_on_in_the_same_attempt(bench: Bench, tmp_path: Path) -> None:
+    with working(bench) as (worker, measurement):
+        os.kill(measurement, signal.SIGKILL)
+        (bench.settings.home / "go").touch()
+        assert worker.wait() == 0
+    assert (bench.job.status, bench.job.attempts, bench.job.error) == (Status.succeeded, 1, None)
+    assert sweep_begins_at(bench) == [0, 3]
+    assert bench.no_work_is_left()
+    uninterrupted = Bench(tmp_path / "other", SMALL)
+    run_to_the_end(uninterrupted)
+    assert tables(bench) == tables(uninterrupted) != {}
+
+
 def test_what_other_software_left_is_not_gone_on_from(bench: Bench) -> None:
     kill_in_the_middle(bench)
     left = bench.settings.home / "work" / bench.job_id / "attempt-1/.out.unfinished/identity.json"

@@ -227,10 +227,36 @@ def test_a_killed_measurement_is_told_from_others(bench: Bench, caplog: pytest.L
             "print('about to allocate', file=sys.stderr, flush=True); time.sleep(0.3); os.kill(os.getpid(), 9)"
         )
     assert job.error is not None
-    assert (job.error.code, job.error.bad_input) == ("killed", False)
+    assert (job.error.code, job.error.bad_input, job.attempts) == ("killed", False, 1)
     assert "SIGKILL" in job.error.message
     assert "about to allocate" in caplog.text
     assert bench.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("layers", "runs", "status"),
+    [([0, 0], 2, Status.failed), ([3, 3], 2, Status.failed), ([3, 2], 2, Status.failed), ([0], 2, Status.succeeded),
+     ([1, 2, 4, 7], 5, Status.succeeded), ([1, 2, 2], 3, Status.failed)],
+)  # fmt: skip
+def test_a_killed_measurement_goes_on_while_each_time_gets_further(
+    bench: Bench, tmp_path: Path, layers: list[int], runs: int, status: Status
+) -> None:
+    run = tmp_path / "runs"
+    run.write_text("0")
+    killed = f"""
+file = pathlib.Path({str(run)!r})
+number = int(file.read_text())
+file.write_text(str(number + 1))
+if number < len({layers}):
+    progress("sweep", {layers}[number], 9)
+    time.sleep(0.3)
+    os.kill(os.getpid(), 9)
+"""
+    assert bench.run(killed + MEASURE).status is status
+    assert int(run.read_text()) == runs
+    assert bench.kinds().count("warning") == runs - 1
+    warned = [event.data for event in bench.store.events(bench.job_id) if event.kind == "warning"]
+    assert {one["code"] for one in warned} == {"measurement-killed"}
 
 
 def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:
