@@ -4,6 +4,7 @@
 stands in `errors`, one entry each: the field, the value that was given and what is allowed.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -79,7 +80,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
         return problem("malformed-request", 400, f"the body is not valid JSON: {found[0]['ctx']['error']}")
     errors = [_refused(item) for item in found]
     detail = "; ".join(
-        f"{item['field']}: {_shown(item['value'])!r} is not allowed; {item['allowed']}" for item in errors
+        f"{item['field']}: {_written(item['value'])} is not allowed; {item['allowed']}" for item in errors
     )
     return problem(InvalidRequest.code, InvalidRequest.status, detail, errors=errors)
 
@@ -114,10 +115,15 @@ def _refused(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"field": field, "value": item["input"], "allowed": item["msg"].removeprefix("Value error, ")}
 
 
+def _written(value: Any) -> str:
+    shown = _shown(value)
+    return repr(shown) if isinstance(value, str) or not isinstance(shown, str) else shown
+
+
 def _shown(value: Any) -> Any:
     """Return `value` as JSON can hold it and a person can read it: simple values as they are, cut when long."""
     if value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < LARGEST_NUMBER):
         return value
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON can spell half a surrogate pair
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"

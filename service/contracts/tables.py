@@ -65,7 +65,11 @@ _TABLES = (
             Column("max_to_median", "float64", "abs_max / median_abs; null where median_abs is 0"),
             Column("range_bits", "float64", "log2(abs_max / median_abs); null where median_abs is 0"),
             Column("kurtosis", "float64", "population, non-excess, over all elements; null where std is 0"),
-            Column("kurtosis_per_sequence", "float64", "mean over sequences, arXiv 2306.12929"),
+            Column(
+                "kurtosis_per_sequence",
+                "float64",
+                "mean over sequences of E[(x - mean)^4] / (std^4 + 1e-6), arXiv 2306.12929",
+            ),
             Column("inf_norm_per_sequence", "float64", "mean over sequences of max abs(x), arXiv 2306.12929"),
             Column("token_abs_max_p50", "float64", "median over tokens of the token's largest magnitude"),
             Column("token_abs_max_p99", "float64", "99th percentile over tokens of the token's largest magnitude"),

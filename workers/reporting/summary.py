@@ -75,7 +75,7 @@ def _worst_sites(source: Source) -> tuple[str, ...]:
     return (
         "## Errors\n",
         *_shortened(errors.by_scheme(source)),
-        "The modules to leave in 16 bits first:\n",
+        "The largest isolated errors, and so the first candidates to leave in 16 bits:\n",
         bullets(f"{name}: {sites or 'none'}." for name, sites in rows),
     )
 

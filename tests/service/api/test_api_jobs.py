@@ -131,8 +131,8 @@ def test_a_running_job_is_asked_to_stop(client, world, problem):
         ({"model": ""}, "model", "", "at least 1 character"),
         ({"model": "./here"}, "model", "./here", "absolute path"),
         ({"model": "a\x00b"}, "model", "a\x00b", "control character"),
-        ({"model": "sample", "schemes": ["int3"]}, "schemes", "['int3']", "allowed: int8, nf4"),
-        ({"model": "sample", "schemes": ["int8", "int8"]}, "schemes", "['int8', 'int8']", "twice"),
+        ({"model": "sample", "schemes": ["int3"]}, "schemes", '["int3"]', "allowed: int8, nf4"),
+        ({"model": "sample", "schemes": ["int8", "int8"]}, "schemes", '["int8", "int8"]', "twice"),
         ({"model": "sample", "sequences": 0}, "sequences", 0, "greater than or equal to 1"),
         ({"model": "sample", "sequences": 10**30}, "sequences", 10**30, "less than or equal to 1000000"),
         ({"model": "sample", "sequences": "many"}, "sequences", "many", "valid integer"),
@@ -162,6 +162,12 @@ def test_a_refused_value_is_named_with_what_is_allowed(client, world, problem, b
     assert allowed in error["allowed"]
     assert field in document["detail"]
     assert sum(world.store.counts().values()) == 0
+
+
+def test_a_refused_list_is_shown_as_json(client, problem):
+    document = problem(client.post("/v1/jobs", json={"model": "sample", "schemes": ["int3"]}), 422, "invalid-request")
+    assert document["errors"][0]["value"] == '["int3"]'
+    assert document["detail"].startswith('schemes: ["int3"] is not allowed')
 
 
 @pytest.mark.parametrize("half", ["\\ud800", "NaN", "1e999"])

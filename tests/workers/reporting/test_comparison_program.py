@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from service.contracts.comparison.records import Comparison
+from service.contracts.comparison.records import Change, Comparison
+from service.contracts.report import Estimate
 from workers.reporting.comparison.__main__ import main
 from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import gather
@@ -143,6 +144,34 @@ def test_the_headline_says_that_the_texts_differ(twins):
     (differing,) = headlines(gather(twins))
     assert "on another text, which may be all that differs" in differing
     assert "on another text" not in alike
+
+
+@pytest.mark.parametrize(
+    ("kl", "ratio", "top", "told"),
+    [(-0.002, 0.0, 0.1, "better by a mean KL of 0.00200 ± 0.00010 nats."),
+     (-0.002, 0.0, -0.171, "better by a mean KL of 0.00200 ± 0.00010 nats, although the same top token is less "
+                           "frequent by 0.1710 ± 0.0050."),
+     (0.002, -0.02, 0.1, "worse by a mean KL of 0.00200 ± 0.00010 nats, although the perplexity ratio falls by "
+                         "0.0200 ± 0.0050 and the same top token is more frequent by 0.1000 ± 0.0050."),
+     (0.002, 0.03, -0.1, "worse by a mean KL of 0.00200 ± 0.00010 nats.")],
+)  # fmt: skip
+def test_the_headline_names_what_clearly_points_the_other_way(twins, kl, ratio, top, told):
+    gathered = gather(twins)
+    (difference,) = gathered.comparison.differences
+
+    def changed(by, error):
+        by_much = Estimate(value=by, standard_error=error)
+        return Change(baseline=None, other=None, difference=by_much, paired=True, positions=9, clear=abs(by) > error)
+
+    changes = {
+        "kl_divergence": changed(kl, 0.0001),
+        "perplexity_ratio": changed(ratio, 0.005),
+        "same_top_token": changed(top, 0.005),
+    }
+    one = difference.model_copy(update={"schemes": {"nf4": difference.schemes["nf4"].model_copy(update=changes)}})
+    comparison = gathered.comparison.model_copy(update={"differences": (one,), "warnings": ()})
+    (line,) = headlines(gathered._replace(comparison=comparison))
+    assert line == f"{one.label}: nf4 {told}"
 
 
 @pytest.mark.parametrize(("factor", "word"), [(0.5, "better"), (2.0, "worse")])

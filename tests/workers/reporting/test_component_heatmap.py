@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
 from workers.reporting.figures import component_heatmap, style
+from workers.reporting.figures.component_map import COMPONENTS, draw_map
 from workers.reporting.figures.scales import median_norm, rising_norm
 
 ORDER = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate"]
@@ -237,3 +238,16 @@ def test_data_is_never_coloured_like_the_page():
         style.PALE_BLUE,
     }
     assert not data & set(style.NEUTRALS.values())
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["Change of the isolated error: int4-group128-sym, /srv/models/some-large-model-70b-instru", "n" * 120, "Short"],
+)
+def test_a_title_however_long_stays_inside_the_figure(title):
+    with style.applied():
+        figure, _ = draw_map(np.arange(56.0).reshape(8, 7), title, "bar", COMPONENTS)
+        figure.draw_without_rendering()
+    box = figure.axes[0].title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1

@@ -40,7 +40,7 @@ def test_the_widest_layer_is_told(make_report, edit_table, told):
     ).update(range_bits=15.0, abs_max=777.0, nonfinite=3))  # fmt: skip
     found = told(directory=directory)["range"]
     assert found.lead == (
-        "The residual stream is widest after layer 5: it peaks at 4,500, 9,745 times its median magnitude, so that "
+        "The residual stream's peak stands out most after layer 5: 4,500 is 9,745 times its median magnitude, so that "
         "13.3 bits of a symmetric integer grid lie above the typical value."
     )
     assert "layer 2 mlp.down has the widest range: 15.0 bits, with a peak of 777." in found.notes[0]

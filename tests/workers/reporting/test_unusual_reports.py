@@ -46,7 +46,7 @@ def test_one_layer_one_head_and_nothing_that_stands_out(make_report):
         "LlamaForCausalLM, 1 layer ",
         "None of the 256 hidden dimensions is an outlier by any of the five definitions.",
         "The one attention head is no measured outlier",
-        "The residual stream is widest after layer 0",
+        "The residual stream's peak stands out most after layer 0",
         "No labelled prompts were given.",
     ):
         assert told in words

@@ -53,14 +53,29 @@ def _headline(difference: Difference, other_text: bool) -> str:
         if found.kl_divergence.clear and found.kl_divergence.difference
     }
     changed = [
-        f"{marked(scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of "
-        f"{estimate(by.model_copy(update={'value': abs(by.value)}))} nats"
+        f"{marked(scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by)} nats"
+        f"{_against(difference.schemes[scheme], worse=by.value > 0)}"
         for scheme, by in clear.items()
     ]
     rest = [marked(scheme) for scheme in difference.schemes if scheme not in clear]
     unclear = [f"no clear difference of the mean KL under {', '.join(rest)}"] if rest else []
     confounded = ", on another text, which may be all that differs" if other_text else ""
     return f"{difference.label}: {'; '.join([*changed, *unclear])}{confounded}."
+
+
+def _against(found: SchemeDifference, *, worse: bool) -> str:
+    """Say which other measure clearly points the other way."""
+    ratio, top = found.perplexity_ratio, found.same_top_token
+    told = []
+    if ratio.clear and ratio.difference and (ratio.difference.value < 0) is worse:
+        told.append(f"the perplexity ratio {'falls' if worse else 'rises'} by {_size(ratio.difference)}")
+    if top.clear and top.difference and (top.difference.value > 0) is worse:
+        told.append(f"the same top token is {'more' if worse else 'less'} frequent by {_size(top.difference)}")
+    return f", although {' and '.join(told)}" if told else ""
+
+
+def _size(difference: Estimate) -> str:
+    return estimate(difference.model_copy(update={"value": abs(difference.value)}))
 
 
 def _divergence(gathered: Gathered) -> Topic:

@@ -1,5 +1,6 @@
 """Draws one map of layers by components: coloured cells, hatching where there is no value, a bar for the metric."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp
 LABELS = tuple(component.replace(".", ". ") for component in COMPONENTS)
 TICK_EVERY = 3
 """Layers between two ticks."""
+TITLE_CHARACTERS = 52
+"""Of a line of the title; a longer title has several."""
 
 
 class Run(NamedTuple):
@@ -49,7 +52,7 @@ def draw_map(
     depth, width = cells.shape
     figure = Figure(figsize=(style.NARROW, float(np.clip(1.5 + 0.105 * depth, 3.6, 9.8))))
     axes = figure.add_subplot()
-    axes.set_title(title)
+    axes.set_title(textwrap.fill(title, TITLE_CHARACTERS))
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -29,7 +29,7 @@ def _lead(sites: Columns, layers: NDArray[np.int64], stream: NDArray[np.bool_]) 
     if row is None:
         return "No layer's output has a median magnitude above zero, so that no range can be given."
     return (
-        f"The residual stream is widest after layer {layers[row]}: it peaks at {_cell(sites, 'abs_max', row)}, "
+        f"The residual stream's peak stands out most after layer {layers[row]}: {_cell(sites, 'abs_max', row)} is "
         f"{_cell(sites, 'max_to_median', row)} times its median magnitude, so that "
         f"{_cell(sites, 'range_bits', row)} bits of a symmetric integer grid lie above the typical value."
     )

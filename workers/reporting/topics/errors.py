@@ -25,8 +25,8 @@ def topic(source: Source) -> Topic:
         return Topic("errors", title, lead)
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
-        "Isolated: each quantised module alone, fed with the reference's input; the worst are the sites to leave in "
-        "16 bits first. Accumulated: the residual stream after each layer, in the scheme's own run.",
+        "Isolated: each quantised module alone, fed with the reference's input; the worst are the first candidates to "
+        "leave in 16 bits. Accumulated: the residual stream after each layer, in the scheme's own run.",
     )
     return Topic(
         "errors",
