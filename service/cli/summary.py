@@ -106,7 +106,7 @@ def _verdicts(console: Console, summary: dict[str, Any]) -> None:
         _line(console, f"The effect of {name} is {effect}{doubt}")
         if because := facts["verdict"]["unjudged_because"]:
             _line(console, f"  {because}")
-        if (share := facts["quantised_share"]) is not None and share < MOST:
+        if (share := facts["quantised_share"]) and share < MOST:
             _line(console, f"  It replaces {share:.1%} of the decoder layers' weights")
     limits = summary["verdict_limits"]
     kl = f"mean KL of {limits['kl_noticeable']:g} and {limits['kl_severe']:g} nats"

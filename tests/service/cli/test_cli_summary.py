@@ -76,6 +76,22 @@ def test_a_report_without_outliers_or_schemes_says_so(report, told):
     assert "No outlier dimensions found" in told()
 
 
+@pytest.mark.parametrize(
+    ("share", "effect", "then"),
+    [(None, "negligible", None), (0.97, "negligible", None),
+     (0.2, "negligible", "  It replaces 20.0% of the decoder layers' weights"),
+     (0.0, "unjudged", "  The scheme replaces none of the decoder layers' weights, so these figures say nothing about "
+                       "it.")],
+)  # fmt: skip
+def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, then):
+    report["schemes"]["int8"]["quantised_share"] = share
+    lines = told()
+    place = lines.index(f"The effect of int8 is {effect}")
+    assert (lines[place + 1] == then) is (then is not None)
+    assert lines[place + 1 + (then is not None)].startswith("Noticeable and severe begin")
+    assert summarise(report)["schemes"]["int8"]["quantised_share"] == share
+
+
 def test_long_lists_are_cut(report, told):
     report["schemes"]["int8"]["not_quantised"] = [f"m{n}" for n in range(100)]
     report["outliers"]["llm_int8"]["dimensions"] *= 30
