@@ -3,6 +3,7 @@
 import json
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,8 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
     with interruptible(), connect(workers=True, memory=wanted.memory) as service:
         largest = settings().max_upload_bytes
         body = inputs.submission(wanted, on_this_machine=service.on_this_machine, largest_file=largest)
-        # The key makes the request safe to send again, should the connection break before the answer.
-        job = service.client.post("/v1/jobs", body, idempotency_key=uuid.uuid4().hex)
         with display(messages) as shown:
-            job = _watched(service, job["id"], shown)
+            job = run_job(service, body, shown)
         _check(job)
         bundle.fetch(service.client, job["id"], wanted.out)
     out = wanted.out.absolute()
@@ -42,11 +41,15 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
     output.line(results, f"Report: {out / 'report.html'}")
 
 
-def _watched(service: Service, job_id: str, shown: Display) -> Document:
-    """Return the job once it has ended; Ctrl-C cancels it."""
+def run_job(service: Service, body: Document, shown: Display) -> Document:
+    """Submit the job, and return it once it has ended; Ctrl-C cancels it, whether or not its id had come by then."""
+    submit = partial(service.client.post, "/v1/jobs", body, idempotency_key=uuid.uuid4().hex)
+    job: Document | None = None
     try:
-        return follow(service.client, job_id, shown, service.check)
+        job = submit()
+        return follow(service.client, job["id"], shown, service.check)
     except KeyboardInterrupt:
+        job_id = (job or submit())["id"]
         print(f"cancelling job {job_id}", file=sys.stderr)
         return stop(service.client, job_id, shown, service.check)
 

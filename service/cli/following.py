@@ -27,7 +27,10 @@ class Display(Protocol):
 
 
 class Pace:
-    """How long a stage has still to go, from the times that its progress events carry."""
+    """How long a stage has still to go, from the times that its progress events carry.
+
+    The first unit is not reckoned with: kernels are compiled in it that the others use.
+    """
 
     def __init__(self) -> None:
         self._stage = ""
@@ -38,7 +41,7 @@ class Pace:
 
         `done` of `total` units are done, `elapsed` seconds after the measurement began.
         """
-        if stage != self._stage:
+        if stage != self._stage or self._began[0] == 0:
             self._stage, self._began = stage, (done, elapsed)
         advanced = done - self._began[0]
         if advanced <= 0 or done >= total:

@@ -1,11 +1,13 @@
 """Watching a job: nothing lost, nothing twice, and what is shown."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from service.cli import following
+from service.cli.analysis import run_job
 from service.cli.display import display
 from service.cli.following import Pace, follow, stop
 from service.errors import ServiceUnreachable
@@ -92,14 +94,33 @@ def test_stopping_a_queued_job_needs_no_waiting():
     assert service.asked == ["/v1/jobs/j/cancel"]
 
 
+def test_a_job_whose_submission_is_interrupted_is_found_by_its_key_and_cancelled(capsys):
+    class Interrupted(Service):
+        def post(self, path, body=None, *, idempotency_key=None):
+            self.asked.append((path, body, idempotency_key))
+            if len(self.asked) == 1:
+                raise KeyboardInterrupt
+            return {"id": "j", "finished_at": "now" if path.endswith("/cancel") else None}
+
+    client = Interrupted([], {})
+    job = run_job(SimpleNamespace(client=client, check=lambda: None), {"model": "sample"}, Record())
+    assert job == {"id": "j", "finished_at": "now"}
+    first, again, cancel = client.asked
+    assert first == again
+    assert first[2]
+    assert cancel[0] == "/v1/jobs/j/cancel"
+    assert capsys.readouterr().err == "cancelling job j\n"
+
+
 def test_the_pace_is_reckoned_inside_a_stage():
     pace = Pace()
     assert pace.left("sweep", 0, 10, 5.0) is None
-    assert pace.left("sweep", 2, 10, 9.0) == pytest.approx(16.0)
-    assert pace.left("sweep", 5, 10, 10.0) == pytest.approx(5.0)
-    assert pace.left("sweep", 10, 10, 20.0) is None
-    assert pace.left("divergence", 3, 10, 21.0) is None
-    assert pace.left("divergence", 4, 10, 22.0) == pytest.approx(6.0)
+    assert pace.left("sweep", 1, 10, 20.0) is None
+    assert pace.left("sweep", 2, 10, 22.0) == pytest.approx(16.0)
+    assert pace.left("sweep", 5, 10, 24.0) == pytest.approx(5.0)
+    assert pace.left("sweep", 10, 10, 30.0) is None
+    assert pace.left("divergence", 3, 10, 31.0) is None
+    assert pace.left("divergence", 4, 10, 32.0) == pytest.approx(6.0)
 
 
 def events(layers):
