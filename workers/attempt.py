@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from service.contracts.files import format_of
-from service.contracts.progress import Failed, Finished, Progress, Warned
+from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
@@ -84,6 +84,8 @@ class Attempt:
         self._temporary = directory / "tmp"
         self._settings = settings
         self._commands = commands
+        self._layers = 0
+        """That the last measurement was through with."""
 
     def run(self) -> list[ArtifactRow]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
@@ -110,37 +112,40 @@ class Attempt:
             return False
 
     def _measure(self, request: Path) -> None:
-        """Measure; one that is killed goes on, once and then for as long as each time gets further than the last.
+        """Measure; one that is killed is tried again, and then as long as each time gets through more of the layers.
 
         The memory that it lacked may be there by then; but what needs more than there is must come to an end.
         """
         reached = -1
         while True:
-            relay = Relay(self._store, self._claim)
             try:
-                return self._go_on(request, relay)
+                return self._go_on(request)
             except JobFailed as error:
-                if error.failed.code != _KILLED or relay.layers <= reached:
+                if error.failed.code != _KILLED or self._layers <= reached:
                     raise
-                reached = relay.layers
-                relay.warn(Warned(code="measurement-killed", message=f"{error}; it goes on from its last checkpoint"))
+                log.warning(
+                    "job %s is measured on from its last checkpoint, if it has one: %s", self._claim.job_id, error
+                )
+                reached = self._layers
 
-    def _go_on(self, request: Path, relay: Relay) -> None:
+    def _go_on(self, request: Path) -> None:
         """Go on from what is unfinished; where that cannot be gone on from, begin anew."""
         left = unfinished(self._out)
         goes_on = left.exists()
         try:
-            self._run_measurement(request, relay)
+            self._run_measurement(request)
         except JobFailed as error:
             if not goes_on or error.failed.code in _OUT_OF_SPACE:
                 raise
             log.warning("job %s is begun anew, for it could not go on: %s", self._claim.job_id, error)
             self._discard(left)
-            self._run_measurement(request, relay)
+            self._run_measurement(request)
 
-    def _run_measurement(self, request: Path, relay: Relay) -> None:
+    def _run_measurement(self, request: Path) -> None:
+        relay = Relay(self._store, self._claim)
         ended = self._child([*self._commands.measurement, str(request), str(self._out)], without_secrets(), relay.line)
         relay.flush()
+        self._layers = relay.layers
         self._demand_success("the measurement", relay, ended)
         if not (self._out / "report.json").is_file():
             raise JobFailed(_internal("the measurement said that it finished, and left no report.json"))

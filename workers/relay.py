@@ -48,14 +48,10 @@ class Relay:
         if isinstance(said, Progress):
             self.progress(said)
         elif isinstance(said, Warned):
-            self.warn(said)
+            self.flush()
+            self._store_line(said)
         else:
             self.last_word = said
-
-    def warn(self, said: Warned) -> None:
-        """Take a warning. Raises LeaseLost."""
-        self.flush()
-        self._store_line(said)
 
     def progress(self, said: Progress) -> None:
         """Take how far the work has come. Raises LeaseLost."""

@@ -63,11 +63,11 @@ def install(app: FastAPI) -> None:
 
 def _headroom_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HeadroomError)
-    errors = []
     if isinstance(error, InvalidRequest):
-        errors.append({"field": error.parameter, "value": error.value, "allowed": error.allowed})
+        refused = {"field": _shown(error.parameter), "value": error.value, "allowed": error.allowed}
+        return problem(error.code, error.status, _sentence(refused), errors=[refused])
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-    return problem(error.code, error.status, str(error), errors=errors, headers=headers)
+    return problem(error.code, error.status, str(error), headers=headers)
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -79,9 +79,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if any(item["type"] == "json_invalid" for item in found):
         return problem("malformed-request", 400, f"the body is not valid JSON: {found[0]['ctx']['error']}")
     errors = [_refused(item) for item in found]
-    detail = "; ".join(
-        f"{item['field']}: {_written(item['value'])} is not allowed; {item['allowed']}" for item in errors
-    )
+    detail = "; ".join(map(_sentence, errors))
     return problem(InvalidRequest.code, InvalidRequest.status, detail, errors=errors)
 
 
@@ -115,9 +113,11 @@ def _refused(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"field": field, "value": item["input"], "allowed": item["msg"].removeprefix("Value error, ")}
 
 
-def _written(value: Any) -> str:
-    shown = _shown(value)
-    return repr(shown) if isinstance(value, str) or not isinstance(shown, str) else shown
+def _sentence(refused: Mapping[str, Any]) -> str:
+    """Return one entry of `errors` in words."""
+    value, shown = refused["value"], _shown(refused["value"])
+    written = repr(shown) if isinstance(value, str) or not isinstance(shown, str) else shown
+    return f"{refused['field']}: {written} is not allowed; {refused['allowed']}"
 
 
 def _shown(value: Any) -> Any:

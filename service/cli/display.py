@@ -58,6 +58,8 @@ class Events:
 
     def show(self, kind: str, data: dict[str, Any]) -> None:
         """Show one event."""
+        if kind in ("started", "requeued"):  # what another attempt warns of is said again
+            self._warned.clear()
         if kind == "warning":
             self._warn(data)
         elif kind == "failed":

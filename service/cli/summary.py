@@ -61,7 +61,8 @@ def _verdict(facts: Document, limits: VerdictLimits, perplexity: Document | None
         grounds,
     )
     because = grounds.lacking() if judged.level is Level.unjudged else None
-    return {"effect": judged.level.name, "not_ruled_out": judged.possible.name, "unjudged_because": because}
+    doubtful = [level.name for level in judged.doubtful]
+    return {"effect": judged.level.name, "not_ruled_out": doubtful, "unjudged_because": because}
 
 
 def _scheme(facts: Document) -> dict[str, Any]:
@@ -101,8 +102,8 @@ def show(console: Console, summary: dict[str, Any]) -> None:
 
 def _verdicts(console: Console, summary: dict[str, Any]) -> None:
     for name, facts in summary["schemes"].items():
-        effect, possible = facts["verdict"]["effect"], facts["verdict"]["not_ruled_out"]
-        doubt = "" if effect == possible else f"; {possible} is not ruled out, more calibration text would settle it"
+        effect, doubtful = facts["verdict"]["effect"], " and ".join(facts["verdict"]["not_ruled_out"])
+        doubt = f"; not ruled out: {doubtful}; more calibration text would settle it" if doubtful else ""
         _line(console, f"The effect of {name} is {effect}{doubt}")
         if because := facts["verdict"]["unjudged_because"]:
             _line(console, f"  {because}")

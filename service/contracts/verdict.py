@@ -2,8 +2,8 @@
 
 Two measures are held to limits, and the worse of them gives the word. The mean KL divergence sees every change of
 the prediction and is measured closely. Perplexity is noisier: its ratio counts once the 95 % interval excludes that
-nothing rose at all. Where an interval's upper end lies in a worse class than the word, the text was too short to rule
-that class out. Where the figures cannot show what the scheme does to the model, there is no word.
+nothing rose at all. Where an interval's end lies in another class than the word, the text was too short to rule that
+class out. Where the figures cannot show what the scheme does to the model, there is no word.
 """
 
 from enum import IntEnum
@@ -44,7 +44,7 @@ class Grounds(NamedTuple):
         if self.perplexity is None:
             return "No position has a finite prediction under the reference."
         if self.quantised_share == 0:
-            return "The scheme replaces none of the decoder layers' weights, so these figures say nothing about it."
+            return "The scheme replaces none of the decoder layers' weights: these figures say nothing about it."
         if self.perplexity >= self.vocabulary:
             return (
                 f"The reference predicts the text no better than a guess among its {self.vocabulary:,} tokens, so "
@@ -78,6 +78,13 @@ class Judgement(NamedTuple):
     """What the perplexity ratio says by itself; None where there is none."""
     possible: Level
     """The worst class that the 95 % intervals reach; `level` where none is worse."""
+    mildest: Level
+    """The mildest class that they reach; `level` where none is milder."""
+
+    @property
+    def doubtful(self) -> tuple[Level, ...]:
+        """The mildest and the worst class that the intervals reach, where they are others than `level`."""
+        return tuple(level for level in (self.mildest, self.possible) if level is not self.level)
 
 
 def kl_limit(limits: VerdictLimits) -> Limit:
@@ -118,9 +125,10 @@ def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, gr
     destroyed = grounds.perplexity is not None and (kl is None or ratio is None)
     if destroyed or grounds.lacking() or kl is None or ratio is None:
         level = Level.severe if destroyed else Level.unjudged
-        return Judgement(level, None, None, level)
+        return Judgement(level, None, None, level, level)
     by_kl = kl_limit(limits).level(kl.value)
     by_ratio = ratio_limit(limits).level(ratio.value) if risen(ratio) else Level.negligible
     level = max(by_kl, by_ratio)
-    reached = max(kl_limit(limits).level(interval(kl)[1]), ratio_limit(limits).level(interval(ratio)[1]))
-    return Judgement(level, by_kl, by_ratio, max(level, reached))
+    ends = zip(interval(kl), interval(ratio), strict=True)
+    mildest, worst = (max(kl_limit(limits).level(a), ratio_limit(limits).level(b)) for a, b in ends)
+    return Judgement(level, by_kl, by_ratio, max(level, worst), min(level, mildest))

@@ -47,6 +47,15 @@ def test_the_worst_class_within_the_intervals_is_told():
     assert judged(kl=0.5, ratio=1.0).possible is Level.severe
 
 
+def test_the_mildest_class_within_the_intervals_is_told():
+    assert judged().doubtful == ()
+    assert judged(ratio=1.0141, ratio_error=0.0023).doubtful == (Level.negligible,)
+    assert judged(ratio=1.08, ratio_error=0.0408).doubtful == (Level.negligible,)
+    assert judged(kl=0.05, ratio=1.08, ratio_error=0.0408).doubtful == (Level.noticeable,)
+    assert judged(kl=0.02, kl_error=0.1).doubtful == (Level.negligible, Level.severe)
+    assert judged(kl=0.5).doubtful == ()
+
+
 def test_the_limits_are_settings():
     strict = VerdictLimits(kl_noticeable=0.0001, kl_severe=0.0005)
     assert judged(kl=0.001, limits=strict).level is Level.severe
@@ -68,7 +77,7 @@ def test_without_predictions_the_reference_decides():
 def test_figures_that_cannot_tell_give_no_word(lacks, told):
     grounds = FIRM._replace(**lacks)
     found = judged(kl=0.5, ratio=1.2, grounds=grounds)
-    assert (found.level, found.possible) == (Level.unjudged, Level.unjudged)
+    assert (found.level, found.doubtful) == (Level.unjudged, ())
     assert told in grounds.lacking()
 
 

@@ -254,9 +254,28 @@ if number < len({layers}):
 """
     assert bench.run(killed + MEASURE).status is status
     assert int(run.read_text()) == runs
-    assert bench.kinds().count("warning") == runs - 1
-    warned = [event.data for event in bench.store.events(bench.job_id) if event.kind == "warning"]
-    assert {one["code"] for one in warned} == {"measurement-killed"}
+
+
+def test_one_that_is_killed_after_it_was_begun_anew_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    run.write_text("0")
+    code = f"""
+file = pathlib.Path({str(run)!r})
+number = int(file.read_text())
+file.write_text(str(number + 1))
+if number == 0:
+    (target.parent / f".{{target.name}}.unfinished").mkdir()
+    os.kill(os.getpid(), 9)
+if number == 1:
+    say(kind="failed", code="bad-request", message="of another software", bad_input=True)
+    sys.exit(2)
+if number == 2:
+    progress("sweep", 3, 9)
+    time.sleep(0.3)
+    os.kill(os.getpid(), 9)
+"""
+    job = bench.run(code + MEASURE)
+    assert (job.status, job.error, int(run.read_text())) == (Status.succeeded, None, 4)
 
 
 def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:

@@ -38,11 +38,11 @@ class Verdict(NamedTuple):
     """The word, and its grounds in sentences."""
 
     level: Level
-    possible: Level
-    """The worst class that the 95 % intervals reach; `level` where none is worse."""
+    doubtful: tuple[Level, ...]
+    """The mildest and the worst class that the 95 % intervals reach, where they are others than `level`."""
     reasons: tuple[str, ...]
     unsettled: str | None
-    """Which worse class cannot be ruled out yet, and why; None when the word is settled."""
+    """Which other classes cannot be ruled out yet, and why; None when the word is settled."""
     partial: str | None
     """How little of the layers the scheme replaces, in a few words; None where it is most of them."""
 
@@ -76,19 +76,25 @@ def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
     grounds = Grounds(perplexity.value if perplexity else None, report.model.vocabulary, scheme.quantised_share)
     kl, ratio = mean_kl(scheme.kl_divergence), scheme.perplexity_ratio
     judged = judge(kl, ratio, limits, grounds)
-    partial = _partial(scheme.quantised_share)
+    share, doubtful = scheme.quantised_share, judged.doubtful
     if kl is None or ratio is None or judged.level is Level.unjudged:
         reason = grounds.lacking() if judged.level is Level.unjudged else None
         reason = reason or "No position has a finite prediction under the scheme."
-        return Verdict(judged.level, judged.possible, (reason,), None, partial)
+        return Verdict(judged.level, doubtful, (reason,), None, _partial(share))
     reasons = _reasons(judged, limits, kl, ratio)
-    return Verdict(judged.level, judged.possible, reasons, _unsettled(judged, kl, ratio), partial)
+    if share is not None and share < MOST:
+        reasons += (f"It replaces {_share(share)} of the layers' weights; the figures show the effect of these alone.",)
+    return Verdict(judged.level, doubtful, reasons, _unsettled(doubtful, kl, ratio), _partial(share))
 
 
 def _partial(share: float | None) -> str | None:
     if share is None or share >= MOST:
         return None
-    return f"{f'only {percent(share)}' if share else 'none'} of the layers' weights replaced"
+    return f"{f'only {_share(share)}' if share else 'none'} of the layers' weights replaced"
+
+
+def _share(share: float) -> str:
+    return percent(share) if share >= 0.001 else "0.1 % or less"
 
 
 def _reasons(judged: Judgement, limits: VerdictLimits, kl: Estimate, ratio: Estimate) -> tuple[str, ...]:
@@ -101,13 +107,15 @@ def _reasons(judged: Judgement, limits: VerdictLimits, kl: Estimate, ratio: Esti
     return (f"Mean KL of {number(kl.value)} nats is {by_kl.name}: {_class_bounds(kl_limit(limits), by_kl)}.", told)
 
 
-def _unsettled(judged: Judgement, kl: Estimate, ratio: Estimate) -> str | None:
-    if judged.possible is judged.level:
+def _unsettled(doubtful: tuple[Level, ...], kl: Estimate, ratio: Estimate) -> str | None:
+    if not doubtful:
         return None
+    (kl_low, kl_high), (ratio_low, ratio_high) = interval(kl), interval(ratio)
+    names = " and ".join(level.name for level in doubtful).capitalize()
     return (
-        f"{judged.possible.name.capitalize()} is not ruled out: the 95 % intervals reach a mean KL of "
-        f"{number(interval(kl)[1])} and a perplexity ratio of {number(interval(ratio)[1], 5)}. "
-        "More calibration text would settle it."
+        f"{names} {'is' if len(doubtful) == 1 else 'are'} not ruled out: the 95 % intervals are a mean KL of "
+        f"{number(kl_low)} to {number(kl_high)} and a perplexity ratio of {number(ratio_low, 5)} to "
+        f"{number(ratio_high, 5)}. More calibration text would settle it."
     )
 
 

@@ -111,9 +111,15 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
 
 def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
     for name in [name for name in baseline.schemes if name in other.schemes]:
-        before, after = baseline.schemes[name].settings, other.schemes[name].settings
-        if before != after:
-            yield "scheme-settings-differ", f"settings of {name}: {_changed(before, after)}"
+        before, after = baseline.schemes[name], other.schemes[name]
+        if before.settings != after.settings:
+            yield "scheme-settings-differ", f"settings of {name}: {_changed(before.settings, after.settings)}"
+        shares = before.quantised_share, after.quantised_share
+        if None not in shares and shares[0] != shares[1]:
+            yield (
+                "quantised-shares-differ",
+                f"{name} replaces {shares[0]:.1%} and {shares[1]:.1%} of the layers' weights",
+            )
 
 
 def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:

@@ -281,6 +281,24 @@ def test_a_parameter_that_a_call_does_not_take_is_refused(client, problem, call)
     assert document["detail"] == "verbose: '1' is not allowed; there is no such parameter; this call takes none"
 
 
+def test_a_long_parameter_is_cut_before_it_is_sent_back(client, problem):
+    document = problem(client.get("/v1/jobs", params={"n" * 3000: "v" * 3000}), 422, "invalid-request")
+    assert len(document["detail"]) < 700
+
+
+def test_every_parameter_that_the_description_names_is_taken(world, client):
+    paths = world.app.openapi()["paths"]
+    named = [
+        (path.replace("{job_id}", "a").replace("{name}", "sites").replace("{form}", "csv"), parameter["name"])
+        for path, calls in paths.items()
+        for parameter in calls.get("get", {}).get("parameters", [])
+        if parameter["in"] == "query"
+    ]
+    assert len(named) > 5
+    for path, name in named:
+        assert "there is no such parameter" not in client.get(path, params={name: "1"}).text, (path, name)
+
+
 @pytest.mark.parametrize("key", ["", "x" * 300, "tab\tkey"])
 def test_a_bad_idempotency_key_is_refused(client, world, problem, key):
     response = client.post("/v1/jobs", json={"model": "sample"}, headers={"Idempotency-Key": key})

@@ -80,7 +80,7 @@ def test_a_report_without_outliers_or_schemes_says_so(report, told):
     ("share", "effect", "then"),
     [(None, "negligible", None), (0.97, "negligible", None),
      (0.2, "negligible", "  It replaces 20.0% of the decoder layers' weights"),
-     (0.0, "unjudged", "  The scheme replaces none of the decoder layers' weights, so these figures say nothing about "
+     (0.0, "unjudged", "  The scheme replaces none of the decoder layers' weights: these figures say nothing about "
                        "it.")],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, then):
@@ -108,7 +108,7 @@ def test_the_verdict_and_its_limits_are_told(report, told):
     assert limits in lines
     report["analysis"] = {"verdict": {"kl_noticeable": 0.001, "kl_severe": 0.00124, "of_a_later_version": 1}}
     lines = told()
-    assert "The effect of int8 is noticeable; severe is not ruled out, more calibration text would settle it" in lines
+    assert "The effect of int8 is noticeable; not ruled out: severe; more calibration text would settle it" in lines
     assert any("mean KL of 0.001 and 0.00124 nats" in line for line in lines)
     report["schemes"]["int8"]["kl_divergence"] = None
     assert "The effect of int8 is severe" in told()

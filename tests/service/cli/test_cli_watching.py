@@ -159,6 +159,16 @@ def test_away_from_a_terminal_progress_is_plain_lines_and_not_too_many():
     assert lines[-2:] == ["queued, 2 jobs before it", "queued, 1 job before it"]
 
 
+def test_another_attempt_s_warnings_are_shown_again():
+    console = Console(file=io.StringIO(), width=100)
+    with display(console) as shown:
+        for _attempt in range(2):
+            shown.show("started", {})
+            for n in range(1, 8):
+                shown.show("warning", {"code": "nonfinite", "message": f"{n} NaN"})
+    assert console.file.getvalue().splitlines().count("warning: 5 NaN") == 2
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_warnings_of_one_code_are_shown_while_they_are_few(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)

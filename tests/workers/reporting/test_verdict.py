@@ -60,7 +60,15 @@ def test_what_is_not_ruled_out_is_said(verdict_on):
     noisy = verdict_on(kl_divergence=kl(0.001, 0.0001), perplexity_ratio={"value": 1.02, "standard_error": 0.03})
     assert noisy.level is Level.negligible
     assert noisy.reasons[1].endswith("does not show that it rose at all: its 95 % interval begins at 0.96120.")
-    assert noisy.unsettled.startswith("Severe is not ruled out: the 95 % intervals reach a mean KL of 0.00120 and a")
+    assert noisy.unsettled == (
+        "Severe is not ruled out: the 95 % intervals are a mean KL of 0.000804 to 0.00120 and a perplexity ratio of "
+        "0.96120 to 1.0788. More calibration text would settle it."
+    )
+
+
+def test_milder_and_worse_classes_that_are_not_ruled_out_are_said_together(verdict_on):
+    above = verdict_on(kl_divergence=kl(0.02, 0.1), perplexity_ratio={"value": 1.0, "standard_error": 0.001})
+    assert above.unsettled.startswith("Negligible and severe are not ruled out: ")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +77,7 @@ def test_what_is_not_ruled_out_is_said(verdict_on):
 def test_no_prediction_is_said(verdict_on, reference, level, who):
     absent = dict.fromkeys(("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token", "delta_p"))
     found = verdict_on(reference=reference, **absent)
-    assert found == (level, level, (f"No position has a finite prediction under the {who}.",), None, None)
+    assert found == (level, (), (f"No position has a finite prediction under the {who}.",), None, None)
 
 
 def test_a_reference_that_guesses_leaves_no_word(verdict_on):
@@ -82,8 +90,11 @@ def test_a_reference_that_guesses_leaves_no_word(verdict_on):
     ("share", "level", "partial"),
     [(0.0, Level.unjudged, "none of the layers' weights replaced"),
      (0.0412, Level.noticeable, "only 4.1 % of the layers' weights replaced"),
+     (0.0004, Level.noticeable, "only 0.1 % or less of the layers' weights replaced"),
      (0.97, Level.noticeable, None), (None, Level.noticeable, None)],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(verdict_on, share, level, partial):
     found = verdict_on(kl_divergence=kl(0.034, 0.001), quantised_share=share)
     assert (found.level, found.partial) == (level, partial)
+    alone = [reason for reason in found.reasons if reason.endswith("the figures show the effect of these alone.")]
+    assert len(alone) == (0 < (share or 0) < 0.9)

@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class LayerReader:
-    """The layers' tensors on a device, in the types they have on disk."""
+    """The layers' tensors on a device, in the types that the mapping of the weights gives them."""
 
     def __init__(
         self,

@@ -142,7 +142,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         delta_p=delta_p(comparison) if compared else None,
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
-        quantised_share=_quantised_share(decoder, {*not_quantised(decoder), *left}),
+        quantised_share=_quantised_share(decoder, left),
         not_quantised=(*not_quantised(decoder), *left),
         worst_sites=assembled.worst_sites[name],
     )
@@ -159,12 +159,18 @@ def not_quantised(decoder: Decoder) -> tuple[str, ...]:
     )
 
 
-def _quantised_share(decoder: Decoder, kept: Collection[str]) -> float:
-    """Return the share of the layers' weights, of those in matrices, that lie in other modules than the kept ones."""
-    sizes = {name: _matrix_elements(module) for name, module in decoder.model.named_modules()}
-    inside = {name: size for name, size in sizes.items() if name.startswith(decoder.prefix)}
-    replaced = sum(size for name, size in inside.items() if name not in kept)
-    return replaced / (sum(inside.values()) or 1)
+def _quantised_share(decoder: Decoder, left: Collection[str]) -> float:
+    """Return the share of the layers' weights, of those in matrices, that a scheme replaced.
+
+    left: names of projections of the layers that it left as they are.
+    """
+    replaced = whole = 0
+    for index, layer in enumerate(decoder.layers):
+        for name, module in layer.named_modules():
+            size = _matrix_elements(module)
+            whole += size
+            replaced += size if is_projection(module) and f"{decoder.prefix}{index}.{name}" not in left else 0
+    return replaced / (whole or 1)
 
 
 def _matrix_elements(module: nn.Module) -> int:

@@ -73,8 +73,8 @@ def _told(outcome: Outcome) -> str:
 
 
 def doubt(found: Verdict) -> tuple[str, ...]:
-    """Return what the word must not be read without: how little was quantised, which worse class is not ruled out."""
-    unsettled = None if found.possible is found.level else f"{found.possible.name} not ruled out"
+    """Return what the word must not be read without: how little was quantised, which other class is not ruled out."""
+    unsettled = f"{' and '.join(level.name for level in found.doubtful)} not ruled out" if found.doubtful else None
     return tuple(remark for remark in (found.partial, unsettled) if remark)
 
 
