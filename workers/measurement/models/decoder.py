@@ -200,16 +200,11 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     if info["missing_keys"] or info["mismatched_keys"]:
         raise BadModel(f"model: {checkpoint.path}: {_disagreement(info)}")
     layers = model.get_submodule(prefix[:-1])
-    weights = _weights_on_disk(layers)
-    remove_hook_from_module(model, recurse=True)
+    reader = _reader(checkpoint, model, prefix, device)
     model.eval().requires_grad_(False)
-    _check_stored(checkpoint, layers, prefix, weights.index)
-    keep_in_float32(model, prefix, weights.index)
     for name, parameter in model.named_parameters():
         if parameter.device.type != "meta":
             finite(name, parameter)
-    names = [{name: f"{prefix}{i}.{name}" for name, _ in layer.named_parameters()} for i, layer in enumerate(layers)]
-    reader = LayerReader(weights, names, device, ahead=device.type == "cuda")
     decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
     answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
     probe_layers(model, layers, answer_length, device)
@@ -240,6 +235,17 @@ def _plan(config: Any, checkpoint: Checkpoint, device: str) -> tuple[str, dict[s
             if name != path[depth]:
                 placement[f"{above}.{name}" if above else name] = device
     return f"{layers}.", placement | {f"{layers}.{i}": "disk" for i in range(len(lists[layers]))}
+
+
+def _reader(checkpoint: Checkpoint, model: Any, prefix: str, device: torch.device) -> LayerReader:
+    """Return what reads the layers, in the place of accelerate's hooks, which are removed."""
+    layers = model.get_submodule(prefix[:-1])
+    weights = _weights_on_disk(layers)
+    remove_hook_from_module(model, recurse=True)
+    _check_stored(checkpoint, layers, prefix, weights.index)
+    keep_in_float32(model, prefix, weights.index)
+    names = [{name: f"{prefix}{i}.{name}" for name, _ in layer.named_parameters()} for i, layer in enumerate(layers)]
+    return LayerReader(weights, names, device, ahead=device.type == "cuda")
 
 
 def _weights_on_disk(layers: nn.ModuleList) -> Any:
