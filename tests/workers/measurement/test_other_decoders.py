@@ -105,6 +105,22 @@ def test_a_decoder_outside_the_table_is_swept_exactly_under_its_module_names(arc
         assert torch.equal(swept_logits(state, stream), expected), stream
 
 
+@pytest.mark.parametrize("architecture", ["mamba", "falcon_mamba", "jamba", "inkling", "gpt_oss"])
+def test_the_reference_is_exact_in_float16_and_no_gradients_are_kept(architecture: str, tmp_path: Path) -> None:
+    path = save_random(tmp_path / "model", (CONFIGS | OTHERS)[architecture](), torch.float16)
+    decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), tmp_path / "scratch")
+    state = prepare_sweep(
+        decoder, [Batch(TOKEN_IDS)], [], Analysis(), budget_bytes=2**30, directory=tmp_path / "streams"
+    )
+    for _ in sweep_layers(state):
+        assert not state.streams.get(REFERENCE, 0).requires_grad
+    with torch.no_grad():
+        expected = whole_model(path, None)(input_ids=TOKEN_IDS, use_cache=False).logits
+    found = swept_logits(state, REFERENCE)
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("make", [OTHERS["inkling"], CONFIGS["gpt_oss"]], ids=["inkling", "gpt_oss"])
 def test_every_weight_of_a_layer_has_the_type_that_the_whole_model_gives_it(

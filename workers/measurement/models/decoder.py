@@ -201,7 +201,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
         raise BadModel(f"model: {checkpoint.path}: {_disagreement(info)}")
     layers = model.get_submodule(prefix[:-1])
     reader = _reader(checkpoint, model, prefix, device)
-    model.eval().requires_grad_(False)
+    model.eval()  # weights go on requiring gradients: without, torch multiplies strided float16 inputs in another way
     for name, parameter in model.named_parameters():
         if parameter.device.type != "meta":
             finite(name, parameter)

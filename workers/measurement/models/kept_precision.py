@@ -29,5 +29,5 @@ def keep_in_float32(model: Any, prefix: str, index: dict[str, dict[str, Any]]) -
     for full, weight in list(model.get_submodule(prefix[:-1]).named_parameters(prefix=prefix[:-1])):
         if kept.search(full) and weight.dtype != torch.float32:
             module, _, name = full.rpartition(".")
-            setattr(model.get_submodule(module), name, nn.Parameter(weight.float(), requires_grad=False))
+            setattr(model.get_submodule(module), name, nn.Parameter(weight.float(), weight.requires_grad))
             index[full]["dtype"] = "float32"
