@@ -233,6 +233,18 @@ def test_a_killed_measurement_is_told_from_others(bench: Bench, caplog: pytest.L
     assert bench.nothing_is_left()
 
 
+def counts(directory: Path) -> tuple[str, Callable[[], int]]:
+    """Code that numbers a program's runs from 0 on, and what reads how many there were."""
+    file = directory / "runs"
+    file.write_text("0")
+    code = f"""
+file = pathlib.Path({str(file)!r})
+number = int(file.read_text())
+file.write_text(str(number + 1))
+"""
+    return code, lambda: int(file.read_text())
+
+
 @pytest.mark.parametrize(
     ("layers", "runs", "status"),
     [([0, 0], 2, Status.failed), ([3, 3], 2, Status.failed), ([3, 2], 2, Status.failed), ([0], 2, Status.succeeded),
@@ -241,30 +253,22 @@ def test_a_killed_measurement_is_told_from_others(bench: Bench, caplog: pytest.L
 def test_a_killed_measurement_goes_on_while_each_time_gets_further(
     bench: Bench, tmp_path: Path, layers: list[int], runs: int, status: Status
 ) -> None:
-    run = tmp_path / "runs"
-    run.write_text("0")
+    count, run = counts(tmp_path)
     killed = f"""
-file = pathlib.Path({str(run)!r})
-number = int(file.read_text())
-file.write_text(str(number + 1))
 if number < len({layers}):
     progress("sweep", {layers}[number], 9)
     time.sleep(0.3)
     os.kill(os.getpid(), 9)
 """
-    assert bench.run(killed + MEASURE).status is status
-    assert int(run.read_text()) == runs
+    assert bench.run(count + killed + MEASURE).status is status
+    assert run() == runs
 
 
 def test_one_that_is_killed_after_it_was_begun_anew_goes_on_too(bench: Bench, tmp_path: Path) -> None:
-    run = tmp_path / "runs"
-    run.write_text("0")
-    code = f"""
-file = pathlib.Path({str(run)!r})
-number = int(file.read_text())
-file.write_text(str(number + 1))
+    count, run = counts(tmp_path)
+    code = """
 if number == 0:
-    (target.parent / f".{{target.name}}.unfinished").mkdir()
+    (target.parent / f".{target.name}.unfinished").mkdir()
     os.kill(os.getpid(), 9)
 if number == 1:
     say(kind="failed", code="bad-request", message="of another software", bad_input=True)
@@ -274,8 +278,8 @@ if number == 2:
     time.sleep(0.3)
     os.kill(os.getpid(), 9)
 """
-    job = bench.run(code + MEASURE)
-    assert (job.status, job.error, int(run.read_text())) == (Status.succeeded, None, 4)
+    job = bench.run(count + code + MEASURE)
+    assert (job.status, job.error, run()) == (Status.succeeded, None, 4)
 
 
 def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:

@@ -114,12 +114,9 @@ def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
         before, after = baseline.schemes[name], other.schemes[name]
         if before.settings != after.settings:
             yield "scheme-settings-differ", f"settings of {name}: {_changed(before.settings, after.settings)}"
-        shares = before.quantised_share, after.quantised_share
+        shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
-            yield (
-                "quantised-shares-differ",
-                f"{name} replaces {shares[0]:.1%} and {shares[1]:.1%} of the layers' weights",
-            )
+            yield "quantised-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"
 
 
 def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:

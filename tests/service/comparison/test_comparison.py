@@ -216,6 +216,18 @@ def test_other_settings_weights_and_machines_are_named(baseline, other):
     assert len(told) == 4
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [(1.0, 0.2, ["int8 replaces 100% and 20% of the layers' weights"]), (0.998, 0.996, []), (None, 0.2, []),
+     (0.2, None, [])],
+)  # fmt: skip
+def test_a_scheme_that_replaces_another_share_is_named(baseline, other, before, after, told):
+    for directory, share in ((baseline, before), (other, after)):
+        restate(directory, lambda report, share=share: report["schemes"]["int8"].update(quantised_share=share))
+    warnings = compared(baseline, other).warnings
+    assert [one.message for one in warnings if one.code == "quantised-shares-differ"] == told
+
+
 def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_something(baseline, other):
     restate(other, lambda report: report["model"].update(layers=4, hidden_size=32))
     found = compared(baseline, other).differences[0]
