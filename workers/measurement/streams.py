@@ -85,7 +85,9 @@ class Streams:
         """Return the hidden states of one sequence, [S, d], counted through all batches; not to be changed."""
         for batch, (sequences, _, _) in enumerate(self._layout.shapes):
             if number < sequences:
-                return self.get(name, batch)[number]
+                if self._directory is None:
+                    return self._held[name, batch][number]
+                return self._mapped(self._directory, name, batch, "c")[number].to(self._device)
             number -= sequences
         raise IndexError(f"number: {number} sequences too far; the stream has no such sequence")
 
