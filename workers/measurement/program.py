@@ -11,7 +11,7 @@ import torch
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
-from workers.measurement.device import choose_device, device_memory
+from workers.measurement.device import card_name, choose_device, device_memory
 from workers.measurement.errors import BadRequest
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
@@ -70,7 +70,7 @@ def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
         checkpoint = open_checkpoint(request.model.path)
         model_fingerprint = fingerprint(checkpoint.weight_files)
         device = choose_device(request.device)
-    with workspace(out, identity_of(request, model_fingerprint, device)) as work:
+    with workspace(out, identity_of(request, model_fingerprint, card_name(device))) as work:
         with device_memory(device):
             subject = _load(request, checkpoint, model_fingerprint, device, work / "offloaded", narrator)
         calibration = _calibrate(request, subject, narrator)
