@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
             request = request.model_copy(update={"memory_bytes": _memory(given.memory)})
         measure(request, given.out, narrator)
     except MeasurementError as error:
-        narrator.failed(error.code, str(error), bad_input=error.bad_input)
+        narrator.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
     except Exception as error:  # a supervisor must always be told
         traceback.print_exc()

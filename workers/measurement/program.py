@@ -11,6 +11,7 @@ import torch
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
+from workers.measurement.device import card_name, choose_device, device_memory
 from workers.measurement.errors import BadRequest
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
@@ -68,26 +69,35 @@ def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
     with narrator.stage("load"):
         checkpoint = open_checkpoint(request.model.path)
         model_fingerprint = fingerprint(checkpoint.weight_files)
-    with workspace(out, identity_of(request, model_fingerprint)) as work:
-        subject = _load(request, checkpoint, model_fingerprint, work / "offloaded", narrator)
+        device = choose_device(request.device)
+    with workspace(out, identity_of(request, model_fingerprint, card_name(device))) as work:
+        with device_memory(device):
+            subject = _load(request, checkpoint, model_fingerprint, device, work / "offloaded", narrator)
         calibration = _calibrate(request, subject, narrator)
         prompts = _prompts(request, subject)
-        state, files = _sweep(request, subject, calibration, prompts, work, narrator)
-        (work / "result").mkdir()
-        with table_writers(work / "result/tables", TABLES, request.schemes) as tables:
-            predictions = _compare(request, state, calibration, tables["tokens"], narrator)
-            labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
-            findings = Findings(
-                request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
-            )
-            _write(findings, files, tables, work / "result/report.json", narrator)
+        batches = _batches(request, subject, calibration, prompts)
+        with device_memory(device, batches[0].token_ids.shape):
+            state, files = _sweep(request, subject, batches, work, narrator)
+            (work / "result").mkdir()
+            with table_writers(work / "result/tables", TABLES, request.schemes) as tables:
+                predictions = _compare(request, state, calibration, tables["tokens"], narrator)
+                labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
+                findings = Findings(
+                    request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
+                )
+                _write(findings, files, tables, work / "result/report.json", narrator)
 
 
 def _load(
-    request: MeasurementRequest, checkpoint: Checkpoint, model_fingerprint: str, scratch: Path, narrator: Narrator
+    request: MeasurementRequest,
+    checkpoint: Checkpoint,
+    model_fingerprint: str,
+    device: torch.device,
+    scratch: Path,
+    narrator: Narrator,
 ) -> Subject:
     with narrator.stage("load"):
-        decoder = load_decoder(checkpoint, _device(request.device), scratch)
+        decoder = load_decoder(checkpoint, device, scratch)
         longest = getattr(decoder.config, "max_position_embeddings", None)
         if longest is not None and request.sequence_length > longest:
             raise BadRequest(
@@ -133,36 +143,41 @@ def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
         bos=bos,
         vocabulary=config.vocab_size,
         longest=getattr(config, "max_position_embeddings", None),
-        batch_tokens=_batch_tokens(subject.decoder),
+        batch_tokens=_batch_tokens(request, subject.decoder),
     )
     return Prompts(records, batches, adds_bos=bos is not None)
 
 
-def _batch_tokens(decoder: Decoder) -> int:
-    return max(1, BATCH_VALUES[decoder.device.type] // decoder.widest)
+def _batch_tokens(request: MeasurementRequest, decoder: Decoder) -> int:
+    """Return the tokens of a batch; labelled prompts have no more than the calibration text was asked to have."""
+    usual = max(1, BATCH_VALUES[decoder.device.type] // decoder.widest)
+    return usual if request.batch_sequences is None else min(usual, request.batch_sequences * request.sequence_length)
+
+
+def _batches(
+    request: MeasurementRequest, subject: Subject, calibration: Calibration, prompts: Prompts | None
+) -> list[Batch]:
+    """Return what goes through the layers, the calibration text first."""
+    usual = max(1, _batch_tokens(request, subject.decoder) // request.sequence_length)
+    text = calibration.token_ids.split(request.batch_sequences or usual)
+    return [
+        *(Batch(token_ids) for token_ids in text),
+        *(Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ())),
+    ]
 
 
 def _sweep(
-    request: MeasurementRequest,
-    subject: Subject,
-    calibration: Calibration,
-    prompts: Prompts | None,
-    work: Path,
-    narrator: Narrator,
+    request: MeasurementRequest, subject: Subject, batches: list[Batch], work: Path, narrator: Narrator
 ) -> tuple[SweepState, LayerFiles]:
     """Take every stream through every layer, keeping what is needed to go on after a kill."""
     decoder = subject.decoder
-    size = request.batch_sequences or max(1, _batch_tokens(decoder) // request.sequence_length)
     files = LayerFiles(work / "layers", request.schemes, request.heads)
     kept = StreamCheckpoint(work / "checkpoint")
     first = kept.layers_done()
     with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
         state = prepare_sweep(
             decoder,
-            [
-                *(Batch(token_ids) for token_ids in calibration.token_ids.split(size)),
-                *(Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ())),
-            ],
+            batches,
             schemes_for(request),
             request,
             budget_bytes=request.memory_bytes,
@@ -238,15 +253,3 @@ def _write(
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)
         report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise BadRequest(
-            f"device: {name!r} is not there; this machine has {count} CUDA devices; 'cpu' and 'auto' always work"
-        )
-    return torch.device("cuda:0") if name == "cuda" else device
