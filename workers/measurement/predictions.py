@@ -162,6 +162,6 @@ def _token_columns(scheme: str, sequence: int, ids: torch.Tensor, first: int, co
         "token_id": ids.numpy(),
         "nll_reference": spread(comparison.nll_reference),
         "nll_scheme": spread(comparison.nll_scheme),
-        "kl_divergence": spread(comparison.kl_divergence),
+        "kl_divergence": spread(np.where(finite, comparison.kl_divergence, np.nan)),
         "same_top": same_top,
     }
