@@ -23,12 +23,13 @@ from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.predictions import Predictions, compare_predictions, first_scored
 from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_guessing, warn_nonfinite, warn_unquantised
+from workers.measurement.remarks import warn_guessing, warn_nonfinite, warn_replaced, warn_unquantised
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.report import Findings, build_report
 from workers.measurement.results.tables import TableWriter, table_writers
 from workers.measurement.state import Batch, SweepState
+from workers.measurement.statistics.cuda.check import check_kernels
 from workers.measurement.streams import REFERENCE, StreamCheckpoint
 from workers.measurement.sweep import prepare_sweep, sweep_layers
 from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
@@ -98,6 +99,8 @@ def _load(
 ) -> Subject:
     with narrator.stage("load"):
         decoder = load_decoder(checkpoint, device, scratch)
+        if device.type == "cuda":
+            check_kernels(device, decoder.dtype)
         longest = getattr(decoder.config, "max_position_embeddings", None)
         if longest is not None and request.sequence_length > longest:
             raise BadRequest(
@@ -245,6 +248,7 @@ def _write(
     findings: Findings, files: LayerFiles, tables: Mapping[str, TableWriter], report_file: Path, narrator: Narrator
 ) -> None:
     state = findings.state
+    warn_replaced(narrator)
     with narrator.stage("write"):
         assembled = assemble(
             files, len(state.decoder.layers), state.positions, findings.request, tables, findings.describe_token

@@ -4,6 +4,7 @@ are compiled for real devices.
 x [N, S, d] with N sequences, S tokens each, d channels; logits [n, V]
 """
 
+import io
 import os
 import subprocess
 import sys
@@ -16,10 +17,15 @@ import torch
 from emulated_cuda import COMPILER, build, launcher
 from interpreted_triton import Call, call_interpreted
 from test_kernels import DTYPES, SHAPES, check_products, check_reduction, random_tensor
+from tiny_models import request_for
 
+import workers.measurement.__main__ as program
+from workers.measurement.progress import Narrator
+from workers.measurement.remarks import warn_replaced
 from workers.measurement.statistics import backends, plain
 from workers.measurement.statistics.cuda import histogram, hits, nvrtc, reduction
-from workers.measurement.statistics.reduction import SHIFT
+from workers.measurement.statistics.cuda.check import run_trials, trials
+from workers.measurement.statistics.reduction import SHIFT, Reduction
 
 SMALL = [shape for shape in SHAPES if shape != (1, 2500, 7)]
 
@@ -179,3 +185,102 @@ def test_triton_compiles_its_kernels_for_a_device(capability: int) -> None:
     done = subprocess.run(command, env=environment, cwd=program.parents[3], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["_products", "_score", "_compare"]
+
+
+@pytest.fixture
+def nothing_replaced() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "_replaced", {})
+        yield
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.usefixtures("on_host", "nothing_replaced")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernels_that_cannot_be_launched_are_replaced_and_named(dtype: torch.dtype) -> None:
+    calls = trials(torch.device("cpu"), dtype)
+    assert {trial.kernel for trial in calls} == backends.CUDA_KERNELS.keys()
+    run_trials(calls, CUDA)
+    triton_kernels = {"token_products", "score_logits", "compare_logits"}  # those here need a driver
+    assert backends.replaced().keys() == triton_kernels
+    assert all(why.count(": ") for why in backends.replaced().values())
+    y, q = calls[4].arguments
+    check_products(backends.on_device("token_products", CUDA, y, q), y, q)
+
+
+@pytest.mark.usefixtures("on_host", "nothing_replaced")
+@pytest.mark.parametrize("field", Reduction._fields)
+def test_a_kernel_that_gives_other_figures_is_replaced(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = reduction.reduce
+
+    def wrong(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
+        found = right(x, pivot, threshold)
+        figures = getattr(found, field).clone()
+        if figures.is_floating_point():
+            figures *= 1 + (1e-9 if figures.dtype == torch.float64 else 1e-6)
+        else:
+            figures.view(-1)[0] += 1
+        return found._replace(**{field: figures})
+
+    monkeypatch.setattr(reduction, "reduce", wrong)
+    x = random_tensor((2, 60, 7), torch.bfloat16)
+    run_trials(trials(torch.device("cpu"), torch.float32), CUDA)
+    assert backends.replaced()["reduce"] == "it gives other figures than plain torch"
+    check_reduction(backends.on_device("reduce", CUDA, x, plain.typical(x), 6.0), x, 6.0)
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+def test_a_report_names_the_kernels_that_were_replaced() -> None:
+    narrator = Narrator(out=io.StringIO())
+    warn_replaced(narrator)
+    assert narrator.warnings == []
+    backends.replace_kernel("reduce", "KernelFailed: no such architecture")
+    warn_replaced(narrator)
+    (warning,) = narrator.warnings
+    assert (warning.code, warning.where) == ("kernel-replaced", "reduce")
+    assert "KernelFailed: no such architecture" in warning.message
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+def test_no_memory_left_is_no_reason_to_replace_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(reduction, "typical", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        backends.on_device("typical", CUDA, torch.zeros(1, 2, 3))
+    assert backends.replaced() == {}
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+def test_where_the_device_fails_the_measurement_begins_anew_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    request = request_for(tmp_path, tmp_path / "text")
+    (tmp_path / "request.json").write_text(request.model_dump_json())
+    arguments = [str(tmp_path / "request.json"), str(tmp_path / "out")]
+    begun: list[tuple[list[str], str]] = []
+
+    class Replaced(BaseException):
+        """The process has become another."""
+
+    def broken(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def become(_: str, command: list[str], environment: dict[str, str]) -> None:
+        begun.append((command, environment[program._WITHOUT_KERNELS]))
+        raise Replaced
+
+    monkeypatch.setattr(program, "measure", broken)
+    monkeypatch.setattr(program, "_private_stdout", lambda: sys.__stdout__)
+    monkeypatch.setattr(os, "execve", become)
+    with pytest.raises(Replaced):
+        program.main(arguments)
+    why = "CUDA error: an illegal memory access was encountered"
+    assert begun == [([sys.executable, "-m", "workers.measurement", *arguments], why)]
+    monkeypatch.setenv(program._WITHOUT_KERNELS, why)
+    assert program.main(arguments) == 1  # a second time it is not the kernels
+    assert backends.replaced() == dict.fromkeys(backends.CUDA_KERNELS, why)
+    assert "illegal memory access" in capfd.readouterr().out.splitlines()[-1]

@@ -56,7 +56,7 @@ def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> 
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
     if x.device.type == "cpu":
         return cpu_reduction.reduce(x, pivot, threshold)
-    reduction: Reduction = _on_device("reduce", x.device, x, pivot, threshold)
+    reduction: Reduction = on_device("reduce", x.device, x, pivot, threshold)
     return reduction
 
 
@@ -123,7 +123,7 @@ def note_hits(
         | top bits.
     """
     _check("x", x, dimensions=2)
-    noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _on_device(
+    noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = on_device(
         "note_hits", x.device, x, dimensions, count, magnitude, kept_bits
     )
     return noted
@@ -170,12 +170,12 @@ def replace_kernel(name: str, why: str) -> None:
 
 
 def _tensor(name: str, device: torch.device, *arguments: Any) -> torch.Tensor:
-    figures: torch.Tensor = _on_device(name, device, *arguments)
+    figures: torch.Tensor = on_device(name, device, *arguments)
     return figures
 
 
-def _on_device(name: str, device: torch.device, *arguments: Any) -> Any:
-    """Return what a kernel of the device gives, or plain torch where there is none that works."""
+def on_device(name: str, device: torch.device, *arguments: Any) -> Any:
+    """Return what a kernel of `CUDA_KERNELS` gives, or plain torch where the device has none or it does not work."""
     if device.type == "cuda" and name not in _replaced:
         try:
             kernels = importlib.import_module(f"workers.measurement.statistics.cuda.{CUDA_KERNELS[name]}")
