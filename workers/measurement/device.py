@@ -53,6 +53,11 @@ def peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Return the memory of a CUDA device; None on a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 @contextmanager
 def device_memory(device: torch.device, batch: Sequence[int] | None = None) -> Iterator[None]:
     """Raise DeviceOutOfMemory where the device runs out of memory inside.

@@ -11,7 +11,7 @@ import torch
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
-from workers.measurement.device import card_name, choose_device, device_memory
+from workers.measurement.device import card_name, choose_device, device_memory, total_bytes
 from workers.measurement.errors import BadRequest
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
@@ -35,9 +35,12 @@ from workers.measurement.sweep import prepare_sweep, sweep_layers
 from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
 from workers.measurement.workspace import identity_of, workspace
 
-BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 26}
+BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,
 and no more than that, for what is captured in a layer grows with them."""
+DEVICE_BYTES_PER_VALUE = 256
+"""Memory that a CUDA device must have for each of them; with less, a batch is smaller. What is captured of the
+reference and of one scheme takes some 20 bytes."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,10 @@ def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
 
 def _batch_tokens(request: MeasurementRequest, decoder: Decoder) -> int:
     """Return the tokens of a batch; labelled prompts have no more than the calibration text was asked to have."""
-    usual = max(1, BATCH_VALUES[decoder.device.type] // decoder.widest)
+    values = BATCH_VALUES[decoder.device.type]
+    if (memory := total_bytes(decoder.device)) is not None:
+        values = min(values, memory // DEVICE_BYTES_PER_VALUE)
+    usual = max(1, values // decoder.widest)
     return usual if request.batch_sequences is None else min(usual, request.batch_sequences * request.sequence_length)
 
 

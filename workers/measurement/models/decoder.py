@@ -102,7 +102,8 @@ class Decoder:
 
     def _place(self, layer: nn.Module, index: int) -> None:
         for name, tensor in self.reader.take(index).items():
-            set_module_tensor_to_device(layer, name, self.device, value=tensor)
+            # The device's allocator keeps what the layer before has left: giving it back would make the device wait.
+            set_module_tensor_to_device(layer, name, self.device, value=tensor, clear_cache=False)
 
     def rest(self) -> None:
         """Let go of the file pages of what lies outside the layers, and of what loading read beside it."""
