@@ -111,9 +111,10 @@ def command(report: Report) -> str:
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report"]
+    variants = {variant.name: variant for variant in report.analysis.schemes}
     for name in report.schemes:
-        words += ["--scheme", name]
-    if "int8" in report.schemes:
+        words += ["--scheme", str(variants.get(name, name))]
+    if any(one.scheme == "int8" and "threshold" not in one.settings for one in variants.values()):
         words += ["--int8-threshold", str(report.analysis.int8_threshold)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
         words += ["--calibration", calibration.source]
