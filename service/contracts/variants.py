@@ -9,9 +9,9 @@ every table, figure, file and address, so no two variants of a job have the same
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
 from service.contracts.record import Frozen
 from service.contracts.scheme_settings import Settings, Value, written
@@ -37,7 +37,7 @@ class Variant(Frozen):
     keep: Annotated[tuple[Pattern, ...], Field(max_length=1000)] = ()
     """Modules that stay as they are: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
     (`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
-    name: str = Field(default_factory=lambda given: slug(given))
+    name: Annotated[str, Field(validate_default=True)] = ""
     """What everything calls it: `[a-z0-9-]{1,32}`; by default made of the scheme and the settings."""
 
     @field_validator("scheme")
@@ -55,59 +55,63 @@ class Variant(Frozen):
             return given
         return {key: _value(scheme, key, value) for key, value in given.items()}
 
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if not NAME.fullmatch(self.name):
-            derived = self.name == slug(vars(self))
-            how = f"give a label: LABEL={self.described}" if derived else "allowed: a-z, 0-9 and -"
-            raise ValueError(f"name: {self.name!r} is not allowed; at most {LONGEST_NAME} characters: {how}")
-        if self.name == RESERVED or (self.name in SCHEMES and self.name != self.scheme):
-            whose = "the unquantized model" if self.name == RESERVED else "another scheme"
-            raise ValueError(f"name: {self.name!r} is not allowed for {self.scheme}; it stands for {whose}")
-        return self
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str, info: ValidationInfo) -> str:
+        if not {"scheme", "settings", "keep"} <= info.data.keys():
+            return name  # what it would be made of is refused
+        own, scheme = slug(info.data), info.data["scheme"]
+        if not name and len(own) > LONGEST_NAME:
+            long = f"its name would be {own!r}, of {len(own)} characters; at most {LONGEST_NAME} are allowed"
+            raise ValueError(f"{long}; give a label: LABEL={described(info.data)}")
+        name = name or own
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no label; allowed: 1 to {LONGEST_NAME} of a-z, 0-9 and -")
+        if name == RESERVED or (name in SCHEMES and name != scheme):
+            whose = "the model as it came" if name == RESERVED else "another scheme"
+            raise ValueError(f"{name!r} is no label for {scheme}; it stands for {whose}")
+        return name
 
     @property
     def plain(self) -> bool:
         """Whether the scheme's name says all of it."""
         return self.name == self.scheme and not self.settings and not self.keep
 
-    @property
-    def described(self) -> str:
-        """The variant as it is typed, without a label."""
-        pairs = [f"{key}={written(value)}" for key, value in self.settings.items()]
-        pairs += [f"{_KEEP}={pattern}" for pattern in self.keep]
-        return f"{self.scheme}:{','.join(pairs)}" if pairs else self.scheme
-
     def __str__(self) -> str:
         """Return the variant as it is typed; the label is left out where it is the one that it has by itself."""
-        return self.described if self.name == slug(vars(self)) else f"{self.name}={self.described}"
+        own, text = slug(vars(self)), described(vars(self))
+        return text if self.name == own else f"{self.name}={text}"
 
 
-def slug(given: Mapping[str, Any]) -> str:
-    """Return the name that a variant has by itself: `nf4-compute-dtype-float32`."""
-    words = [given.get("scheme", "")]
-    for key, value in given.get("settings", {}).items():
-        words += [key, written(value)]
-    for pattern in given.get("keep", ()):
-        words += [_KEEP, pattern]
-    return re.sub("[^a-z0-9]+", "-", "-".join(words).lower())
+def described(fields: Mapping[str, Any]) -> str:
+    """Return the variant of these fields as it is typed, without a label."""
+    pairs = [f"{key}={written(value)}" for key, value in fields["settings"].items()]
+    pairs += [f"{_KEEP}={pattern}" for pattern in fields["keep"]]
+    return f"{fields['scheme']}:{','.join(pairs)}" if pairs else str(fields["scheme"])
+
+
+def slug(fields: Mapping[str, Any]) -> str:
+    """Return the name that the variant of these fields has by itself: `nf4-compute-dtype-float32`."""
+    return re.sub("[^a-z0-9]+", "-", described(fields).lower())
 
 
 def parse(text: str) -> dict[str, Any]:
     """Return what a text says, as the fields of a `Variant`. Raises ValueError for what has not the form."""
     head, colon, tail = text.partition(":")
     label, equals, scheme = head.rpartition("=")
+    if equals and not label:
+        raise ValueError(f"{text!r} has no label before '='; the form is {_FORM}")
     fields: dict[str, Any] = {"scheme": scheme} | ({"name": label} if equals else {})
     settings: dict[str, str] = {}
     keep: list[str] = []
     for pair in tail.split(",") if colon else ():
         key, assigned, value = pair.partition("=")
         if not key or not assigned or not value:
-            raise ValueError(f"{text!r} is not allowed; {pair!r} is not KEY=VALUE; the form is {_FORM}")
+            raise ValueError(f"{text!r} has {pair!r} in the place of KEY=VALUE; the form is {_FORM}")
         if key == _KEEP:
             keep.append(value)
         elif key in settings:
-            raise ValueError(f"{text!r} is not allowed; it gives {key} twice")
+            raise ValueError(f"{text!r} gives {key} twice; allowed: once")
         else:
             settings[key] = value
     return fields | {"settings": settings, "keep": keep}
@@ -129,12 +133,13 @@ def _value(scheme: str, key: str, value: Any) -> Value:
     taken = {setting.name: setting for setting in SCHEMES[scheme].takes}
     if key not in taken:
         names = [*taken, _KEEP]
-        raise ValueError(f"{scheme}: unknown setting {key!r}. Available: {', '.join(names)}{_nearest(key, names)}")
+        raise ValueError(f"{scheme} has no setting {key!r}. Available: {', '.join(names)}{_nearest(key, names)}")
     try:
         return taken[key].parse(value)
     except ValueError as error:
+        shown = repr(value) if isinstance(value, str) else written(value)
         near = _nearest(str(value), [written(one) for one in taken[key].values])
-        raise ValueError(f"{scheme}: {key}: {value!r} is not allowed; {error}{near}") from error
+        raise ValueError(f"{scheme} takes no {key} of {shown}; {error}{near}") from error
 
 
 def _nearest(given: str, names: Iterable[str]) -> str:
