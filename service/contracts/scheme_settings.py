@@ -19,17 +19,15 @@ class Setting(BaseModel):
     """In one line."""
     values: tuple[bool | int | str, ...] = ()
     """Values that are allowed by themselves."""
-    minimum: float | int | None = None
-    """Numbers from here on are allowed too, finite ones; None where no others are."""
-    whole: bool = False
-    """Such numbers must be whole."""
+    minimum: float | None = None
+    """Finite numbers from here on are allowed too; None where no others are."""
 
     @property
     def allowed(self) -> str:
         """Say which values are allowed."""
         listed = [written(value) for value in self.values]
         if self.minimum is not None:
-            listed.append(f"a {'whole' if self.whole else 'finite'} number, {self.minimum:g} or more")
+            listed.append(f"a finite number, {self.minimum:g} or more")
         return " or ".join(listed) if len(listed) < 3 else ", ".join(listed)
 
     def parse(self, given: Any) -> Value:
@@ -41,12 +39,10 @@ class Setting(BaseModel):
         for value in self.values:
             if given == written(value) or (given == value and isinstance(given, bool) == isinstance(value, bool)):
                 return value
-        number = _number(given) if self.minimum is not None else None
-        if number is None or (self.whole and not number.is_integer()):
+        number = _number(given)
+        if self.minimum is None or number is None or number < self.minimum:
             raise ValueError(f"allowed: {self.allowed}")
-        if number < (self.minimum or 0):
-            raise ValueError(f"allowed: {self.allowed}")
-        return int(number) if self.whole else number
+        return number
 
 
 def written(value: Value) -> str:
@@ -89,8 +85,6 @@ DOUBLE_QUANTISATION = Setting(
 )
 WEIGHT_GROUP = Setting(
     name="weight_group",
-    meaning="weights that share a scale: an output channel's, or so many neighboring inputs'",
-    values=("channel",),
-    minimum=1,
-    whole=True,
+    meaning="weights that share a scale: an output channel's, or those of so many neighboring inputs",
+    values=("channel", 16, 32, 64, 128, 256, 512, 1024),
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -42,7 +41,7 @@ class SweepState:
     """By scheme: what stands in place of the projections outside the layers."""
     trials: Trials
     """Makes the schemes' copies of the layers."""
-    kept: Mapping[str, Collection[str]] = MappingProxyType({})
+    kept: Mapping[str, Collection[str]] = field(default_factory=dict)
     """By scheme: full names of the modules that it leaves as they are because it was told to."""
     pages: PageReturn = field(default_factory=PageReturn)
     overwritten: set[str] = field(default_factory=set)

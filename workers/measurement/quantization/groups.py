@@ -19,8 +19,7 @@ def cut(x: torch.Tensor, group: Group) -> torch.Tensor:
     Zeros change no group's largest magnitude, and no range that holds zero. The whole tensor is one row.
     """
     rows = x.reshape(1, -1) if group == "tensor" else x.reshape(-1, x.shape[-1])
-    width = max(1, rows.shape[-1])
-    size = min(group, width) if isinstance(group, int) else width
+    size = group if isinstance(group, int) else rows.shape[-1]
     missing = -rows.shape[-1] % size
     return functional.pad(rows, (0, missing)).reshape(len(rows), -1, size)
 
