@@ -137,8 +137,12 @@ def laid_out(figure: Any) -> Iterator[None]:
 
 
 def mark(position: int) -> Mark:
-    """Return the look of the scheme at `position` in the report; there are as many as schemes that Headroom knows."""
-    return _MARKS[position % len(_MARKS)]
+    """Return the look of the scheme at `position` in the report; those past the eleventh have a color of an earlier
+    one with another marker and dashes.
+    """
+    again, place = divmod(position, len(_MARKS))
+    other = _MARKS[(place + again) % len(_MARKS)]
+    return Mark(_MARKS[place].colour, other.marker, other.line)
 
 
 def scheme_title(name: str, facts: SchemeFacts) -> str:
