@@ -111,10 +111,11 @@ def command(report: Report) -> str:
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report"]
-    variants = {variant.name: variant for variant in report.analysis.schemes}
+    asked = {variant.name: variant for variant in report.analysis.schemes}
     for name in report.schemes:
-        words += ["--scheme", str(variants.get(name, name))]
-    if any(one.scheme == "int8" and "threshold" not in one.settings for one in variants.values()):
+        words += ["--scheme", str(asked.get(name, name))]
+    own = {name for name, variant in asked.items() if "threshold" in variant.settings}
+    if any(facts.scheme == "int8" for name, facts in report.schemes.items() if name not in own):
         words += ["--int8-threshold", str(report.analysis.int8_threshold)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
         words += ["--calibration", calibration.source]
