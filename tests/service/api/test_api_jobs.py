@@ -22,6 +22,16 @@ def test_a_submitted_job_is_accepted_recorded_and_found_at_its_location(client, 
     assert world.store.get(job["id"]).request == JobRequest(model="sample", schemes=("nf4",), sequences=2)
 
 
+def test_variants_are_kept_as_they_were_asked_for(client, world):
+    lossless = {"name": "lossless", "scheme": "int8", "settings": {"threshold": 4}, "keep": ["attn.v"]}
+    job = client.post("/v1/jobs", json={"model": "sample", "schemes": ["nf4:block_size=128", "nf4", lossless]}).json()
+    blocks = {"name": "nf4-block-size-128", "scheme": "nf4", "settings": {"block_size": 128}, "keep": []}
+    assert job["request"]["schemes"] == [blocks, "nf4", lossless]
+    assert client.get(f"/v1/jobs/{job['id']}").json()["request"] == job["request"]
+    assert world.store.get(job["id"]).request.scheme_names == ("nf4-block-size-128", "nf4", "lossless")
+    assert client.post("/v1/jobs", json={"model": "sample", "schemes": job["request"]["schemes"]}).status_code == 202
+
+
 def test_validate_only_answers_with_the_request_and_submits_nothing(client, world):
     response = client.post("/v1/jobs?validate_only=true", json={"model": "sample", "seed": 7})
     assert response.status_code == 200
