@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,15 +37,18 @@ def facts(text: str) -> SchemeFacts:
 
 def rename(table: pa.Table, names: dict[str, str]) -> pa.Table:
     """Call the schemes of a table otherwise, in its rows and in the names of its columns."""
-    for old, new in names.items():
-        if "scheme" in table.column_names:
-            place, column = table.column_names.index("scheme"), table["scheme"]
-            renamed = pc.if_else(pc.equal(column, old), new, column)
-            table = table.set_column(place, "scheme", renamed)
-        columns = [c.replace(f"sqnr_db_{old}", f"sqnr_db_{new}") for c in table.column_names]
-        columns = [f"{new}{c.removeprefix(old)}" if c.startswith(f"{old}_") else c for c in columns]
-        table = table.rename_columns(columns)
-    return table
+    if "scheme" in table.column_names:
+        place = table.column_names.index("scheme")
+        schemes = [names.get(name, name) for name in table["scheme"].to_pylist()]
+        table = table.set_column(place, "scheme", pa.array(schemes, pa.string()))
+    columns = {f"sqnr_db_{old}": f"sqnr_db_{new}" for old, new in names.items()}
+    columns |= {
+        column: column.replace(old, new, 1)
+        for column in table.column_names
+        for old, new in names.items()
+        if column.startswith(f"{old}_")
+    }
+    return table.rename_columns([columns.get(column, column) for column in table.column_names])
 
 
 def with_variants(directory: Path, texts: dict[str, str]) -> Path:

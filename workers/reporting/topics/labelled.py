@@ -37,7 +37,12 @@ def _lead(found: Labelled, report: Report) -> str:
         return f"{told}."
     if number(weakest[1]) == number(best.reference.auroc):
         return f"{told}; no scheme weakens it."
-    return f"{told}, {number(weakest[1])} under {marked(weakest[0], report.schemes[weakest[0]])}, where it is weakest."
+    return f"{told}, {number(weakest[1])} under {_marked(report, weakest[0])}, where it is weakest."
+
+
+def _marked(report: Report, scheme: str) -> str:
+    """Return a scheme's name as the other sections have it; as it is, where the report has no such scheme."""
+    return marked(scheme, report.schemes[scheme]) if scheme in report.schemes else scheme
 
 
 def _figures(separation: Separation) -> str:
@@ -72,7 +77,7 @@ def _separations(found: Labelled, report: Report) -> Grid:
     )
     return Grid(
         "AUROC, and Spearman's rho in brackets, of the dimensions that separate best",
-        ("Dimension", "Reference", *(marked(name, report.schemes[name]) for name in schemes)),
+        ("Dimension", "Reference", *(_marked(report, name) for name in schemes)),
         rows,
     )
 
