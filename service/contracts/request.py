@@ -136,7 +136,7 @@ class Analysis(Frozen):
     """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, no two of one name; may be empty, to measure
     the reference alone."""
     int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean] = 6.0
-    """Variants of int8 that give no `threshold`: columns of an input with abs(x) at or above this stay unquantised; 0
+    """Variants of int8 that give no `threshold`: columns of an input with abs(x) at or above this stay unquantized; 0
     keeps none."""
     sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] = 16
     """Calibration sequences."""

@@ -21,6 +21,7 @@ LONGEST_NAME = 32
 NAME = re.compile(rf"[a-z0-9-]{{1,{LONGEST_NAME}}}")
 RESERVED = "reference"
 """The stream that the schemes are held against."""
+_SHOWN = 120
 _KEEP = "keep"
 _FORM = "[LABEL=]SCHEME[:KEY=VALUE,...]"
 
@@ -44,7 +45,9 @@ class Variant(Frozen):
     @classmethod
     def _known(cls, scheme: str) -> str:
         if scheme not in SCHEMES:
-            raise ValueError(f"Unknown scheme {scheme!r}. Available: {', '.join(SCHEMES)}{_nearest(scheme, SCHEMES)}")
+            raise ValueError(
+                f"Unknown scheme {_shown(scheme)}. Available: {', '.join(SCHEMES)}{_nearest(scheme, SCHEMES)}"
+            )
         return scheme
 
     @field_validator("settings", mode="before")
@@ -62,11 +65,11 @@ class Variant(Frozen):
             return name  # what it would be made of is refused
         own, scheme = slug(info.data), info.data["scheme"]
         if not name and len(own) > LONGEST_NAME:
-            long = f"its name would be {own!r}, of {len(own)} characters; at most {LONGEST_NAME} are allowed"
+            long = f"its name would be {_shown(own)}, of {len(own)} characters; at most {LONGEST_NAME} are allowed"
             raise ValueError(f"{long}; give a label: LABEL={described(info.data)}")
         name = name or own
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no label; allowed: 1 to {LONGEST_NAME} of a-z, 0-9 and -")
+            raise ValueError(f"{_shown(name)} is no label; allowed: 1 to {LONGEST_NAME} of a-z, 0-9 and -")
         if name == RESERVED or (name in SCHEMES and name != scheme):
             whose = "the model as it came" if name == RESERVED else "another scheme"
             raise ValueError(f"{name!r} is no label for {scheme}; it stands for {whose}")
@@ -100,18 +103,18 @@ def parse(text: str) -> dict[str, Any]:
     head, colon, tail = text.partition(":")
     label, equals, scheme = head.rpartition("=")
     if equals and not label:
-        raise ValueError(f"{text!r} has no label before '='; the form is {_FORM}")
+        raise ValueError(f"{_shown(text)} has no label before '='; the form is {_FORM}")
     fields: dict[str, Any] = {"scheme": scheme} | ({"name": label} if equals else {})
     settings: dict[str, str] = {}
     keep: list[str] = []
     for pair in tail.split(",") if colon else ():
         key, assigned, value = pair.partition("=")
         if not key or not assigned or not value:
-            raise ValueError(f"{text!r} has {pair!r} in the place of KEY=VALUE; the form is {_FORM}")
+            raise ValueError(f"{_shown(text)} has {_shown(pair)} in the place of KEY=VALUE; the form is {_FORM}")
         if key == _KEEP:
             keep.append(value)
         elif key in settings:
-            raise ValueError(f"{text!r} gives {key} twice; allowed: once")
+            raise ValueError(f"{_shown(text)} gives {_shown(key)} twice; allowed: once")
         else:
             settings[key] = value
     return fields | {"settings": settings, "keep": keep}
@@ -133,13 +136,18 @@ def _value(scheme: str, key: str, value: Any) -> Value:
     taken = {setting.name: setting for setting in SCHEMES[scheme].takes}
     if key not in taken:
         names = [*taken, _KEEP]
-        raise ValueError(f"{scheme} has no setting {key!r}. Available: {', '.join(names)}{_nearest(key, names)}")
+        raise ValueError(f"{scheme} has no setting {_shown(key)}. Available: {', '.join(names)}{_nearest(key, names)}")
     try:
         return taken[key].parse(value)
     except ValueError as error:
-        shown = repr(value) if isinstance(value, str) else written(value)
         near = _nearest(str(value), [written(one) for one in taken[key].values])
-        raise ValueError(f"{scheme} takes no {key} of {shown}; {error}{near}") from error
+        raise ValueError(f"{scheme} takes no {key} of {_shown(value)}; {error}{near}") from error
+
+
+def _shown(value: Any) -> str:
+    """Return what was given as an error shows it, cut when long."""
+    text = repr(value) if isinstance(value, str) else written(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _nearest(given: str, names: Iterable[str]) -> str:

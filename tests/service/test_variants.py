@@ -128,7 +128,7 @@ def test_int8_threshold_is_the_default_of_every_variant_of_int8():
         ("int8:threshold=-1", "int8 takes no threshold of '-1'; allowed: a finite number, 0 or more"),
         ("int8:threshold=nan", "int8 takes no threshold of 'nan'"),
         ("int8:threshold=1e999", "int8 takes no threshold of '1e999'"),
-        ("int8:threshold=1,threshold=2", "gives threshold twice"),
+        ("int8:threshold=1,threshold=2", "gives 'threshold' twice"),
         ("mxfp4:weight_group=64", "mxfp4 has no setting 'weight_group'. Available: keep"),
         ("int8=nf4", "'int8' is no label for nf4; it stands for another scheme"),
         ("reference=nf4", "'reference' is no label for nf4"),
@@ -155,6 +155,15 @@ def test_int8_threshold_is_the_default_of_every_variant_of_int8():
 )
 def test_what_no_job_may_ask_for_is_said_with_what_it_may(scheme, said):
     assert said in refused(scheme)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["x" * 100_000, f"{'x' * 100_000}=nf4", f"nf4:{'x' * 100_000}=1", f"nf4:{'x' * 100_000}",
+     f"nf4:block_size={'6' * 100_000}", {"scheme": "int8", "settings": {"threshold": "x" * 100_000}}],
+)  # fmt: skip
+def test_what_is_long_is_shown_cut(scheme):
+    assert len(refused(scheme)) < 500
 
 
 def test_two_variants_of_one_name_are_refused():

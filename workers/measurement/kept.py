@@ -60,7 +60,7 @@ class _Resolver:
         return frozenset(elsewhere | {name for name in self._modules if self._is_kept(name, places)})
 
     def _outside(self) -> Mapping[str, object]:
-        """Return the modules outside the layers, which may be named in full; most are never quantised anyway."""
+        """Return the modules outside the layers, which may be named in full; most are never quantized anyway."""
         return {
             name: module
             for name, module in self._decoder.model.named_modules()

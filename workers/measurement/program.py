@@ -161,10 +161,7 @@ def _sweep(
     with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
         state = prepare_sweep(
             decoder,
-            [
-                *(Batch(token_ids) for token_ids in calibration.token_ids.split(size)),
-                *(Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ())),
-            ],
+            _batches(calibration, prompts, size),
             schemes_for(request),
             request,
             budget_bytes=request.memory_bytes,
@@ -185,6 +182,13 @@ def _sweep(
                 saved_at = time.monotonic()
     warn_unquantised(state, files, narrator)
     return state, files
+
+
+def _batches(calibration: Calibration, prompts: Prompts | None, size: int) -> list[Batch]:
+    """Return what goes through the layers: the calibration text, so many sequences at a time, then the prompts."""
+    measured = (Batch(token_ids) for token_ids in calibration.token_ids.split(size))
+    passing = (Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ()))
+    return [*measured, *passing]
 
 
 def _compare(

@@ -18,8 +18,8 @@ from workers.measurement.arguments import SharedTensors
 from workers.measurement.findings import LayerFindings
 from workers.measurement.layer_pass import LayerPass
 from workers.measurement.memory import drop_code_pages, keep_what_is_loaded, return_pages
-from workers.measurement.models.decoder import Decoder
-from workers.measurement.quantization.outside import in_place, quantise_outside
+from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.quantization.outside import QuantisedOutside, in_place, quantise_outside
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.quantization.trial import Trials
 from workers.measurement.state import Batch, SweepState
@@ -53,12 +53,22 @@ def prepare_sweep(
     trials = Trials(hidden, recorded)
     layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
-    outside = {
-        scheme.name: quantise_outside(
-            decoder.model, [name for name in decoder.outside if name not in kept.get(scheme.name, ())], scheme
-        )
-        for scheme in schemes
-    }
+    outside = {s.name: _quantised_outside(decoder, s, kept.get(s.name, ())) for s in schemes}
+    arguments = _start(decoder, batches, streams, outside)
+    decoder.rest()
+    drop_code_pages()
+    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials, kept)
+
+
+def _quantised_outside(decoder: Decoder, scheme: Scheme, kept: Collection[str]) -> QuantisedOutside:
+    """Quantise what lies outside the layers and is not kept."""
+    return quantise_outside(decoder.model, [name for name in decoder.outside if name not in kept], scheme)
+
+
+def _start(
+    decoder: Decoder, batches: Sequence[Batch], streams: Streams, outside: Mapping[str, QuantisedOutside]
+) -> list[list[Arguments]]:
+    """Fill every stream with what enters the first layer, and return what the model hands to each layer, by batch."""
     shared = SharedTensors()
     arguments = []
     for number, batch in enumerate(batches):
@@ -71,9 +81,7 @@ def prepare_sweep(
                 with in_place(decoder.model, quantised.modules):
                     own, _ = decoder.record(batch.token_ids)
             streams.put(name, number, own)
-    decoder.rest()
-    drop_code_pages()
-    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials, kept)
+    return arguments
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
