@@ -87,6 +87,7 @@ class ReportView(BaseModel):
     """That of its job."""
     model: str
     schemes: tuple[str, ...]
+    """The names of its variants."""
     created_at: datetime
     """When the job was submitted."""
     finished_at: datetime | None
@@ -99,7 +100,7 @@ class ReportView(BaseModel):
         return cls(
             id=job.id,
             model=job.request.model,
-            schemes=job.request.schemes,
+            schemes=job.request.scheme_names,
             created_at=job.created_at,
             finished_at=job.finished_at,
             url=f"/v1/reports/{job.id}",

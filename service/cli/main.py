@@ -59,14 +59,21 @@ def analyze(
     ],
     out: Out,
     scheme: Annotated[
-        list[str] | None, typer.Option("--scheme", help="A way of quantising; may be repeated. Default: int8 and nf4.")
+        list[str] | None,
+        typer.Option(
+            "--scheme",
+            metavar="SCHEME",
+            help="A way of quantizing, as [LABEL=]SCHEME[:KEY=VALUE,...]: int8, nf4:compute_dtype=float32, "
+            "lossless=int8:threshold=4, nf4:keep=mlp.down; may be repeated. Default: int8 and nf4.",
+        ),
     ] = None,
     int8_threshold: Annotated[
         float | None,
         typer.Option(
             "--int8-threshold",
             metavar="X",
-            help="Scheme int8: input columns that reach X stay unquantised; 0 keeps none. Default: 6.0.",
+            help="int8 without a threshold of its own: input columns that reach X stay unquantized; 0 keeps none. "
+            "Default: 6.0.",
         ),
     ] = None,
     calibration: Annotated[

@@ -19,6 +19,8 @@ NONE = "none"
 """Stands for a figure that could not be had: no position had a finite prediction."""
 SIMULATED = "(sim.)"
 """Stands after the name of a simulated scheme where there is little room."""
+ANALYSIS_ONLY = "(a.o.)"
+"""Stands after the name of one that BitsAndBytesConfig cannot express."""
 SHOWN_NAMES = 6
 """Of a longer list of module names only the first are shown; report.json has them all."""
 SHOWN_DIMENSIONS = 20
@@ -71,6 +73,7 @@ def _scheme(facts: Document) -> dict[str, Any]:
     return {
         # Earlier reports do not say so, but only such schemes name a format for their weights.
         "simulated": facts.get("simulated", "weight_format" in facts["settings"]),
+        "analysis_only": facts.get("analysis_only", False),
         "perplexity": facts["perplexity"],
         "perplexity_ratio": facts["perplexity_ratio"],
         "kl_divergence": kl_divergence and {key: kl_divergence[key] for key in ("mean", "standard_error", "p99")},
@@ -95,6 +98,8 @@ def show(console: Console, summary: dict[str, Any]) -> None:
         console.print(_divergences(summary["schemes"]))
         if any(facts["simulated"] for facts in summary["schemes"].values()):
             _line(console, f"{SIMULATED}: simulated, rounded numbers stand in for a low-precision kernel")
+        if any(facts["analysis_only"] for facts in summary["schemes"].values()):
+            _line(console, f"{ANALYSIS_ONLY}: analysis only, no BitsAndBytesConfig loads a model with these settings")
         _worst(console, summary["schemes"])
     _outliers(console, summary["outlier_dimensions"])
     _warnings(console, summary["warnings"])
@@ -121,7 +126,7 @@ def _divergences(schemes: dict[str, Any]) -> Table:
         table.add_column(title, justify="left" if title == "scheme" else "right", no_wrap=True)
     for name, facts in schemes.items():
         table.add_row(
-            f"{name} {SIMULATED}" if facts["simulated"] else name,
+            _marked(name, facts),
             _estimate(facts["perplexity"], 3),
             _estimate(facts["perplexity_ratio"], 4),
             *_divergence(facts),
@@ -129,6 +134,11 @@ def _divergences(schemes: dict[str, Any]) -> Table:
             f"{facts['compression']:.2f}x",
         )
     return table
+
+
+def _marked(name: str, facts: dict[str, Any]) -> str:
+    marks = {"simulated": SIMULATED, "analysis_only": ANALYSIS_ONLY}
+    return " ".join([name, *(mark for key, mark in marks.items() if facts[key])])
 
 
 def _divergence(facts: dict[str, Any]) -> tuple[str, str, str]:

@@ -5,9 +5,9 @@ glossary; `DEFINITIONS_VERSION` names the set of definitions.
 """
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from service.contracts.labelled import Labelled
 from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
@@ -138,12 +138,18 @@ class WorstSite(Record):
 
 
 class SchemeFacts(Record):
-    """What one scheme does to the model. The comparisons are None if no position has a finite prediction."""
+    """What a variant of a scheme does to the model. The comparisons are None if no position has a finite prediction."""
 
-    settings: dict[str, float | int | str | bool]
+    scheme: str = ""
+    """The scheme that it is a variant of. In a report that does not say so, the name that the facts stand under."""
+    settings: dict[str, bool | float | int | str]
+    """`compute_dtype` is a type's name, also where the model's own was asked for."""
     simulated: bool = Field(default_factory=lambda given: "weight_format" in given.get("settings", {}))
     """Rounded values in the model's own type stood in for a low-precision kernel. Earlier reports do not say so, but
     only such schemes name a format for their weights."""
+    analysis_only: bool = False
+    """It ran on bitsandbytes' modules, but BitsAndBytesConfig cannot express its settings: no `from_pretrained` loads
+    it."""
     perplexity: Perplexity | None
     perplexity_ratio: Estimate | None
     kl_divergence: KlDivergence | None
@@ -155,6 +161,20 @@ class SchemeFacts(Record):
     """Share of the decoder layers' weights that the scheme replaced, of those in matrices; None in earlier reports."""
     not_quantised: tuple[str, ...]
     worst_sites: tuple[WorstSite, ...]
+
+
+def _with_names(given: Any) -> Any:
+    """Name the scheme of facts that do not: variants have a name of their own only since facts name their scheme."""
+    if not isinstance(given, dict):
+        return given
+    return {
+        name: {"scheme": name} | facts if isinstance(facts, dict) and isinstance(name, str) else facts
+        for name, facts in given.items()
+    }
+
+
+FactsByName = Annotated[dict[str, SchemeFacts], BeforeValidator(_with_names)]
+"""What the variants do, by their names."""
 
 
 class ProfileFacts(Record):
@@ -234,7 +254,7 @@ class Report(Record):
     """The largest hundred."""
     heads: HeadFacts
     reference: ReferenceFacts
-    schemes: dict[str, SchemeFacts]
+    schemes: FactsByName
     profile: ProfileFacts
     surface: SurfaceFacts | None = None
     """None in reports that were made before there was such a table."""

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
 from service.contracts.record import Frozen
 from service.contracts.schemes import SCHEMES, Scheme
+from service.contracts.variants import Asked, Variant, check_names
 
 SAMPLE = "sample"
 """The model name that stands for the bundled sample checkpoint."""
@@ -140,10 +141,12 @@ class VerdictLimits(Frozen):
 class Analysis(Frozen):
     """The settings of an analysis, the same in a job and in a measurement."""
 
-    schemes: tuple[str, ...] = ("int8", "nf4")
-    """Names from `SCHEMES`; each at most once; may be empty, to measure the reference alone."""
+    schemes: tuple[Asked, ...] = (Variant(scheme="int8"), Variant(scheme="nf4"))
+    """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, no two of one name; may be empty, to measure
+    the reference alone."""
     int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean] = 6.0
-    """Scheme int8: columns of an input with abs(x) at or above this stay unquantised; 0 keeps none."""
+    """Variants of int8 that give no `threshold`: columns of an input with abs(x) at or above this stay unquantized; 0
+    keeps none."""
     sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] = 16
     """Calibration sequences."""
     sequence_length: Annotated[int, Field(ge=2, le=1_048_576), NoBoolean] = 256
@@ -175,25 +178,25 @@ class Analysis(Frozen):
 
     @field_validator("schemes")
     @classmethod
-    def _known_schemes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in SCHEMES:
-                raise ValueError(f"{name!r} is no scheme; allowed: {', '.join(SCHEMES)}")
-        if len(set(names)) != len(names):
-            raise ValueError(f"{list(names)} names a scheme twice; each is allowed once")
-        return names
+    def _different_names(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        check_names(variants)
+        return variants
+
+    @property
+    def scheme_names(self) -> tuple[str, ...]:
+        """The names of the variants."""
+        return tuple(variant.name for variant in self.schemes)
 
 
 def schemes_for(analysis: Analysis) -> tuple[Scheme, ...]:
-    """Return the schemes that an analysis asks for, with the settings that it gives them."""
-    asked = (SCHEMES[name] for name in analysis.schemes)
-    given = {"threshold": analysis.int8_threshold}
-    return tuple(
-        scheme.model_copy(update={"settings": scheme.settings | given})
-        if given.keys() <= scheme.settings.keys()
-        else scheme
-        for scheme in asked
-    )
+    """Return the variants that an analysis asks for as schemes of their own: name and settings are the variant's."""
+    common = {"threshold": analysis.int8_threshold}
+    found = []
+    for variant in analysis.schemes:
+        scheme = SCHEMES[variant.scheme]
+        own = {key: common.get(key, value) for key, value in scheme.settings.items()}
+        found.append(scheme.model_copy(update={"name": variant.name, "settings": own | variant.settings}))
+    return tuple(found)
 
 
 class JobRequest(Analysis):

@@ -12,21 +12,35 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.contracts.scheme_settings import (
+    BLOCK_SIZE,
+    COMPUTE_DTYPE,
+    DOUBLE_QUANTISATION,
+    THRESHOLD,
+    WEIGHT_GROUP,
+    Setting,
+    Settings,
+)
+
 BITSANDBYTES_INT8 = "bitsandbytes.Linear8bitLt"
 BITSANDBYTES_4BIT = "bitsandbytes.Linear4bit"
 SIMULATED = "simulated.Linear"
 
-Settings = dict[str, float | int | str | bool]
+LONGEST_TITLE = 40
+"""Characters for which the title of a narrow figure has room."""
+
+AUTO = "auto"
+"""Stands for `compute_dtype` until the model is known: then for the type that the model is stored and computed in."""
 
 
 class Scheme(BaseModel):
-    """One way of quantising the Linear modules of a decoder's layers."""
+    """One way of quantising the Linear modules of a decoder's layers, with the settings that it has by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """What a job asks for, and the key in `report.json`."""
-    title: Annotated[str, Field(max_length=40)]
+    title: Annotated[str, Field(max_length=LONGEST_TITLE)]
     """What a figure or a page calls it; short enough for the title of a narrow figure."""
     kernel: str
     """The implementation that computes it: a key of the measurement's kernel table."""
@@ -35,7 +49,16 @@ class Scheme(BaseModel):
     weight_bits: int
     """Bits of one stored weight, scales not counted."""
     settings: Settings
-    """The kernel's settings, as the report states them."""
+    """The kernel's settings, as the report states them where a job gives none."""
+    takes: tuple[Setting, ...] = ()
+    """The settings that a job may give."""
+
+    @property
+    def analysis_only(self) -> bool:
+        """Whether it runs on bitsandbytes' modules as no BitsAndBytesConfig makes them, so that no
+        `from_pretrained` loads it: transformers passes on no other block size than 64.
+        """
+        return self.kernel == BITSANDBYTES_4BIT and self.settings["block_size"] != 64
 
 
 def _four_bits(name: str, title: str, quant_type: str, *, double_quantisation: bool = False) -> Scheme:
@@ -48,12 +71,15 @@ def _four_bits(name: str, title: str, quant_type: str, *, double_quantisation: b
             "quant_type": quant_type,
             "block_size": 64,
             "double_quantisation": double_quantisation,
-            "compute_dtype": "float32",
+            "compute_dtype": AUTO,
         },
+        takes=(COMPUTE_DTYPE, BLOCK_SIZE, DOUBLE_QUANTISATION),
     )
 
 
-def _simulated(name: str, title: str, bits: int, settings: Settings) -> Scheme:
+def _simulated(
+    name: str, title: str, bits: int, settings: Settings, takes: tuple[Setting, ...] = (WEIGHT_GROUP,)
+) -> Scheme:
     return Scheme(
         name=name,
         title=f"{name} (simulated, {title})",
@@ -61,6 +87,7 @@ def _simulated(name: str, title: str, bits: int, settings: Settings) -> Scheme:
         simulated=True,
         weight_bits=bits,
         settings=settings,
+        takes=takes,
     )
 
 
@@ -74,6 +101,7 @@ _RECORDS = (
         kernel=BITSANDBYTES_INT8,
         weight_bits=8,
         settings={"threshold": 6.0},
+        takes=(THRESHOLD,),
     ),
     _four_bits("nf4", "4-bit NormalFloat", "nf4"),
     _four_bits("fp4", "4-bit floating point", "fp4"),
@@ -121,6 +149,7 @@ _RECORDS = (
         "OCP Microscaling",
         4,
         {"weight_format": "e2m1", "weight_group": 32, "weight_scale": "e8m0"},
+        takes=(),  # the format is its blocks of 32
     ),
 )
 

@@ -27,17 +27,15 @@ from workers.measurement.memory import settle_memory
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 
-BY_HAND = {
-    "reference": None,
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-}
+NAMES = ("reference", "int8", "nf4")
 
 
-def by_hand(path: Path, token_ids: torch.Tensor) -> dict[str, float]:
+def by_hand(path: Path, token_ids: torch.Tensor, dtype: str) -> dict[str, float]:
     """Seconds to load each model, and to run the tokens [N, S] through it: some do part of their loading at first."""
+    int8 = BitsAndBytesConfig(load_in_8bit=True)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     seconds = {}
-    for name, configuration in BY_HAND.items():
+    for name, configuration in zip(NAMES, (None, int8, nf4), strict=True):
         started = time.perf_counter()
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", quantization_config=configuration).eval()
         seconds[f"load {name}"] = time.perf_counter() - started
@@ -88,9 +86,9 @@ def main() -> None:
         token_ids = torch.randint(200, (options.sequences, options.length))
         rounds = []
         for number in range(options.runs + 1):
-            hand = by_hand(root / "model", token_ids)
+            hand = by_hand(root / "model", token_ids, options.dtype)
             swept = sweep(root / "model", text, options.sequences, options.length, root / f"out-{number}")
-            once = sum(hand[f"{what} {name}"] for what in ("load", "run") for name in BY_HAND)
+            once = sum(hand[f"{what} {name}"] for what in ("load", "run") for name in NAMES)
             sums = {"by hand": once, "floor": once + hand["run again int8"] + hand["run again nf4"]}
             rounds.append(sums | hand | {f"sweep: {k}": v for k, v in swept.items()})
         counted = rounds[1:]  # the first compiles and warms up

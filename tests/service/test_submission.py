@@ -198,7 +198,7 @@ def test_an_upload_with_a_strange_name_is_refused(store: JobStore, artifacts: Ar
 
 
 def test_an_unknown_scheme_never_becomes_a_submission() -> None:
-    with pytest.raises(ValidationError, match=r"'int3' is no scheme; allowed: int8, nf4"):
+    with pytest.raises(ValidationError, match=r"Unknown scheme 'int3'. Available: int8, nf4"):
         JobSubmission(model="sample", schemes=("int3",))
 
 

@@ -80,7 +80,7 @@ def test_a_local_model_and_an_uploaded_text_are_passed_on(tmp_path: Path) -> Non
     request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
     assert (str(request.model.path), request.model.source) == ("/models/a", "/models/a")
     assert (request.calibration.path.read_bytes(), request.calibration.source) == (b"some text", "mine.txt")
-    assert (request.seed, request.sequences, request.schemes) == (5, 3, ("nf4",))
+    assert (request.seed, request.sequences, request.scheme_names) == (5, 3, ("nf4",))
     bench.engine.dispose()
 
 

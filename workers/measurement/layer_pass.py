@@ -20,6 +20,7 @@ from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
     ATTENTION_INPUT,
     MLP_INPUT,
+    Projection,
     projections,
     value_projection,
 )
@@ -54,7 +55,7 @@ class LayerPass:
         self._parts = projections(layer, self._config)
         self._heads = heads(self._config)
         self._each = each if state.decoder.device.type == "cpu" else _in_turn
-        copies = {s.name: state.trials.quantise(index, layer, self._parts, s) for s in state.schemes}
+        copies = {s.name: state.trials.quantise(index, layer, self._replaced(index, s.name), s) for s in state.schemes}
         state.pages.check()
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths, c.left) for name, c in copies.items()}
@@ -74,6 +75,11 @@ class LayerPass:
                 self._pass(number)
         self._conclude()
         return self._found
+
+    def _replaced(self, index: int, scheme: str) -> list[Projection]:
+        """Return the projections that a scheme may replace: those that it does not keep."""
+        kept, layer = self._state.kept.get(scheme, ()), f"{self._state.decoder.prefix}{index}"
+        return [part for part in self._parts if f"{layer}.{part.name}" not in kept]
 
     def _pass(self, number: int) -> None:
         """Advance every stream by one batch without measuring it; keep the last tokens at the depth asked for."""

@@ -13,6 +13,7 @@ from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
 from workers.measurement.device import card_name, choose_device, device_memory, total_bytes
 from workers.measurement.errors import BadRequest
+from workers.measurement.kept import kept_modules
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
 from workers.measurement.labelled.records import LabelledRecords, read_labelled
@@ -83,7 +84,7 @@ def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
         with device_memory(device, batches[0].token_ids.shape):
             state, files = _sweep(request, subject, batches, work, narrator)
             (work / "result").mkdir()
-            with table_writers(work / "result/tables", TABLES, request.schemes) as tables:
+            with table_writers(work / "result/tables", TABLES, request.scheme_names) as tables:
                 predictions = _compare(request, state, calibration, tables["tokens"], narrator)
                 labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
                 findings = Findings(
@@ -180,9 +181,10 @@ def _sweep(
 ) -> tuple[SweepState, LayerFiles]:
     """Take every stream through every layer, keeping what is needed to go on after a kill."""
     decoder = subject.decoder
-    files = LayerFiles(work / "layers", request.schemes, request.heads)
-    kept = StreamCheckpoint(work / "checkpoint")
-    first = kept.layers_done()
+    files = LayerFiles(work / "layers", request.scheme_names, request.heads)
+    checkpoint = StreamCheckpoint(work / "checkpoint")
+    first = checkpoint.layers_done()
+    kept = kept_modules(request.schemes, decoder)
     with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
         state = prepare_sweep(
             decoder,
@@ -191,8 +193,9 @@ def _sweep(
             request,
             budget_bytes=request.memory_bytes,
             directory=work / "streams",
+            kept=kept,
         )
-        kept.load(state.streams)
+        checkpoint.load(state.streams)
         files.keep_first(first)
         for layer in range(first):
             narrator.recall(files.facts(layer).warnings)
@@ -202,7 +205,7 @@ def _sweep(
             files.write(found, warn_nonfinite(found, narrator))
             progress.done(found.layer + 1)
             if time.monotonic() - saved_at >= request.checkpoint_seconds:
-                kept.save(found.layer + 1, state.streams)
+                checkpoint.save(found.layer + 1, state.streams)
                 saved_at = time.monotonic()
     warn_unquantised(state, files, narrator)
     return state, files

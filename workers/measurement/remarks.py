@@ -36,9 +36,10 @@ def warn_unquantised(state: SweepState, files: LayerFiles, narrator: Narrator) -
     for scheme in state.schemes:
         facts = [files.facts(layer) for layer in range(len(state.decoder.layers))]
         if not any(layer.paths[scheme.name] for layer in facts):
+            which = "is not told to keep" if scheme.name in state.kept else "replaces"
             narrator.warn(
                 "nothing-quantised",
-                f"{type(state.decoder.model).__name__} has no Linear that {scheme.name} replaces, so nothing changes",
+                f"{type(state.decoder.model).__name__} has no Linear that {scheme.name} {which}, so nothing changes",
                 scheme.name,
             )
         where: defaultdict[tuple[str, str], list[int]] = defaultdict(list)

@@ -1,6 +1,6 @@
 """What a sweep works on: the model, the text, and the streams at their present depth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +41,8 @@ class SweepState:
     """By scheme: what stands in place of the projections outside the layers."""
     trials: Trials
     """Makes the schemes' copies of the layers."""
+    kept: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By scheme: full names of the modules that it leaves as they are because it was told to."""
     pages: PageReturn = field(default_factory=PageReturn)
     overwritten: set[str] = field(default_factory=set)
     """Projections into whose tensors the layers were seen to write afterwards, by name inside the layer."""

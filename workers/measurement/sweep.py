@@ -8,8 +8,9 @@ streams: every layer boundary is a place to go on from.
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
@@ -17,8 +18,9 @@ from workers.measurement.arguments import SharedTensors
 from workers.measurement.findings import LayerFindings
 from workers.measurement.layer_pass import LayerPass
 from workers.measurement.memory import drop_code_pages, keep_what_is_loaded, return_pages
-from workers.measurement.models.decoder import Decoder
-from workers.measurement.quantization.outside import in_place, quantise_outside
+from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.quantization.outside import QuantisedOutside, in_place, quantise_outside
+from workers.measurement.quantization.resolving import resolved
 from workers.measurement.quantization.trial import Trials
 from workers.measurement.state import Batch, SweepState
 from workers.measurement.streams import REFERENCE, Layout, Streams
@@ -32,23 +34,41 @@ def prepare_sweep(
     *,
     budget_bytes: int,
     directory: Path,
+    kept: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> SweepState:
     """Run the embedding, take down what the model hands to each layer, and start every stream.
 
     Args:
         decoder: the model.
         batches: measured ones first.
-        schemes: each gets a stream of its own.
+        schemes: each gets a stream of its own; settings that depend on the model are settled here.
         analysis: thresholds.
         budget_bytes: streams that are larger than this in all lie in files.
         directory: where those files go; made when it is needed.
+        kept: by scheme, full names of the modules that it leaves as they are.
     """
+    schemes = [resolved(scheme, decoder.dtype) for scheme in schemes]
     names = [REFERENCE, *(scheme.name for scheme in schemes)]
     hidden, recorded = decoder.record(batches[0].token_ids[:1, :_TRIAL_TOKENS])
     trials = Trials(hidden, recorded)
     layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
-    outside = {scheme.name: quantise_outside(decoder.model, decoder.outside, scheme) for scheme in schemes}
+    outside = {s.name: _quantised_outside(decoder, s, kept.get(s.name, ())) for s in schemes}
+    arguments = _start(decoder, batches, streams, outside)
+    decoder.rest()
+    drop_code_pages()
+    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials, kept)
+
+
+def _quantised_outside(decoder: Decoder, scheme: Scheme, kept: Collection[str]) -> QuantisedOutside:
+    """Quantise what lies outside the layers and is not kept."""
+    return quantise_outside(decoder.model, [name for name in decoder.outside if name not in kept], scheme)
+
+
+def _start(
+    decoder: Decoder, batches: Sequence[Batch], streams: Streams, outside: Mapping[str, QuantisedOutside]
+) -> list[list[Arguments]]:
+    """Fill every stream with what enters the first layer, and return what the model hands to each layer, by batch."""
     shared = SharedTensors()
     arguments = []
     for number, batch in enumerate(batches):
@@ -61,9 +81,7 @@ def prepare_sweep(
                 with in_place(decoder.model, quantised.modules):
                     own, _ = decoder.record(batch.token_ids)
             streams.put(name, number, own)
-    decoder.rest()
-    drop_code_pages()
-    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials)
+    return arguments
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:

@@ -26,7 +26,7 @@ from service.errors import HeadroomError
 Columns = Mapping[str, NDArray[Any]]
 """The columns of a table by name; all of one length."""
 
-_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SAFE_NAME = re.compile(r"[a-z0-9_-]+")
 _NAMES = frozenset({"scheme", "component", "port", "mode", "definition"})
 """Columns that say what a row is about; never null."""
 _TABLE_FILE = re.compile(r"tables/[a-z0-9_]+\.parquet")

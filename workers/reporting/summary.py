@@ -14,6 +14,10 @@ from workers.reporting.verdict import limits_in_words
 
 ROWS = 20
 """Rows of a table; the page and the tables beside it have all."""
+ANALYSIS_ONLY = (
+    "Analysis only: measured on bitsandbytes' modules, but BitsAndBytesConfig cannot express the settings, so no "
+    "from_pretrained loads it."
+)
 SITES = 3
 """Worst sites named for each scheme."""
 
@@ -47,16 +51,22 @@ def _outcome(report: Report) -> tuple[str, ...]:
         return (f"{none} {line(outcome.reference(report))}\n",)
     found = outcome.outcomes(report)
     rows = [
-        (marked(one.name), "; ".join((one.verdict.level.name, *outcome.doubt(one.verdict))), *one.cells)
+        (
+            marked(one.name, report.schemes[one.name]),
+            "; ".join((one.verdict.level.name, *outcome.doubt(one.verdict))),
+            *one.cells,
+        )
         for one in found
     ]
     simulated = " Simulated: rounded as the format rounds, multiplied in the model's own type."
+    only = f" {ANALYSIS_ONLY}"
     note = f"{outcome.reference(report)} {limits_in_words(report.analysis.verdict)}"
     levels = (f"{level.name.capitalize()} effect: {who}." for level, who in outcome.by_level(report))
     return (
         bullets(levels),
         table(("Scheme", "Effect", *outcome.HEAD), rows),
-        f"{line(note)}{simulated if any(one.simulated for one in found) else ''}\n",
+        f"{line(note)}{simulated if any(one.simulated for one in found) else ''}"
+        f"{only if any(one.analysis_only for one in found) else ''}\n",
     )
 
 
@@ -69,7 +79,7 @@ def _worst_sites(source: Source) -> tuple[str, ...]:
     if not source.report.schemes:
         return ()
     rows = (
-        (marked(name), listing((errors.named(site) for site in facts.worst_sites), SITES))
+        (marked(name, facts), listing((errors.named(site) for site in facts.worst_sites), SITES))
         for name, facts in source.report.schemes.items()
     )
     return (

@@ -43,7 +43,7 @@ loss, the mean over the last 100 steps (text and statements together, in nats pe
 {judged}
 
 The quantised rows are bitsandbytes on the CPU: `int8` with its threshold of 6.0, and with none, which keeps the outlier
-columns in int8.
+columns in int8. The model was loaded in float32 for them, and `nf4` computes in it too.
 
 ## Planted outliers
 The weights of both norms of a layer are multiplied by c at one channel, and the matching columns of the projections

@@ -27,9 +27,10 @@ NOTES = (
 SCHEMES: dict[str, dict[str, object]] = {
     "int8": {"load_in_8bit": True},
     "int8 without outlier columns": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
 }
-"""Quantisations that the model card gives figures of: the arguments of BitsAndBytesConfig."""
+"""Quantisations that the model card gives figures of: the arguments of BitsAndBytesConfig. The model is loaded in
+float32 for them, and so nf4 computes in it too."""
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,9 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
 def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
     for name in [name for name in baseline.schemes if name in other.schemes]:
         before, after = baseline.schemes[name], other.schemes[name]
-        if before.settings != after.settings:
-            yield "scheme-settings-differ", f"settings of {name}: {_changed(before.settings, after.settings)}"
+        settings = [{"scheme": one.scheme, **one.settings} for one in (before, after)]
+        if settings[0] != settings[1]:
+            yield "scheme-settings-differ", f"settings of {name}: {_changed(*settings)}"
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
             yield "quantised-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"

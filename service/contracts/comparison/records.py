@@ -11,10 +11,10 @@ from service.contracts.report import (
     CalibrationFacts,
     Entry,
     Estimate,
+    FactsByName,
     LeftOut,
     ModelFacts,
     ReferenceFacts,
-    SchemeFacts,
     Warning,
 )
 
@@ -35,7 +35,7 @@ class Compared(Record):
     model: ModelFacts
     calibration: CalibrationFacts
     reference: ReferenceFacts
-    schemes: dict[str, SchemeFacts]
+    schemes: FactsByName
 
 
 class RangeChange(Record):

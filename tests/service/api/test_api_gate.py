@@ -119,6 +119,26 @@ def test_schemes_and_models_say_what_may_be_asked_for(client):
     assert "sample" in [model["form"] for model in client.get("/v1/models").json()["models"]]
 
 
+def test_schemes_say_which_settings_they_take(client):
+    schemes = {scheme["name"]: scheme for scheme in client.get("/v1/schemes").json()["schemes"]}
+    takes = {name: [setting["name"] for setting in scheme["takes"]] for name, scheme in schemes.items()}
+    four_bits = ["compute_dtype", "block_size", "double_quantisation"]
+    assert (takes["int8"], takes["nf4"], takes["fp4-dq"], takes["mxfp4"]) == (["threshold"], four_bits, four_bits, [])
+    dtype, block, double = schemes["nf4"]["takes"]
+    assert dtype["values"] == ["bfloat16", "float16", "float32"]
+    assert (block["values"], double["values"]) == ([32, 64, 128, 256, 512, 1024, 2048, 4096], [True, False])
+    assert (schemes["int8"]["takes"][0]["minimum"], schemes["int8"]["takes"][0]["values"]) == (0, [])
+    assert schemes["nf4"]["settings"]["compute_dtype"] == "auto"
+    assert all(setting["meaning"] for scheme in schemes.values() for setting in scheme["takes"])
+
+
+def test_openapi_says_that_a_scheme_is_a_text_or_an_object(client):
+    parts = client.get("/openapi.json").json()["components"]["schemas"]
+    [text, variant] = parts["JobSubmission"]["properties"]["schemes"]["items"]["anyOf"]
+    assert text == {"type": "string"}
+    assert parts[variant["$ref"].rpartition("/")[2]]["required"] == ["scheme"]
+
+
 def gone(*_, **__):
     """Be a database that does not answer."""
     raise OperationalError("SELECT 1", {}, OSError("gone"))

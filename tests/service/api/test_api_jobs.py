@@ -22,6 +22,16 @@ def test_a_submitted_job_is_accepted_recorded_and_found_at_its_location(client, 
     assert world.store.get(job["id"]).request == JobRequest(model="sample", schemes=("nf4",), sequences=2)
 
 
+def test_variants_are_kept_as_they_were_asked_for(client, world):
+    lossless = {"name": "lossless", "scheme": "int8", "settings": {"threshold": 4}, "keep": ["attn.v"]}
+    job = client.post("/v1/jobs", json={"model": "sample", "schemes": ["nf4:block_size=128", "nf4", lossless]}).json()
+    blocks = {"name": "nf4-block-size-128", "scheme": "nf4", "settings": {"block_size": 128}, "keep": []}
+    assert job["request"]["schemes"] == [blocks, "nf4", lossless]
+    assert client.get(f"/v1/jobs/{job['id']}").json()["request"] == job["request"]
+    assert world.store.get(job["id"]).request.scheme_names == ("nf4-block-size-128", "nf4", "lossless")
+    assert client.post("/v1/jobs", json={"model": "sample", "schemes": job["request"]["schemes"]}).status_code == 202
+
+
 def test_validate_only_answers_with_the_request_and_submits_nothing(client, world):
     response = client.post("/v1/jobs?validate_only=true", json={"model": "sample", "seed": 7})
     assert response.status_code == 200
@@ -131,8 +141,16 @@ def test_a_running_job_is_asked_to_stop(client, world, problem):
         ({"model": ""}, "model", "", "at least 1 character"),
         ({"model": "./here"}, "model", "./here", "absolute path"),
         ({"model": "a\x00b"}, "model", "a\x00b", "control character"),
-        ({"model": "sample", "schemes": ["int3"]}, "schemes", '["int3"]', "allowed: int8, nf4"),
-        ({"model": "sample", "schemes": ["int8", "int8"]}, "schemes", '["int8", "int8"]', "twice"),
+        ({"model": "sample", "schemes": ["int3"]}, "schemes.0.scheme", "int3", "Available: int8, nf4"),
+        ({"model": "sample", "schemes": ["int8", "int8"]}, "schemes", '["int8", "int8"]', "both called 'int8'"),
+        ({"model": "sample", "schemes": ["nf4:"]}, "schemes.0", "nf4:", "[LABEL=]SCHEME[:KEY=VALUE,...]"),
+        ({"model": "sample", "schemes": ["int8=nf4"]}, "schemes.0.name", "int8", "another scheme"),
+        (
+            {"model": "sample", "schemes": [{"scheme": "nf4", "settings": {"block_size": 65}}]},
+            "schemes.0.settings",
+            '{"block_size": 65}',
+            "nf4 takes no block_size of 65; allowed: 32, 64, 128",
+        ),
         ({"model": "sample", "sequences": 0}, "sequences", 0, "greater than or equal to 1"),
         ({"model": "sample", "sequences": 10**30}, "sequences", 10**30, "less than or equal to 1000000"),
         ({"model": "sample", "sequences": "many"}, "sequences", "many", "valid integer"),
@@ -165,9 +183,11 @@ def test_a_refused_value_is_named_with_what_is_allowed(client, world, problem, b
 
 
 def test_a_refused_list_is_shown_as_json(client, problem):
-    document = problem(client.post("/v1/jobs", json={"model": "sample", "schemes": ["int3"]}), 422, "invalid-request")
-    assert document["errors"][0]["value"] == '["int3"]'
-    assert document["detail"].startswith('schemes: ["int3"] is not allowed')
+    document = problem(
+        client.post("/v1/jobs", json={"model": "sample", "schemes": ["nf4"] * 2}), 422, "invalid-request"
+    )
+    assert document["errors"][0]["value"] == '["nf4", "nf4"]'
+    assert document["detail"].startswith('schemes: ["nf4", "nf4"] is not allowed')
 
 
 @pytest.mark.parametrize("half", ["\\ud800", "NaN", "1e999"])

@@ -18,7 +18,7 @@ import pytest
 from service.cli.errors import BAD_INPUT, DONE, JOB_FAILED, UNREACHABLE
 from service.cli.thresholds import thresholds
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest
+from service.contracts.request import JobRequest, schemes_for
 from service.local.home import Home, Running
 from service.settings import Settings
 from service.store.statuses import Status
@@ -75,12 +75,17 @@ def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_pa
     files = ("--calibration", str(tmp_path / "c.parquet"), "--labelled", str(tmp_path / "p.jsonl"))
     chosen = ("--bos", "never", "--score", "second_half", "--text-field", "body", "--int8-threshold", "0")
     labels = ("--label-threshold", "-0.5", "--label-depth", "3", "--label-dimensions", "2")
-    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), *files, *chosen, *labels)
+    variants = ("nf4:keep=attn.v,keep=layers.3.mlp.down,block_size=32", "lossless=int8:threshold=4", "int8")
+    schemes = [word for text in ("b=" + variants[0], *variants[1:]) for word in ("--scheme", text)]
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), *files, *chosen, *labels, *schemes)
     assert ran.code == 0, ran.err
     [job] = remote.store.list().jobs
     asked = job.request
     assert (asked.bos, asked.score, asked.text_field) == ("never", "second_half", "body")
     assert asked.int8_threshold == 0
+    assert asked.scheme_names == ("b", "lossless", "int8")
+    assert asked.schemes[0].keep == ("attn.v", "layers.3.mlp.down")
+    assert [scheme.settings.get("threshold") for scheme in schemes_for(asked)] == [None, 4.0, 0.0]
     assert (asked.label_threshold, asked.label_depth, asked.label_dimensions) == (-0.5, 3, 2)
     assert (asked.calibration.name, asked.labelled.name) == ("c.parquet", "p.jsonl")
     assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == b"PAR1\xff"
@@ -173,7 +178,11 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
     for arguments, named in (
         (["analyze", "sample", "--out", str(tmp_path)], "--out"),
         (["analyze", "sample", "--out", out, "--calibration", str(tmp_path / "empty")], "--calibration"),
-        (["analyze", "sample", "--out", out, "--scheme", "int3"], "int8, nf4"),
+        (["analyze", "sample", "--out", out, "--scheme", "int3"], "Unknown scheme 'int3'. Available: int8, nf4"),
+        (["analyze", "sample", "--out", out, "--scheme", "nf4:compute_dtyp=float32"], "Did you mean 'compute_dtype'?"),
+        (["analyze", "sample", "--out", out, "--scheme", "nf4:block_size=65"], "nf4 takes no block_size of '65'"),
+        (["analyze", "sample", "--out", out, "--scheme", "nf4", "--scheme", "nf4"], "both called 'nf4'"),
+        (["analyze", "sample", "--out", out, "--scheme", "reference=nf4"], "'reference' is no label for nf4"),
         (["analyze", "sample", "--out", out, "--labelled", str(tmp_path / "empty")], "--labelled"),
         (["analyze", "", "--out", out], "MODEL: ''"),
         (["analyze", "/models/\udcff", "--out", out], "/models/\\udcff\"}' is not allowed; allowed: text"),

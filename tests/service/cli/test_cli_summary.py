@@ -42,6 +42,17 @@ def test_a_simulated_scheme_is_marked_and_the_mark_explained(report, told, told_
     assert [facts["simulated"] for facts in summarise(report)["schemes"].values()] == [False, True]
 
 
+def test_a_scheme_for_analysis_only_is_marked_and_the_mark_explained(report, told):
+    note = "(a.o.): analysis only, no BitsAndBytesConfig loads a model with these settings"
+    assert not any("a.o." in line for line in told())
+    report["schemes"]["nf4-block-size-128"] = report["schemes"]["int8"] | {"analysis_only": True}
+    lines = told()
+    rows = [line for line in lines if line.endswith("1.64x")]
+    assert [row.split("20.010")[0].strip() for row in rows] == ["int8", "nf4-block-size-128 (a.o.)"]
+    assert lines[lines.index(rows[-1]) + 1] == note
+    assert [facts["analysis_only"] for facts in summarise(report)["schemes"].values()] == [False, True]
+
+
 def test_outlier_dimensions_and_warnings_are_shown(told):
     lines = told()
     assert "Outlier dimensions (llm_int8): 1" in lines

@@ -6,6 +6,7 @@ what the measurement bins.
     x [N, S, d] with N sequences, S tokens each, d channels
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-CONFIGURATIONS = {
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-}
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The type that a checkpoint is stored in, as its config.json says."""
+    return getattr(torch, json.loads((path / "config.json").read_text(encoding="utf-8"))["dtype"])
+
+
+def configuration(path: Path, scheme: str | None, **settings: Any) -> BitsAndBytesConfig | None:
+    """What `from_pretrained` must be told to load a checkpoint as a scheme has it; None for the model as it came."""
+    if scheme == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, **settings)
+    if scheme in ("nf4", "fp4"):
+        computing = {"bnb_4bit_compute_dtype": stored_dtype(path)} | settings
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=scheme, **computing)
+    return None
 
 
 class WholeModel:
@@ -24,7 +35,7 @@ class WholeModel:
 
     def __init__(self, path: Path, token_ids: torch.Tensor, scheme: str | None = None) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            path, quantization_config=CONFIGURATIONS.get(scheme or "")
+            path, quantization_config=configuration(path, scheme)
         ).eval()
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}

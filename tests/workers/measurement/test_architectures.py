@@ -19,9 +19,9 @@ from architectures import (
     swept_logits,
     whole_model,
 )
-from oracle import WholeModel
+from oracle import WholeModel, configuration
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from service.contracts.request import Analysis
@@ -36,11 +36,7 @@ from workers.measurement.state import Batch
 from workers.measurement.streams import REFERENCE
 from workers.measurement.sweep import prepare_sweep, sweep_layers
 
-CONFIGURATIONS = {
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    "fp4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
-}
+NAMES = ("int8", "nf4", "fp4")
 TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3))
 
 
@@ -65,7 +61,7 @@ def swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def sweep(architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat16) -> Swept:
     path = save_random(directory / "model", CONFIGS[architecture](), dtype)
     decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), directory / "scratch")
-    schemes = [SCHEMES[name] for name in CONFIGURATIONS]
+    schemes = [SCHEMES[name] for name in NAMES]
     state = prepare_sweep(
         decoder, [Batch(TOKEN_IDS)], schemes, Analysis(), budget_bytes=2**30, directory=directory / "streams"
     )
@@ -76,7 +72,7 @@ def sweep(architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat1
 
 @functools.lru_cache(maxsize=4)
 def whole(path: Path, scheme: str) -> Any:
-    return whole_model(path, CONFIGURATIONS.get(scheme))
+    return whole_model(path, configuration(path, scheme))
 
 
 def whole_model_logits(path: Path, scheme: str) -> torch.Tensor:
@@ -88,7 +84,7 @@ def test_the_sweep_computes_what_the_whole_model_and_bitsandbytes_compute(swept:
     for scheme, logits in swept.logits.items():
         assert torch.equal(logits, whole_model_logits(swept.path, scheme)), scheme
     left_as_it_is = swept.architecture.startswith("falcon")
-    for scheme in CONFIGURATIONS:
+    for scheme in NAMES:
         assert torch.equal(swept.logits[REFERENCE], swept.logits[scheme]) == left_as_it_is, scheme
 
 
@@ -119,7 +115,7 @@ def test_every_input_is_measured_once_and_the_hidden_states_enter_q_and_up(swept
 def test_what_no_scheme_replaces_is_listed_by_name(swept: Swept) -> None:
     within = {name for name in swept.not_quantised if name.startswith(swept.prefix)}
     assert within == NOT_QUANTISED.get(swept.architecture, set())
-    model = AutoModelForCausalLM.from_pretrained(swept.path, quantization_config=CONFIGURATIONS["int8"])
+    model = AutoModelForCausalLM.from_pretrained(swept.path, quantization_config=configuration(swept.path, "int8"))
     own = {
         n for n, m in model.named_modules() if any(p.ndim > 1 and p.is_floating_point() for p in m.parameters(False))
     }

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 from architectures import CONFIGS, LATENT, VOCABULARY, save_random, swept_logits, whole_model
+from oracle import configuration
 from torch import nn
-from transformers import BartConfig, BertConfig, BitsAndBytesConfig, ViTConfig
+from transformers import BartConfig, BertConfig, ViTConfig
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
@@ -94,14 +95,10 @@ def test_a_decoder_outside_the_table_is_swept_exactly_under_its_module_names(arc
     assert names[0] > OWN_NAMES[architecture]
     assert not set.union(*names) & {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
     skipped = ["lm_head", kept]
-    configs = {
-        REFERENCE: None,
-        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
-        "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped),
-    }
     for stream in state.streams.names:
+        told = configuration(path, stream, llm_int8_skip_modules=skipped)
         with torch.no_grad():
-            expected = whole_model(path, configs[stream])(input_ids=TOKEN_IDS, use_cache=False).logits
+            expected = whole_model(path, told)(input_ids=TOKEN_IDS, use_cache=False).logits
         assert torch.equal(swept_logits(state, stream), expected), stream
 
 

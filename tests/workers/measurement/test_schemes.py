@@ -24,6 +24,7 @@ from workers.measurement.quantization import kernels, projection
 from workers.measurement.quantization.kernels import KERNELS, quantise_projection
 from workers.measurement.quantization.layer import quantise_layer
 from workers.measurement.quantization.projection import QuantisedProjection, row_ranges
+from workers.measurement.quantization.resolving import resolved
 from workers.samples import CALIBRATION, MODEL, PLANTED
 
 FOUR_BITS = [name for name in SCHEMES if name.startswith(("nf4", "fp4"))]
@@ -53,8 +54,19 @@ def whole_weight(quantised: QuantisedProjection, original: nn.Module) -> torch.T
     return torch.cat([quantised.dequantised(rows) for rows in row_ranges(weight_rows(original))])
 
 
+def known(name: str, dtype: torch.dtype = torch.float32) -> Scheme:
+    """A scheme for a model of the given type."""
+    return resolved(SCHEMES[name], dtype)
+
+
+def variant(text: str, dtype: torch.dtype = torch.float32) -> Scheme:
+    """A variant, as it is typed, for a model of the given type."""
+    (scheme,) = schemes_for(Analysis.model_validate({"schemes": [text]}))
+    return resolved(scheme, dtype)
+
+
 def with_threshold(threshold: float) -> Scheme:
-    (scheme,) = schemes_for(Analysis(schemes=("int8",), int8_threshold=threshold))
+    (scheme,) = schemes_for(Analysis.model_validate({"schemes": ["int8"], "int8_threshold": threshold}))
     return scheme
 
 
@@ -62,7 +74,7 @@ def with_threshold(threshold: float) -> Scheme:
 
 
 def test_a_job_gets_the_schemes_it_asks_for_with_its_threshold() -> None:
-    analysis = Analysis(schemes=("nf4", "int8", "w8a8-token"), int8_threshold=4.5)
+    analysis = Analysis.model_validate({"schemes": ["nf4", "int8", "w8a8-token"], "int8_threshold": 4.5})
     nf4, int8, w8a8 = schemes_for(analysis)
     assert (nf4, w8a8) == (SCHEMES["nf4"], SCHEMES["w8a8-token"])
     assert int8.settings == {"threshold": 4.5}
@@ -89,7 +101,7 @@ def test_a_record_says_whether_its_scheme_is_simulated(name: str) -> None:
 def test_every_scheme_gives_nearly_what_the_projection_gives(name: str, dtype: torch.dtype) -> None:
     original = linear(256, 96, dtype)
     x = tokens(2, 7, 256, dtype=dtype)
-    quantised = quantise_projection(original, SCHEMES[name])
+    quantised = quantise_projection(original, known(name, dtype))
     output, reference = run(quantised.module, x), run(original, x)
     assert output.dtype == dtype
     assert output.shape == reference.shape
@@ -107,7 +119,7 @@ def test_a_conv1d_is_the_linear_of_its_transpose(name: str) -> None:
         conv.weight.copy_(original.weight.T)
         conv.bias.copy_(original.bias)
     x = tokens(2, 3, 64)
-    found, expected = (quantise_projection(module, SCHEMES[name]) for module in (conv, original))
+    found, expected = (quantise_projection(module, known(name)) for module in (conv, original))
     assert torch.equal(run(found.module, x), run(expected.module, x))
     assert found.nbytes == expected.nbytes
 
@@ -119,16 +131,17 @@ def test_a_weight_in_many_ranges_of_rows_is_the_same_as_in_one(
 ) -> None:
     original = linear(in_features, 301, torch.bfloat16)
     x = tokens(2, 3, in_features, dtype=torch.bfloat16)
-    whole = quantise_projection(original, SCHEMES[name])
+    scheme = known(name, torch.bfloat16)
+    whole = quantise_projection(original, scheme)
     weight = whole_weight(whole, original)
-    errors = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], SCHEMES[name])
+    errors = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
     monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
     assert [rows.start for rows in row_ranges(weight)] == [0, 64, 128, 192, 256]
-    pieces = quantise_projection(original, SCHEMES[name])
+    pieces = quantise_projection(original, scheme)
     assert torch.equal(run(pieces.module, x), run(whole.module, x))
     assert torch.equal(whole_weight(pieces, original), weight)
     assert pieces.nbytes == whole.nbytes
-    again = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], SCHEMES[name])
+    again = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
     assert again.weight_errors == errors.weight_errors == {"a": pytest.approx(relative(weight, original.weight))}
 
 
@@ -138,7 +151,7 @@ def test_a_weight_in_many_ranges_of_rows_is_the_same_as_in_one(
 @pytest.mark.parametrize("name", FOUR_BITS)
 def test_four_bit_codes_and_scales_are_those_of_bitsandbytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
-    original, settings = linear(96, 160, torch.bfloat16), SCHEMES[name].settings
+    original, settings = linear(96, 160, torch.bfloat16), known(name).settings
     expected = bnb.nn.Params4bit(
         original.weight.detach(), compress_statistics=settings["double_quantisation"], quant_type=name[:3]
     ).to("cpu")
@@ -179,9 +192,9 @@ def four_bit_config(quant_type: str, *, double: bool) -> BitsAndBytesConfig:
 @pytest.mark.parametrize(
     ("scheme", "config"),
     [
-        (SCHEMES["fp4"], four_bit_config("fp4", double=False)),
-        (SCHEMES["nf4-dq"], four_bit_config("nf4", double=True)),
-        (SCHEMES["fp4-dq"], four_bit_config("fp4", double=True)),
+        (known("fp4"), four_bit_config("fp4", double=False)),
+        (known("nf4-dq"), four_bit_config("nf4", double=True)),
+        (known("fp4-dq"), four_bit_config("fp4", double=True)),
         (with_threshold(0), BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)),
         (with_threshold(2.5), BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=2.5)),
     ],
@@ -216,7 +229,7 @@ WIDTHS = [(160, 48), (160, 360), (360, 160), (48, 96), (32, 7), (33, 7), (20, 32
 @pytest.mark.parametrize(("in_features", "out_features"), WIDTHS)
 def test_four_bits_of_any_width_are_blocks_of_64(in_features: int, out_features: int, quant_type: str) -> None:
     original = linear(in_features, out_features)
-    quantised = quantise_projection(original, SCHEMES[quant_type])
+    quantised = quantise_projection(original, known(quant_type))
     expected = four_bit_oracle(original.weight.detach(), quant_type)
     np.testing.assert_allclose(whole_weight(quantised, original).numpy(), expected, rtol=1e-6, atol=0)
     x = tokens(2, 3, in_features)
@@ -239,7 +252,7 @@ def test_blocks_across_rows_compute_what_the_plain_path_does_where_it_is_right(n
     ).to("cpu")
     plain.support_avx512bf16_for_cpu = False
     x = tokens(2, 3, 40, dtype=torch.bfloat16)
-    quantised = quantise_projection(original, SCHEMES[name])
+    quantised = quantise_projection(original, known(name))
     assert type(quantised.module) is not bnb.nn.Linear4bit
     assert torch.equal(run(quantised.module, x), run(plain.eval(), x))
 
@@ -274,7 +287,7 @@ def test_simulated_int8_by_token_agrees_with_the_real_kernel_without_outlier_col
         original.weight[:, 0] = 127 / 1024
     x[..., 1] = -127 / 32
     real = run(quantise_projection(original, with_threshold(0)).module, x)
-    simulated = run(quantise_projection(original, SCHEMES["w8a8-token"]).module, x)
+    simulated = run(quantise_projection(original, known("w8a8-token")).module, x)
     assert relative(simulated, real) < 3e-5  # bitsandbytes writes 1 / 127^2 as 6.200124e-05, 2e-5 too much
     assert relative(simulated, run(original, x)) > 3e-3
 
@@ -285,7 +298,7 @@ def test_a_large_token_coarsens_others_only_under_one_scale_for_the_tensor(name:
     x = tokens(2, 5, 64)
     louder = x.clone()
     louder[0, 0] *= 100
-    module = quantise_projection(original, SCHEMES[name]).module
+    module = quantise_projection(original, known(name)).module
     others = run(module, x)[1], run(module, louder)[1]
     assert torch.equal(*others) == (name != "w8a8-tensor")
 
@@ -293,7 +306,7 @@ def test_a_large_token_coarsens_others_only_under_one_scale_for_the_tensor(name:
 @pytest.mark.parametrize("name", ["int4-group128", "int4-group128-sym", "mxfp4"])
 def test_schemes_of_weights_alone_leave_inputs_as_they_are(name: str) -> None:
     original = linear(64, 32, bias=False)
-    quantised = quantise_projection(original, SCHEMES[name])
+    quantised = quantise_projection(original, known(name))
     assert torch.equal(run(quantised.module, torch.eye(64)[None])[0].T, whole_weight(quantised, original))
 
 
@@ -305,10 +318,10 @@ def test_a_weight_over_fp16_is_refused_by_name_for_int8_alone() -> None:
     with torch.no_grad():
         original.weight[3, 4] = -70000.0
     with pytest.raises(CannotQuantise, match=r"^64 -> 32: .*70000; at most 65504") as refused:
-        quantise_projection(original, SCHEMES["int8"])
+        quantise_projection(original, known("int8"))
     assert (refused.value.code, refused.value.bad_input) == ("bad-model", True)
     for name in SCHEMES.keys() - {"int8"}:
-        assert whole_weight(quantise_projection(original, SCHEMES[name]), original).isfinite().all()
+        assert whole_weight(quantise_projection(original, known(name)), original).isfinite().all()
 
 
 def test_one_input_channel_is_refused_for_int8() -> None:
@@ -343,7 +356,7 @@ def test_a_module_that_breaks_at_its_first_call_stays_as_it_is(
     decoder = load_decoder(open_checkpoint(checkpoints["llama"]), torch.device("cpu"), tmp_path)
     with decoder.resident(1) as layer:
         parts = projections(layer, decoder.config)
-        copied = quantise_layer(layer, parts, SCHEMES["nf4"])
+        copied = quantise_layer(layer, parts, known("nf4"))
         broken = {p.name for p in parts if layer.get_submodule(p.name).weight.shape == BROKEN}
         assert broken
         assert copied.left == dict.fromkeys(broken, f"{BROKEN[1]} -> {BROKEN[0]}: AssertionError")

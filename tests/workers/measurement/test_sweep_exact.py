@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracle import configuration
 from tiny_models import CONFIGS, VOCABULARY, save_checkpoint
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES, Scheme
@@ -15,21 +16,16 @@ from workers.measurement.state import Batch, SweepState
 from workers.measurement.streams import REFERENCE
 from workers.measurement.sweep import prepare_sweep, sweep_layers
 
-CONFIGURATIONS = {
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-}
-
 
 def whole_model_logits(path: Path, token_ids: torch.Tensor, scheme: str | None) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=CONFIGURATIONS.get(scheme or ""))
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=configuration(path, scheme))
     with torch.no_grad():
         return model.eval()(input_ids=token_ids, use_cache=False).logits
 
 
 def swept_logits(path: Path, token_ids: torch.Tensor, scratch: Path) -> dict[str | None, torch.Tensor]:
     decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), scratch)
-    state = sweep_of(decoder, token_ids, [SCHEMES[name] for name in CONFIGURATIONS], scratch)
+    state = sweep_of(decoder, token_ids, [SCHEMES["int8"], SCHEMES["nf4"]], scratch)
     assert [found.layer for found in sweep_layers(state)] == list(range(len(decoder.layers)))
     return {
         None if name == REFERENCE else name: state.decoder.logits(state.streams.get(name, 0))

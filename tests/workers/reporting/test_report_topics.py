@@ -232,7 +232,7 @@ def test_no_labelled_prompts_are_told(told):
 
 def test_a_simulated_scheme_is_marked_wherever_it_is_named(told):
     def change(content):
-        content["schemes"]["w8a8-tensor"] = content["schemes"].pop("nf4")
+        content["schemes"]["w8a8-tensor"] = content["schemes"].pop("nf4") | {"simulated": True}
         for found in content["labelled"]["dimensions"]:
             found["schemes"]["w8a8-tensor"] = found["schemes"].pop("nf4")
         content["tables"] = [table for table in content["tables"] if table["name"] not in ("heads", "labelled")]

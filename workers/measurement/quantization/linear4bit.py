@@ -1,12 +1,14 @@
 """4-bit weights by `bitsandbytes.nn.Linear4bit` (QLoRA, arXiv 2305.14314), the kernel that people deploy.
 
-Weights in flat blocks of 64, each with its largest magnitude as scale, are rounded to the nearest of 16 codes; with
-double quantisation the scales are themselves rounded to 8 bits in blocks of 256. Inputs are not rounded. The module
-holds what it would after `from_pretrained` with a BitsAndBytesConfig, bit for bit, so what a sweep computes is what
-the loaded model would. On a CPU there are three paths:
+Weights in flat blocks, each with its largest magnitude as scale, are rounded to the nearest of 16 codes; with double
+quantisation the scales are themselves rounded to 8 bits in blocks of 256. Inputs are cast to `compute_dtype`, and what
+comes of them to their own type again. The module holds what it would after `from_pretrained` with a
+BitsAndBytesConfig, bit for bit, so what a sweep computes is what the loaded model would; blocks of another size than
+64, which no config expresses, are what Params4bit makes of them. On a CPU there are three paths:
 
-- packed for AVX512-BF16, where the processor has it and the weight's shape divides by 32 x 64;
-- plain, which dequantises the weight and multiplies;
+- packed for AVX512-BF16, where the processor has it, the weight's shape divides by 32 x 64 and rows are whole blocks:
+  scales and inputs are rounded to bfloat16 whatever `compute_dtype` is, which decides in what the bias is added;
+- plain, which dequantises the weight to `compute_dtype` and multiplies;
 - plain, and dequantised as one long row, where rows are no whole number of blocks: bitsandbytes 0.50 there takes a
   neighbour's scale for part of a block if it dequantises row by row with AVX-512.
 """
@@ -42,7 +44,7 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
         )
     codes, state = _quantised(weight, settings)
     stored_bytes = codes.nbytes + _scale_bytes(state)
-    packs = weight.shape[0] % _PACKED_ROWS == 0 and weight.shape[1] % _PACKED_COLUMNS == 0
+    packs = whole_blocks and weight.shape[0] % _PACKED_ROWS == 0 and weight.shape[1] % _PACKED_COLUMNS == 0
     module.support_avx512bf16_for_cpu = module.support_avx512bf16_for_cpu and packs
     packed = on_cpu and module.support_avx512bf16_for_cpu
     scales = _scales(state)
@@ -87,7 +89,7 @@ def _quantised(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, 
     in_features, block = weight.shape[1], int(settings["block_size"])
     codes = empty_apart((-(-weight.numel() // 2), 1), torch.uint8, weight.device)
     scales = torch.empty(-(-weight.numel() // block), dtype=torch.float32, device=weight.device)
-    for rows in row_ranges(weight):
+    for rows in row_ranges(weight, block):
         packed, state = bnb.functional.quantize_4bit(
             weight[rows].contiguous(), blocksize=block, quant_type=settings["quant_type"]
         )
@@ -133,19 +135,21 @@ def _scales(state: Any) -> torch.Tensor:
 def _dequantised(
     codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return the rows of a weight [out, in] that begin with a whole block, [rows, in]."""
+    """Return rows of a weight [out, in], [rows, in]."""
     elements = (rows.stop - rows.start) * state.shape[1]
-    long = torch.Size((1, elements + elements % 2))  # of an odd number of codes, the last is filling
+    before = rows.start * state.shape[1] % state.blocksize  # of the block that the rows begin in
+    whole = before + elements
+    long = torch.Size((1, whole + whole % 2))  # of an odd number of codes, the last is filling
     values: torch.Tensor = bnb.functional.dequantize_4bit(*_of_rows(codes, scales, state, rows, long, dtype))
-    return values.reshape(-1)[:elements].view(-1, state.shape[1])
+    return values.reshape(-1)[before:whole].view(-1, state.shape[1])
 
 
 def _of_rows(
     codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, shape: torch.Size, dtype: torch.dtype
 ) -> tuple[torch.Tensor, Any]:
-    """Return the codes of rows that begin with a whole block, and a state that says `shape` of them."""
+    """Return the codes of rows from the block on that they begin in, and a state that says `shape` of them."""
     columns, block = state.shape[1], state.blocksize
-    first, last = rows.start * columns, rows.stop * columns
+    first, last = rows.start * columns // block * block, rows.stop * columns
     own = bnb.functional.QuantState(
         absmax=scales[first // block : -(-last // block)],
         shape=shape,

@@ -4,6 +4,7 @@ A weight is taken a range of its rows at a time, so that what comes up on the wa
 packed) takes the memory of a range and not of the weight, and stays in the processor's caches.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -36,10 +37,14 @@ class QuantisedProjection:
     """The code path that computes it, where there are several that differ in the last digits."""
 
 
-def row_ranges(weight: torch.Tensor) -> Iterator[slice]:
-    """Yield ranges of rows of a weight [out, in] that together are all of it, in order."""
+def row_ranges(weight: torch.Tensor, block: int = 1) -> Iterator[slice]:
+    """Yield ranges of rows of a weight [out, in] that together are all of it, in order.
+
+    Every range begins with a whole block of so many elements, a power of two.
+    """
     rows, columns = weight.shape
-    step = max(1, _RANGE_ELEMENTS[weight.device.type] // (max(1, columns) * _RANGE_ROWS)) * _RANGE_ROWS
+    multiple = max(_RANGE_ROWS, block // math.gcd(block, max(1, columns)))
+    step = max(1, _RANGE_ELEMENTS[weight.device.type] // (max(1, columns) * multiple)) * multiple
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
 

@@ -78,15 +78,16 @@ def assemble(
     outliers = _outliers(files, layers, positions, analysis)
     tables["outlier_dimensions"].append_rows(_rows_over_all_layers(outliers))
     facts = [files.facts(layer) for layer in range(layers)]
+    names = analysis.scheme_names
     return Assembled(
         outliers=outliers,
         massive_activations=tuple(MassiveActivation(**row) for row in massive[:MASSIVE_IN_SUMMARY]),
         heads=_heads(files, layers, analysis),
         surface=write_surface(files, layers, tables["surface"]),
-        worst_sites={name: _worst_sites(files, layers, name) for name in analysis.schemes},
-        saved_bytes={name: sum(f.saved_bytes[name] for f in facts) for name in analysis.schemes},
-        paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in analysis.schemes},
-        left={name: tuple((i, m) for i, f in enumerate(facts) for m in f.left[name]) for name in analysis.schemes},
+        worst_sites={name: _worst_sites(files, layers, name) for name in names},
+        saved_bytes={name: sum(f.saved_bytes[name] for f in facts) for name in names},
+        paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in names},
+        left={name: tuple((i, m) for i, f in enumerate(facts) for m in f.left[name]) for name in names},
     )
 
 

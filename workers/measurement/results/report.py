@@ -131,10 +131,13 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
     model_bytes = reference_bytes - assembled.saved_bytes[name] - outside.saved_bytes
     comparison = findings.predictions.comparisons[name].where_finite()
     compared = len(comparison.same_top) > 0
-    left = (*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name]))
+    left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name])}
+    left |= set(findings.state.kept.get(name, ()))
     return contract.SchemeFacts(
+        scheme=next(variant.scheme for variant in findings.request.schemes if variant.name == name),
         settings=scheme.settings,
         simulated=scheme.simulated,
+        analysis_only=scheme.analysis_only,
         perplexity=perplexity(comparison.nll_scheme) if compared else None,
         perplexity_ratio=perplexity_ratio(comparison) if compared else None,
         kl_divergence=kl_divergence(comparison.kl_divergence) if compared else None,
@@ -143,20 +146,25 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
         quantised_share=_quantised_share(decoder, left),
-        not_quantised=(*not_quantised(decoder), *left),
+        not_quantised=not_quantised(decoder, left),
         worst_sites=assembled.worst_sites[name],
     )
 
 
-def not_quantised(decoder: Decoder) -> tuple[str, ...]:
-    """Name the modules that hold a weight matrix of their own which no scheme replaces."""
-    return tuple(
-        name
-        for name, module in decoder.model.named_modules()
-        if _matrix_elements(module)
-        and not (name.startswith(decoder.prefix) and is_projection(module))
-        and name not in decoder.outside
-    )
+def not_quantised(decoder: Decoder, left: Collection[str] = ()) -> tuple[str, ...]:
+    """Name the modules that hold a weight matrix of their own which a scheme does not replace.
+
+    First come those that no scheme replaces, then those projections of `left`, which it left as they are.
+    """
+    matrices = [name for name, module in decoder.model.named_modules() if _matrix_elements(module)]
+    replaced = {name for name in matrices if _replaceable(decoder, name)}
+    return (*(n for n in matrices if n not in replaced), *(n for n in matrices if n in replaced and n in left))
+
+
+def _replaceable(decoder: Decoder, name: str) -> bool:
+    """Whether schemes replace a module, as far as its kind goes."""
+    inside = name.startswith(decoder.prefix) and is_projection(decoder.model.get_submodule(name))
+    return inside or name in decoder.outside
 
 
 def _quantised_share(decoder: Decoder, left: Collection[str]) -> float:

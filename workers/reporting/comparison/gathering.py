@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from service.contracts.comparison.records import Comparison
 from service.contracts.comparison.sides import NotComparable, Rows, Side, check_count
 from service.contracts.comparison.whole import compare
+from service.contracts.report import SchemeFacts
 from service.errors import HeadroomError
 from workers.reporting.loading import ReportUnreadable, Source, load
 
@@ -39,6 +40,10 @@ class Gathered(NamedTuple):
     def schemes(self) -> tuple[str, ...]:
         """Every scheme of any report, each once."""
         return tuple(dict.fromkeys(name for source in self.sources for name in source.report.schemes))
+
+    def facts(self, scheme: str) -> SchemeFacts:
+        """Return what the first report that has a scheme says of it."""
+        return next(source.report.schemes[scheme] for source in self.sources if scheme in source.report.schemes)
 
 
 def gather(directories: Sequence[Path]) -> Gathered:

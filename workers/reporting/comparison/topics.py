@@ -28,7 +28,7 @@ def reports(gathered: Gathered) -> Grid:
                 f"{model.layers} x {model.hidden_size:,}",
                 f"{calibration.source}, {calibration.sequences:,} x {calibration.sequence_length:,}",
                 estimate(report.reference.perplexity),
-                listing(map(marked, report.schemes)) or "none",
+                listing(marked(name, facts) for name, facts in report.schemes.items()) or "none",
                 f"{report.created_at:%-d %B %Y, %H:%M}",
                 report.job_id,
             )
@@ -41,10 +41,10 @@ def reports(gathered: Gathered) -> Grid:
 def headlines(gathered: Gathered) -> list[str]:
     """Return one sentence for each report after the baseline: which schemes became clearly better or worse."""
     other_texts = {warning.where for warning in gathered.comparison.warnings if warning.code == "calibration-differs"}
-    return [_headline(difference, difference.label in other_texts) for difference in gathered.comparison.differences]
+    return [_headline(gathered, one, one.label in other_texts) for one in gathered.comparison.differences]
 
 
-def _headline(difference: Difference, other_text: bool) -> str:
+def _headline(gathered: Gathered, difference: Difference, other_text: bool) -> str:
     if not difference.schemes:
         return f"{difference.label}: shares no scheme with the baseline."
     clear = {
@@ -53,14 +53,18 @@ def _headline(difference: Difference, other_text: bool) -> str:
         if found.kl_divergence.clear and found.kl_divergence.difference
     }
     changed = [
-        f"{marked(scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by)} nats"
+        f"{_marked(gathered, scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by)} nats"
         f"{_against(difference.schemes[scheme], worse=by.value > 0)}"
         for scheme, by in clear.items()
     ]
-    rest = [marked(scheme) for scheme in difference.schemes if scheme not in clear]
+    rest = [_marked(gathered, scheme) for scheme in difference.schemes if scheme not in clear]
     unclear = [f"no clear difference of the mean KL under {', '.join(rest)}"] if rest else []
     confounded = ", on another text, which may be all that differs" if other_text else ""
     return f"{difference.label}: {'; '.join([*changed, *unclear])}{confounded}."
+
+
+def _marked(gathered: Gathered, scheme: str) -> str:
+    return marked(scheme, gathered.facts(scheme))
 
 
 def _against(found: SchemeDifference, *, worse: bool) -> str:
@@ -84,7 +88,7 @@ def _divergence(gathered: Gathered) -> Topic:
         for scheme, found in difference.schemes.items():
             changes = found.kl_divergence, found.perplexity_ratio, found.same_top_token
             cells = [cell for change in changes for cell in _cells(change)]
-            rows.append((f"{marked(scheme)}, {difference.label}", *cells, _how(found.kl_divergence)))
+            rows.append((f"{_marked(gathered, scheme)}, {difference.label}", *cells, _how(found.kl_divergence)))
     grids = []
     if rows:
         head = ("Scheme, report", "Mean KL", "difference", "Perplexity ratio", "difference", "Same top", "difference",
@@ -94,16 +98,16 @@ def _divergence(gathered: Gathered) -> Topic:
             "95 % interval does not hold 0"
         )
         grids.append(Grid(caption, head, tuple(rows)))
-    lone = [line for difference in gathered.comparison.differences for line in _lone(difference)]
+    lone = [line for difference in gathered.comparison.differences for line in _lone(gathered, difference)]
     lead = "Shared schemes are compared by what they do to the predictions." if rows else "No scheme is shared."
     return Topic("divergence", "Divergence of the predictions", lead, tuple(lone), grids=tuple(grids))
 
 
-def _lone(difference: Difference) -> Iterator[str]:
+def _lone(gathered: Gathered, difference: Difference) -> Iterator[str]:
     if difference.only_baseline:
-        yield f"The baseline alone has {listing(map(marked, difference.only_baseline))}."
+        yield f"The baseline alone has {listing(_marked(gathered, one) for one in difference.only_baseline)}."
     if difference.only_other:
-        yield f"{difference.label} alone has {listing(map(marked, difference.only_other))}."
+        yield f"{difference.label} alone has {listing(_marked(gathered, one) for one in difference.only_other)}."
 
 
 def _cells(change: Change) -> tuple[str, str]:
@@ -127,12 +131,12 @@ def _errors(gathered: Gathered) -> Topic:
         for difference in gathered.comparison.differences
         for scheme, found in difference.schemes.items()
     ]
-    ends = tuple((f"{marked(scheme)}, {label}", *_ends(found)) for label, scheme, found in shared)
+    ends = tuple((f"{_marked(gathered, scheme)}, {label}", *_ends(found)) for label, scheme, found in shared)
     caption = "SQNR at the last block.output, each scheme in its own stream, dB"
     grids = [Grid(caption, ("Scheme, report", "Baseline", "Compared", "difference"), ends)] if ends else []
     grids += [
         Grid(
-            f"Isolated errors that grew most, {marked(scheme)}, {label}",
+            f"Isolated errors that grew most, {_marked(gathered, scheme)}, {label}",
             ("Site", "Baseline", "Compared", "dB"),
             tuple(
                 (f"layer {c.layer} {c.component}", number(c.relative_l2[0]), number(c.relative_l2[1]),

@@ -98,9 +98,9 @@ def draw(source: Source) -> Iterator[Drawing]:
     for metric in OF_REFERENCE:
         found = reference_map(source, metric)
         yield _drawing(source, found, "sites", metric.column, f"{metric.title}, reference")
-    for scheme in source.report.schemes:
+    for scheme, facts in source.report.schemes.items():
         for metric in OF_SCHEMES:
-            title = f"{metric.title}: {style.scheme_title(scheme)}"
+            title = f"{metric.title}: {style.scheme_title(scheme, facts)}"
             yield _drawing(source, scheme_map(source, metric, scheme), "errors", f"{scheme}_{metric.column}", title)
 
 

@@ -36,6 +36,8 @@ class Spread(NamedTuple):
     """What one scheme does to the scored positions."""
 
     scheme: str
+    label: str
+    """What the figure calls it."""
     kl: NDArray[np.float64]
     """Nats, of every scored position."""
     same_top: float
@@ -109,7 +111,8 @@ def _spread(source: Source, scheme: str) -> Spread:
     kl = rows["kl_divergence"].astype(np.float64)
     scored = np.isfinite(kl)
     same = rows["same_top"][scored].astype(np.float64)
-    return Spread(scheme, kl[scored], float(same.mean()) if same.size else float("nan"))
+    same_top = float(same.mean()) if same.size else float("nan")
+    return Spread(scheme, style.scheme_label(scheme, source.report.schemes[scheme]), kl[scored], same_top)
 
 
 def _scale(spreads: Sequence[Spread]) -> Scale:
@@ -147,7 +150,7 @@ def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
     )
     axes.tick_params(which="minor", length=0, labelbottom=False)
     axes.set_ylim(len(spreads) - 0.85, -1.0)
-    axes.set_yticks(range(len(spreads)), [style.scheme_label(spread.scheme) for spread in spreads])
+    axes.set_yticks(range(len(spreads)), [spread.label for spread in spreads])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
 
@@ -184,7 +187,7 @@ def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> Hove
 
 
 def _summary(spread: Spread) -> str:
-    name = style.scheme_label(spread.scheme)
+    name = spread.label
     if not spread.kl.size:
         return f"{name}: no scored position"
     same = f"same top token {percent(spread.same_top, 2)}" if np.isfinite(spread.same_top) else "same top token n/a"
@@ -209,7 +212,7 @@ def _caption(source: Source, spreads: Sequence[Spread], scale: Scale) -> str:
         f"The height of a bar is the share of the scheme's positions in it, {number(per_decade)} bars a decade, on one "
         "scale for all rows. Same top token: the share of positions where both give the same most likely token."
     ]
-    zeros = [(style.scheme_label(spread.scheme), spread.at_zero) for spread in spreads if spread.at_zero]
+    zeros = [(spread.label, spread.at_zero) for spread in spreads if spread.at_zero]
     if zeros:
         named = ", ".join(f"{name} {counted(count, 'position')}" for name, count in zeros)
         parts.append(

@@ -124,5 +124,7 @@ def measured(report: Report) -> str:
 
 def scheme_settings(report: Report, name: str) -> str:
     """Return a scheme's title and settings: `int8 (LLM.int8()), threshold 6.0`."""
-    settings = report.schemes[name].settings
-    return ", ".join([style.scheme_title(name), *(visible(f"{key} {value}") for key, value in settings.items())])
+    facts = report.schemes[name]
+    settings = [visible(f"{key} {value}") for key, value in facts.settings.items()]
+    remark = ["analysis only"] if facts.analysis_only else []
+    return ", ".join([style.scheme_title(name, facts), *settings, *remark])

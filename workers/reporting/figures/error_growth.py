@@ -28,6 +28,8 @@ class Growth(NamedTuple):
     """One scheme's lines; all arrays have one element per layer, NaN where the table has none."""
 
     scheme: str
+    label: str
+    """What the figure calls it."""
     sqnr_db: NDArray[np.float64]
     exact: NDArray[np.bool_]
     """The scheme's stream equals the reference after the layer: no ratio to draw."""
@@ -51,8 +53,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     _accumulated(upper, growths)
     _isolated(lower, growths)
     figure.draw_without_rendering()
-    names = [style.scheme_label(growth.scheme) for growth in growths]
-    _label_ends(upper, [growth.sqnr_db for growth in growths], names, "bold")
+    _label_ends(upper, [growth.sqnr_db for growth in growths], [growth.label for growth in growths], "bold")
     _label_ends(lower, [growth.worst for growth in growths], [_worst_label(growth) for growth in growths], "normal")
     yield Drawing(
         name="error_growth",
@@ -78,7 +79,8 @@ def _growth(source: Source, scheme: str) -> Growth:
     for layer, name, value in rows:
         if name != "block" and np.isfinite(value) and not value <= worst[layer]:
             worst[layer], component[layer] = value, str(name)
-    return Growth(scheme, sqnr, exact, worst, component)
+    label = style.scheme_label(scheme, source.report.schemes[scheme])
+    return Growth(scheme, label, sqnr, exact, worst, component)
 
 
 def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str) -> None:
@@ -219,7 +221,7 @@ def _caption(source: Source, growths: Sequence[Growth]) -> str:
         "better, and a falling line gathers error. Beneath: the largest isolated relative_l2 of each layer's "
         "components, on the reference's input, logarithmic; the largest is ringed, and named beside the line."
     ]
-    if any(style.scheme_label(growth.scheme) != growth.scheme for growth in growths):
+    if any(growth.label != growth.scheme for growth in growths):
         parts.append("(sim.): simulated, rounded numbers stand in for a low-precision kernel.")
     parts.append("Schemes: " + "; ".join(scheme_settings(source.report, growth.scheme) for growth in growths) + ".")
     for growth in growths:

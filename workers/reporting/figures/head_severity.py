@@ -45,11 +45,11 @@ def draw(source: Source) -> Iterator[Drawing]:
     found = heads(source)
     population = choose(source, found)
     depth = source.report.model.layers
-    for scheme in source.report.schemes:
+    for scheme, facts in source.report.schemes.items():
         grades, exact = grade(source, scheme)
         counts = count(found.layer[population.chosen], grades[population.chosen], len(GRADES), depth)
         stacks = GRADES if counts[_NO_RATIO].any() else GRADES[:_NO_RATIO]
-        title, legend = model_title(source.report), f"SQNR of the head under {style.scheme_title(scheme)}"
+        title, legend = model_title(source.report), f"SQNR of the head under {style.scheme_title(scheme, facts)}"
         figure, hover = draw_bars(title, depth, counts[: len(stacks)], stacks, legend, len(stacks))
         yield Drawing(
             name=f"head_severity_{scheme}",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contracts.labelled import REFERENCE, Labelled, column_name
+from workers.reporting.figures import style
 from workers.reporting.figures.drawing import Drawing, model_title, provenance, scheme_settings
 from workers.reporting.figures.separation_grid import Panel, Row, grid, outlined
 from workers.reporting.loading import ReportUnreadable, Source
@@ -68,6 +69,7 @@ def _panel(source: Source, labelled: Labelled, place: int, labels: NDArray[np.bo
         labels,
         {variant: table[column_name(variant, chosen.dimension)] for variant in (REFERENCE, *schemes)},
         {REFERENCE: chosen.reference} | {scheme: chosen.schemes[scheme] for scheme in schemes},
+        {name: style.scheme_label(name, facts) for name, facts in source.report.schemes.items()},
     )
 
 

@@ -8,6 +8,7 @@ the AUROC goes towards 0.5, the scheme has destroyed the signal. One report has 
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,8 @@ class Panel(NamedTuple):
     """By variant, `reference` and any schemes: the dimension's value of every record, [R]."""
     figures: Mapping[str, Separation]
     """By variant: rho and AUROC."""
+    names: Mapping[str, str] = MappingProxyType({})
+    """By scheme: what the figure calls it, where that is not its name."""
 
 
 class Row(NamedTuple):
@@ -210,7 +213,7 @@ def _name_schemes(axes: Any, panel: Panel, lines: Mapping[str, str]) -> None:
             color=style.MUTED,
             linewidth=0.9,
             linestyle=lines.get(scheme, "none"),
-            label=f"{plain(style.scheme_label(scheme), 24)} {_three(panel.figures[scheme].auroc)}",
+            label=f"{plain(panel.names.get(scheme, scheme), 24)} {_three(panel.figures[scheme].auroc)}",
         )
         for scheme in panel.values
         if scheme != REFERENCE

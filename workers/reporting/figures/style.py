@@ -14,7 +14,8 @@ import matplotlib as mpl
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from service.contracts.schemes import SCHEMES
+from service.contracts.report import SchemeFacts
+from service.contracts.schemes import LONGEST_TITLE, SCHEMES
 
 DPI = 144
 """Pixels per inch of the PNG; also the resolution for which a line is thinned."""
@@ -136,13 +137,24 @@ def laid_out(figure: Any) -> Iterator[None]:
 
 
 def mark(position: int) -> Mark:
-    """Return the look of the scheme at `position` in the report; there are as many as schemes that Headroom knows."""
-    return _MARKS[position % len(_MARKS)]
+    """Return the look of the scheme at `position` in the report; those past the eleventh have a color of an earlier
+    one with another marker and dashes.
+    """
+    again, place = divmod(position, len(_MARKS))
+    other = _MARKS[(place + again) % len(_MARKS)]
+    return Mark(_MARKS[place].colour, other.marker, other.line)
 
 
-def scheme_title(name: str) -> str:
-    """Return what a figure calls the scheme `name`: its own name where the contracts do not know it."""
-    return SCHEMES[name].title if name in SCHEMES else name
+def scheme_title(name: str, facts: SchemeFacts) -> str:
+    """Return what a figure calls the variant `name` of a scheme, in 40 characters: the scheme's title under its own
+    name, as much of it as there is room for; the name alone where the contracts do not know the scheme.
+    """
+    scheme = SCHEMES.get(facts.scheme)
+    if scheme is None or name == scheme.name:
+        return scheme.title if scheme else name
+    meaning = scheme.title.removeprefix(f"{scheme.name} ")
+    forms = (f"{name} {meaning}", f"{name} (simulated)" if facts.simulated else name)
+    return next((form for form in forms if len(form) <= LONGEST_TITLE), scheme_label(name, facts))
 
 
 def text_on(colour: str) -> str:
@@ -152,9 +164,9 @@ def text_on(colour: str) -> str:
     return "#ffffff" if luminance < 0.18 else "#101010"
 
 
-def scheme_label(name: str) -> str:
+def scheme_label(name: str, facts: SchemeFacts) -> str:
     """Return the name of a scheme where a figure has little room; a simulated one is marked `(sim.)`."""
-    return f"{name} (sim.)" if name in SCHEMES and SCHEMES[name].simulated else name
+    return f"{name} (sim.)" if facts.simulated else name
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

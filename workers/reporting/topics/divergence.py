@@ -27,10 +27,11 @@ def topic(report: Report) -> Topic:
 
 def _lead(judged: dict[str, SchemeFacts]) -> str:
     order = sorted(judged, key=lambda name: judged[name].kl_divergence.mean)  # type: ignore[union-attr]
-    nearest = f"{marked(order[0])} stays nearest to the reference, with {_told(judged[order[0]])}"
+    first, last = (marked(name, judged[name]) for name in (order[0], order[-1]))
     if len(order) == 1:
-        return f"{marked(order[0])} has {_told(judged[order[0]])}."
-    return f"{nearest}; {marked(order[-1])} goes farthest, with {_told(judged[order[-1]])}."
+        return f"{first} has {_told(judged[order[0]])}."
+    nearest = f"{first} stays nearest to the reference, with {_told(judged[order[0]])}"
+    return f"{nearest}; {last} goes farthest, with {_told(judged[order[-1]])}."
 
 
 def _told(facts: SchemeFacts) -> str:
@@ -45,7 +46,7 @@ def _quantiles(schemes: dict[str, SchemeFacts]) -> Grid:
     for name, facts in schemes.items():
         kl = facts.kl_divergence
         quantiles = [number(getattr(kl, key)) if kl else ABSENT for key in _QUANTILES]
-        rows.append((marked(name), estimate(mean_kl(kl)), *quantiles))
+        rows.append((marked(name, facts), estimate(mean_kl(kl)), *quantiles))
     return Grid(
         "KL divergence over the scored positions, nats",
         ("Scheme", "Mean", "Median", "p90", "p95", "p99", "p99.9", "Largest"),
@@ -58,7 +59,7 @@ def _tokens(schemes: dict[str, SchemeFacts]) -> Grid:
     for name, facts in schemes.items():
         change = facts.delta_p
         told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
-        rows.append((marked(name), share(facts.same_top_token), *told))
+        rows.append((marked(name, facts), share(facts.same_top_token), *told))
     return Grid(
         "What becomes of the most likely and of the true token",
         ("Scheme", "Same top token", "Mean change of p", "RMS change of p"),

@@ -56,7 +56,7 @@ def by_scheme(source: Source) -> Grid:
         grown = _grown(source, name)
         worst = facts.worst_sites[0] if facts.worst_sites else None
         told = (_site(worst), percent(worst.relative_l2), number(worst.sqnr_db)) if worst else (ABSENT,) * 3
-        rows.append((marked(name), *told, grown[0], grown[-1]))
+        rows.append((marked(name, facts), *told, grown[0], grown[-1]))
     return Grid(
         "The worst module of each scheme, and its stream's SQNR after the first and the last layer",
         ("Scheme", "Worst module", "Relative error", "SQNR, dB", "First layer, dB", "Last layer, dB"),
@@ -85,11 +85,11 @@ def _grown(source: Source, scheme: str) -> list[str]:
     return told
 
 
-def _growth(grown: dict[str, list[str]], depth: int) -> Grid:
+def _growth(source: Source, grown: dict[str, list[str]]) -> Grid:
     return Grid(
         "Accumulated SQNR of the stream after each layer, dB",
-        ("Layer", *map(marked, grown)),
-        tuple((str(layer), *(told[layer] for told in grown.values())) for layer in range(depth)),
+        ("Layer", *(marked(name, source.report.schemes[name]) for name in grown)),
+        tuple((str(layer), *told) for layer, told in enumerate(zip(*grown.values(), strict=True))),
         folded=True,
     )
 
@@ -99,14 +99,14 @@ def _all(source: Source, grown: dict[str, list[str]]) -> tuple[Grid, ...]:
     if "errors" not in source.tables:
         return ()
     isolated = (_isolated(source, name) for name in source.report.schemes)
-    return _growth(grown, source.report.model.layers), *isolated
+    return _growth(source, grown), *isolated
 
 
 def _worst_sites(source: Source) -> tuple[Grid, ...]:
     """Return one table of the largest isolated errors for each scheme that has any."""
     return tuple(
         Grid(
-            f"Largest isolated errors of {marked(name)}",
+            f"Largest isolated errors of {marked(name, scheme)}",
             ("Site", "relative_l2", "SQNR, dB"),
             tuple((_site(site), number(site.relative_l2), number(site.sqnr_db)) for site in scheme.worst_sites),
             folded=len(source.report.schemes) > SIDE_BY_SIDE,
@@ -123,7 +123,7 @@ def _isolated(source: Source, scheme: str) -> Grid:
     depth = source.report.model.layers
     cells = [_column(rows, layers, component, depth) for component in COMPONENTS]
     return Grid(
-        f"Isolated relative_l2 / weight_error of {marked(scheme)}, layers by components",
+        f"Isolated relative_l2 / weight_error of {marked(scheme, source.report.schemes[scheme])}, layers by components",
         ("Layer", *COMPONENTS),
         tuple((str(layer), *(column[layer] for column in cells)) for layer in range(depth)),
         folded=True,

@@ -13,11 +13,11 @@ def topic(report: Report) -> Topic:
     found = report.labelled
     if found is None:
         return Topic("labelled", _TITLE, "No labelled prompts were given.")
-    grids = (_separations(found),) if found.dimensions else ()
-    return Topic("labelled", _TITLE, _lead(found), _notes(found), grids=grids)
+    grids = (_separations(found, report),) if found.dimensions else ()
+    return Topic("labelled", _TITLE, _lead(found, report), _notes(found), grids=grids)
 
 
-def _lead(found: Labelled) -> str:
+def _lead(found: Labelled, report: Report) -> str:
     false = found.records - found.true_records
     if not found.records:
         return "The file of labelled prompts holds no record."
@@ -37,7 +37,12 @@ def _lead(found: Labelled) -> str:
         return f"{told}."
     if number(weakest[1]) == number(best.reference.auroc):
         return f"{told}; no scheme weakens it."
-    return f"{told}, {number(weakest[1])} under {marked(weakest[0])}, where it is weakest."
+    return f"{told}, {number(weakest[1])} under {_marked(report, weakest[0])}, where it is weakest."
+
+
+def _marked(report: Report, scheme: str) -> str:
+    """Return a scheme's name as the other sections have it; as it is, where the report has no such scheme."""
+    return marked(scheme, report.schemes[scheme]) if scheme in report.schemes else scheme
 
 
 def _figures(separation: Separation) -> str:
@@ -64,7 +69,7 @@ def _notes(found: Labelled) -> tuple[str, ...]:
     )
 
 
-def _separations(found: Labelled) -> Grid:
+def _separations(found: Labelled, report: Report) -> Grid:
     schemes = list(found.dimensions[0].schemes)
     rows = tuple(
         (str(one.dimension), _cell(one.reference), *(_cell(one.schemes[name]) for name in schemes))
@@ -72,7 +77,7 @@ def _separations(found: Labelled) -> Grid:
     )
     return Grid(
         "AUROC, and Spearman's rho in brackets, of the dimensions that separate best",
-        ("Dimension", "Reference", *map(marked, schemes)),
+        ("Dimension", "Reference", *(_marked(report, name) for name in schemes)),
         rows,
     )
 

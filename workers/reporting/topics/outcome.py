@@ -21,6 +21,7 @@ class Outcome(NamedTuple):
 
     name: str
     simulated: bool
+    analysis_only: bool
     title: str
     verdict: Verdict
     cells: tuple[str, ...]
@@ -49,7 +50,8 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
     return Outcome(
         name=name,
         simulated=scheme.simulated,
-        title=scheme_title(name).removeprefix(name).strip(" ()"),
+        analysis_only=scheme.analysis_only,
+        title=scheme_title(name, scheme).removeprefix(name).strip(" ()"),
         verdict=verdict(report, scheme),
         cells=cells,
         perplexity=estimate(scheme.perplexity),
@@ -68,7 +70,8 @@ def by_level(report: Report) -> tuple[tuple[Level, str], ...]:
 
 
 def _told(outcome: Outcome) -> str:
-    remarks = [*(["simulated"] if outcome.simulated else []), *doubt(outcome.verdict)]
+    marks = [*(["simulated"] if outcome.simulated else []), *(["analysis only"] if outcome.analysis_only else [])]
+    remarks = [*marks, *doubt(outcome.verdict)]
     return f"{outcome.name} ({'; '.join(remarks)})" if remarks else outcome.name
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from service.contracts.schemes import SCHEMES
+from service.contracts.report import SchemeFacts
 
 Fact = tuple[str, str]
 """A label and its text."""
@@ -57,14 +57,10 @@ def without(table: str) -> str:
     return f"The report was made without the table {table}: this cannot be told."
 
 
-def simulated(scheme: str) -> bool:
-    """Return whether `scheme` rounds numbers in place of running a low-precision kernel."""
-    return scheme in SCHEMES and SCHEMES[scheme].simulated
-
-
-def marked(scheme: str) -> str:
-    """Return the scheme's name, with the mark of a simulated one."""
-    return f"{scheme} (simulated)" if simulated(scheme) else scheme
+def marked(scheme: str, facts: SchemeFacts) -> str:
+    """Return the scheme's name, with the mark of one that is simulated, or that no `from_pretrained` loads."""
+    marks = [*(["simulated"] if facts.simulated else []), *(["analysis only"] if facts.analysis_only else [])]
+    return f"{scheme} ({', '.join(marks)})" if marks else scheme
 
 
 def joined(names: list[str]) -> str:

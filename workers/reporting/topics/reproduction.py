@@ -111,9 +111,11 @@ def command(report: Report) -> str:
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report"]
+    asked = {variant.name: variant for variant in report.analysis.schemes}
     for name in report.schemes:
-        words += ["--scheme", name]
-    if "int8" in report.schemes:
+        words += ["--scheme", str(asked.get(name, name))]
+    own = {name for name, variant in asked.items() if "threshold" in variant.settings}
+    if any(facts.scheme == "int8" for name, facts in report.schemes.items() if name not in own):
         words += ["--int8-threshold", str(report.analysis.int8_threshold)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
         words += ["--calibration", calibration.source]

@@ -39,12 +39,12 @@ def draw_ranges(gathered: Gathered) -> Iterator[Drawing]:
 def draw_errors(gathered: Gathered) -> Iterator[Drawing]:
     """Yield a map of the change of the isolated error for each such report and each scheme that it shares."""
     for place, label, other in _others(gathered):
-        for scheme in gathered.sources[0].report.schemes:
+        for scheme, facts in gathered.sources[0].report.schemes.items():
             if scheme in other.report.schemes:
                 yield _drawing(
                     error_change(gathered.sources[0], other, scheme),
                     name=f"comparison_heatmap_{scheme}_relative_l2_{place}",
-                    title=f"Change of the isolated error: {style.scheme_title(scheme)}, {plain(label, 40)}",
+                    title=f"Change of the isolated error: {style.scheme_title(scheme, facts)}, {plain(label, 40)}",
                     bar="relative_l2, quotient (dB)",
                     caption=f"{visible(label)} over {visible(gathered.labels[0])}, 20 log10 of the quotient. "
                     f"{_ERROR.definition}. Where one of them is 0 there is no quotient.",

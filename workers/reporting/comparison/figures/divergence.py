@@ -43,7 +43,8 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     lower.axhline(1, color=style.MUTED, linewidth=0.7, zorder=0)
     _kl_axis(upper, kl)
     lower.set_xticks(
-        range(len(gathered.schemes)), [plain(style.scheme_label(scheme), 26) for scheme in gathered.schemes]
+        range(len(gathered.schemes)),
+        [plain(style.scheme_label(scheme, gathered.facts(scheme)), 26) for scheme in gathered.schemes],
     )
     lower.set_xlim(-0.5, len(gathered.schemes) - 0.5)
     figure.legend(loc="outside lower center", ncols=2)

@@ -50,7 +50,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
 
 
 def _panel(axes: Any, gathered: Gathered, scheme: str) -> list[NDArray[np.float64] | None]:
-    axes.set_title(plain(style.scheme_title(scheme), 40), fontsize=10)
+    axes.set_title(plain(style.scheme_title(scheme, gathered.facts(scheme)), 40), fontsize=10)
     axes.set_ylabel("SQNR at block.output, dB", fontsize=8.5)
     lines = [sqnr(source, scheme) if scheme in source.report.schemes else None for source in gathered.sources]
     for report, values in enumerate(lines):
