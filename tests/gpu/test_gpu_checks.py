@@ -1,0 +1,154 @@
+"""The checks of the script see what is wrong: each is given something that is."""
+
+import argparse
+import io
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import step_correctness
+import step_kernels
+import torch
+from device_watch import busy_seconds, count_waits, dearest
+from measuring_process import differing_tables
+from step_support import Context
+
+from workers.measurement.statistics import plain
+
+
+def context(scratch: Path) -> Context:
+    return Context("cpu", True, scratch, argparse.Namespace(), io.StringIO())
+
+
+def said(given: Context, kind: str) -> list[Any]:
+    assert isinstance(given.out, io.StringIO)
+    return [line[kind] for line in map(json.loads, given.out.getvalue().splitlines()) if kind in line]
+
+
+def broken(**changes: Any) -> Any:
+    """Plain torch, with some figures of the reduction changed."""
+
+    def reduce(*arguments: Any) -> Any:
+        found = plain.reduce(*arguments)
+        return found._replace(**{name: change(getattr(found, name)) for name, change in changes.items()})
+
+    return SimpleNamespace(reduce=reduce, token_products=lambda y, q: plain.token_products(y, q) * (1 + 1e-13))
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_kernel_that_is_right_passes_and_a_wrong_one_is_named(number: int) -> None:
+    described, x = list(step_kernels.inputs(((1, 1, 1), (2, 40, 5), (1, 4, 300)), "cpu"))[2 * number]
+    reduction, products = step_kernels.CHECKS
+    assert step_kernels.faults(reduction, plain, plain, x) == ([], 0.0), described
+    wrong = broken(over=lambda n: n + 1, power_sums=lambda s: s * (1 + 1e-12), token_abs_max=lambda p: p.nan_to_num(1))
+    found, used = step_kernels.faults(reduction, wrong, plain, x)
+    assert "over differs" in found
+    assert ("token_abs_max differs" in found) is bool(x.isnan().all(dim=-1).any())
+    assert any(fault.startswith("power_sums is off by") for fault in found) is (used > 1)
+    if x.numel() > 1:
+        assert used > 1
+        assert step_kernels.faults(products, wrong, plain, x)[0][0].startswith("sums is off by")
+
+
+def test_inputs_hold_what_is_easily_treated_wrongly() -> None:
+    tensors = [x for _, x in step_kernels.inputs(step_kernels.DRY_SHAPES, "cpu")]
+    assert {x.dtype for x in tensors} == {torch.bfloat16, torch.float16, torch.float32}
+    large = [x for x in tensors if x.numel() > 100]
+    for x in large:
+        assert x.isnan().any()
+        assert x.isinf().any()
+    assert any((x != 0).logical_and(x.abs() < torch.finfo(x.dtype).tiny).any() for x in large)
+    assert any(x.stride(-1) != 1 for x in tensors)
+    assert any(not x.is_contiguous() and x.stride(-1) == 1 for x in tensors)
+    assert any(x.shape[-1] % 2 for x in tensors)
+
+
+def test_another_models_logits_and_a_wrong_figure_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import oracle
+
+    right = step_correctness.configuration
+    of_int8 = {"threshold": 0.0}
+    monkeypatch.setattr(step_correctness, "configuration", lambda s: right(of_int8 if "threshold" in s else s))
+    figures = oracle.site_figures
+    monkeypatch.setattr(oracle, "site_figures", lambda x: figures(x) | {"abs_max": figures(x)["abs_max"] * 1.001})
+    given = context(tmp_path)
+    step_correctness.check_model(given, "llama")
+    problems = said(given, "problem")
+    assert any(p.startswith("llama: int8 logits differ by") for p in problems), problems
+    assert any("abs_max is 0.0009" in p for p in problems), problems
+    assert not any("nf4" in p or "reference" in p for p in problems), problems
+
+
+def test_what_the_device_does_not_repeat_is_named_and_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = step_correctness.Measured(tmp_path, tmp_path, {"schemes": {}}, None, {}, {"reference": True, "int8": False})
+    monkeypatch.setattr(step_correctness, "measured", lambda *_: found)
+    monkeypatch.setattr(step_correctness, "predictions_differ", lambda *_: ["int8 logits differ by 1e-3"])
+    monkeypatch.setattr(step_correctness, "site_differences", lambda *_: [("(0, 'block', 'output') mean", 1e-12)])
+    monkeypatch.setattr(step_correctness, "SCHEMES", ())
+    given = context(tmp_path)
+    step_correctness.check_model(given, "llama")
+    assert said(given, "problem") == []
+    assert ["int8"] in said(given, "value")
+    assert "but int8 logits differ by 1e-3" in said(given, "value")
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "value", "off"),
+    [
+        ("mean", 1.0, 1.0, 0.0),
+        ("mean", 1.01, 1.0, 0.01),
+        ("median_abs", 1.03, 1.0, 0.0),
+        ("median_abs", 1.05, 1.0, 0.05 - 1 / 32),
+        ("range_bits", 5.0, 5.03, 0.0),
+        ("range_bits", 5.0, 5.5, 0.5 - 0.044394),
+        ("kurtosis", None, 3.0, float("inf")),
+    ],
+)
+def test_how_far_a_figure_is_off(name: str, own: float | None, value: float, off: float) -> None:
+    assert step_correctness.difference(name, own, value) == pytest.approx(off, abs=1e-6)
+
+
+def test_tables_that_differ_are_named_by_their_columns(tmp_path: Path) -> None:
+    for directory, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / directory / "tables").mkdir(parents=True)
+        for table, rms in (("sites", value), ("heads", 1.0)):
+            columns = pa.table({"layer": [0], "rms": [rms]})
+            pq.write_table(columns, tmp_path / directory / "tables" / f"{table}.parquet")
+    assert differing_tables(tmp_path / "a", tmp_path / "b") == ["sites (rms)"]
+    assert differing_tables(tmp_path / "a", tmp_path / "a") == []
+
+
+def test_busy_time_is_that_of_the_union() -> None:
+    assert busy_seconds([]) == 0
+    assert busy_seconds([(5, 7), (0, 2), (1, 3), (1, 2), (7, 8)]) == 6
+
+
+def test_waits_are_counted_by_their_place() -> None:
+    modes: list[str] = []
+
+    def run() -> None:
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("another one", UserWarning, stacklevel=1)
+
+    found = count_waits(run, modes.append)
+    assert modes == ["warn", "default"]
+    assert found.total() == 3
+    assert [place.split(":")[0] for place in found] == ["test_gpu_checks.py"]
+
+
+def test_the_dearest_operations_come_first() -> None:
+    operations = [
+        SimpleNamespace(key=f"operation {n}", count=1, self_cpu_time_total=1000.0 * n, self_device_time_total=-1.0 * n)
+        for n in range(12)
+    ]
+    assert [one["name"] for one in dearest(operations, on_cuda=False)][:2] == ["operation 11", "operation 10"]
+    assert dearest(operations, on_cuda=True)[0]["name"] == "operation 0"
+    assert dearest(operations, on_cuda=False)[0]["milliseconds"] == 11.0
