@@ -1,6 +1,7 @@
 """The checks of the script see what is wrong: each is given something that is."""
 
 import argparse
+import contextlib
 import io
 import json
 import warnings
@@ -8,15 +9,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import big_models
+import device_watch
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import step_correctness
+import step_costs
 import step_kernels
 import torch
 from device_watch import busy_seconds, count_waits, dearest
+from layer_costs import open_decoder
 from measuring_process import differing_tables
-from step_support import Context
+from step_support import Context, Skip, median_seconds
+from transformers import AutoModelForCausalLM
 
 from workers.measurement.statistics import plain
 
@@ -81,6 +87,7 @@ def test_another_models_logits_and_a_wrong_figure_are_seen(tmp_path: Path, monke
     problems = said(given, "problem")
     assert any(p.startswith("llama: int8 logits differ by") for p in problems), problems
     assert any("abs_max is 0.0009" in p for p in problems), problems
+    assert any(p.startswith("llama: the mean KL divergence of int8 is") for p in problems), problems
     assert not any("nf4" in p or "reference" in p for p in problems), problems
 
 
@@ -91,10 +98,10 @@ def test_what_the_device_does_not_repeat_is_named_and_is_no_fault(
     monkeypatch.setattr(step_correctness, "measured", lambda *_: found)
     monkeypatch.setattr(step_correctness, "predictions_differ", lambda *_: ["int8 logits differ by 1e-3"])
     monkeypatch.setattr(step_correctness, "site_differences", lambda *_: [("(0, 'block', 'output') mean", 1e-12)])
-    monkeypatch.setattr(step_correctness, "SCHEMES", ())
+    monkeypatch.setattr(step_correctness, "kl_differences", lambda _: ["the mean KL divergence is off"])
     given = context(tmp_path)
     step_correctness.check_model(given, "llama")
-    assert said(given, "problem") == []
+    assert said(given, "problem") == ["llama: the mean KL divergence is off"]
     assert ["int8"] in said(given, "value")
     assert "but int8 logits differ by 1e-3" in said(given, "value")
 
@@ -152,3 +159,90 @@ def test_the_dearest_operations_come_first() -> None:
     assert [one["name"] for one in dearest(operations, on_cuda=False)][:2] == ["operation 11", "operation 10"]
     assert dearest(operations, on_cuda=True)[0]["name"] == "operation 0"
     assert dearest(operations, on_cuda=False)[0]["milliseconds"] == 11.0
+
+
+class Pass:
+    """A layer's pass in which the host waits twice for every batch, and three times besides."""
+
+    def __init__(self, state: Any, _index: int, _layer: Any) -> None:
+        self._times = 2 * len(state.measured) + 3
+
+    def run(self) -> None:
+        for _ in range(self._times):
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+
+
+def test_the_waits_of_a_batch_are_those_that_more_batches_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_watch, "LayerPass", Pass)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: None)
+    decoder = SimpleNamespace(resident=lambda _: contextlib.nullcontext())
+    small, large = (SimpleNamespace(measured=range(batches)) for batches in (2, 4))
+    given = Context("cuda:0", False, Path(), argparse.Namespace(), io.StringIO())
+    with pytest.warns(UserWarning, match="synchronizing"):  # of the passes that compile
+        device_watch.watch_host(given, decoder, small, large)  # type: ignore[arg-type]
+    figure, detail = (json.loads(line) for line in given.out.getvalue().splitlines())  # type: ignore[attr-defined]
+    assert (figure["value"], figure["at_most"], figure["met"]) == (2.0, 1, False)
+    assert list(detail["value"].values()) == [2.0]
+
+
+def test_on_cuda_the_devices_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        """Stamped with how many calls were made before; the nth call takes n milliseconds."""
+
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.calls = len(calls)
+
+        def elapsed_time(self, after: "Event") -> float:
+            assert after.calls == self.calls + 1
+            return float(after.calls)
+
+    calls: list[int] = []
+    waits: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    taken = median_seconds([lambda n=n: calls.append(n) for n in range(3)], "cuda:0", rounds=5)
+    assert calls == [0, 1, 0, 1, 2, 0, 1]  # two that compile, then in turn
+    assert taken == pytest.approx(5e-3)
+    assert waits == ["cuda:0", "cuda:0"]
+
+
+def test_the_memory_that_is_allowed(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    sizes = step_costs.SIZES["dry"]
+    path, tokens = big_models.checkpoint(given, "8b"), big_models.random_tokens(given, "tokens", sizes.shape)
+    request = step_correctness.request_of(path, tokens, sizes.shape, "cpu")
+    decoder = open_decoder(path, "cpu", tmp_path / "scratch")
+    elements = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64
+    ports = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
+    layers = 2 * 2 * (elements + 2 * 64)
+    copies = elements + elements / 2 + 2 * 4 * elements / 64
+    outside = 2 * (2 * 512 * 64 + 64)
+    batch = 2 * 2 * 2 * 32 * ports
+    streams = 2 * 3 * 4 * 32 * 64
+    assert step_costs.memory_limit(decoder, request, sizes) == layers + copies + outside + batch + streams
+    in_files = request.model_copy(update={"memory_bytes": 0})
+    assert step_costs.memory_limit(decoder, in_files, sizes) == layers + copies + outside + batch
+
+
+def test_a_checkpoint_is_made_once_whole_and_with_outliers(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    path = big_models.checkpoint(given, "1b")
+    written = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+    assert big_models.checkpoint(given, "1b") == path
+    assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == written
+    model = AutoModelForCausalLM.from_pretrained(path)
+    norm = model.model.layers[1].input_layernorm.weight
+    assert norm[3] == 15
+    assert norm[4] == 1
+    assert model.model.embed_tokens.weight.abs().max() == 300
+    for weight in (model.lm_head.weight, model.model.layers[2].mlp.up_proj.weight):
+        assert weight.float().std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(big_models.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(Skip, match=r"has 0\.0 GB free, 0\.0 are needed; set --scratch"):
+        big_models.checkpoint(context(tmp_path), "1b")
