@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     """The largest request body the API takes."""
 
     device: Device = "auto"
-    """Where a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    """Where a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`; part of its name."""
 
     memory: MemorySize = DEFAULT_MEMORY
     """A measurement's hidden states that take more than this in all are kept in memory-mapped files."""

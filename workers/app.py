@@ -2,6 +2,9 @@
 
     python -m workers.app        (options of `celery worker` may follow, such as --loglevel=DEBUG)
 
+Jobs name the worker that holds them `HOST:PID:DEVICE`, with the device as the settings have it; Celery knows it as
+`DEVICE-PID@HOST`, unless -n says otherwise. So several workers can run on one host, one for each GPU.
+
 The pool is `solo`: the task runs in the worker's main thread, which supervises the measurement in a process of its
 own. On SIGTERM, SIGINT and SIGQUIT the job in hand goes back to the queue and the worker ends.
 """
@@ -22,6 +25,8 @@ from service.store.jobs import JobStore
 from workers.attempt import Commands
 from workers.supervisor import Supervisor
 
+_HOST_CHARACTERS = 200
+
 
 def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
     """Return a Celery application with the one task that runs jobs; the database is brought up to date.
@@ -36,12 +41,17 @@ def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
         JobStore(engine),
         ArtifactStore(present.artifacts),
         present,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
+        worker=worker_name(present),
         stopping=stopping,
         commands=commands,
     )
     app.task(name=queue.TASK)(supervisor.run)
     return app
+
+
+def worker_name(present: Settings) -> str:
+    """Return what jobs call this worker; the host's name is cut to what the database has room for."""
+    return f"{socket.gethostname()[:_HOST_CHARACTERS]}:{os.getpid()}:{present.device}"
 
 
 def stopping() -> bool:
@@ -59,7 +69,8 @@ def main() -> None:
     Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """
     try:
-        app = make_worker(settings())
+        present = settings()
+        app = make_worker(present)
     except (InvalidRequest, ServiceUnreachable) as error:
         print(f"headroom worker: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidRequest) else 3)
@@ -67,7 +78,10 @@ def main() -> None:
         queue.waiting(app)
     except ServiceUnreachable as error:
         print(f"headroom worker: {error}; it is tried again until it answers", file=sys.stderr, flush=True)
-    app.worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO", *sys.argv[1:]])
+    usual = ["--loglevel=INFO", "-n", f"{present.device}-{os.getpid()}@%h"]
+    app.worker_main(
+        [*queue.WORKER_ARGUMENTS, *usual, *sys.argv[1:]]
+    )  # of an option that is given twice, the last counts
 
 
 if __name__ == "__main__":

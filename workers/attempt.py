@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from service.contracts.files import format_of
-from service.contracts.progress import Failed, Finished, Progress
+from service.contracts.progress import Failed, Finished, Progress, Warned
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
@@ -37,8 +37,11 @@ from workers.samples import CALIBRATION, MODEL
 log = logging.getLogger(__name__)
 
 _KILLED = "killed"
-_OUT_OF_SPACE = ("out-of-memory", "disk-full", _KILLED)
+_DEVICE_FULL = "device-out-of-memory"
+_OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", _KILLED)
 """Codes of failures that beginning anew cannot help."""
+_DEVICE_FULL_IN_A_LIBRARY = "Error out of memory at line"
+"""How bitsandbytes ends the process when one of its own CUDA calls finds no memory."""
 
 
 class JobFailed(Exception):
@@ -81,6 +84,7 @@ class Attempt:
         self._claim = claim
         self._directory = directory
         self._out = directory / "out"
+        self._request_file = directory / "request.json"
         self._temporary = directory / "tmp"
         self._settings = settings
         self._commands = commands
@@ -95,55 +99,79 @@ class Attempt:
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
-        request, file = self._request().model_dump_json(), self._directory / "request.json"
-        if not self._is_measured(request, file):
+        asked = self._request()
+        left = self._left_request(asked)
+        if left is None or not self._is_measured():
             self._discard(self._out)
-            file.write_text(request)
-            self._measure(file)
+            self._measure(left or asked, may_halve=left is None or left == asked)
         self._draw(began)
         return self._keep()
 
-    def _is_measured(self, request: str, file: Path) -> bool:
-        """Whether an earlier attempt left a whole measurement of the same request by the same version."""
+    def _left_request(self, asked: MeasurementRequest) -> MeasurementRequest | None:
+        """Return the request that an earlier attempt left, if it is what is asked for but for a smaller batch."""
+        try:
+            left = MeasurementRequest.model_validate_json(self._request_file.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return left if _with_batch(left, asked.batch_sequences) == asked else None
+
+    def _is_measured(self) -> bool:
+        """Whether an earlier attempt left a whole measurement by the same version."""
         try:
             found = json.loads((self._out / "report.json").read_bytes())
-            return file.read_text() == request and found["headroom_version"] == version("headroom")
+            return bool(found["headroom_version"] == version("headroom"))
         except (OSError, ValueError, LookupError):
             return False
 
-    def _measure(self, request: Path) -> None:
-        """Measure; one that is killed is tried again, and then as long as each time gets through more of the layers.
+    def _measure(self, request: MeasurementRequest, *, may_halve: bool) -> None:
+        """Run the measurement, and again where that can help.
 
-        The memory that it lacked may be there by then; but what needs more than there is must come to an end.
+        | it ended because                   | it is run again                                                |
+        |------------------------------------|----------------------------------------------------------------|
+        | it was killed                      | from its checkpoint, while each time gets through more layers   |
+        | the device has too little memory   | anew with half the batch, once in a job's life                  |
+        | it cannot go on from what was left | anew, which leaves nothing to go on from                        |
+        | of anything else                   | never                                                          |
+
+        The memory that a killed one lacked may be there by then; but what needs more than there is must end.
         """
-        reached = -1
+        reached, tried = -1, ""
         while True:
+            self._request_file.write_text(request.model_dump_json())
+            goes_on = unfinished(self._out).exists()
             try:
-                return self._go_on(request)
+                return self._run_measurement()
             except JobFailed as error:
-                if error.failed.code != _KILLED or self._layers <= reached:
+                failed, batch = error.failed, error.failed.batch_sequences or 1
+                if failed.code == _KILLED and self._layers > reached:
+                    reached, how = self._layers, "on from its last checkpoint, if it has one"
+                elif failed.code == _DEVICE_FULL and batch > 1 and may_halve:
+                    request, how = self._with_batch_of(batch // 2, request, failed), "anew, with half the batch"
+                    may_halve, tried = False, f"with {batch} sequences in a batch, and again with half of them: "
+                elif goes_on and failed.code not in _OUT_OF_SPACE:
+                    self._discard(unfinished(self._out))
+                    how = "anew, for it could not go on"
+                elif failed.code == _DEVICE_FULL:
+                    raise JobFailed(failed.model_copy(update={"message": tried + failed.message})) from error
+                else:
                     raise
-                log.warning(
-                    "job %s is measured on from its last checkpoint, if it has one: %s", self._claim.job_id, error
-                )
-                reached = self._layers
+                log.warning("job %s is measured %s: %s", self._claim.job_id, how, error)
 
-    def _go_on(self, request: Path) -> None:
-        """Go on from what is unfinished; where that cannot be gone on from, begin anew."""
-        left = unfinished(self._out)
-        goes_on = left.exists()
-        try:
-            self._run_measurement(request)
-        except JobFailed as error:
-            if not goes_on or error.failed.code in _OUT_OF_SPACE:
-                raise
-            log.warning("job %s is begun anew, for it could not go on: %s", self._claim.job_id, error)
-            self._discard(left)
-            self._run_measurement(request)
+    def _with_batch_of(self, sequences: int, request: MeasurementRequest, full: Failed) -> MeasurementRequest:
+        """Return the request with a batch that may fit, and tell who watches the job.
 
-    def _run_measurement(self, request: Path) -> None:
+        Another batch is another measurement, with other last digits and streams that are laid out otherwise: what the
+        one before left, if anything, cannot be gone on from.
+        """
+        self._discard(unfinished(self._out))
+        message = f"{full.message}; measured anew with batch_sequences of {sequences}"
+        Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message))
+        return _with_batch(request, sequences)
+
+    def _run_measurement(self) -> None:
         relay = Relay(self._store, self._claim)
-        ended = self._child([*self._commands.measurement, str(request), str(self._out)], without_secrets(), relay.line)
+        command = [*self._commands.measurement, str(self._request_file), str(self._out)]
+        ended = self._child(command, without_secrets(), relay.line)
         relay.flush()
         self._layers = relay.layers
         self._demand_success("the measurement", relay, ended)
@@ -232,11 +260,18 @@ class Attempt:
             raise JobFailed(_unexplained(what, ended))
 
 
+def _with_batch(request: MeasurementRequest, sequences: int | None) -> MeasurementRequest:
+    return request.model_copy(update={"batch_sequences": sequences})
+
+
 def _unexplained(what: str, ended: Ended) -> Failed:
     """Return why a child that did not say so itself ended."""
     if ended.status == -signal.SIGKILL:
         message = f"{what} was ended by SIGKILL; most often that is the system, out of memory"
         return Failed(code=_KILLED, message=message, bad_input=False)
+    if _DEVICE_FULL_IN_A_LIBRARY in ended.last_error:
+        message = f"{what} ran out of memory on its device ({ended.last_error}); use a device with more free memory"
+        return Failed(code=_DEVICE_FULL, message=message, bad_input=False)
     if os.strerror(errno.ENOSPC) in ended.last_error:
         return Failed(code="disk-full", message=f"{what} failed: {ended.last_error}", bad_input=False)
     how = f"was ended by {signal.Signals(-ended.status).name}" if ended.status < 0 else f"ended with {ended.status}"

@@ -48,8 +48,7 @@ class Relay:
         if isinstance(said, Progress):
             self.progress(said)
         elif isinstance(said, Warned):
-            self.flush()
-            self._store_line(said)
+            self.warning(said)
         else:
             self.last_word = said
 
@@ -66,6 +65,11 @@ class Relay:
             return
         self._held_back = None
         self._stored, self._stored_at = said, time.monotonic()
+        self._store_line(said)
+
+    def warning(self, said: Warned) -> None:
+        """Take what the reader must know. Raises LeaseLost."""
+        self.flush()
         self._store_line(said)
 
     def flush(self) -> None:

@@ -7,6 +7,7 @@ Everything that can happen on the way has one end for the job:
 |--------------------------------------------------|-----------------------------------------------|
 | a report                                         | succeeded, in one transaction with its files   |
 | the measurement is killed                        | goes on here; failed if it gets no further    |
+| its device has too little memory                 | begins here with half the batch; then failed  |
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
 | this worker is told to stop                      | queued again                                  |

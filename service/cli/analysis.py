@@ -24,7 +24,7 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
     """Run one job to its end and print what it found. Raises JobFailed, JobCancelled, and what its parts raise."""
     inputs.check(wanted)
     messages = Console(stderr=True)
-    with interruptible(), connect(workers=True, memory=wanted.memory) as service:
+    with interruptible(), connect(workers=True, options=wanted.worker) as service:
         largest = settings().max_upload_bytes
         body = inputs.submission(wanted, on_this_machine=service.on_this_machine, largest_file=largest)
         with display(messages) as shown:

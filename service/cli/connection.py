@@ -8,17 +8,19 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from service.cli.client import Client
-from service.contracts.request import MemorySize
+from service.contracts.request import Device, MemorySize
 from service.errors import HeadroomError, InvalidRequest
 from service.local.home import Home
 from service.settings import Settings, settings
 
-_MEMORY: TypeAdapter[ByteSize] = TypeAdapter(MemorySize)
+_FORMS: dict[str, TypeAdapter[Any]] = {"memory": TypeAdapter(MemorySize), "device": TypeAdapter(Device)}
+"""What `WorkerOptions` must be."""
 
 
 class WorkerMissing(HeadroomError):
@@ -36,6 +38,19 @@ class NoKey(HeadroomError):
 
 
 @dataclass(frozen=True)
+class WorkerOptions:
+    """What a command may choose for the worker that it starts, as it was typed; None leaves it to the settings."""
+
+    memory: str | None = None
+    device: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Those that were given, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Service:
     """The service that answers a command."""
 
@@ -47,21 +62,22 @@ class Service:
 
 
 @contextlib.contextmanager
-def connect(*, workers: bool, memory: str | None = None) -> Iterator[Service]:
+def connect(*, workers: bool, options: WorkerOptions = WorkerOptions()) -> Iterator[Service]:
     """Connect to the service in use. With `workers`, one that will run a job to its end.
 
-    `memory` is for the worker of a stack of the command's own. Raises InvalidRequest where the worker is another's.
+    `options` are for the worker of a stack of the command's own. Raises InvalidRequest where the worker is another's.
     """
-    chosen = with_memory(settings(), memory)
+    chosen = with_options(settings(), options)
     home = Home(chosen)
     if chosen.url:
-        _check_own_worker(memory, f"HEADROOM_URL is set, and the workers of {chosen.url} have their own")
+        _check_own_worker(options, f"HEADROOM_URL is set, and the workers of {chosen.url} have their own")
         with _client(chosen.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=False)
         return
     running = home.running()
     if running and (running.purpose == "serve" or not workers):
-        _check_own_worker(memory, f"the stack at {running.url} has its own; give --memory to `headroom serve`")
+        names = " and ".join(f"--{name}" for name in options.given)
+        _check_own_worker(options, f"the stack at {running.url} has its own; give {names} to `headroom serve`")
         with _client(running.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=True)
         return
@@ -77,19 +93,20 @@ def connect(*, workers: bool, memory: str | None = None) -> Iterator[Service]:
         yield Service(client, check=stack.check, on_this_machine=True)
 
 
-def with_memory(present: Settings, memory: str | None) -> Settings:
-    """Return the settings with what `--memory` says, where it was given. Raises InvalidRequest."""
-    if memory is None:
-        return present
-    try:
-        return present.model_copy(update={"memory": _MEMORY.validate_python(memory)})
-    except ValidationError as error:
-        raise InvalidRequest("--memory", memory, error.errors()[0]["msg"]) from error
+def with_options(present: Settings, options: WorkerOptions) -> Settings:
+    """Return the settings with the options that were given in place of theirs. Raises InvalidRequest."""
+    chosen = {}
+    for name, value in options.given.items():
+        try:
+            chosen[name] = _FORMS[name].validate_python(value)
+        except ValidationError as error:
+            raise InvalidRequest(f"--{name}", value, error.errors()[0]["msg"]) from error
+    return present.model_copy(update=chosen)
 
 
-def _check_own_worker(memory: str | None, problem: str) -> None:
-    if memory is not None:
-        raise InvalidRequest("--memory", memory, f"allowed: for a stack that this command starts; {problem}")
+def _check_own_worker(options: WorkerOptions, problem: str) -> None:
+    for name, value in options.given.items():
+        raise InvalidRequest(f"--{name}", value, f"allowed: for a stack that this command starts; {problem}")
 
 
 def require_worker() -> None:

@@ -3,10 +3,11 @@
 import base64
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.cli.connection import WorkerOptions
 from service.cli.thresholds import thresholds
 from service.contracts.files import PARQUET_MAGIC, format_of
 from service.contracts.request import SAMPLE
@@ -34,13 +35,15 @@ class Wanted:
     label_dimensions: int | None = None
     thresholds: tuple[str, ...] = ()
     """NAME=VALUE each."""
-    memory: str | None = None
+    batch_sequences: int | None = None
+    worker: WorkerOptions = field(default_factory=WorkerOptions)
     """For the worker, where it is the command's own."""
 
 
 _SETTINGS = (
     "sequences",
     "sequence_length",
+    "batch_sequences",
     "seed",
     "score",
     "bos",

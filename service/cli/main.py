@@ -39,6 +39,14 @@ Memory = Annotated[
         help="Hidden states past SIZE, such as 4GiB, are kept in files. Default: HEADROOM_MEMORY, 2GiB.",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where to compute: auto, cpu, cuda, or cuda:N for one GPU of several. Default: HEADROOM_DEVICE, auto.",
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=200, help="Most entries to print.")]
 PageToken = Annotated[str | None, typer.Option("--page-token", help="Goes on where an earlier list ended.")]
 ModelFilter = Annotated[str | None, typer.Option("--model", help="Only those of this model.")]
@@ -77,6 +85,14 @@ def analyze(
     sequences: Annotated[int | None, typer.Option("--sequences", metavar="N", help="Calibration sequences.")] = None,
     sequence_length: Annotated[
         int | None, typer.Option("--sequence-length", metavar="S", help="Tokens in each sequence.")
+    ] = None,
+    batch_sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-sequences",
+            metavar="B",
+            help="Sequences in one forward pass; fewer take less memory. Default: as many as keep the device busy.",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="K", help="Chooses the sequences out of the text.")
@@ -121,10 +137,12 @@ def analyze(
         ),
     ] = None,
     memory: Memory = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Analyse one model, wait for the report, and put it into DIR. Ctrl-C cancels the job."""
     from service.cli import analysis, inputs
+    from service.cli.connection import WorkerOptions
 
     wanted = inputs.Wanted(
         model,
@@ -134,6 +152,7 @@ def analyze(
         sequences,
         sequence_length,
         seed,
+        batch_sequences=batch_sequences,
         score=score,
         bos=bos,
         text_field=text_field,
@@ -143,7 +162,7 @@ def analyze(
         label_dimensions=label_dimensions,
         int8_threshold=int8_threshold,
         thresholds=tuple(thresholds or ()),
-        memory=memory,
+        worker=WorkerOptions(memory, device),
     )
     analysis.analyze(wanted, as_json=as_json)
 
@@ -155,20 +174,26 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. Default: HEADROOM_PORT, 8400.")
     ] = None,
     memory: Memory = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole stack on this machine, until stopped: broker, API, scheduler and one worker."""
     from service.cli import serving
+    from service.cli.connection import WorkerOptions
 
-    serving.serve(host=host, port=port, memory=memory, as_json=as_json)
+    serving.serve(host=host, port=port, options=WorkerOptions(memory, device), as_json=as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def worker(context: typer.Context, memory: Memory = None) -> None:
-    """Run one Celery worker, for the queue at HEADROOM_BROKER_URL; options of `celery worker` may follow."""
-    from service.cli import serving
+def worker(context: typer.Context, memory: Memory = None, device: Device = None) -> None:
+    """Run one Celery worker, for the queue at HEADROOM_BROKER_URL; options of `celery worker` may follow.
 
-    serving.worker(context.args, memory=memory)
+    One measures on one device: on a machine with several GPUs, start one for each.
+    """
+    from service.cli import serving
+    from service.cli.connection import WorkerOptions
+
+    serving.worker(context.args, WorkerOptions(memory, device))
 
 
 @jobs.command("list")

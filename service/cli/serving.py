@@ -5,7 +5,7 @@ import sys
 import time
 
 from service.cli import output
-from service.cli.connection import require_worker, with_memory
+from service.cli.connection import WorkerOptions, require_worker, with_options
 from service.cli.signals import interruptible
 from service.errors import InvalidRequest
 from service.local.stack import WORKER_COMMAND, Stack, for_worker
@@ -15,9 +15,9 @@ WATCH_SECONDS = 0.3
 """Pause between two looks at the children."""
 
 
-def serve(*, host: str | None, port: int | None, memory: str | None, as_json: bool) -> None:
+def serve(*, host: str | None, port: int | None, options: WorkerOptions, as_json: bool) -> None:
     """Run the whole stack until SIGINT or SIGTERM. Raises StackStopped when a part of it dies."""
-    chosen = with_memory(settings(), memory)
+    chosen = with_options(settings(), options)
     require_worker()
     host = chosen.host if host is None else host
     port = chosen.port if port is None else port
@@ -31,9 +31,9 @@ def serve(*, host: str | None, port: int | None, memory: str | None, as_json: bo
         print("stopped", file=sys.stderr)
 
 
-def worker(arguments: list[str], *, memory: str | None) -> None:
+def worker(arguments: list[str], options: WorkerOptions) -> None:
     """Become a Celery worker; `arguments` go to it."""
-    chosen = with_memory(settings(), memory)
+    chosen = with_options(settings(), options)
     require_worker()
     if chosen.broker_url is None:
         raise InvalidRequest("HEADROOM_BROKER_URL", None, "a worker needs the redis:// URL of the queue")

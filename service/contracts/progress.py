@@ -46,11 +46,13 @@ class Failed(Frozen):
 
     kind: Literal["failed"] = "failed"
     code: str
-    """Stable: `bad-model`, `bad-calibration`, `bad-labelled`, `bad-request`, `out-of-memory`, `disk-full`, `killed`,
-    `worker-lost`, `internal`."""
+    """Stable: `bad-model`, `bad-calibration`, `bad-labelled`, `bad-request`, `out-of-memory` (the host's),
+    `device-out-of-memory`, `disk-full`, `killed`, `worker-lost`, `internal`."""
     message: str
     bad_input: bool
     """True when the request, the model or the text is at fault, so that trying again cannot help."""
+    batch_sequences: int | None = None
+    """Code `device-out-of-memory`: sequences in a batch, where batches were in use by then."""
 
 
 ProgressLine = Annotated[Progress | Warned | Finished | Failed, Field(discriminator="kind")]

@@ -1,7 +1,7 @@
 """What is asked for: the job a person submits, and the request file that a measurement reads."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
     BeforeValidator,
@@ -34,21 +34,30 @@ NoBoolean = BeforeValidator(_no_boolean)
 """Refuses true and false where a number belongs."""
 
 
-def _memory_size(given: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
-    try:
-        size: ByteSize = parse(_no_boolean(given))
-    except (ValidationError, PydanticCustomError) as error:
-        allowed = "allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB"
-        raise PydanticCustomError("memory_size", allowed) from error
-    return size
+def _allowing(allowed: LiteralString) -> WrapValidator:
+    """Say what is allowed in place of what the check says."""
+
+    def check(given: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return parse(_no_boolean(given))
+        except (ValidationError, PydanticCustomError) as error:
+            raise PydanticCustomError("not_allowed", allowed) from error
+
+    return WrapValidator(check)
 
 
-MemorySize = Annotated[ByteSize, Field(ge=0), WrapValidator(_memory_size)]
+MemorySize = Annotated[
+    ByteSize, Field(ge=0), _allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB")
+]
 """Bytes, also written with a unit: 2147483648, "2GiB"."""
 DEFAULT_MEMORY = ByteSize(2 * 2**30)
 DEFAULT_CHECKPOINT_SECONDS = 60.0
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-"""Where to compute."""
+Device = Annotated[
+    str,
+    Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$"),
+    _allowing("allowed: auto, cpu, cuda, or cuda:N with N from 0 to 99"),
+]
+"""Where to compute: `auto` takes a CUDA device when there is one, `cuda` the first."""
 CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean]
 
 
@@ -139,6 +148,9 @@ class Analysis(Frozen):
     """Calibration sequences."""
     sequence_length: Annotated[int, Field(ge=2, le=1_048_576), NoBoolean] = 256
     """Tokens in each."""
+    batch_sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] | None = None
+    """Sequences in one forward pass; by default as many as have 2^21 values where a layer is widest, on CUDA 2^28 or what fits.
+    It decides the last digits, the scales of inputs that have one for a whole batch, and how much memory is needed."""
     seed: Annotated[int, Field(ge=0, lt=2**63), NoBoolean] = 0
     """Chooses the sequences out of the calibration text."""
     score: Literal["all", "second_half"] = "all"
@@ -241,9 +253,6 @@ class MeasurementRequest(Analysis):
     calibration: CalibrationFile
     labelled: LabelledFile | None = None
     device: Device = "auto"
-    """Where to compute: `auto` takes a CUDA device when there is one."""
-    batch_sequences: Annotated[int, Field(ge=1), NoBoolean] | None = None
-    """Sequences in one forward pass; by default as many as have 2^21 values (2^26 on CUDA) where a layer is widest."""
     memory_bytes: MemorySize = DEFAULT_MEMORY
     """Hidden states that take more than this in all are kept in memory-mapped files."""
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS

@@ -190,7 +190,7 @@ class Stack:
 
 def for_worker(settings: Settings) -> dict[str, str]:
     """Return the environment variables of what a command may choose for its worker."""
-    return {"HEADROOM_MEMORY": str(int(settings.memory))}
+    return {"HEADROOM_MEMORY": str(int(settings.memory)), "HEADROOM_DEVICE": settings.device}
 
 
 def _listen(host: str, port: int) -> socket.socket:

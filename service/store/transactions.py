@@ -86,7 +86,8 @@ def end_cancelled(session: Session, row: JobRow, at: datetime) -> None:
 def end_failed(session: Session, row: JobRow, failed: Failed, at: datetime) -> None:
     """End a job without a report, for the reason given."""
     row.error = failed.model_dump(mode="json")
-    move(session, row, Status.failed, "failed", at, failed.model_dump(mode="json", exclude={"kind"}))
+    data = failed.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
+    move(session, row, Status.failed, "failed", at, data)
 
 
 def requeue(session: Session, row: JobRow, at: datetime, reason: str) -> None:

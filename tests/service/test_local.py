@@ -219,13 +219,15 @@ class TestStack:
             holders = [child for child in children() if "secret-of-the-user" in told(child.environ).values()]
             assert ["service.api" in told(child.cmdline) for child in holders] == [True]
 
-    def test_the_memory_reaches_the_worker_alone(self, settings):
-        with stack_of(settings.model_copy(update={"memory": 12345}), workers=True):
+    def test_memory_and_device_reach_the_worker_alone(self, settings):
+        names = ("HEADROOM_MEMORY", "HEADROOM_DEVICE")
+        with stack_of(settings.model_copy(update={"memory": 12345, "device": "cuda:1"}), workers=True):
             given = {
-                tuple(told(child.cmdline))[3:4]: told(child.environ).get("HEADROOM_MEMORY") for child in children()
+                tuple(told(child.cmdline))[3:4]: [told(child.environ).get(name) for name in names]
+                for child in children()
             }
         programs = ("workers.app", "service.api", "service.scheduler")
-        assert [given[name,] for name in programs] == ["12345", None, None]
+        assert [given[name,] for name in programs] == [["12345", "cuda:1"], [None, None], [None, None]]
 
     def test_a_long_temporary_directory_is_too_long_for_a_socket_and_avoided(self, settings, tmp_path, monkeypatch):
         deep = tmp_path / ("d" * 100)

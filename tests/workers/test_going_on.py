@@ -91,13 +91,44 @@ def test_what_cannot_be_gone_on_from_is_begun_anew_once(bench: Bench, code: str)
     assert bench.no_work_is_left()
 
 
-@pytest.mark.parametrize("code", ["out-of-memory", "disk-full"])
+@pytest.mark.parametrize("code", ["out-of-memory", "device-out-of-memory", "disk-full"])
 def test_what_ran_out_of_space_is_not_begun_anew(bench: Bench, code: str) -> None:
     stop_in_the_middle(bench)
     job = bench.run(refuses(code, bad_input=False))
     assert job.error is not None
     assert (job.error.code, runs(bench)) == (code, 1)
     assert bench.nothing_is_left()
+
+
+FULL = """
+batch = json.loads(pathlib.Path(sys.argv[1]).read_text())["batch_sequences"]
+if batch is None:
+    say(kind="failed", code="device-out-of-memory", message="full", bad_input=False, batch_sequences=8)
+    sys.exit(1)
+"""
+"""Fits with a batch that is asked for, and not with the usual one."""
+
+
+def test_the_next_attempt_goes_on_with_the_smaller_batch(bench: Bench) -> None:
+    stop_in_the_middle(bench, COUNTED + FULL + BROKEN_OFF)
+    assert runs(bench) == 2
+    found = "assert (batch, (target.parent / '.out.unfinished' / 'layers').read_text()) == (4, '5')\n"
+    job = bench.run(COUNTED + FULL + found + MEASURE)
+    assert (job.status, job.attempts, runs(bench)) == (Status.succeeded, 2, 3)
+
+
+def test_the_next_attempt_does_not_halve_the_batch_again(bench: Bench) -> None:
+    stop_in_the_middle(bench, COUNTED + FULL + BROKEN_OFF)
+    job = bench.run(COUNTED + FULL.replace("batch is None", "True").replace("=8", "=4"))
+    assert (job.status, runs(bench)) == (Status.failed, 3)
+    assert job.error is not None
+    assert (job.error.code, job.error.message) == ("device-out-of-memory", "full")
+
+
+def test_a_whole_measurement_with_a_smaller_batch_is_only_drawn(bench: Bench) -> None:
+    stop_in_the_middle(bench, FULL + WHOLE, SLOW_DRAWING)
+    assert bench.run(FULL + WHOLE).status is Status.succeeded
+    assert runs(bench) == 1
 
 
 def test_a_measurement_that_fails_from_the_start_is_not_repeated(bench: Bench) -> None:

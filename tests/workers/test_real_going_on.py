@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +37,21 @@ sys.exit(main(sys.argv[1:]))
 """
 """A measurement that waits after its fourth layer, when the streams after three are kept."""
 
+FILLS = """
+import sys
+import torch
+from workers.measurement import layer_pass
+run_layer = layer_pass.run_layer
+def in_small_memory(module, hidden, arguments):
+    if len(hidden) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return run_layer(module, hidden, arguments)
+layer_pass.run_layer = in_small_memory
+from workers.measurement.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A measurement on a device that has room for batches of one sequence."""
+
 WORK = """
 import sys
 from service.settings import settings
@@ -63,9 +78,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def run_to_the_end(bench: Bench) -> Job:
+def run_to_the_end(bench: Bench, measurement: Sequence[str] = Commands.measurement) -> Job:
     """Run the job as a worker would, with the real measurement and next to no drawing."""
-    commands = Commands(reporting=program(""))
+    commands = Commands(measurement=measurement, reporting=program(""))
     supervisor = Supervisor(bench.store, bench.artifacts, bench.settings, worker="b", commands=commands)
     supervisor.run(bench.job_id, bench.job.dispatch)
     return bench.job
@@ -139,6 +154,18 @@ def test_a_killed_measurement_goes_on_in_the_same_attempt(bench: Bench, tmp_path
     uninterrupted = Bench(tmp_path / "other", SMALL)
     run_to_the_end(uninterrupted)
     assert tables(bench) == tables(uninterrupted) != {}
+
+
+def test_a_device_that_is_full_gives_the_report_of_half_the_batch(bench: Bench, tmp_path: Path) -> None:
+    job = run_to_the_end(bench, (sys.executable, "-c", FILLS))
+    assert (job.status, job.attempts, job.error) == (Status.succeeded, 1, None)
+    assert sweep_begins_at(bench) == [0, 0]
+    assert bench.no_work_is_left()
+    report = json.loads(bench.artifacts.path(bench.store.artifact(job.id, "report.json").sha256).read_text())
+    assert (report["calibration"]["batch_sequences"], report["timing"]["resumed_at_layer"]) == (1, None)
+    asked = Bench(tmp_path / "other", SMALL.model_copy(update={"batch_sequences": 1}))
+    assert run_to_the_end(asked).status is Status.succeeded
+    assert tables(bench) == tables(asked) != {}
 
 
 def test_what_other_software_left_is_not_gone_on_from(bench: Bench) -> None:

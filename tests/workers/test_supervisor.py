@@ -282,6 +282,101 @@ if number == 2:
     assert (job.status, job.error, run()) == (Status.succeeded, None, 4)
 
 
+FULL = """
+batches.append(json.loads(pathlib.Path(sys.argv[1]).read_text())["batch_sequences"])
+batch = {batch}
+if {when}:
+    say(kind="failed", code="device-out-of-memory", message=f"cuda:1 is full at {{batch}}", bad_input=False,
+        batch_sequences=batch)
+    sys.exit(1)
+"""
+
+
+def fills_device(directory: Path, batch: str, when: str = "True") -> tuple[str, Callable[[], list[int | None]]]:
+    """Code of a measurement that needs more memory than its device has, and what reads the batches it was asked for.
+
+    `batch` is the one in use, by a Python expression of `batches`, those that were asked for so far.
+    """
+    file = directory / "batches"
+    file.write_text("[]")
+    code = f"""
+file = pathlib.Path({str(file)!r})
+batches = json.loads(file.read_text())
+{FULL.format(batch=batch, when=when).replace("say(", "file.write_text(json.dumps(batches)); say(")}
+file.write_text(json.dumps(batches))
+"""
+    return code, lambda: json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(("used", "half"), [(8, 4), (5, 2), (2, 1)])
+def test_a_device_that_is_full_is_tried_again_with_half_the_batch(
+    bench: Bench, tmp_path: Path, used: int, half: int
+) -> None:
+    code, batches = fills_device(tmp_path, str(used), "len(batches) == 1")
+    job = bench.run(code + MEASURE)
+    assert (job.status, job.attempts, batches()) == (Status.succeeded, 1, [None, half])
+    row = bench.store.artifact(bench.job_id, "report.json")
+    measured = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert (measured.batch_sequences, measured.sequences) == (half, bench.job.request.sequences)
+    warnings = [event.data for event in bench.store.events(job.id) if event.kind == "warning"]
+    message = f"cuda:1 is full at {used}; measured anew with batch_sequences of {half}"
+    assert warnings == [{"code": "smaller-batch", "message": message, "where": None}]
+    assert bench.no_work_is_left()
+
+
+def test_a_device_that_is_full_again_fails_the_job(bench: Bench, tmp_path: Path) -> None:
+    code, batches = fills_device(tmp_path, "batches[-1] or 8")
+    job = bench.run(code + MEASURE)
+    message = "with 8 sequences in a batch, and again with half of them: cuda:1 is full at 4"
+    assert job.error == Failed(code="device-out-of-memory", message=message, bad_input=False, batch_sequences=4)
+    assert (job.status, batches()) == (Status.failed, [None, 4])
+    assert bench.nothing_is_left()
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_a_batch_that_cannot_be_halved_is_not_tried_again(bench: Bench, tmp_path: Path, batch: int | None) -> None:
+    code, batches = fills_device(tmp_path, str(batch))
+    job = bench.run(code + MEASURE)
+    assert job.error == Failed(
+        code="device-out-of-memory", message=f"cuda:1 is full at {batch}", bad_input=False, batch_sequences=batch
+    )
+    assert batches() == [None]
+
+
+def test_the_batch_that_a_job_asks_for_is_halved_too(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, JobRequest(model="sample", batch_sequences=6))
+    code, batches = fills_device(tmp_path, "batches[-1]", "len(batches) == 1")
+    assert bench.run(code + MEASURE).status is Status.succeeded
+    assert batches() == [6, 3]
+    bench.engine.dispose()
+
+
+def test_nothing_is_gone_on_from_with_another_batch(bench: Bench, tmp_path: Path) -> None:
+    leaves = "left = target.parent / f'.{target.name}.unfinished'\nassert not left.exists()\nleft.mkdir()\n"
+    code, batches = fills_device(tmp_path, "8", "len(batches) == 1")
+    assert bench.run(leaves + code + MEASURE).status is Status.succeeded
+    assert batches() == [None, 4]
+
+
+def test_a_smaller_batch_that_is_killed_goes_on(bench: Bench, tmp_path: Path) -> None:
+    code, batches = fills_device(tmp_path, "8", "len(batches) == 1")
+    killed = """
+if len(batches) == 2:
+    progress("sweep", 3, 9)
+    time.sleep(0.3)
+    os.kill(os.getpid(), 9)
+"""
+    assert bench.run(code + killed + MEASURE).status is Status.succeeded
+    assert batches() == [None, 4, 4]
+
+
+def test_a_library_that_ends_the_process_on_a_full_device_is_understood(bench: Bench) -> None:
+    said = "Error out of memory at line 72 in file /src/csrc/ops.cu"
+    job = bench.run(f"print({said!r}, file=sys.stderr); sys.exit(1)")
+    assert job.error is not None
+    assert (job.error.code, said in job.error.message) == ("device-out-of-memory", True)
+
+
 def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:
     job = bench.run(draw="sys.exit('no table sites')")
     assert job.error is not None

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ from service.store.database import make_engine, upgrade
 from service.store.jobs import JobStore
 from service.store.records import utcnow
 from service.store.statuses import Status
+from service.store.tables import JobRow
+from workers.app import worker_name
 
 LEASE = 600.0
 """So long that no worker that is alive loses its job, however slow the machine."""
@@ -93,9 +96,10 @@ class Site:
                 run_round(self.store, send, waiting, max_attempts=3, answer_seconds=0.5)
         app.close()
 
-    def worker(self) -> subprocess.Popen[bytes]:
+    def worker(self, device: str = "auto") -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
+            "HEADROOM_DEVICE": device,
             "HEADROOM_HOME": str(self.home),
             "HEADROOM_BROKER_URL": self.url,
             "HEADROOM_LEASE_SECONDS": str(LEASE),
@@ -222,6 +226,49 @@ def test_a_worker_without_its_broker_says_for_what_it_waits(tmp_path: Path) -> N
     finally:
         terminate(worker, 30)
         worker.communicate()
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "auto"])
+def test_a_job_names_its_worker_and_the_worker_s_device(site: Site, device: str) -> None:
+    job = site.submit()
+    worker = site.worker(device)
+    wait_for(lambda: site.status(job) is Status.succeeded)
+    name = f"{socket.gethostname()}:{worker.pid}:{device}"
+    assert [event.data["worker"] for event in site.store.events(job) if event.kind == "started"] == [name]
+
+
+def test_a_worker_s_name_fits_into_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 255)
+    name = worker_name(Settings(device="cuda:99"))
+    assert len(name) <= JobRow.__table__.c.worker.type.length
+    assert name.endswith(f":{os.getpid()}:cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "cuda:1-{pid}@{host}"),
+        (["-n", "mine@here"], "mine@here"),
+        (["--hostname=mine@%h"], "mine@{host}"),
+        (["-nmine@here"], "mine@here"),
+    ],
+)
+def test_celery_knows_a_worker_by_its_device_unless_told_another_name(
+    site: Site, options: list[str], name: str
+) -> None:
+    environment = {**os.environ, "HEADROOM_HOME": str(site.home), "HEADROOM_BROKER_URL": site.url}
+    log = site.home / "named.log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "workers.app", *options]
+        worker = spawn(command, env={**environment, "HEADROOM_DEVICE": "cuda:1"}, stdout=file, stderr=file)
+    site.workers.append(worker)
+    wait_for(lambda: " ready.\n" in log.read_text())
+    assert f" {name.format(pid=worker.pid, host=socket.gethostname())} ready.\n" in log.read_text()
+
+
+def test_a_worker_does_not_load_torch() -> None:
+    code = "import sys, workers.app; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 
 def test_an_idle_worker_stops_too(site: Site) -> None:

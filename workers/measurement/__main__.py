@@ -22,15 +22,19 @@ if __name__ == "__main__":  # before the libraries are imported
     # Losses of transformers would load the first, functions that bitsandbytes compiles the others; none is called here.
     sys.modules |= dict.fromkeys(("scipy", "torch._inductor.compile_fx", "torch._dynamo.backends.debugging"))  # type: ignore[arg-type]
 
+import torch
 import transformers
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.contracts.request import MeasurementRequest, MemorySize
-from workers.measurement.errors import BadRequest, MeasurementError
+from workers.measurement.errors import BadRequest, MeasurementError, first_line
 from workers.measurement.memory import ran_out, settle_memory
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
+from workers.measurement.statistics.backends import CUDA_KERNELS, replace_kernel
 
+_WITHOUT_KERNELS = "MEASUREMENT_WITHOUT_KERNELS"
+"""Set in the environment of a measurement that does without CUDA kernels: why it does."""
 USAGE = "usage: python -m workers.measurement REQUEST.json OUT [--memory SIZE]"
 
 
@@ -42,6 +46,9 @@ def main(arguments: list[str]) -> int:
     narrator = Narrator(out=_private_stdout())
     quiet_libraries()
     settle_memory()
+    if why := os.environ.get(_WITHOUT_KERNELS):
+        for kernel in CUDA_KERNELS:
+            replace_kernel(kernel, why)
     try:
         given = _Arguments().parse_args(arguments)
         request = _read_request(given.request)
@@ -49,14 +56,25 @@ def main(arguments: list[str]) -> int:
             request = request.model_copy(update={"memory_bytes": _memory(given.memory)})
         measure(request, given.out, narrator)
     except MeasurementError as error:
-        narrator.failed(error.code, str(error), bad_input=error.bad_input)
+        narrator.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
     except Exception as error:  # a supervisor must always be told
+        if isinstance(error, torch.AcceleratorError) and _WITHOUT_KERNELS not in os.environ:
+            _restart_without_kernels(narrator, arguments, error)
         traceback.print_exc()
         narrator.failed(_code(error), f"{type(error).__name__}: {error}", bad_input=False)
         return 1
     narrator.finished()
     return 0
+
+
+def _restart_without_kernels(narrator: Narrator, arguments: list[str], error: Exception) -> NoReturn:
+    """Begin anew with plain torch in place of the CUDA kernels: after such an error a process cannot use the device."""
+    why = first_line(error)
+    print(f"the device failed, so the measurement begins anew without CUDA kernels: {why}", file=sys.stderr, flush=True)
+    os.dup2(narrator.out.fileno(), 1)
+    command = [sys.executable, "-m", "workers.measurement", *arguments]
+    os.execve(sys.executable, command, os.environ | {_WITHOUT_KERNELS: why})
 
 
 def quiet_libraries() -> None:

@@ -1,26 +1,20 @@
 """What a scheme does to the model's predictions: perplexity, KL divergence, agreement.
 
 Two models are compared position by position on the same text: P is the reference's distribution over the next
-token, Q the scheme's. Log-softmax is float64 over the model's logits; work of the vocabulary's size is done for
-a few positions at a time, so memory does not grow with the text.
+token, Q the scheme's. What is done for each position over the whole vocabulary is `predictions`' and the kernels' work.
 
-    n scored positions, V vocabulary
+    n scored positions
 """
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from service.contracts.report import DeltaP, Estimate, KlDivergence, Perplexity
 
 F64 = npt.NDArray[np.float64]
-
-CHUNK_BYTES = 1 << 26
-"""Size of one float64 tensor [positions, V]; four or so exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,37 +35,6 @@ class Comparison:
         """Return the comparison at the positions where both models predict finite probabilities."""
         finite = self.finite
         return Comparison(*(values[finite] for values in vars(self).values()))
-
-
-def positions_per_chunk(vocabulary: int) -> int:
-    """Positions whose logits are held at a time."""
-    return max(1, CHUNK_BYTES // (8 * vocabulary))
-
-
-class Distributions:
-    """A model's distributions over the next token, at n positions."""
-
-    def __init__(self, logits: torch.Tensor, next_ids: torch.Tensor) -> None:
-        """Form them from logits [n, V], given the true next tokens [n]."""
-        self._log_p = torch.log_softmax(logits.double(), dim=-1)
-        self._top = logits.max(dim=-1).indices  # the first, where several are; much faster than argmax in bf16
-        column = next_ids.to(logits.device).unsqueeze(-1)
-        self.negative_log_likelihood: F64 = -self._log_p.gather(-1, column).squeeze(-1).cpu().numpy()
-        """[n]: -log P(next token)."""
-
-    def compare(self, scheme: "Distributions") -> Comparison:
-        """Hold a scheme's distributions at the same positions against these, the reference's."""
-        kl = torch.linalg.vecdot(self._p, self._log_p - scheme._log_p)
-        return Comparison(
-            nll_reference=self.negative_log_likelihood,
-            nll_scheme=scheme.negative_log_likelihood,
-            kl_divergence=kl.clamp(min=0).cpu().numpy(),
-            same_top=(self._top == scheme._top).cpu().numpy(),
-        )
-
-    @cached_property
-    def _p(self) -> torch.Tensor:
-        return self._log_p.exp()
 
 
 def perplexity(nll: F64) -> Perplexity:

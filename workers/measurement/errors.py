@@ -11,6 +11,8 @@ class MeasurementError(Exception):
 
     code: ClassVar[str] = "internal"
     bad_input: ClassVar[bool] = False
+    batch_sequences: int | None = None
+    """Sequences in a batch, where fewer of them may help."""
 
 
 class BadRequest(MeasurementError):
@@ -43,6 +45,16 @@ class BadLabelled(MeasurementError):
 
     code = "bad-labelled"
     bad_input = True
+
+
+class DeviceOutOfMemory(MeasurementError):
+    """The device has less free memory than is needed."""
+
+    code = "device-out-of-memory"
+
+    def __init__(self, message: str, batch_sequences: int | None) -> None:
+        super().__init__(message)
+        self.batch_sequences = batch_sequences
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,6 @@ from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
     ATTENTION_INPUT,
     MLP_INPUT,
-    Projection,
     projections,
     value_projection,
 )
@@ -29,17 +28,20 @@ from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.heads import HeadDeviation, head_ranges, predicted_peaks
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
 from workers.measurement.statistics.llm_int8 import LayerHits
-from workers.measurement.statistics.massive import MassiveActivation, massive_activations
+from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
 from workers.measurement.statistics.reduction import F32
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.surface import Surface, reduce_surface
 from workers.measurement.statistics.threads import each
+from workers.measurement.statistics.transfers import HostCopies
 from workers.measurement.streams import REFERENCE, Streams
 
 LLM_INT8_SITES = frozenset({Site(ATTENTION_INPUT[0], "input"), Site(MLP_INPUT[0], "input")})
 """Where LLM.int8() looks for outlier dimensions."""
 HEADS_SITE = Site("attn.o", "input")
 """The heads' outputs, side by side."""
+_SEARCHES_AT_ONCE = 32
+"""Sequences in which massive activations are looked for together: a device must hold their hidden states."""
 
 
 class LayerPass:
@@ -56,7 +58,9 @@ class LayerPass:
         state.pages.check()
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths, c.left) for name, c in copies.items()}
-        hits = LayerHits([batch.token_ids.numel() for batch in state.measured], state.analysis.llm_int8.magnitude)
+        self._copies = HostCopies(state.decoder.device)
+        magnitude = state.analysis.llm_int8.magnitude
+        hits = LayerHits([batch.token_ids.numel() for batch in state.measured], magnitude, self._copies)
         self._found = LayerFindings(index, schemes, hits)
 
     def run(self) -> LayerFindings:
@@ -64,6 +68,7 @@ class LayerPass:
         for number, batch in enumerate(self._state.batches):
             if batch.measured:
                 self._measure(number)
+                self._copies.next_batch()
                 self._state.pages.after_batch()
             else:
                 self._pass(number)
@@ -83,8 +88,21 @@ class LayerPass:
         sites = captured.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         self._measure_ranges(sites, number)
         for name, found in self._found.schemes.items():
-            _measure_isolated(found.isolated, self._modules[name], captured, self._parts)
+            self._measure_isolated(found, self._modules[name], captured)
             self._measure_accumulated(name, found, sites, number)
+
+    def _measure_isolated(self, found: SchemeFindings, module: nn.Module, captured: Capture) -> None:
+        """Apply a scheme's projections to the reference's inputs, and compare what they give."""
+        for projection in self._parts:
+            if projection.name not in captured.inputs or not projection.quantised:
+                continue
+            with torch.no_grad():
+                output = module.get_submodule(projection.name)(captured.inputs[projection.name])
+            for component, rows in projection.parts.items():
+                reference = captured.outputs[projection.name][..., rows]
+                statistics = found.isolated.setdefault(Site(component, "output"), DeviationStatistics(self._copies))
+                statistics.add(reference, output[..., rows])
+            del output  # before the next one comes up
 
     def _measure_accumulated(
         self, name: str, found: SchemeFindings, sites: dict[Site, torch.Tensor], number: int
@@ -95,10 +113,10 @@ class LayerPass:
         own_sites = own.sites(self._parts) | {BLOCK_OUTPUT: hidden}
         both = [site for site in _largest_first(sites) if site in own_sites]
         for site in both:
-            found.accumulated.setdefault(site, DeviationStatistics())
+            found.accumulated.setdefault(site, DeviationStatistics(self._copies))
         self._each(lambda site: found.accumulated[site].add(sites[site], own_sites[site]), both)
         if self._heads and HEADS_SITE in sites:
-            found.heads = found.heads or HeadDeviation(self._heads.query)
+            found.heads = found.heads or HeadDeviation(self._heads.query, self._copies)
             found.heads.add(sites[HEADS_SITE], own_sites[HEADS_SITE])
 
     def _advance_captured(self, stream: str, module: nn.Module, number: int) -> tuple[Capture, torch.Tensor]:
@@ -132,7 +150,8 @@ class LayerPass:
         ranges = self._found.ranges
         for site, tensor in sites.items():
             if site not in ranges:
-                ranges[site] = SiteStatistics(tensor.shape[-1], self._state.analysis.llm_int8.magnitude)
+                magnitude = self._state.analysis.llm_int8.magnitude
+                ranges[site] = SiteStatistics(tensor.shape[-1], magnitude, self._copies)
 
         def add(site: Site) -> None:
             over = ranges[site].add(sites[site])
@@ -143,12 +162,17 @@ class LayerPass:
 
     def _conclude(self) -> None:
         """Find what only the whole layer shows."""
+        self._copies.finish()
         found, magnitude = self._found, self._state.analysis.massive.magnitude
         peaks = np.nan_to_num(found.ranges[BLOCK_OUTPUT].token_abs_max).reshape(self._state.sequences, -1)
         standing_out = np.flatnonzero(peaks.max(axis=1) > magnitude).tolist()
-        of_sequences = [functools.partial(self._massive, number, peaks[number]) for number in standing_out]
-        _, *massive = self._each(lambda find: find(), [self._find_dimensions, *of_sequences])
-        found.massive = [(number, one) for number, ones in zip(standing_out, massive, strict=True) for one in ones]
+        massive: dict[int, list[MassiveActivation]] = {}
+        of_sequences = [functools.partial(self._massive, number, peaks[number], massive) for number in standing_out]
+        searches = [self._find_dimensions, *of_sequences]
+        for begin in range(0, len(searches), _SEARCHES_AT_ONCE):
+            self._each(lambda find: find(), searches[begin : begin + _SEARCHES_AT_ONCE])
+            self._copies.finish()
+        found.massive = [(number, one) for number in standing_out for one in massive[number]]
         found.surface = functools.partial(_surface, self._state.streams, int(peaks.max(axis=1).argmax()))
         self._find_heads()
 
@@ -165,11 +189,12 @@ class LayerPass:
             analysis.median_quantile.quantile,
         )
 
-    def _massive(self, number: int, peaks: F32) -> list[MassiveActivation]:
-        """Return the massive activations of a sequence; peaks: its tokens', [S], 0 for none."""
-        limits = self._state.analysis.massive
+    def _massive(self, number: int, peaks: F32, found: dict[int, list[MassiveActivation]]) -> None:
+        """Find the massive activations of a sequence; peaks: its tokens', [S], 0 for none."""
+        thresholds = self._state.analysis.massive
+        limits = Limits(thresholds.magnitude, thresholds.ratio)
         x = self._state.streams.sequence(REFERENCE, number)
-        return massive_activations(x, peaks, limits.magnitude, limits.ratio)
+        massive_activations(x, peaks, limits, self._copies, functools.partial(found.__setitem__, number))
 
     def _find_heads(self) -> None:
         """Find what the heads reach, and what their weights foretell: torch's work, so not for `threads.each`."""
@@ -188,20 +213,6 @@ class LayerPass:
 
 def _surface(streams: Streams, sequence: int) -> Surface:
     return reduce_surface(sequence, streams.sequence(REFERENCE, sequence))
-
-
-def _measure_isolated(
-    found: dict[Site, DeviationStatistics], module: nn.Module, captured: Capture, parts: list[Projection]
-) -> None:
-    for projection in parts:
-        if projection.name not in captured.inputs or not projection.quantised:
-            continue
-        with torch.no_grad():
-            output = module.get_submodule(projection.name)(captured.inputs[projection.name])
-        for component, rows in projection.parts.items():
-            reference = captured.outputs[projection.name][..., rows]
-            found.setdefault(Site(component, "output"), DeviationStatistics()).add(reference, output[..., rows])
-        del output  # before the next one comes up
 
 
 def _largest_first(sites: dict[Site, torch.Tensor]) -> list[Site]:

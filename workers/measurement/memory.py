@@ -54,8 +54,18 @@ def resident_bytes() -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Tell whether an error says that there was no memory left, on the host or on a device."""
-    told = "allocate memory" in str(error) or "ALLOC_FAILED" in str(error)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or device_is_full(error)
+
+
+def device_is_full(error: BaseException) -> bool:
+    """Tell whether an error says that a device, and not the host, has no memory left.
+
+    Only allocators of devices raise torch's own error. Libraries beneath it raise a RuntimeError that names theirs:
+    `CUBLAS_STATUS_ALLOC_FAILED`, `CUDA error: out of memory`, `Triton Error [CUDA]: out of memory`.
+    """
+    text = str(error)
+    of_library = "ALLOC_FAILED" in text or ("CUDA" in text and "out of memory" in text)
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_library)
 
 
 def settle_memory() -> None:

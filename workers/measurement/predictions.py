@@ -3,22 +3,29 @@
 N sequences of S tokens; d hidden dimensions; V vocabulary
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.measurement.divergence import Comparison, Distributions, positions_per_chunk
+from workers.measurement.divergence import Comparison
 from workers.measurement.memory import return_pages
+from workers.measurement.models.decoder import Decoder
 from workers.measurement.progress import StageProgress
-from workers.measurement.results.tables import TableWriter
+from workers.measurement.results.tables import Repeated, TableWriter
 from workers.measurement.state import SweepState
+from workers.measurement.statistics.backends import compare_logits, score_logits
+from workers.measurement.statistics.transfers import HostCopies
 from workers.measurement.streams import REFERENCE
 
 F64 = npt.NDArray[np.float64]
+
+LOGIT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
+"""Size of one variant's logits at a time: enough positions for the head's matrix product to run at full speed."""
 
 
 @dataclass(frozen=True)
@@ -59,69 +66,102 @@ def compare_predictions(
         table: takes one row per position and scheme.
         progress: is told of every sequence.
     """
-    reference_nll: list[F64] = []
     schemes = [scheme.name for scheme in state.schemes]
-    found: dict[str, list[Comparison]] = {name: [] for name in schemes}
+    collected = _Collected(schemes, table, first)
+    copies = HostCopies(state.decoder.device)
+    step = positions_per_chunk(state.decoder)
     number = 0
     for batch, measured in enumerate(state.measured):
         scorers = {name: state.scorer(name, state.streams.get(name, batch)) for name in (REFERENCE, *schemes)}
         for sequence in range(len(measured.token_ids)):
-            ids, score = token_ids[number], {name: partial(scorer, sequence) for name, scorer in scorers.items()}
-            nll, comparisons = _score_sequence(score, ids, first, positions_per_chunk(state.decoder.config.vocab_size))
-            reference_nll.append(nll)
-            for name, comparison in comparisons.items():
-                found[name].append(comparison)
-                table.append(_token_columns(name, number, ids, first, comparison))
+            ids, logits = token_ids[number], {name: partial(scorer, sequence) for name, scorer in scorers.items()}
+            figures = _score_sequence(logits, ids, first, step)
+            copies.add(figures, partial(collected.take, number, ids))
+            copies.next_batch()
             number += 1
             progress.done(number)
             state.pages.check()
+    copies.finish()
     return_pages()
-    return Predictions(np.concatenate(reference_nll), {name: _joined(parts) for name, parts in found.items()})
+    return collected.predictions()
+
+
+def positions_per_chunk(decoder: Decoder) -> int:
+    """Positions whose logits are held at a time: two variants' are."""
+    of_position: int = decoder.config.vocab_size * decoder.dtype.itemsize
+    return max(1, LOGIT_BYTES[decoder.device.type] // of_position)
 
 
 def _score_sequence(
-    score: Mapping[str, Callable[[slice], torch.Tensor]], ids: torch.Tensor, first: int, step: int
-) -> tuple[F64, dict[str, Comparison]]:
-    """Score a sequence [S], `step` positions at a time, with what gives each variant's logits."""
-    nll: list[F64] = []
-    found: dict[str, list[Comparison]] = {name: [] for name in score if name != REFERENCE}
+    logits_of: Mapping[str, Callable[[slice], torch.Tensor]], ids: torch.Tensor, first: int, step: int
+) -> list[torch.Tensor]:
+    """Score a sequence [S], `step` positions at a time, with what gives each variant's logits.
+
+    Returns the reference's negative log likelihood, [n], and for every scheme its own, its KL divergence and whether
+    the most likely token is the same, [3, n]; float64, on the device.
+    """
+    parts: list[list[torch.Tensor]] = [[] for _ in logits_of]
     for start in range(first, len(ids) - 1, step):
         chunk = slice(start, min(start + step, len(ids) - 1))
-        next_ids = ids[chunk.start + 1 : chunk.stop + 1]
-        reference = Distributions(score[REFERENCE](chunk), next_ids)
-        nll.append(reference.negative_log_likelihood)
-        for name, comparisons in found.items():
-            comparisons.append(reference.compare(Distributions(score[name](chunk), next_ids)))
-    return np.concatenate(nll), {name: _joined(parts) for name, parts in found.items()}
+        reference = logits_of[REFERENCE](chunk)
+        next_ids = ids[chunk.start + 1 : chunk.stop + 1].to(reference.device, non_blocking=True)
+        log_sum_exp, top, own = score_logits(reference, next_ids)
+        parts[0].append(log_sum_exp - own)
+        for name, found in zip([name for name in logits_of if name != REFERENCE], parts[1:], strict=True):
+            figures = compare_logits(reference, log_sum_exp, logits_of[name](chunk), next_ids)
+            # Rounding can leave a divergence of nothing a little below 0.
+            found.append(torch.stack([figures[0] - figures[2], figures[3].clamp(min=0), (figures[1] == top).double()]))
+    return [torch.cat(part, dim=-1) for part in parts]
+
+
+class _Collected:
+    """What was found at the sequences so far."""
+
+    def __init__(self, schemes: Sequence[str], table: TableWriter, first: int) -> None:
+        self._table = table
+        self._first = first
+        self._reference_nll: list[F64] = []
+        self._comparisons: dict[str, list[Comparison]] = {name: [] for name in schemes}
+
+    def take(self, number: int, ids: torch.Tensor, reference_nll: F64, *of_schemes: F64) -> None:
+        """Keep a sequence's figures, [n] and [3, n] each, and write its rows of the table."""
+        reference_nll = reference_nll.copy()
+        self._reference_nll.append(reference_nll)
+        for (name, comparisons), (nll, kl, same) in zip(self._comparisons.items(), of_schemes, strict=True):
+            comparison = Comparison(reference_nll, nll.copy(), kl.copy(), same > 0)
+            comparisons.append(comparison)
+            self._table.append(_token_columns(name, number, ids, self._first, comparison))
+
+    def predictions(self) -> Predictions:
+        """Return the figures of all sequences."""
+        joined = {name: _joined(parts) for name, parts in self._comparisons.items()}
+        return Predictions(np.concatenate(self._reference_nll), joined)
 
 
 def _joined(parts: list[Comparison]) -> Comparison:
-    return Comparison(
-        nll_reference=np.concatenate([part.nll_reference for part in parts]),
-        nll_scheme=np.concatenate([part.nll_scheme for part in parts]),
-        kl_divergence=np.concatenate([part.kl_divergence for part in parts]),
-        same_top=np.concatenate([part.same_top for part in parts]),
-    )
+    fields = zip(*(vars(part).values() for part in parts), strict=True)
+    return Comparison(*(np.concatenate(field) for field in fields))
 
 
-def _token_columns(
-    scheme: str, sequence: int, ids: torch.Tensor, first: int, comparison: Comparison
-) -> dict[str, list[object]]:
-    length = len(ids)
+def _token_columns(scheme: str, sequence: int, ids: torch.Tensor, first: int, comparison: Comparison) -> dict[str, Any]:
+    length, finite = len(ids), comparison.finite
+    scored = slice(first, first + len(finite))
 
-    same_top = [same if finite else None for same, finite in zip(comparison.same_top, comparison.finite, strict=True)]
+    def spread(values: F64) -> F64:
+        """Put the scored positions' values in place; NaN, which is written as null, elsewhere."""
+        column = np.full(length, np.nan)
+        column[scored] = values
+        return column
 
-    def spread(values: Iterable[object]) -> list[object]:
-        """Put the scored positions' values in place; None elsewhere."""
-        return [None] * first + list(values) + [None] * (length - first - len(same_top))
-
+    same_top = np.full(length, None)
+    same_top[scored][finite] = comparison.same_top[finite]
     return {
-        "scheme": [scheme] * length,
-        "sequence": [sequence] * length,
-        "position": list(range(length)),
-        "token_id": ids.tolist(),
-        "nll_reference": spread(comparison.nll_reference.tolist()),
-        "nll_scheme": spread(comparison.nll_scheme.tolist()),
-        "kl_divergence": spread(comparison.kl_divergence.tolist()),
-        "same_top": spread(same_top),
+        "scheme": Repeated(scheme, length),
+        "sequence": Repeated(sequence, length),
+        "position": np.arange(length),
+        "token_id": ids.numpy(),
+        "nll_reference": spread(comparison.nll_reference),
+        "nll_scheme": spread(comparison.nll_scheme),
+        "kl_divergence": spread(np.where(finite, comparison.kl_divergence, np.nan)),
+        "same_top": same_top,
     }

@@ -35,14 +35,9 @@ def pick_profile(stream: Iterable[torch.Tensor]) -> Profile:
     """
     best: tuple[float, int, int, F32] | None = None
     for number, sequence in enumerate(stream):
-        x = sequence.float().cpu().numpy()
-        magnitudes = np.abs(x)
-        with np.errstate(all="ignore"):
-            ratios = magnitudes.max(axis=1) / np.median(magnitudes, axis=1)
-        ratios = np.where(np.isfinite(ratios), ratios, -1.0)
-        position = int(ratios.argmax())
-        if best is None or ratios[position] > best[0]:
-            best = (float(ratios[position]), number, position, x[position].copy())
+        ratio, position = _standing_out(sequence)
+        if best is None or ratio > best[0]:
+            best = (ratio, number, position, sequence[position].float().cpu().numpy().copy())
     if best is None:
         raise ValueError("stream: no sequences; at least one is needed")
     ratio, number, position, vector = best
@@ -59,3 +54,16 @@ def pick_profile(stream: Iterable[torch.Tensor]) -> Profile:
         max_to_median=ratio if ratio >= 0 else None,
         kurtosis=float((deviations**4).mean()) / variance**2 if variance else None,
     )
+
+
+def _standing_out(x: torch.Tensor) -> tuple[float, int]:
+    """Return the largest max_to_median of the tokens of x [S, d], and the token's position; -1 where none has one."""
+    magnitudes, d = x.float().abs(), x.shape[-1]
+    if x.device.type == "cpu":  # numpy finds a median without sorting
+        medians = torch.from_numpy(np.median(magnitudes.numpy(), axis=1))
+    else:
+        ordered = magnitudes.sort(dim=1).values
+        medians = (ordered[:, (d - 1) // 2] + ordered[:, d // 2]) / 2
+    ratios = magnitudes.amax(dim=1) / medians
+    best = torch.where(ratios.isfinite(), ratios, -1.0).max(dim=0)
+    return float(best.values), int(best.indices)

@@ -11,6 +11,7 @@ import torch
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
+from workers.measurement.device import card_name, choose_device, device_memory, total_bytes
 from workers.measurement.errors import BadRequest
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
@@ -22,20 +23,24 @@ from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.predictions import Predictions, compare_predictions, first_scored
 from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_guessing, warn_nonfinite, warn_unquantised
+from workers.measurement.remarks import warn_guessing, warn_nonfinite, warn_replaced, warn_unquantised
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.report import Findings, build_report
 from workers.measurement.results.tables import TableWriter, table_writers
 from workers.measurement.state import Batch, SweepState
+from workers.measurement.statistics.cuda.check import check_kernels
 from workers.measurement.streams import REFERENCE, StreamCheckpoint
 from workers.measurement.sweep import prepare_sweep, sweep_layers
 from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
 from workers.measurement.workspace import identity_of, workspace
 
-BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 26}
+BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,
 and no more than that, for what is captured in a layer grows with them."""
+DEVICE_BYTES_PER_VALUE = 256
+"""Memory that a CUDA device must have for each of them; with less, a batch is smaller. What is captured of the
+reference and of one scheme takes some 20 bytes."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +73,37 @@ def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
     with narrator.stage("load"):
         checkpoint = open_checkpoint(request.model.path)
         model_fingerprint = fingerprint(checkpoint.weight_files)
-    with workspace(out, identity_of(request, model_fingerprint)) as work:
-        subject = _load(request, checkpoint, model_fingerprint, work / "offloaded", narrator)
+        device = choose_device(request.device)
+    with workspace(out, identity_of(request, model_fingerprint, card_name(device))) as work:
+        with device_memory(device):
+            subject = _load(request, checkpoint, model_fingerprint, device, work / "offloaded", narrator)
         calibration = _calibrate(request, subject, narrator)
         prompts = _prompts(request, subject)
-        state, files = _sweep(request, subject, calibration, prompts, work, narrator)
-        (work / "result").mkdir()
-        with table_writers(work / "result/tables", TABLES, request.schemes) as tables:
-            predictions = _compare(request, state, calibration, tables["tokens"], narrator)
-            labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
-            findings = Findings(
-                request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
-            )
-            _write(findings, files, tables, work / "result/report.json", narrator)
+        batches = _batches(request, subject, calibration, prompts)
+        with device_memory(device, batches[0].token_ids.shape):
+            state, files = _sweep(request, subject, batches, work, narrator)
+            (work / "result").mkdir()
+            with table_writers(work / "result/tables", TABLES, request.schemes) as tables:
+                predictions = _compare(request, state, calibration, tables["tokens"], narrator)
+                labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
+                findings = Findings(
+                    request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
+                )
+                _write(findings, files, tables, work / "result/report.json", narrator)
 
 
 def _load(
-    request: MeasurementRequest, checkpoint: Checkpoint, model_fingerprint: str, scratch: Path, narrator: Narrator
+    request: MeasurementRequest,
+    checkpoint: Checkpoint,
+    model_fingerprint: str,
+    device: torch.device,
+    scratch: Path,
+    narrator: Narrator,
 ) -> Subject:
     with narrator.stage("load"):
-        decoder = load_decoder(checkpoint, _device(request.device), scratch)
+        decoder = load_decoder(checkpoint, device, scratch)
+        if device.type == "cuda":
+            check_kernels(device, decoder.dtype)
         longest = getattr(decoder.config, "max_position_embeddings", None)
         if longest is not None and request.sequence_length > longest:
             raise BadRequest(
@@ -133,36 +149,44 @@ def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
         bos=bos,
         vocabulary=config.vocab_size,
         longest=getattr(config, "max_position_embeddings", None),
-        batch_tokens=_batch_tokens(subject.decoder),
+        batch_tokens=_batch_tokens(request, subject.decoder),
     )
     return Prompts(records, batches, adds_bos=bos is not None)
 
 
-def _batch_tokens(decoder: Decoder) -> int:
-    return max(1, BATCH_VALUES[decoder.device.type] // decoder.widest)
+def _batch_tokens(request: MeasurementRequest, decoder: Decoder) -> int:
+    """Return the tokens of a batch; labelled prompts have no more than the calibration text was asked to have."""
+    values = BATCH_VALUES[decoder.device.type]
+    if (memory := total_bytes(decoder.device)) is not None:
+        values = min(values, memory // DEVICE_BYTES_PER_VALUE)
+    usual = max(1, values // decoder.widest)
+    return usual if request.batch_sequences is None else min(usual, request.batch_sequences * request.sequence_length)
+
+
+def _batches(
+    request: MeasurementRequest, subject: Subject, calibration: Calibration, prompts: Prompts | None
+) -> list[Batch]:
+    """Return what goes through the layers, the calibration text first."""
+    usual = max(1, _batch_tokens(request, subject.decoder) // request.sequence_length)
+    text = calibration.token_ids.split(request.batch_sequences or usual)
+    return [
+        *(Batch(token_ids) for token_ids in text),
+        *(Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ())),
+    ]
 
 
 def _sweep(
-    request: MeasurementRequest,
-    subject: Subject,
-    calibration: Calibration,
-    prompts: Prompts | None,
-    work: Path,
-    narrator: Narrator,
+    request: MeasurementRequest, subject: Subject, batches: list[Batch], work: Path, narrator: Narrator
 ) -> tuple[SweepState, LayerFiles]:
     """Take every stream through every layer, keeping what is needed to go on after a kill."""
     decoder = subject.decoder
-    size = request.batch_sequences or max(1, _batch_tokens(decoder) // request.sequence_length)
     files = LayerFiles(work / "layers", request.schemes, request.heads)
     kept = StreamCheckpoint(work / "checkpoint")
     first = kept.layers_done()
     with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
         state = prepare_sweep(
             decoder,
-            [
-                *(Batch(token_ids) for token_ids in calibration.token_ids.split(size)),
-                *(Batch(batch.token_ids, measured=False) for batch in (prompts.batches if prompts else ())),
-            ],
+            batches,
             schemes_for(request),
             request,
             budget_bytes=request.memory_bytes,
@@ -230,6 +254,7 @@ def _write(
     findings: Findings, files: LayerFiles, tables: Mapping[str, TableWriter], report_file: Path, narrator: Narrator
 ) -> None:
     state = findings.state
+    warn_replaced(narrator)
     with narrator.stage("write"):
         assembled = assemble(
             files, len(state.decoder.layers), state.positions, findings.request, tables, findings.describe_token
@@ -238,15 +263,3 @@ def _write(
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)
         report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise BadRequest(
-            f"device: {name!r} is not there; this machine has {count} CUDA devices; 'cpu' and 'auto' always work"
-        )
-    return torch.device("cuda:0") if name == "cuda" else device

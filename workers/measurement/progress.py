@@ -50,9 +50,9 @@ class Narrator:
         """Say that the output is whole."""
         self._say(Finished())
 
-    def failed(self, code: str, message: str, *, bad_input: bool) -> None:
+    def failed(self, code: str, message: str, *, bad_input: bool, batch_sequences: int | None = None) -> None:
         """Say that there is no output, and why."""
-        self._say(Failed(code=code, message=message, bad_input=bad_input))
+        self._say(Failed(code=code, message=message, bad_input=bad_input, batch_sequences=batch_sequences))
 
     def _say(self, line: ProgressLine) -> None:
         print(line.model_dump_json(), file=self.out, flush=True)

@@ -12,6 +12,7 @@ from workers.measurement.findings import LayerFindings
 from workers.measurement.progress import Narrator
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.state import SweepState
+from workers.measurement.statistics.backends import replaced
 from workers.measurement.statistics.reduction import F64
 
 _LEFT = "left-unquantised"
@@ -61,6 +62,17 @@ def warn_guessing(reference_nll: F64, vocabulary: int, narrator: Narrator) -> No
             f"{finite.mean():.4g} nats, a guess {math.log(vocabulary):.4g}): what a scheme changes in its predictions "
             "does not show what it does to a model that knows the text",
             "reference",
+        )
+
+
+def warn_replaced(narrator: Narrator) -> None:
+    """Say which CUDA kernels did not work, so that plain torch computed their figures."""
+    for kernel, why in replaced().items():
+        narrator.warn(
+            "kernel-replaced",
+            f"the CUDA kernel {kernel} does not work on this device, so plain torch computed its figures, which takes "
+            f"longer and changes nothing else: {why}",
+            kernel,
         )
 
 

@@ -1,7 +1,7 @@
-"""The hidden states of every variant at the present depth: in memory, or past a budget in memory-mapped files.
+"""The hidden states of every variant at the present depth: in host memory, or past a budget in memory-mapped files.
 
 A stream is what a layer takes and gives, for every batch. Only one batch of one variant is worked on at a time, so
-a stream that lies in files costs the memory of a batch, however long the text.
+a device holds no more of it, and a stream that lies in files costs the memory of a batch, however long the text.
 
     B sequences, S tokens each, d hidden dimensions
 """
@@ -42,7 +42,7 @@ class Streams:
         self._layout = layout
         self._device = device
         self._offsets = np.concatenate([[0], np.cumsum(layout.sizes)]).tolist()
-        self._held: dict[tuple[str, int], torch.Tensor] = {}
+        self._held: _Held = _HeldForCuda(device) if device.type == "cuda" else _Held()
         self._directory: Path | None = None
         if len(self.names) * self._offsets[-1] > budget_bytes:
             self._directory = directory
@@ -64,13 +64,13 @@ class Streams:
     def get(self, name: str, batch: int) -> torch.Tensor:
         """Return a batch's hidden states, [B, S, d]; not to be changed."""
         if self._directory is None:
-            return self._held[name, batch]
+            return self._held.get(name, batch)
         return self._mapped(self._directory, name, batch, "c").to(self._device)
 
     def put(self, name: str, batch: int, hidden: torch.Tensor) -> None:
         """Replace a batch's hidden states by those after the next layer."""
         if self._directory is None:
-            self._held[name, batch] = hidden
+            self._held.put(name, batch, hidden)
         elif hidden.dtype != self._layout.dtype:
             raise ValueError(f"hidden: {hidden.dtype} is not allowed; the stream holds {self._layout.dtype}")
         else:
@@ -85,7 +85,9 @@ class Streams:
         """Return the hidden states of one sequence, [S, d], counted through all batches; not to be changed."""
         for batch, (sequences, _, _) in enumerate(self._layout.shapes):
             if number < sequences:
-                return self.get(name, batch)[number]
+                if self._directory is None:
+                    return self._held.get(name, batch, number)
+                return self._mapped(self._directory, name, batch, "c")[number].to(self._device)
             number -= sequences
         raise IndexError(f"number: {number} sequences too far; the stream has no such sequence")
 
@@ -116,6 +118,55 @@ class Streams:
             shape=(self._layout.sizes[batch],),
         )
         return torch.from_numpy(mapped).view(self._layout.dtype).view(shape)
+
+
+class _Held:
+    """Hidden states in host memory, of a model that computes there."""
+
+    def __init__(self) -> None:
+        self._batches: dict[tuple[str, int], torch.Tensor] = {}
+
+    def get(self, name: str, batch: int, number: int | None = None) -> torch.Tensor:
+        """Return a batch, [B, S, d], or one of its sequences, [S, d]."""
+        hidden = self._batches[name, batch]
+        return hidden if number is None else hidden[number]
+
+    def put(self, name: str, batch: int, hidden: torch.Tensor) -> None:
+        """Keep a batch in place of what was kept of it."""
+        self._batches[name, batch] = hidden
+
+
+class _HeldForCuda(_Held):
+    """Hidden states in pinned host memory, of a model on a CUDA device.
+
+    They come and go on two CUDA streams of their own, while the device computes on the current one: what is computed
+    waits for what has been asked for, a copy to the host for what is computed so far, and a copy to the device for the
+    last copy of the same batch to the host.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._upward, self._downward = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._written: dict[tuple[str, int], torch.cuda.Event] = {}
+
+    def get(self, name: str, batch: int, number: int | None = None) -> torch.Tensor:
+        current = torch.cuda.current_stream(self._device)
+        self._upward.wait_event(self._written[name, batch])
+        with torch.cuda.stream(self._upward):
+            hidden = super().get(name, batch, number).to(self._device, non_blocking=True)
+        current.wait_stream(self._upward)
+        hidden.record_stream(current)  # its memory is not used again before what computes with it is done
+        return hidden
+
+    def put(self, name: str, batch: int, hidden: torch.Tensor) -> None:
+        if (name, batch) not in self._batches:
+            self._batches[name, batch] = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
+        self._downward.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._downward):
+            super().get(name, batch).copy_(hidden, non_blocking=True)
+        hidden.record_stream(self._downward)
+        self._written[name, batch] = self._downward.record_event()
 
 
 class StreamCheckpoint:

@@ -15,8 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest
 
@@ -27,18 +25,21 @@ LIBRARIES = ("headroom", "torch", "transformers", "bitsandbytes")
 _IDENTITY = "identity.json"
 
 
-def identity_of(request: MeasurementRequest, model_fingerprint: str) -> Identity:
-    """Return what decides a measurement's tables: the request, what its files hold, and the software."""
+def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str | None) -> Identity:
+    """Return what decides a measurement's tables: the request, what its files hold, the hardware and the software.
+
+    `card` is the model of the GPU that computes; None for the CPU.
+    """
     files = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
         for name, path in _files(request).items()
         if path.is_file()  # a missing one is refused when it is read
     }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    software = {name: version(name) for name in LIBRARIES} | {"machine": platform.machine(), "gpu": gpu}
+    software = {name: version(name) for name in LIBRARIES}
+    machine = {"machine": platform.machine(), "gpu": card}
     # The job's id, and where and how often the streams are kept, change nothing in the tables.
     asked = request.model_dump(mode="json", exclude={"job_id", "memory_bytes", "checkpoint_seconds"})
-    return {"request": asked, "model": model_fingerprint, "files": files, "software": software}
+    return {"request": asked, "model": model_fingerprint, "files": files, "software": software | machine}
 
 
 def unfinished(out: Path) -> Path:

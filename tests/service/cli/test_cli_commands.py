@@ -195,6 +195,14 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--memory", "4 apples"], "--memory: '4 apples'"),
         (["serve", "--memory", "-1GiB"], "--memory: '-1GiB' is not allowed; allowed: 0 or more bytes"),
         (["worker", "--memory", "lots"], "--memory: 'lots'"),
+        (
+            ["analyze", "sample", "--out", out, "--device", "cpu"],
+            "--device: 'cpu' is not allowed; allowed: for a stack",
+        ),
+        (["analyze", "sample", "--out", out, "--device", "gpu"], "--device: 'gpu' is not allowed; allowed: auto, cpu"),
+        (["serve", "--device", "cuda:100"], "--device: 'cuda:100' is not allowed; allowed: auto, cpu, cuda, or cuda:N"),
+        (["worker", "--device", "cuda:01"], "--device: 'cuda:01'"),
+        (["analyze", "sample", "--out", out, "--batch-sequences", "0"], "batch_sequences: 0"),
         (["analyze", "sample"], "--out"),
         (["analyze"], "MODEL"),
         (["analize"], "analize"),
@@ -332,6 +340,18 @@ def test_a_worker_is_given_its_memory(headroom, monkeypatch):
     assert became[0][1][-1] == "--loglevel=DEBUG"
 
 
+def test_a_worker_is_given_its_device(headroom, monkeypatch):
+    became = []
+    monkeypatch.setenv("HEADROOM_BROKER_URL", "redis://localhost:1")
+    monkeypatch.setattr(os, "execve", lambda *given: became.append(given))
+    headroom("worker", "--device", "cuda:1", "-n", "mine@here")
+    monkeypatch.setenv("HEADROOM_DEVICE", "cuda")
+    headroom("worker")
+    headroom("worker", "--device=cpu")
+    assert [given[2]["HEADROOM_DEVICE"] for given in became] == ["cuda:1", "cuda", "cpu"]
+    assert became[0][1][-2:] == ["-n", "mine@here"]
+
+
 def test_a_stack_that_runs_already_has_its_own_memory(headroom, tmp_path):
     home = Home(Settings(home=tmp_path / "home"))
     home.prepare()
@@ -341,6 +361,17 @@ def test_a_stack_that_runs_already_has_its_own_memory(headroom, tmp_path):
     assert ran.code == 2
     assert "--memory: '1GiB' is not allowed" in ran.err
     assert "http://127.0.0.1:9 has its own; give --memory to `headroom serve`" in ran.err
+
+
+def test_a_stack_that_runs_already_has_its_own_device(headroom, tmp_path):
+    home = Home(Settings(home=tmp_path / "home"))
+    home.prepare()
+    home.make_key()
+    with home.lock(), home.announce(Running("http://127.0.0.1:9", 1, "serve")):
+        options = ("--device", "cpu", "--memory", "1GiB")
+        ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 2
+    assert "http://127.0.0.1:9 has its own; give --memory and --device to `headroom serve`" in ran.err
 
 
 @pytest.mark.parametrize(

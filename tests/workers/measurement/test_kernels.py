@@ -16,6 +16,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from device_twin import copies_from_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -33,6 +34,7 @@ from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.order import median_magnitude
 from workers.measurement.statistics.reduction import BINS, SHIFT, Reduction
 from workers.measurement.statistics.threads import each, share_out
+from workers.measurement.statistics.transfers import HostCopies
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = {torch.float32: np.uint32, torch.bfloat16: np.uint16, torch.float16: np.uint16}
@@ -123,23 +125,37 @@ def test_a_histogram_by_itself_is_that_of_the_reduction(shape: tuple[int, int, i
         for number in {0, 127 * 32, *(magnitudes[magnitudes.isfinite()].view(torch.int32) >> SHIFT).tolist()[:40]}:
             wanted = magnitudes[magnitudes.contiguous().view(torch.int32) >> SHIFT == number].sort().values
             for find in (magnitudes_in_bin, plain.magnitudes_in_bin):
-                assert torch.equal(find(tokens, number).sort().values, wanted)
+                found = find(lambda tokens=tokens: iter([tokens]), number, len(wanted))
+                assert torch.equal(found.sort().values, wanted)
+
+
+def median_of(x: torch.Tensor, copies: HostCopies) -> float:
+    """Return the median magnitude of tokens [T, d]."""
+    found: list[float] = []
+    median_magnitude(x, copies, found.append)
+    copies.finish()
+    (median,) = found
+    return median
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_median_magnitude_is_exact(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_the_median_magnitude_is_exact(
+    shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = copies_from_device(monkeypatch)
     x = random_tensor(shape, dtype).flatten(0, 1)
     for tokens in (x, x.repeat_interleave(2, dim=0)[::2], x.abs(), x.round(), x.sign(), x[:, : -(-x.shape[1] // 2)]):
         magnitudes = tokens.double().abs()
-        assert median_magnitude(tokens) == np.median(magnitudes[magnitudes.isfinite()].numpy())
+        wanted = np.median(magnitudes[magnitudes.isfinite()].numpy())
+        assert [median_of(tokens, copies) for copies in (HostCopies(), late)] == [wanted, wanted]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", [[1, 2], [0, 5], [3, 3, 3], [1, 1.0625, 1.125], [-8, 2, 4, torch.nan, torch.inf]])
 def test_a_median_may_lie_between_bins(values: list[float], dtype: torch.dtype) -> None:
     finite = [abs(value) for value in values if np.isfinite(value)]
-    assert median_magnitude(torch.tensor([values], dtype=dtype)) == np.median(finite)
+    assert median_of(torch.tensor([values], dtype=dtype), HostCopies()) == np.median(finite)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from device_twin import copies_from_device
 from oracle import WholeModel, head_figures, layerwise, massive
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, request_for, save_checkpoint
@@ -18,8 +19,9 @@ from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 from workers.measurement.statistics.heads import predicted_peaks
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
-from workers.measurement.statistics.massive import massive_activations
+from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
 from workers.measurement.statistics.site import SiteStatistics
+from workers.measurement.statistics.transfers import HostCopies
 
 LAYERS, HEADS, GROUP = 4, 8, 4
 SCHEMES = ("int8", "nf4")
@@ -201,11 +203,23 @@ def test_variance_of_silence_flags_nothing() -> None:
     assert variance_dimensions(np.array([0.0, 0, 0, 0, 0, 0, 0, 1]), 5.0) == [7]
 
 
+def massive_values(
+    x: torch.Tensor, peaks: np.ndarray, magnitude: float, ratio: float, copies: HostCopies | None = None
+) -> list[MassiveActivation]:
+    """Return the massive activations of x [S, d]."""
+    copies = copies or HostCopies()
+    found: list[list[MassiveActivation]] = []
+    massive_activations(x, peaks, Limits(magnitude, ratio), copies, found.append)
+    copies.finish()
+    (activations,) = found
+    return activations
+
+
 def test_massive_activations_at_their_edges() -> None:
     x = torch.zeros(2, 6)
     x[0, 2], x[1, 3], x[1, 0] = 150.0, float("nan"), 100.0
     token_abs_max = np.array([150, 100], np.float32)
-    (found,) = massive_activations(x, token_abs_max, 100.0, 1000.0)
+    (found,) = massive_values(x, token_abs_max, 100.0, 1000.0)
     assert (found.position, found.dimension, found.value) == (0, 2, 150.0)
     assert found.ratio_tensor is found.ratio_token is None
     assert found.massive_tensor
@@ -227,7 +241,9 @@ def massive_one_by_one(x: np.ndarray, magnitude: float, ratio: float) -> dict[tu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", [7, 64])
 @pytest.mark.parametrize("scale", [0.1, 30.0], ids=["quiet", "loud everywhere"])
-def test_massive_activations_are_those_of_each_value_by_itself(dtype: torch.dtype, width: int, scale: float) -> None:
+def test_massive_activations_are_those_of_each_value_by_itself(
+    dtype: torch.dtype, width: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(width)
     x = scale * torch.randn(21, width, generator=generator)
     x[3, 5], x[3, 6], x[4, 0], x[9] = 40 * scale, -5000 * scale, 900 * scale, 0
@@ -237,11 +253,12 @@ def test_massive_activations_are_those_of_each_value_by_itself(dtype: torch.dtyp
     narrow = x.float().numpy()
     peaks = np.where(np.isfinite(narrow), np.abs(narrow), 0).max(axis=1)
     for ratio in (1e-30, 1.0, 300.0, 1e300):
-        found = massive_activations(x, peaks, scale, ratio)
+        found = massive_values(x, peaks, scale, ratio)
+        assert massive_values(x, peaks, scale, ratio, copies_from_device(monkeypatch)) == found
         wanted = massive_one_by_one(narrow, scale, ratio)
         assert {(m.position, m.dimension): (m.massive_tensor, m.massive_token) for m in found} == wanted
         assert len(found) == len(wanted)
-    (of_loudest,) = (m for m in massive_activations(x, peaks, scale, 300.0) if (m.position, m.dimension) == (4, 0))
+    (of_loudest,) = (m for m in massive_values(x, peaks, scale, 300.0) if (m.position, m.dimension) == (4, 0))
     known = np.abs(narrow[np.isfinite(narrow)].astype(np.float64))
     assert of_loudest.ratio_tensor == pytest.approx(abs(of_loudest.value) / np.median(known), rel=1e-12)
     assert of_loudest.ratio_token == pytest.approx(

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from device_twin import copies_from_device
 
+from workers.measurement.statistics import llm_int8
 from workers.measurement.statistics.llm_int8 import Hits, LayerHits, load_hits, outlier_dimensions, save_hits
 from workers.measurement.statistics.site import SiteStatistics
+from workers.measurement.statistics.transfers import HostCopies
 
 LAYERS, WIDTH = 5, 37
 BATCHES = ((2, 9), (2, 9), (1, 9))
@@ -35,15 +38,17 @@ def layers_of(kind: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:
     return found
 
 
-def kept(sites: list[torch.Tensor], file: Path) -> Hits:
+def kept(sites: list[torch.Tensor], file: Path, copies: HostCopies | None = None) -> Hits:
     """Add a layer's sites batch by batch, write what was kept, and read it."""
-    hits = LayerHits([b * s for b, s in BATCHES], 6.0)
+    copies = copies or HostCopies()
+    hits = LayerHits([b * s for b, s in BATCHES], 6.0, copies)
     first = 0
     for number, (sequences, tokens) in enumerate(BATCHES):
         last = first + sequences * tokens
         for site in sites:
             x = site[first:last]
             hits.add(number, x, SiteStatistics(WIDTH, 6.0).add(x.view(sequences, tokens, WIDTH)).sum(dim=0))
+        copies.next_batch()
         first = last
     save_hits(file, hits.hits())
     return load_hits(file)
@@ -80,6 +85,20 @@ def test_a_layer_keeps_one_bit_for_each_position(tmp_path: Path) -> None:
     by_batch = reached.any(0).T[hits.dimensions].split([b * s for b, s in BATCHES], dim=1)
     assert (hits.positions == np.concatenate([np.packbits(part.numpy(), axis=1) for part in by_batch], axis=1)).all()
     assert hits.counts.sum() == reached.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["few", "all", "hardly any"])
+@pytest.mark.parametrize("most_keys", [1 << 25, 10], ids=["one fetch", "many"])
+def test_on_a_device_a_layer_keeps_the_same(
+    kind: str, dtype: torch.dtype, most_keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_int8, "_MOST_KEYS", most_keys)
+    for number, sites in enumerate(layers_of(kind, dtype)):
+        wanted = kept(sites, tmp_path / f"{number}.npz")
+        found = kept(sites, tmp_path / f"{number}-device.npz", copies_from_device(monkeypatch))
+        for field, values in vars(wanted).items():
+            np.testing.assert_array_equal(vars(found)[field], values)
 
 
 def test_layers_that_never_reach_it_flag_nothing() -> None:

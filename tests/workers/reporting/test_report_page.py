@@ -134,6 +134,13 @@ def test_the_command_states_the_threshold_of_int8(make_report):
     assert told.endswith("--score second_half --bos never --label-depth 0")
 
 
+def test_the_command_states_a_batch_that_was_asked_for(make_report):
+    report = load(make_report()).report
+    assert "--batch-sequences" not in command(report)
+    analysis = report.analysis.model_copy(update={"batch_sequences": 4})
+    assert command(report.model_copy(update={"analysis": analysis})).endswith("--batch-sequences 4")
+
+
 def test_the_command_sets_the_thresholds_that_are_not_the_usual_ones(make_report):
     report = load(make_report()).report
     assert "--set" not in command(report)

@@ -252,6 +252,21 @@ def test_times_after_a_break_say_so(make_report, layer, expected):
         assert ("since it went on after a break, 3 layers done before" in sentence) is expected
 
 
+def test_a_device_s_card_and_peak_memory_are_told(make_report):
+    report = load(make_report()).report
+    assert "Peak device memory" not in dict(dict(provenance(report))["Cost"])
+    peak = report.timing.peak_memory_bytes.model_copy(update={"device": 12_345_000_000})
+    report = report.model_copy(
+        update={
+            "environment": report.environment.model_copy(update={"device": "cuda:1, NVIDIA H100 80GB HBM3"}),
+            "timing": report.timing.model_copy(update={"peak_memory_bytes": peak}),
+        }
+    )
+    assert dict(dict(provenance(report))["Cost"])["Peak device memory"] == "12.3 GB"
+    assert dict(dict(provenance(report))["Environment"])["Device"] == "cuda:1, NVIDIA H100 80GB HBM3"
+    assert " went through the model on cuda:1, NVIDIA H100 80GB HBM3 in " in calibrated(report)
+
+
 @pytest.mark.parametrize(
     ("figure", "topic"),
     [("component_heatmap_nf4_weight_error", "errors"), ("component_heatmap_crest_db", "range"),

@@ -27,7 +27,7 @@ from workers.measurement.memory import drop_file_pages
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.config import read_config, reason
 from workers.measurement.models.kept_precision import keep_in_float32
-from workers.measurement.models.layer_reader import LayerReader, finite
+from workers.measurement.models.layer_reader import LayerReader, check_finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.projections import is_projection
 from workers.measurement.models.stand_ins import Arguments as Arguments
@@ -102,7 +102,8 @@ class Decoder:
 
     def _place(self, layer: nn.Module, index: int) -> None:
         for name, tensor in self.reader.take(index).items():
-            set_module_tensor_to_device(layer, name, self.device, value=tensor)
+            # The device's allocator keeps what the layer before has left: giving it back would make the device wait.
+            set_module_tensor_to_device(layer, name, self.device, value=tensor, clear_cache=False)
 
     def rest(self) -> None:
         """Let go of the file pages of what lies outside the layers, and of what loading read beside it."""
@@ -202,9 +203,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     layers = model.get_submodule(prefix[:-1])
     reader = _reader(checkpoint, model, prefix, device)
     model.eval()  # weights go on requiring gradients: without, torch multiplies strided float16 inputs in another way
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "meta":
-            finite(name, parameter)
+    check_finite({name: weight for name, weight in model.named_parameters() if weight.device.type != "meta"})
     decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
     answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
     probe_layers(model, layers, answer_length, device)

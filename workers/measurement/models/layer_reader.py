@@ -1,8 +1,9 @@
 """Reads the decoder layers' tensors from disk, one layer at a time.
 
 On a CUDA device the next layer is fetched while the present one computes: a thread of its own reads it into pinned
-memory and copies it over on a stream of its own, so the device waits for the disk at the first layer only. The device
-then holds two layers' weights. On a CPU there is nothing to hide: the tensors are the mapped files themselves.
+memory, which is kept from layer to layer, and copies it over on a stream of its own, so the device waits for the disk
+at the first layer only. The device then holds two layers' weights. On a CPU there is nothing to hide: the tensors are
+the mapped files themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from workers.measurement.memory import drop_file_pages
 
 Tensors = dict[str, torch.Tensor]
 """By name inside the layer."""
+_ALIGNMENT = 64
+"""Bytes at whose multiples tensors begin in pinned memory."""
 
 
 class LayerReader:
@@ -41,6 +44,7 @@ class LayerReader:
         self._device = device
         self._thread = ThreadPoolExecutor(1, "layer-reader") if ahead else None
         self._next: tuple[int, Future[Tensors]] | None = None
+        self._pinned: torch.Tensor | None = None
 
     def take(self, layer: int) -> Tensors:
         """Return a layer's tensors, ready for use on the device's current stream.
@@ -58,31 +62,55 @@ class LayerReader:
         return tensors
 
     def _read(self, layer: int) -> Tensors:
-        if not _is_cuda(self._device):
-            return {name: self._read_one(full) for name, full in self._names[layer].items()}
-        read = {name: finite(full, self._weights[full]) for name, full in self._names[layer].items()}
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):
-            copies = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in read.items()}
-        stream.synchronize()
-        return copies
+        names = self._names[layer]
+        if _is_cuda(self._device):
+            copies = self._copy_to_device({full: self._weights[full] for full in names.values()})
+            return {name: copies[full] for name, full in names.items()}
+        return {name: self._read_one(full) for name, full in names.items()}
 
     def _read_one(self, name: str) -> torch.Tensor:
-        tensor = finite(name, self._weights[name])
+        tensor = self._weights[name]
+        check_finite({name: tensor})
         drop_file_pages(tensor)
         return tensor.to(self._device)
 
+    def _copy_to_device(self, read: Tensors) -> Tensors:
+        """Return copies of tensors on the CUDA device; one is written to pinned memory while another is on its way."""
+        stream = torch.cuda.Stream(self._device)
+        copies = {}
+        with torch.cuda.stream(stream):
+            for name, pinned in self._pinned_like(read).items():
+                copies[name] = pinned.copy_(read[name]).to(self._device, non_blocking=True)
+            check_finite(copies)
+        stream.synchronize()
+        return copies
 
-def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor if all of it is finite.
+    def _pinned_like(self, read: Tensors) -> Tensors:
+        """Return tensors of the same shapes and types in pinned memory, which is there until the next call."""
+        offsets = [0]
+        for tensor in read.values():
+            offsets.append(offsets[-1] + tensor.nbytes + -tensor.nbytes % _ALIGNMENT)
+        if self._pinned is None or len(self._pinned) < offsets[-1]:
+            self._pinned = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=True)
+        memory = self._pinned
+        return {
+            name: memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for begin, (name, tensor) in zip(offsets, read.items(), strict=False)
+        }
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Look for NaN and infinite values where the tensors are; a device answers once for all of them.
 
     Raises:
-        BadModel: it holds NaN or infinite values; names it.
+        BadModel: a tensor holds one; names it.
     """
-    checked = tensor.is_floating_point() and tensor.numel() > 0
-    if checked and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
-        raise BadModel(f"model: the weight {name} holds NaN or infinite values; a finite checkpoint is needed")
-    return tensor
+    checked = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel() > 0}
+    finite = [torch.stack(tensor.detach().aminmax()).isfinite().all() for tensor in checked.values()]
+    if not finite or bool(torch.stack(finite).all()):
+        return
+    name = next(name for name, one in zip(checked, finite, strict=True) if not one)
+    raise BadModel(f"model: the weight {name} holds NaN or infinite values; a finite checkpoint is needed")
 
 
 def _is_cuda(device: torch.device) -> bool:

@@ -85,10 +85,11 @@ def copy_to_quantise(layer: nn.Module) -> nn.Module:
 def _weight_errors(
     projection: Projection, weight: torch.Tensor, quantised: QuantisedProjection
 ) -> dict[str, float | None]:
-    signal, noise = np.empty((2, len(weight)))
+    sums = torch.empty((2, len(weight)), dtype=torch.float64, device=weight.device)
     for rows in row_ranges(weight):
         stands_for = quantised.dequantised(rows).to(weight.device)
-        signal[rows], _, _, noise[rows], _ = token_products(weight[rows], stands_for)
+        sums[0, rows], _, _, sums[1, rows], _ = token_products(weight[rows], stands_for)
+    signal, noise = sums.cpu().numpy()
     found: dict[str, float | None] = {}
     for component, part in projection.parts.items():
         whole = signal[part].sum()

@@ -13,7 +13,7 @@ from torch import nn
 
 Settings = Mapping[str, float | int | str | bool]
 
-_RANGE_ELEMENTS = 1 << 18
+_RANGE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 _RANGE_ROWS = 64
 """Ranges begin at multiples of this, so that whatever the width, a range begins with a whole block of 64 elements."""
 
@@ -37,9 +37,9 @@ class QuantisedProjection:
 
 
 def row_ranges(weight: torch.Tensor) -> Iterator[slice]:
-    """Yield ranges of rows of a weight [out, in] that together are all of it, in order: about 2^18 elements each."""
+    """Yield ranges of rows of a weight [out, in] that together are all of it, in order."""
     rows, columns = weight.shape
-    step = max(1, _RANGE_ELEMENTS // (max(1, columns) * _RANGE_ROWS)) * _RANGE_ROWS
+    step = max(1, _RANGE_ELEMENTS[weight.device.type] // (max(1, columns) * _RANGE_ROWS)) * _RANGE_ROWS
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
 

@@ -17,6 +17,7 @@ from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration
+from workers.measurement.device import device_name, peak_bytes
 from workers.measurement.divergence import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
 from workers.measurement.labelled.findings import LabelledFindings
 from workers.measurement.models.components import heads
@@ -91,9 +92,8 @@ def calibration_facts(request: MeasurementRequest, calibration: Calibration, bat
 
 def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment:
     """Describe where it ran."""
-    cuda = decoder.device.type == "cuda"
     return contract.Environment(
-        device=torch.cuda.get_device_name(decoder.device) if cuda else f"cpu ({platform.machine()})",
+        device=device_name(decoder.device),
         torch=torch.__version__,
         transformers=version("transformers"),
         bitsandbytes=version("bitsandbytes"),
@@ -111,7 +111,7 @@ def timing(narrator: Narrator, device: torch.device) -> contract.Timing:
         stage_seconds=narrator.stage_seconds,
         peak_memory_bytes=contract.PeakMemory(
             resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-            device=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            device=peak_bytes(device),
         ),
         resumed_at_layer=narrator.resumed_at_layer,
     )

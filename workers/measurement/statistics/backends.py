@@ -1,20 +1,43 @@
 """One reading of a tensor, by whatever is fastest where the tensor is.
 
-In host memory that is a compiled kernel (`cpu_reduction`, `cpu_products`), on CUDA a fused one (`triton_kernels`), and
-plain torch (`plain`) anywhere else. All give the same figures: counts, extremes and histograms to the bit, sums to
-the rounding of float64.
+In host memory that is a compiled kernel (the `cpu_` modules), on CUDA one of `cuda`, and plain torch (`plain`) anywhere
+else. All give the same figures: counts, extremes and histograms to the bit, sums to the rounding of float64. A CUDA
+kernel that cannot be compiled or launched is replaced by plain torch for the rest of the process, and `replaced` says
+so: a measurement may become slower, but does not fail.
 
-    N sequences of S tokens, d channels; T tokens
+    N sequences of S tokens, d channels; T tokens; n positions, V vocabulary
 """
 
-import importlib.util
-from functools import cache
+import importlib
+from typing import Any
 
 import torch
 
-from workers.measurement.statistics import cpu_histogram, cpu_products, cpu_reduction, cpu_typical, plain
+from workers.measurement.errors import first_line
+from workers.measurement.memory import ran_out
+from workers.measurement.statistics import (
+    cpu_divergence,
+    cpu_histogram,
+    cpu_products,
+    cpu_reduction,
+    cpu_typical,
+    plain,
+)
 from workers.measurement.statistics.patterns import DTYPES
-from workers.measurement.statistics.reduction import Reduction
+from workers.measurement.statistics.reduction import Reduction, Stream
+
+CUDA_KERNELS = {
+    "reduce": "reduction",
+    "typical": "reduction",
+    "histogram": "histogram",
+    "magnitudes_in_bin": "histogram",
+    "token_products": "products",
+    "note_hits": "hits",
+    "score_logits": "divergence",
+    "compare_logits": "divergence",
+}
+"""From a function of `plain` to the module of `cuda` that has one of the same name, which a kernel computes."""
+_replaced: dict[str, str] = {}
 
 
 def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
@@ -33,11 +56,8 @@ def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> 
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
     if x.device.type == "cpu":
         return cpu_reduction.reduce(x, pivot, threshold)
-    if _has_triton(x.device):
-        from workers.measurement.statistics import triton_kernels
-
-        return triton_kernels.reduce(x, pivot, threshold)
-    return plain.reduce(x, pivot, threshold)
+    reduction: Reduction = on_device("reduce", x.device, x, pivot, threshold)
+    return reduction
 
 
 def typical(x: torch.Tensor) -> torch.Tensor:
@@ -49,21 +69,27 @@ def typical(x: torch.Tensor) -> torch.Tensor:
     _check("x", x, dimensions=3)
     if x.numel() == 0:
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
-    return cpu_typical.typical(x) if x.device.type == "cpu" else plain.typical(x)
+    return cpu_typical.typical(x) if x.device.type == "cpu" else _tensor("typical", x.device, x)
 
 
 def histogram(x: torch.Tensor) -> torch.Tensor:
     """Return how many values of tokens [T, d] each bin holds, [16384], int64; as in a `Reduction` of them."""
     _check("x", x, dimensions=2)
-    return cpu_histogram.histogram(x) if x.device.type == "cpu" else plain.histogram(x)
+    return cpu_histogram.histogram(x) if x.device.type == "cpu" else _tensor("histogram", x.device, x)
 
 
-def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
-    """Return the magnitudes of tokens [T, d] that lie in a bin of positive values, in no certain order; float32."""
-    _check("x", x, dimensions=2)
-    if x.device.type == "cpu":
-        return cpu_histogram.magnitudes_in_bin(x, number)
-    return plain.magnitudes_in_bin(x, number)
+def magnitudes_in_bin(stream: Stream, number: int, count: int) -> torch.Tensor:
+    """Return the magnitudes of tokens that lie in a bin of positive values, [count], float32, in no certain order.
+
+    Args:
+        stream: gives one or more tensors [T, d], on one device.
+        number: of the bin.
+        count: how many there are, as the stream's histogram says of the bin and its negative counterpart.
+    """
+    device = _check("x", next(iter(stream())), dimensions=2).device
+    if device.type == "cpu":
+        return torch.cat([cpu_histogram.magnitudes_in_bin(x, number) for x in stream()])
+    return _tensor("magnitudes_in_bin", device, stream, number, count)
 
 
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -73,27 +99,106 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     Elements where either is not finite are left out; in a token without any other, max |y - q| is NaN.
     """
     _check("y", y, dimensions=2)
-    _check("q", q, dimensions=2)
-    if (y.shape, y.device) != (q.shape, q.device):
-        raise ValueError(f"q: {list(q.shape)} on {q.device}; it must be like y, {list(y.shape)} on {y.device}")
+    _check_alike("q", q, "y", y)
     if y.numel() == 0:
         return y.new_zeros((5, len(y)), dtype=torch.float64)
-    if y.device.type == "cpu":
-        return cpu_products.token_products(y, q)
-    if _has_triton(y.device):
-        from workers.measurement.statistics import triton_kernels
-
-        return triton_kernels.token_products(y, q)
-    return plain.token_products(y, q)
+    return cpu_products.token_products(y, q) if y.device.type == "cpu" else _tensor("token_products", y.device, y, q)
 
 
-def _check(name: str, x: torch.Tensor, dimensions: int) -> None:
+def note_hits(
+    x: torch.Tensor, dimensions: torch.Tensor, count: int, magnitude: float, kept_bits: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Note every value of some dimensions of tokens [T, d] that reaches a magnitude.
+
+    Args:
+        x: bfloat16, float16 or float32.
+        dimensions: [k], int64, on the same device.
+        count: how many values reach it.
+        magnitude: compared as float32.
+        kept_bits: top bits of a value's float32 pattern that its key keeps.
+
+    Returns:
+        A bit for every token, [k, bytes], uint8, the first token in the highest bit; the largest magnitude of every
+        dimension, [k], float32; and a key for every value, [count], int64, in no certain order: dimension << kept_bits
+        | top bits.
+    """
+    _check("x", x, dimensions=2)
+    noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = on_device(
+        "note_hits", x.device, x, dimensions, count, magnitude, kept_bits
+    )
+    return noted
+
+
+def score_logits(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+    """Return log-sum-exp, most likely token and logit of the next token, [3, n], float64, on their device.
+
+    logits: [n, V], bfloat16, float16 or float32; next_ids: [n], int64, on the same device. Of several most likely
+    tokens the first. Where a logit is NaN or +inf, log-sum-exp is NaN and the most likely token -1.
+
+    Exponentials are float64 in host memory; on a device float32, which leaves log-sum-exp within 1e-6.
+    """
+    _check("logits", logits, dimensions=2)
+    if logits.device.type == "cpu":
+        return cpu_divergence.score_logits(logits, next_ids)
+    return _tensor("score_logits", logits.device, logits, next_ids)
+
+
+def compare_logits(
+    reference: torch.Tensor, log_sum_exp: torch.Tensor, scheme: torch.Tensor, next_ids: torch.Tensor
+) -> torch.Tensor:
+    """Return the scheme's three figures as `score_logits` does, and KL(reference || scheme) in nats, [4, n].
+
+    reference and scheme: [n, V] logits; log_sum_exp: [n], of the reference's. The divergence is NaN or infinite where
+    it does not exist; a token that the reference rules out (-inf) adds nothing to it.
+    """
+    _check("reference", reference, dimensions=2)
+    _check_alike("scheme", scheme, "reference", reference)
+    arguments = (reference, log_sum_exp, scheme, next_ids)
+    if scheme.device.type == "cpu":
+        return cpu_divergence.compare_logits(*arguments)
+    return _tensor("compare_logits", scheme.device, *arguments)
+
+
+def replaced() -> dict[str, str]:
+    """Return the CUDA kernels that plain torch stands in for in this process, and why."""
+    return dict(_replaced)
+
+
+def replace_kernel(name: str, why: str) -> None:
+    """Have plain torch compute what a CUDA kernel of `CUDA_KERNELS` would."""
+    _replaced[name] = why
+
+
+def _tensor(name: str, device: torch.device, *arguments: Any) -> torch.Tensor:
+    figures: torch.Tensor = on_device(name, device, *arguments)
+    return figures
+
+
+def on_device(name: str, device: torch.device, *arguments: Any) -> Any:
+    """Return what a kernel of `CUDA_KERNELS` gives, or plain torch where the device has none or it does not work."""
+    if device.type == "cuda" and name not in _replaced:
+        try:
+            kernels = importlib.import_module(f"workers.measurement.statistics.cuda.{CUDA_KERNELS[name]}")
+            return getattr(kernels, name)(*arguments)
+        except Exception as error:  # compilers and drivers fail in as many ways as there are machines
+            if ran_out(error):
+                raise
+            replace_kernel(name, f"{type(error).__name__}: {first_line(error)}")
+    return getattr(plain, name)(*arguments)
+
+
+def _check(name: str, x: torch.Tensor, dimensions: int) -> torch.Tensor:
     if x.ndim != dimensions:
         raise ValueError(f"{name}: shape {list(x.shape)}; {dimensions} dimensions are needed")
     if x.dtype not in DTYPES:
         raise ValueError(f"{name}: {x.dtype}; allowed are {', '.join(str(dtype) for dtype in DTYPES)}")
+    return x
 
 
-@cache
-def _has_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+def _check_alike(name: str, x: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    _check(name, x, dimensions=other.ndim)
+    if (x.shape, x.device) != (other.shape, other.device):
+        raise ValueError(
+            f"{name}: {list(x.shape)} on {x.device}; it must be like {other_name}, "
+            f"{list(other.shape)} on {other.device}"
+        )

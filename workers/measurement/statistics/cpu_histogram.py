@@ -32,7 +32,7 @@ def histogram(x: torch.Tensor) -> torch.Tensor:
 
 
 def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
-    """Return the magnitudes of tokens [T, d] that lie in a bin; see `backends.magnitudes_in_bin`."""
+    """Return the magnitudes of tokens [T, d] that lie in a bin of positive values, in no certain order; float32."""
     flat, kind, strides = patterns(x)
     mask, width, raised = bin_patterns(kind)
     found = np.empty(x.numel() + 1, type(mask))

@@ -14,9 +14,7 @@ import torch
 
 from workers.measurement.statistics import backends
 from workers.measurement.statistics.reduction import F32, F64
-
-_MOST_PENDING = 16
-"""Tensors whose products may wait on a device."""
+from workers.measurement.statistics.transfers import HostCopies
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,9 @@ class Deviation:
 class DeviationStatistics:
     """Accumulates the deviation at one site; keeps one number per token."""
 
-    def __init__(self) -> None:
-        self._pending: list[torch.Tensor] = []
+    def __init__(self, copies: HostCopies | None = None) -> None:
+        """Begin with nothing; `copies` brings figures from a device, together with those of other sites."""
+        self._copies = copies or HostCopies()
         self._signal = 0.0
         self._noise = 0.0
         self._peak = math.nan
@@ -47,15 +46,7 @@ class DeviationStatistics:
 
     def add(self, y: torch.Tensor | F32, q: torch.Tensor | F32) -> None:
         """Add tokens: y and q [..., d], on one device, each bfloat16, float16 or float32."""
-        products = _products(y, q)
-        self._pending.append(products)
-        if products.device.type == "cpu" or len(self._pending) == _MOST_PENDING:
-            self._settle()
-
-    def _settle(self) -> None:
-        pending, self._pending = self._pending, []
-        for products in pending:
-            self._merge(products.cpu().numpy())
+        self._copies.add((token_products(y, q),), self._merge)
 
     def _merge(self, products: F64) -> None:
         yy, qq, yq, ee, peak = products
@@ -70,7 +61,7 @@ class DeviationStatistics:
 
     def deviation(self) -> Deviation:
         """Return the figures over everything added so far."""
-        self._settle()
+        self._copies.finish()
         errors = np.concatenate(self._token_error) if self._token_error else np.empty(0)
         compared = not math.isnan(self._peak)
         exact, silent = compared and self._noise == 0, self._signal == 0
@@ -84,12 +75,7 @@ class DeviationStatistics:
         )
 
 
-def token_products(y: torch.Tensor | F32, q: torch.Tensor | F32) -> F64:
-    """Return |y|^2, |q|^2, <y, q>, |y - q|^2 and max |y - q| of every token of y and q [..., d], [5, T]."""
-    products: F64 = _products(y, q).cpu().numpy()
-    return products
-
-
-def _products(y: torch.Tensor | F32, q: torch.Tensor | F32) -> torch.Tensor:
+def token_products(y: torch.Tensor | F32, q: torch.Tensor | F32) -> torch.Tensor:
+    """Return |y|^2, |q|^2, <y, q>, |y - q|^2 and max |y - q| of every token of y and q [..., d], [5, T], float64."""
     y, q = torch.as_tensor(y), torch.as_tensor(q)
     return backends.token_products(y.reshape(-1, y.shape[-1]), q.reshape(-1, q.shape[-1]))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from workers.measurement.statistics.deviation import token_products
+from workers.measurement.statistics.transfers import HostCopies
 
 F64 = npt.NDArray[np.float64]
 
@@ -73,19 +74,24 @@ def predicted_peaks(
 class HeadDeviation:
     """Accumulates the error of every head under a scheme."""
 
-    def __init__(self, heads: int) -> None:
-        self._signal = np.zeros(heads)
-        self._noise = np.zeros(heads)
+    def __init__(self, heads: int, copies: HostCopies | None = None) -> None:
+        """Begin with nothing; `copies` brings figures from a device, together with others."""
+        self._sums = np.zeros((2, heads))
+        self._copies = copies or HostCopies()
 
     def add(self, y: torch.Tensor, q: torch.Tensor) -> None:
         """Add a batch: the reference's z and the scheme's, [..., H * D]. What is not finite in either is left out."""
-        heads = len(self._signal)
+        heads = self._sums.shape[1]
         channels = y.shape[-1] // heads
         signal, _, _, noise, _ = token_products(y.reshape(-1, channels), q.reshape(-1, channels))
-        self._signal += signal.reshape(-1, heads).sum(axis=0)
-        self._noise += noise.reshape(-1, heads).sum(axis=0)
+        sums = torch.stack([products.view(-1, heads).sum(dim=0) for products in (signal, noise)])
+        self._copies.add((sums,), self._merge)
+
+    def _merge(self, sums: F64) -> None:
+        self._sums += sums
 
     def sqnr_db(self) -> list[float | None]:
         """Return 10 log10(signal / noise) of every head, [H]; None where exact, or where the head is silent."""
-        pairs = zip(self._signal.tolist(), self._noise.tolist(), strict=True)
+        self._copies.finish()
+        pairs = zip(*self._sums.tolist(), strict=True)
         return [10 * math.log10(s / n) if s > 0 and n > 0 else None for s, n in pairs]

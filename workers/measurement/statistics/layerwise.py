@@ -11,13 +11,13 @@ that, so the others need not be looked at.
     T token positions, d hidden dimensions
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from workers.measurement.statistics.order import Stream, exact_quantile, quantile_bounds
-from workers.measurement.statistics.reduction import F64, I64
+from workers.measurement.statistics.order import exact_quantile, quantile_bounds
+from workers.measurement.statistics.reduction import F64, I64, Stream
 
 _ROUNDING = 1e-9
 """By less than this are mean squares too small."""
@@ -33,14 +33,17 @@ def median_quantile_dimensions(stream: Stream, histogram: I64, mean_square: F64,
         return []
     low, high = quantile_bounds(histogram, quantile)
     candidates = np.flatnonzero(mean_square * (1 + _ROUNDING) >= low**2 / 2)
-    finite = above = 0
-    for magnitudes in _magnitudes(stream, candidates):
-        finite = finite + np.isfinite(magnitudes).sum(axis=0)
-        above = above + (magnitudes >= low).sum(axis=0)
+    if not candidates.size:
+        return []
+    counts = sum(
+        torch.stack([magnitudes.isfinite().sum(dim=0), (magnitudes >= low).sum(dim=0)])
+        for magnitudes in _magnitudes(stream, candidates)
+    )
+    finite, above = torch.as_tensor(counts).cpu().numpy()
     candidates = candidates[2 * above >= finite]
     if not candidates.size:
         return []
-    medians = np.nanmedian(np.concatenate(list(_magnitudes(stream, candidates))), axis=0)
+    medians = np.nanmedian(torch.cat(list(_magnitudes(stream, candidates))).cpu().double().numpy(), axis=0)
     undecided = (low <= medians) & (medians <= high)
     limit = exact_quantile(stream, histogram, quantile) if undecided.any() else high
     flagged: list[int] = candidates[medians > limit].tolist()
@@ -58,9 +61,9 @@ def variance_dimensions(variance: F64, ratio: float) -> list[int]:
     return np.flatnonzero(variance >= ratio * mean).tolist() if mean > 0 else []
 
 
-def _magnitudes(stream: Stream, dimensions: I64) -> Iterable[F64]:
-    """Yield the magnitudes of these dimensions, NaN where not finite, part by part; nothing if there are none."""
+def _magnitudes(stream: Stream, dimensions: I64) -> Iterator[torch.Tensor]:
+    """Yield the magnitudes of these dimensions, float32 on their device, NaN where not finite, part by part."""
     index = torch.from_numpy(dimensions)
-    for x in stream() if dimensions.size else ():
-        magnitudes = x[:, index.to(x.device)].double().abs().cpu().numpy()
-        yield np.where(np.isfinite(magnitudes), magnitudes, np.nan)
+    for x in stream():
+        magnitudes = x[:, index.to(x.device)].float().abs()
+        yield torch.where(magnitudes.isfinite(), magnitudes, torch.nan)

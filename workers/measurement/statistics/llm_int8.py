@@ -8,22 +8,28 @@ applied to all layers together at the end. In some models those are a few dimens
     T token positions of a batch, d hidden dimensions, k dimensions that reached the magnitude
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 
+from workers.measurement.statistics import backends
 from workers.measurement.statistics.compiling import compiled
 from workers.measurement.statistics.patterns import INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.reduction import F32, F64, I64
+from workers.measurement.statistics.transfers import HostCopies
 
 _KEPT_BITS = 20
 """Values over the magnitude are counted by the top 20 bits of their pattern: exact for what bf16 and fp16 hold
 (but fp16 subnormals), within 2^-11 of its value for float32."""
+_MOST_KEYS = 1 << 25
+"""Values that are kept on a device one by one; past that, equal ones are counted before the layer is done."""
+_NO_VALUES = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Hits:
 
     dimensions: I64
     """[k], ascending."""
-    positions: npt.NDArray[np.uint8]
+    positions: NDArray[np.uint8]
     """[k, bytes]: a bit for every token position, set where abs(x) reached the magnitude; batches begin with a byte."""
     abs_max: F32
     """[k]."""
@@ -55,32 +61,80 @@ class OutlierDimension:
     """Of the values at or over the magnitude, with their signs."""
 
 
+class _DeviceHits(NamedTuple):
+    """What a batch left on a device."""
+
+    batch: int
+    dimensions: I64
+    """[k], on the host."""
+    positions: torch.Tensor
+    """[k, bytes], uint8."""
+    abs_max: torch.Tensor
+    """[k], float32."""
+    keys: torch.Tensor
+    """[values], int64: dimension and top bits of the pattern of every value that reached the magnitude."""
+
+
 class LayerHits:
     """Accumulates where one layer reached the magnitude."""
 
-    def __init__(self, tokens: Sequence[int], magnitude: float) -> None:
-        """Begin with nothing; tokens: of every batch."""
+    def __init__(self, tokens: Sequence[int], magnitude: float, copies: HostCopies | None = None) -> None:
+        """Begin with nothing; tokens: of every batch; `copies` brings counts from a device, together with others."""
         self._bytes = [0, *np.cumsum([_bytes(count) for count in tokens]).tolist()]
         self._magnitude = np.float32(magnitude)
         self._found: list[tuple[int, Hits]] = []
+        self._on_device: list[_DeviceHits] = []
+        self._copies = copies or HostCopies()
 
     def add(self, batch: int, x: torch.Tensor, over: torch.Tensor) -> None:
-        """Add what enters a batch's projections, [T, d]; over: [d], counts at the magnitude, on the same device."""
-        counted = over.cpu().numpy()
-        dimensions = np.flatnonzero(counted)
+        """Add what enters a batch's projections, [T, d]; over: [d], counts at the magnitude, on the same device.
+
+        On a device, what is noted stays there until the layer's hits are asked for; only the counts are fetched.
+        """
+        note = self._note if self._copies.on_host else self._note_on_device
+        self._copies.add((over,), functools.partial(note, batch, x))
+
+    def _note(self, batch: int, x: torch.Tensor, over: I64) -> None:
+        dimensions = np.flatnonzero(over)
         if not dimensions.size:
             return
-        on_cpu = x.device.type == "cpu"
-        columns = x if on_cpu else x[:, torch.from_numpy(dimensions).to(x.device)].cpu()
-        places = dimensions if on_cpu else np.arange(len(dimensions))
         positions = np.zeros((len(dimensions), _bytes(len(x))), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)
-        values = np.empty(int(counted.sum(dtype=np.int64)), np.int64)
-        _note(*patterns(columns), places, self._magnitude, dimensions, len(x), positions, abs_max, values)
+        values = np.empty(int(over.sum()), np.int64)
+        _note(*patterns(x), self._magnitude, dimensions, len(x), positions, abs_max, values)
         self._found.append((batch, Hits(dimensions, positions, abs_max, *np.unique(values, return_counts=True))))
+
+    def _note_on_device(self, batch: int, x: torch.Tensor, over: I64) -> None:
+        dimensions = np.flatnonzero(over)
+        if not dimensions.size:
+            return
+        chosen = torch.from_numpy(dimensions).to(x.device, non_blocking=True)
+        noted = backends.note_hits(x, chosen, int(over.sum()), float(self._magnitude), _KEPT_BITS)
+        self._on_device.append(_DeviceHits(batch, dimensions, *noted))
+        if sum(len(hits.keys) for hits in self._on_device) > _MOST_KEYS:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Bring what was noted on the device to the host; equal values are counted there first."""
+        noted, self._on_device = self._on_device, []
+        if not noted:
+            return
+        keys, counts = torch.unique(torch.cat([hits.keys for hits in noted]), return_counts=True)
+        for number, hits in enumerate(noted):
+            # The values of all batches come with the first.
+            values = (keys, counts) if number == 0 else ()
+            self._copies.add((hits.positions, hits.abs_max, *values), functools.partial(self._take, hits))
+        self._copies.finish()
+
+    def _take(self, noted: _DeviceHits, positions: NDArray[np.uint8], abs_max: F32, *values: I64) -> None:
+        """Keep what came from the device."""
+        keys, counts = (array.copy() for array in values or _NO_VALUES)
+        self._found.append((noted.batch, Hits(noted.dimensions, positions.copy(), abs_max.copy(), keys, counts)))
 
     def hits(self) -> Hits:
         """Return what was seen."""
+        self._copies.finish()
+        self._fetch()
         dimensions = np.unique(np.concatenate([np.empty(0, np.int64), *(found.dimensions for _, found in self._found)]))
         positions = np.zeros((len(dimensions), self._bytes[-1]), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)
@@ -151,7 +205,6 @@ def _note(
     flat: Any,
     kind: Any,
     strides: Any,
-    places: Any,
     magnitude: Any,
     dimensions: Any,
     tokens: Any,
@@ -159,7 +212,7 @@ def _note(
     abs_max: Any,
     values: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Note every value of some dimensions, at their places in each token, that reaches the magnitude.
+    """Note every value of some dimensions that reaches the magnitude.
 
     There is room for just so many.
     """
@@ -168,7 +221,7 @@ def _note(
     decoded, peaks = bits.view(np.float32), abs_max.view(np.uint32)
     for t in range(tokens):
         for k in range(width):
-            row[k] = flat[t * strides[0] + places[k]]
+            row[k] = flat[t * strides[0] + dimensions[k]]
         decode(row, kind, bits)
         for k in range(width):
             pattern = bits[k] & MAGNITUDE
@@ -199,7 +252,7 @@ def _over_all_layers(hits_of: Callable[[int], Hits], layers: int, dimensions: I6
 
 def _added_up(parts: Iterable[tuple[I64, I64]]) -> tuple[I64, I64]:
     """Add up counted values; each of them stands once in the result, in ascending order."""
-    values, counts = zip((np.empty(0, np.int64), np.empty(0, np.int64)), *parts, strict=True)
+    values, counts = zip(_NO_VALUES, *parts, strict=True)
     unique, place = np.unique(np.concatenate(values), return_inverse=True)
     total = np.bincount(place, weights=np.concatenate(counts)).astype(np.int64)
     return unique, total

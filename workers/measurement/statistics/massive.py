@@ -7,15 +7,16 @@ token's own vector.
     S tokens of one sequence, d hidden dimensions
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from workers.measurement.statistics.order import median_magnitude
 from workers.measurement.statistics.patterns import rows
 from workers.measurement.statistics.reduction import F32, F64, I64
+from workers.measurement.statistics.transfers import HostCopies
 
 _ROUNDING = 1e-6
 """By less than this are quotients of float32 too small."""
@@ -36,45 +37,85 @@ class MassiveActivation:
     massive_token: bool
 
 
-def massive_activations(x: torch.Tensor, token_abs_max: F32, magnitude: float, ratio: float) -> list[MassiveActivation]:
-    """Return the massive activations of one sequence, by position and dimension.
+@dataclass(frozen=True)
+class Limits:
+    """When a value is massive."""
+
+    magnitude: float
+    """abs(x) must be larger."""
+    ratio: float
+    """abs(x) must be at least so many times the median magnitude."""
+
+
+def massive_activations(
+    x: torch.Tensor,
+    token_abs_max: F32,
+    limits: Limits,
+    copies: HostCopies,
+    use: Callable[[list[MassiveActivation]], None],
+) -> None:
+    """Call `use` with the massive activations of one sequence, by position and dimension, once they are known.
 
     Args:
         x: [S, d] at block.output. Values that are not finite are left out, of the medians too.
-        token_abs_max: [S], each token's largest magnitude; tokens that do not exceed `magnitude` are not looked at.
-        magnitude: abs(x) must be larger.
-        ratio: abs(x) must be at least so many times the median magnitude.
+        token_abs_max: [S], each token's largest magnitude; tokens that do not exceed the limit are not looked at.
+        limits: what makes a value massive.
+        copies: brings what is found from the device to the host.
+        use: takes the result; at once, where x is in host memory.
     """
-    positions = np.flatnonzero(token_abs_max > magnitude)
+    positions = np.flatnonzero(token_abs_max > limits.magnitude)
     if not positions.size:
-        return []
+        use([])
+        return
     peaks = token_abs_max[positions].astype(np.float64)
-    median_tensor = median_magnitude(x)
-    vectors = _tokens(x, positions)
-    found = []
-    for row in np.flatnonzero((peaks >= ratio * median_tensor) | _may_stand_out(vectors, peaks, ratio)):
-        found += _of_token(int(positions[row]), vectors[row], median_tensor, magnitude, ratio)
-    return found
+
+    def look(median: float) -> None:
+        vectors = torch.from_numpy(rows(x, positions)) if copies.on_host else _rows_of(x, positions).float()
+        bounds = _bounds(peaks, limits.ratio)
+        below, finite = _counts_on_host(vectors, bounds) if copies.on_host else _counts(vectors, bounds)
+
+        def choose(below: I64, finite: I64) -> None:
+            # No value can be so many times its token's median where more than half of the token is over that part of
+            # the token's largest; to count costs less than to sort.
+            chosen = np.flatnonzero((peaks >= limits.ratio * median) | (2 * below >= finite))
+            copies.add(
+                (_rows_of(vectors, chosen),), lambda tokens: use(_all(positions[chosen], tokens, median, limits))
+            )
+
+        copies.add((below, finite), choose)
+
+    median_magnitude(x, copies, look)
 
 
-def _tokens(x: torch.Tensor, positions: I64) -> F32:
-    """Return some tokens of x [S, d], [p, d]."""
-    if x.device.type == "cpu":
-        return rows(x, positions)
-    vectors: F32 = x[torch.from_numpy(positions).to(x.device)].float().cpu().numpy()
-    return vectors
+def _rows_of(x: torch.Tensor, positions: I64) -> torch.Tensor:
+    return x[torch.from_numpy(positions).to(x.device, non_blocking=True)]
 
 
-def _may_stand_out(vectors: F32, peaks: F64, ratio: float) -> npt.NDArray[np.bool_]:
-    """Whether a vector's largest magnitude can be so many times its median: [p], of vectors [p, d] and peaks [p].
-
-    It cannot where more than half of the vector is over that part of the largest; to count costs less than to sort.
-    """
+def _bounds(peaks: F64, ratio: float) -> F32:
+    """Return the largest medians of which peaks [p] can be so many times, [p]."""
     with np.errstate(over="ignore"):
-        bound = (peaks / ratio * (1 + _ROUNDING)).astype(np.float32)[:, None]
-    below: npt.NDArray[np.intp] = np.count_nonzero(np.abs(vectors) <= bound, axis=1)
-    finite: npt.NDArray[np.intp] = np.count_nonzero(np.isfinite(vectors), axis=1)
-    return 2 * below >= finite
+        return (peaks / ratio * (1 + _ROUNDING)).astype(np.float32)
+
+
+def _counts(vectors: torch.Tensor, bounds: F32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how many magnitudes of vectors [p, d] are at most a bound, [p], and how many are finite."""
+    limit = torch.from_numpy(bounds).to(vectors.device, non_blocking=True)[:, None]
+    return (vectors.abs() <= limit).sum(dim=1), vectors.isfinite().sum(dim=1)
+
+
+def _counts_on_host(vectors: torch.Tensor, bounds: F32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `_counts` does, by numpy, which leaves torch's threads alone."""
+    magnitudes = np.abs(vectors.numpy())
+    below, finite = np.count_nonzero(magnitudes <= bounds[:, None], axis=1), np.isfinite(magnitudes).sum(axis=1)
+    return torch.from_numpy(below), torch.from_numpy(finite)
+
+
+def _all(positions: I64, vectors: F32, median_tensor: float, limits: Limits) -> list[MassiveActivation]:
+    """Return the massive values of tokens [p, d] at some positions [p]."""
+    found = []
+    for position, vector in zip(positions.tolist(), vectors, strict=True):
+        found += _of_token(position, vector, median_tensor, limits.magnitude, limits.ratio)
+    return found
 
 
 def _of_token(

@@ -5,17 +5,15 @@ Sorting them all is not needed: their histogram says in which bin a rank lies, s
     T token positions, d channels
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from workers.measurement.statistics import backends, cpu_order
-from workers.measurement.statistics.reduction import BINS, F64, I64, bin_edges
-
-Stream = Callable[[], Iterable[torch.Tensor]]
-"""Gives hidden states of some tokens after others, [T, d] each, every time it is called."""
+from workers.measurement.statistics.reduction import BINS, F64, I64, Stream, bin_edges
+from workers.measurement.statistics.transfers import HostCopies
 
 _LOW, _HIGH = bin_edges()
 
@@ -26,9 +24,7 @@ def exact_quantile(stream: Stream, histogram: I64, quantile: float) -> float:
     histogram: [16384], of the same stream, not empty.
     """
     ranked = _ranked(histogram, quantile)
-    values = {number: _sorted_values_of_bin(stream, number) for number in set(ranked.bins)}
-    below, above = (float(values[number][place]) for number, place in zip(ranked.bins, ranked.places, strict=True))
-    return below + (above - below) * ranked.fraction
+    return ranked.between(_order_statistics(stream, histogram, ranked).cpu().numpy())
 
 
 def quantile_bounds(histogram: I64, quantile: float) -> tuple[float, float]:
@@ -47,6 +43,11 @@ class _Ranked(NamedTuple):
     fraction: float
     """How far the quantile is from the one to the other."""
 
+    def between(self, two: F64) -> float:
+        """Return the quantile, given the two order statistics, [2]."""
+        below, above = two.tolist()
+        return float(below + (above - below) * self.fraction)
+
 
 def _ranked(histogram: I64, quantile: float) -> _Ranked:
     counts = histogram[: BINS // 2] + histogram[BINS // 2 :]
@@ -58,13 +59,29 @@ def _ranked(histogram: I64, quantile: float) -> _Ranked:
     return _Ranked(tuple(bins.tolist()), tuple(places.tolist()), float(rank - ranks[0]))
 
 
-def median_magnitude(x: torch.Tensor) -> float:
-    """Return the median of the finite magnitudes of tokens [T, d], which must have one."""
-    if x.device.type == "cpu":
-        return cpu_order.median_magnitude(x)
-    return exact_quantile(lambda: [x], backends.histogram(x).cpu().numpy(), 0.5)
+def median_magnitude(x: torch.Tensor, copies: HostCopies, use: Callable[[float], None]) -> None:
+    """Call `use` with the median of the finite magnitudes of tokens [T, d], which must have one, once it is known."""
+    if copies.on_host:
+        use(cpu_order.median_magnitude(x))
+        return
+
+    def find(histogram: I64) -> None:
+        ranked = _ranked(histogram, 0.5)
+        copies.add((_order_statistics(lambda: [x], histogram, ranked),), lambda two: use(ranked.between(two)))
+
+    copies.add((backends.histogram(x),), find)
 
 
-def _sorted_values_of_bin(stream: Stream, number: int) -> F64:
-    found = [backends.magnitudes_in_bin(x, number).cpu().numpy() for x in stream()]
-    return np.sort(np.concatenate(found)).astype(np.float64)
+def _order_statistics(stream: Stream, histogram: I64, ranked: _Ranked) -> torch.Tensor:
+    """Return the two order statistics of a stream, [2], float64, on its device."""
+    counts = histogram[: BINS // 2] + histogram[BINS // 2 :]
+    ordered = {
+        number: _sorted(backends.magnitudes_in_bin(stream, number, int(counts[number]))) for number in set(ranked.bins)
+    }
+    two = [ordered[number][place] for number, place in zip(ranked.bins, ranked.places, strict=True)]
+    return torch.stack(two).double()
+
+
+def _sorted(values: torch.Tensor) -> torch.Tensor:
+    """Return values [n] in ascending order; in host memory by numpy, which leaves torch's threads alone."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values

@@ -20,8 +20,8 @@ INFINITY = np.uint32(0x7F800000)
 NAN = np.uint32(0x7FC00000)
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
 """How a pattern stands for a number."""
-_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-DTYPES = tuple(_KINDS)
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+DTYPES = tuple(KINDS)
 """The dtypes that are read as they are."""
 
 
@@ -44,7 +44,7 @@ def patterns(x: torch.Tensor) -> Patterns:
     bits = x.detach().view(torch.int32 if wide else torch.int16)
     extent = 1 + sum((size - 1) * stride for size, stride in zip(bits.shape, bits.stride(), strict=True))
     flat = bits.as_strided((extent,), (1,)).numpy().view(np.uint32 if wide else np.uint16)
-    return Patterns(flat, _KINDS[x.dtype], x.stride()[:-1])
+    return Patterns(flat, KINDS[x.dtype], x.stride()[:-1])
 
 
 def rows(x: torch.Tensor, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -1,14 +1,15 @@
-"""The reduction and the token products in plain torch, one operation after another, on any device.
+"""The figures of every kernel in plain torch, one operation after another, on any device.
 
 What the kernels are compared with, and what runs where no kernel does. It is written for clearness and holds
 several float64 copies of a sequence at a time.
 
-    N sequences of S tokens, d channels; T tokens
+    N sequences of S tokens, d channels; T tokens; n positions, V vocabulary
 """
 
 import torch
+from torch.nn import functional
 
-from workers.measurement.statistics.reduction import BINS, FP16_MAX, SHIFT, SPECIAL, Reduction, pivot_tokens
+from workers.measurement.statistics.reduction import BINS, FP16_MAX, SHIFT, SPECIAL, Reduction, Stream, pivot_tokens
 
 
 def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
@@ -35,10 +36,10 @@ def histogram(x: torch.Tensor) -> torch.Tensor:
     return counts
 
 
-def magnitudes_in_bin(x: torch.Tensor, number: int) -> torch.Tensor:
-    """Return the magnitudes of tokens [T, d] that lie in a bin; see `backends.magnitudes_in_bin`."""
-    magnitudes = x.float().abs().contiguous()
-    return magnitudes[magnitudes.view(torch.int32) >> SHIFT == number]
+def magnitudes_in_bin(stream: Stream, number: int, count: int) -> torch.Tensor:
+    """Return the `count` magnitudes of a stream that lie in a bin; see `backends.magnitudes_in_bin`."""
+    every = (x.float().abs().contiguous() for x in stream())
+    return torch.cat([magnitudes[magnitudes.view(torch.int32) >> SHIFT == number] for magnitudes in every])[:count]
 
 
 def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -48,6 +49,40 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     e = y - q
     peak = torch.where(present.any(1), e.abs().amax(1), torch.nan)
     return torch.stack([(y * y).sum(1), (q * q).sum(1), (y * q).sum(1), (e * e).sum(1), peak])
+
+
+def note_hits(
+    x: torch.Tensor, dimensions: torch.Tensor, count: int, magnitude: float, kept_bits: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Note the values of some dimensions of tokens [T, d] that reach a magnitude; see `backends.note_hits`."""
+    columns = x[:, dimensions].float().T.contiguous()
+    hit = columns.isfinite() & (columns.abs() >= torch.tensor(magnitude, dtype=torch.float32))
+    eights = functional.pad(hit, (0, -hit.shape[1] % 8)).unflatten(1, (-1, 8))
+    positions = (eights << torch.arange(7, -1, -1, device=x.device)).sum(dim=2).to(torch.uint8)
+    bits = columns.view(torch.int32).long() & 0xFFFFFFFF
+    keys = dimensions[:, None] << kept_bits | bits >> (32 - kept_bits)
+    return positions, torch.where(hit, columns.abs(), 0).amax(dim=1), keys[hit][:count]
+
+
+def score_logits(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+    """Return log-sum-exp, most likely token and logit of the next token, [3, n]; see `backends.score_logits`."""
+    wide = logits.double()
+    log_sum_exp = wide.logsumexp(dim=-1)
+    top = wide.max(dim=-1).indices.double()
+    broken = log_sum_exp.isnan() | log_sum_exp.isposinf()
+    own = wide.gather(-1, next_ids[:, None]).squeeze(-1)
+    return torch.stack([torch.where(broken, torch.nan, log_sum_exp), torch.where(broken, -1, top), own])
+
+
+def compare_logits(
+    reference: torch.Tensor, log_sum_exp: torch.Tensor, scheme: torch.Tensor, next_ids: torch.Tensor
+) -> torch.Tensor:
+    """Return the scheme's three figures and its KL divergence, [4, n]; see `backends.compare_logits`."""
+    figures = score_logits(scheme, next_ids)
+    log_p = reference.double() - log_sum_exp[:, None]
+    log_q = scheme.double() - figures[0][:, None]
+    kl = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), torch.where(log_p.isnan(), log_p, 0.0))
+    return torch.cat([figures, kl.sum(dim=-1)[None]])
 
 
 def _reduce_one(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> tuple[torch.Tensor, ...]:

@@ -12,6 +12,7 @@ tensor, and two histograms merge by addition.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,11 @@ import torch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+
+Stream = Callable[[], Iterable[torch.Tensor]]
+"""Gives hidden states of some tokens after others, [T, d] each, every time it is called."""
 
 BINS = 1 << 14
 SHIFT = 32 - 14

@@ -5,8 +5,7 @@ with the text, and the result does not depend on how sequences were grouped into
 float64 power sums about a pivot, a typical value of each channel, so that no digits are lost where a channel's mean is
 far larger than its spread.
 
-What a tensor on another device leaves stays there, and is fetched when a figure is asked for: the device need not
-wait for each tensor's figures before it goes on with the next.
+What a tensor on another device leaves comes to the host with everything else that its batch leaves (`transfers`).
 
     T token positions from N sequences of S, d channels
 """
@@ -21,12 +20,11 @@ from workers.measurement.statistics.backends import reduce_sequences, typical
 from workers.measurement.statistics.channel_totals import ChannelTotals
 from workers.measurement.statistics.histogram import magnitude_quantiles
 from workers.measurement.statistics.moments import Moments, pooled
-from workers.measurement.statistics.reduction import BINS, F32, F64, I64, Reduction
+from workers.measurement.statistics.reduction import BINS, F32, F64, I32, I64
+from workers.measurement.statistics.transfers import HostCopies
 
 _PER_SEQUENCE_EPSILON = 1e-6
 """Keeps the kurtosis of a constant sequence finite; from the source of `kurtosis_per_sequence`."""
-_MOST_PENDING = 16
-"""Tensors whose figures may wait on a device."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,10 @@ class ChannelRanges:
 class SiteStatistics:
     """Accumulates the statistics of one site."""
 
-    def __init__(self, channels: int, threshold: float) -> None:
+    def __init__(self, channels: int, threshold: float, copies: HostCopies | None = None) -> None:
+        """Begin with nothing; `copies` brings figures from a device, together with those of other sites."""
         self._threshold = threshold
-        self._pending: list[Reduction] = []
+        self._copies = copies or HostCopies()
         self._totals = ChannelTotals.none(np.zeros(channels, np.float32))
         self._histogram = np.zeros(BINS, np.int64)
         self._over_fp16 = 0
@@ -90,20 +89,22 @@ class SiteStatistics:
         x = torch.as_tensor(x)
         sequences = x.reshape(-1, *x.shape[-2:])
         reduction = reduce_sequences(sequences, typical(sequences), self._threshold)
-        self._pending.append(reduction)
-        if x.device.type == "cpu" or len(self._pending) == _MOST_PENDING:
-            self._settle()
+        self._copies.add(reduction, self._merge)
         return reduction.over
 
-    def _settle(self) -> None:
-        pending, self._pending = self._pending, []
-        for reduction in pending:
-            self._merge(Reduction._make(figure.cpu() for figure in reduction))
-
-    def _merge(self, found: Reduction) -> None:
-        pivot, minimum, maximum, power_sums, over, missing, over_fp16, token_abs_max, histogram = (
-            figure.numpy() for figure in found
-        )
+    def _merge(
+        self,
+        pivot: F32,
+        minimum: F32,
+        maximum: F32,
+        power_sums: F64,
+        over: I32,
+        missing: I32,
+        over_fp16: I64,
+        token_abs_max: F32,
+        histogram: I64,
+    ) -> None:
+        """Add the figures of a `Reduction`, in the order of its fields."""
         if self._tokens == 0:
             self._totals = ChannelTotals.none(pivot[0])
         tokens = token_abs_max.shape[1]
@@ -111,29 +112,29 @@ class SiteStatistics:
         self._histogram += histogram
         self._over_fp16 += int(over_fp16.sum())
         self._tokens += token_abs_max.size
-        self._token_abs_max.append(token_abs_max)
+        self._token_abs_max.append(token_abs_max.copy())
 
     @property
     def histogram(self) -> I64:
         """[16384]: values so far by the top 14 bits of their pattern."""
-        self._settle()
+        self._copies.finish()
         return self._histogram
 
     @property
     def token_abs_max(self) -> F32:
         """[T]: the largest magnitude of every token so far; NaN where a token has no finite value."""
-        self._settle()
+        self._copies.finish()
         return np.concatenate([peaks.reshape(-1) for peaks in self._token_abs_max])
 
     @property
     def nonfinite(self) -> int:
         """NaN and infinite values so far."""
-        self._settle()
+        self._copies.finish()
         return self._tokens * len(self._totals.finite) - int(self._totals.finite.sum())
 
     def range(self) -> SiteRange:
         """Return the figures over everything added so far."""
-        self._settle()
+        self._copies.finish()
         totals = self._totals
         n, channels = int(totals.finite.sum()), len(totals.finite)
         counts = {
@@ -178,7 +179,7 @@ class SiteStatistics:
 
     def channels(self) -> ChannelRanges:
         """Return the figures of every channel over everything added so far."""
-        self._settle()
+        self._copies.finish()
         totals = self._totals
         seen = totals.finite > 0
         n = np.where(seen, totals.finite, 1)

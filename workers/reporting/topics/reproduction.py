@@ -102,7 +102,7 @@ def identity(report: Report) -> tuple[Fact, ...]:
     )
 
 
-_OPTIONS = ("score", "bos", "text_field", "label_threshold", "label_depth", "label_dimensions")
+_OPTIONS = ("batch_sequences", "score", "bos", "text_field", "label_threshold", "label_depth", "label_dimensions")
 """Settings of an analysis that the command line takes under their own names, and needs only where they are unusual."""
 
 

@@ -1,0 +1,89 @@
+"""Tries every CUDA kernel on a few numbers before a measurement relies on it.
+
+A compiler or a card that nobody has tried may get a kernel wrong without a word. What a kernel gives is compared with
+what plain torch gives on the same device; one that differs is replaced by plain torch, as one that does not compile is.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from workers.measurement.statistics import backends, plain
+from workers.measurement.statistics.reduction import SHIFT
+
+_THRESHOLD = 6.0
+_KEPT_BITS = 20
+_SUMS, _EXPONENTIALS = 1e-12, 1e-6
+"""Largest differences, as parts of the largest figure: of float64 sums, and of sums of float32 exponentials."""
+
+
+class Trial(NamedTuple):
+    """A call of a kernel."""
+
+    kernel: str
+    arguments: Sequence[Any]
+    tolerance: float = 0.0
+    unordered: bool = False
+    """Whether the last tensor that it gives has no certain order."""
+
+
+def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Try the kernels of a CUDA device on elements of a type; see `backends.replaced` for what came of it."""
+    run_trials(trials(device, dtype), device)
+
+
+def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
+    """Return a call of every kernel, on tensors of a type with NaN, infinities, zeros and large values."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 200, 70, generator=generator) * torch.exp(2 * torch.randn(2, 200, 70, generator=generator))
+    x.view(-1)[:7] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-40, 70000.0, -6.0])
+    x = x.to(dtype).to(device)
+    tokens = x[0]
+    other = (tokens.float() * 1.01).to(dtype)
+    magnitudes = tokens.float().abs()
+    number = int(magnitudes[9, 9].view(torch.int32)) >> SHIFT
+    in_bin = int((magnitudes.view(torch.int32) >> SHIFT == number).sum())
+    reached = magnitudes.isfinite() & (magnitudes >= _THRESHOLD)
+    dimensions = reached.any(dim=0).nonzero().flatten()
+    logits, next_ids = x[1].contiguous(), torch.arange(200, device=device) % 70
+    scores = plain.score_logits(logits, next_ids)
+    return [
+        Trial("typical", (x,)),
+        Trial("reduce", (x, plain.typical(x), _THRESHOLD), _SUMS),
+        Trial("histogram", (tokens,)),
+        Trial("magnitudes_in_bin", (lambda: iter([tokens]), number, in_bin), unordered=True),
+        Trial("token_products", (tokens, other), _SUMS),
+        Trial("note_hits", (tokens, dimensions, int(reached.sum()), _THRESHOLD, _KEPT_BITS), unordered=True),
+        Trial("score_logits", (logits, next_ids), _EXPONENTIALS),
+        Trial("compare_logits", (logits, scores[0], other[: len(logits)].nan_to_num(), next_ids), _EXPONENTIALS),
+    ]
+
+
+def run_trials(calls: Sequence[Trial], device: torch.device) -> None:
+    """Make the calls on a device, and have plain torch stand in for every kernel that fails or differs."""
+    for trial in calls:
+        found = _tensors(backends.on_device(trial.kernel, device, *trial.arguments))
+        if trial.kernel in backends.replaced():
+            continue
+        wanted = _tensors(getattr(plain, trial.kernel)(*trial.arguments))
+        if trial.unordered:
+            found[-1], wanted[-1] = found[-1].sort().values, wanted[-1].sort().values
+        if not all(_alike(*pair, trial.tolerance) for pair in zip(found, wanted, strict=True)):
+            backends.replace_kernel(trial.kernel, "it gives other figures than plain torch")
+
+
+def _tensors(answer: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [answer] if isinstance(answer, torch.Tensor) else list(answer)
+
+
+def _alike(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal; float64 ones to a part of the largest finite figure of their row."""
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        return False
+    if found.dtype != torch.float64:
+        return bool(((found == wanted) | (found != found) & (wanted != wanted)).all())
+    finite = wanted.isfinite()
+    scale = torch.where(finite, wanted.abs(), 0).amax(dim=-1, keepdim=True)
+    near = (found - wanted).abs() <= tolerance * scale
+    return bool((torch.where(finite, near, (found == wanted) | found.isnan() & wanted.isnan())).all())
