@@ -1,26 +1,21 @@
 """What a tensor's statistics cost, beside the same figures by separate torch operations and the product it feeds.
 
     python tests/benchmarks/kernel_speed.py [--sequences 8] [--tokens 256] [--channels 1024] [--runs 9] [--device cpu]
-    python tests/benchmarks/kernel_speed.py --check-cuda
 
 Nanoseconds per element, medians; every round times each once in turn, so that a busy machine slows all alike. The
-matrix product is [N * S, d] x [d, d] in the tensor's own dtype. `--check-cuda` compares the Triton kernels with plain
-torch instead; without a GPU it does so in Triton's interpreter if TRITON_INTERPRET=1 is set.
+matrix product is [N * S, d] x [d, d] in the tensor's own dtype.
 """
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import program_environment  # noqa: F401  (before torch)
 import torch
 
-from workers.measurement.statistics import backends, plain
-from workers.measurement.statistics.reduction import Reduction
+from workers.measurement.statistics import backends
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 THRESHOLD = 6.0
@@ -93,61 +88,13 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.devic
     return result
 
 
-def worst_difference(found: torch.Tensor, wanted: torch.Tensor, scale: torch.Tensor) -> float:
-    """The largest difference, relative to the sum of the magnitudes of what was added."""
-    return float(((found - wanted).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
-
-
-def check_triton(device: torch.device) -> dict[str, float]:
-    """Compare the Triton kernels with plain torch; return the worst relative error of their sums.
-
-    Raises:
-        AssertionError: a figure that must be equal to the bit is not, or a sum is off by more than its rounding.
-    """
-    from workers.measurement.statistics import triton_kernels
-
-    worst = {"power sums": 0.0, "token products": 0.0}
-    for number, shape in enumerate([(1, 1, 1), (3, 17, 5), (2, 130, 300), (1, 300, 513), (2, 2100, 64)]):
-        for dtype in DTYPES.values():
-            torch.manual_seed(number)
-            x = (torch.randn(shape) * torch.exp(4 * torch.randn(shape))).to(dtype).to(device)
-            if x.numel() > 8:
-                x.view(-1)[:6] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-40, 70000.0])
-            pivot = plain.typical(x)
-            wanted, found = (module.reduce(x, pivot, THRESHOLD) for module in (plain, triton_kernels))
-            for name in Reduction._fields:
-                if name != "power_sums" and not torch.equal(getattr(wanted, name), getattr(found, name)):
-                    raise AssertionError(f"{name} of {shape} {dtype} differs")
-            v = torch.where(x.isfinite(), x.double() - pivot.double()[:, None], 0).abs()
-            scale = torch.stack([(v**power).sum(dim=1) for power in (1, 2, 3, 4)], dim=1)
-            error = worst_difference(found.power_sums, wanted.power_sums, scale)
-            worst["power sums"] = max(worst["power sums"], error)
-            y = x.flatten(0, 1)
-            q = (y.float() * 1.01).to(torch.bfloat16)
-            wanted_products, found_products = (module.token_products(y, q) for module in (plain, triton_kernels))
-            error = worst_difference(found_products, wanted_products, wanted_products.abs())
-            worst["token products"] = max(worst["token products"], error)
-    if max(worst.values()) > 1e-12:
-        raise AssertionError(f"sums differ: {worst}")
-    return worst
-
-
 def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("sequences", 8), ("tokens", 256), ("channels", 1024), ("runs", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--check-cuda", action="store_true", help="compare the Triton kernels with plain torch")
     options = parser.parse_args()
-    if options.check_cuda:
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if not (torch.cuda.is_available() or interpreted):
-            sys.exit("--check-cuda: there is no CUDA device; TRITON_INTERPRET=1 runs the kernels without one")
-        device = torch.device("cpu" if interpreted else "cuda")
-        found: dict[str, object] = {"equal": True, "interpreted": interpreted, "worst": check_triton(device)}
-        print(json.dumps(found, indent=1))
-        return
     shape = (options.sequences, options.tokens, options.channels)
     rows = {name: measure(shape, dtype, options.device, options.runs) for name, dtype in DTYPES.items()}
     where = {"shape": shape, "device": str(options.device), "threads": torch.get_num_threads(), "runs": options.runs}

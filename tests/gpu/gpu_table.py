@@ -6,7 +6,7 @@ from typing import Any
 
 DRY = (
     "**A dry run on a CPU, with small sizes: the figures show that the script works, and nothing of a GPU.** "
-    "Triton's kernels run in its interpreter.\n"
+    "Triton's kernels run in its interpreter, and the C++ ones on the host.\n"
 )
 
 

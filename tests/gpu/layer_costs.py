@@ -84,7 +84,7 @@ class _ByHand:
     def __init__(self, state: SweepState, device: str) -> None:
         self._device = device
         self._arguments = state.arguments
-        self._hidden = [state.streams.get(REFERENCE, number) for number in range(len(state.batches))]
+        self._hidden = [state.streams.get(REFERENCE, number).clone() for number in range(len(state.batches))]
 
     def seconds(self, layer: Any, index: int, *, advance: bool = True) -> float:
         """Return what a layer takes for all batches."""

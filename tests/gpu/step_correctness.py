@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from measuring_process import request_fields, write_token_ids
-from step_support import SCHEMES, Context, quiet, run
+from step_support import SCHEMES, Context, quiet, run, tell_replaced
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -224,6 +224,7 @@ def check_all(context: Context) -> None:
         except Exception as error:  # the other ones are still to be checked
             context.problem(f"{architecture}: {type(error).__name__}: {error}"[:300])
             raise_on_device_loss(error)
+    tell_replaced(context)
 
 
 def raise_on_device_loss(error: Exception) -> None:

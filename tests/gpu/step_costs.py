@@ -11,7 +11,6 @@ import argparse
 import gc
 import io
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from big_models import checkpoint, random_tokens
 from step_correctness import request_of
-from step_support import Context, quiet, run
+from step_support import Context, quiet, run, tell_replaced
 
 if TYPE_CHECKING:
     from layer_costs import LayerCosts
@@ -39,9 +38,9 @@ class Sizes:
 
 
 SIZES = {
-    "1b": Sizes((32, 2048), timed=16, batch=4, layers=6),
-    "8b": Sizes((16, 2048), timed=16, batch=2, layers=4),
-    "long": Sizes((128, 2048), timed=16, batch=2, layers=2),
+    "1b": Sizes((32, 2048), timed=32, batch=8, layers=6),
+    "8b": Sizes((16, 2048), timed=16, batch=4, layers=4),
+    "long": Sizes((128, 2048), timed=16, batch=8, layers=2),
     "dry": Sizes((4, 32), timed=4, batch=2, layers=1),
 }
 GOAL_STREAM, GOAL_WHOLE, GOAL_SECONDS = 1.15, 1.25, 60.0
@@ -117,7 +116,7 @@ def watch(context: Context, decoder: Any, token_ids: Any, sizes: Sizes, schemes:
 
 
 def memory_limit(decoder: Any, request: Any, sizes: Sizes) -> float:
-    """Return the bytes of two layers, their copies, a batch, the streams on the device, and what lies outside layers.
+    """Return the bytes of two layers, their copies, a batch, and what lies outside the layers.
 
     A batch is what enters and leaves every projection, of the reference and of one scheme.
     """
@@ -129,9 +128,7 @@ def memory_limit(decoder: Any, request: Any, sizes: Sizes) -> float:
     copies = sum(scheme.weight_bits / 8 * elements + 4 * elements / 64 for scheme in schemes_for(request))
     outside = sum(p.nbytes for p in decoder.model.parameters() if p.device.type != "meta")
     batch = 2 * 2 * sizes.batch * sizes.shape[1] * sum(sum(parameter.shape) for parameter in weights)
-    streams = 2 * (1 + len(request.schemes)) * math.prod(sizes.shape) * decoder.config.hidden_size
-    kept = streams if streams <= request.memory_bytes else 0
-    return 2 * layer + copies + outside + batch + kept
+    return 2 * layer + copies + outside + batch
 
 
 def tell_whole(context: Context, request: Any, floor: float, limit: float, out: Path) -> None:
@@ -159,6 +156,7 @@ def tell_whole(context: Context, request: Any, floor: float, limit: float, out: 
     context.figure("tokens per second", tokens / taken)
     context.detail("stage_seconds", narrator.stage_seconds)
     context.detail("warnings", [warning.code for warning in narrator.warnings])
+    tell_replaced(context)
     peak = torch.cuda.max_memory_allocated(context.device) / 1e9 if context.on_cuda else None
     context.figure("peak device memory", peak, "GB", limit / 1e9)
 

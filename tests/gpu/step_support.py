@@ -98,6 +98,14 @@ def quiet() -> None:
     settle_memory()
 
 
+def tell_replaced(context: Context) -> None:
+    """Tell which CUDA kernels plain torch stood in for in this process, which is a fault."""
+    from workers.measurement.statistics import backends
+
+    for name, why in backends.replaced().items():
+        context.problem(f"plain torch stood in for the kernel {name}: {why}"[:300])
+
+
 def seconds(work: Callable[[], object], device: str) -> float:
     """Return the seconds that a call takes, from an idle device until its results are there."""
     wait(device)

@@ -21,10 +21,10 @@ import torch
 from device_watch import busy_seconds, count_waits, dearest
 from layer_costs import open_decoder
 from measuring_process import differing_tables
-from step_support import Context, Skip, median_seconds
+from step_support import Context, Skip, median_seconds, tell_replaced
 from transformers import AutoModelForCausalLM
 
-from workers.measurement.statistics import plain
+from workers.measurement.statistics import backends, plain
 
 
 def context(scratch: Path) -> Context:
@@ -36,29 +36,49 @@ def said(given: Context, kind: str) -> list[Any]:
     return [line[kind] for line in map(json.loads, given.out.getvalue().splitlines()) if kind in line]
 
 
-def broken(**changes: Any) -> Any:
-    """Plain torch, with some figures of the reduction changed."""
-
-    def reduce(*arguments: Any) -> Any:
-        found = plain.reduce(*arguments)
-        return found._replace(**{name: change(getattr(found, name)) for name, change in changes.items()})
-
-    return SimpleNamespace(reduce=reduce, token_products=lambda y, q: plain.token_products(y, q) * (1 + 1e-13))
+def reduce(*arguments: Any) -> Any:
+    found = plain.reduce(*arguments)
+    peaks = found.token_abs_max.nan_to_num(1)
+    return found._replace(over=found.over + 1, power_sums=found.power_sums * (1 + 1e-12), token_abs_max=peaks)
 
 
-@pytest.mark.parametrize("number", range(9))
-def test_a_kernel_that_is_right_passes_and_a_wrong_one_is_named(number: int) -> None:
-    described, x = list(step_kernels.inputs(((1, 1, 1), (2, 40, 5), (1, 4, 300)), "cpu"))[2 * number]
-    reduction, products = step_kernels.CHECKS
-    assert step_kernels.faults(reduction, plain, plain, x) == ([], 0.0), described
-    wrong = broken(over=lambda n: n + 1, power_sums=lambda s: s * (1 + 1e-12), token_abs_max=lambda p: p.nan_to_num(1))
-    found, used = step_kernels.faults(reduction, wrong, plain, x)
-    assert "over differs" in found
-    assert ("token_abs_max differs" in found) is bool(x.isnan().all(dim=-1).any())
-    assert any(fault.startswith("power_sums is off by") for fault in found) is (used > 1)
-    if x.numel() > 1:
-        assert used > 1
-        assert step_kernels.faults(products, wrong, plain, x)[0][0].startswith("sums is off by")
+WRONG = SimpleNamespace(
+    reduce=reduce,
+    typical=lambda x: plain.typical(x) + 1,
+    histogram=lambda x: plain.histogram(x) + 1,
+    magnitudes_in_bin=lambda *arguments: plain.magnitudes_in_bin(*arguments) * 2,
+    note_hits=lambda *arguments: (*plain.note_hits(*arguments)[:2], plain.note_hits(*arguments)[2] + 1),
+    token_products=lambda y, q: plain.token_products(y, q) * (1 + 1e-12),
+    score_logits=lambda *arguments: plain.score_logits(*arguments) + 2e-6,
+    compare_logits=lambda *arguments: plain.compare_logits(*arguments) + 2e-6,
+)
+FAULTS = {
+    "reduction": ["power_sums is off", "over differs", "token_abs_max differs"],
+    "typical values": ["values differs"],
+    "histogram": ["histogram differs", "in a bin differs"],
+    "hits": ["keys differs"],
+    "token products": ["sums is off", "peak differs"],
+    "divergence": ["exact differs", "log-sum-exp is off", "divergence is off"],
+}
+
+
+@pytest.mark.parametrize("check", step_kernels.CHECKS, ids=lambda check: check.name)
+def test_a_kernel_that_is_right_passes_and_a_wrong_one_is_named(check: step_kernels.Check) -> None:
+    for described, x in list(step_kernels.inputs(((1, 1, 1), (2, 40, 5), (1, 4, 300)), "cpu"))[3::2]:
+        assert step_kernels.faults(check, plain, plain, x) == ([], 0.0), described
+        found, _ = step_kernels.faults(check, WRONG, plain, x)
+        assert sorted(fault.split(" by ")[0] for fault in found) == sorted(FAULTS[check.name]), described
+
+
+def test_every_kernel_has_a_check() -> None:
+    assert {name for check in step_kernels.CHECKS for name in check.kernels} == set(backends.CUDA_KERNELS)
+
+
+def test_a_kernel_that_was_replaced_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_replaced", {"reduce": "it gives other figures"})
+    given = context(tmp_path)
+    tell_replaced(given)
+    assert said(given, "problem") == ["plain torch stood in for the kernel reduce: it gives other figures"]
 
 
 def test_inputs_hold_what_is_easily_treated_wrongly() -> None:
@@ -221,10 +241,13 @@ def test_the_memory_that_is_allowed(tmp_path: Path) -> None:
     copies = elements + elements / 2 + 2 * 4 * elements / 64
     outside = 2 * (2 * 512 * 64 + 64)
     batch = 2 * 2 * 2 * 32 * ports
-    streams = 2 * 3 * 4 * 32 * 64
-    assert step_costs.memory_limit(decoder, request, sizes) == layers + copies + outside + batch + streams
-    in_files = request.model_copy(update={"memory_bytes": 0})
-    assert step_costs.memory_limit(decoder, in_files, sizes) == layers + copies + outside + batch
+    assert step_costs.memory_limit(decoder, request, sizes) == layers + copies + outside + batch
+
+
+@pytest.mark.parametrize("sizes", step_costs.SIZES.values(), ids=step_costs.SIZES.keys())
+def test_there_are_batches_enough_to_watch(sizes: step_costs.Sizes) -> None:
+    assert sizes.shape[0] % sizes.batch == sizes.timed % sizes.batch == 0
+    assert sizes.timed // sizes.batch >= (4 if sizes.shape[0] in (16, 32) else 2)
 
 
 def test_a_checkpoint_is_made_once_whole_and_with_outliers(tmp_path: Path) -> None:
