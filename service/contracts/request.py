@@ -149,8 +149,9 @@ class Analysis(Frozen):
     sequence_length: Annotated[int, Field(ge=2, le=1_048_576), NoBoolean] = 256
     """Tokens in each."""
     batch_sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] | None = None
-    """Sequences in one forward pass; by default as many as have 2^21 values where a layer is widest, on CUDA 2^28 or what fits.
-    It decides the last digits, the scales of inputs that have one for a whole batch, and how much memory is needed."""
+    """Sequences in one forward pass; by default as many as have 2^21 values where a layer is widest (on CUDA 2^28, or
+    what fits). It decides the last digits, the scales of inputs that have one for a whole batch, and how much memory is
+    needed."""
     seed: Annotated[int, Field(ge=0, lt=2**63), NoBoolean] = 0
     """Chooses the sequences out of the calibration text."""
     score: Literal["all", "second_half"] = "all"

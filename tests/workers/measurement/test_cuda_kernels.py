@@ -177,6 +177,17 @@ def test_products_and_divergence_as_triton_interprets_them(tmp_path: Path) -> No
     assert next(answers, None) is None
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_the_sources_compile_for_a_device(capability: tuple[int, int], dtype: torch.dtype) -> None:
+    machine_code = nvrtc.compile_source(nvrtc.source(), dtype, capability)
+    assert machine_code.startswith(b"\x7fELF")
+    for kernel in ("typical", "reduce_range", "join_ranges", "count_bins", "collect_bin", "note_hits"):
+        assert f".text.{kernel}\0".encode() in machine_code
+    with pytest.raises(nvrtc.KernelFailed, match='"missing" is undefined'):
+        nvrtc.compile_source("__device__ int x() { return missing; }", dtype, capability)
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 def test_triton_compiles_its_kernels_for_a_device(capability: int) -> None:
     program = Path(__file__).with_name("compiled_triton.py")
