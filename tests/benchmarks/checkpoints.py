@@ -3,6 +3,7 @@
 Without outliers there would be nothing to find for several definitions, and they would seem to cost nothing.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def make_llama(
         model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(default)
-    _plant_outliers(model)
+    plant_outliers(dict(model.named_parameters()))
     model.save_pretrained(path, max_shard_size="500MB")
     tokenizer = Tokenizer(models.WordLevel({byte: i for i, byte in enumerate(ALPHABET)}, unk_token=ALPHABET[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -54,11 +55,13 @@ def make_llama(
 
 
 @torch.no_grad()
-def _plant_outliers(model: LlamaForCausalLM) -> None:
-    for layer in model.model.layers:
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.weight[list(LOUD_DIMENSIONS)] = 15.0
-    model.model.embed_tokens.weight[ALPHABET.index(SINK_TOKEN), list(SINK_DIMENSIONS)] = SINK
+def plant_outliers(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Change those tensors of a Llama, by name, that make outliers; others may be missing."""
+    for name, tensor in tensors.items():
+        if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+            tensor[list(LOUD_DIMENSIONS)] = 15.0
+        elif name == "model.embed_tokens.weight":
+            tensor[ALPHABET.index(SINK_TOKEN), list(SINK_DIMENSIONS)] = SINK
 
 
 def make_text(path: Path, tokens: int) -> Path:

@@ -33,9 +33,18 @@ def configuration(path: Path, scheme: str | None, **settings: Any) -> BitsAndByt
 class WholeModel:
     """A model loaded whole, with the input and output of every Linear-like module kept from one forward pass."""
 
-    def __init__(self, path: Path, token_ids: torch.Tensor, scheme: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        token_ids: torch.Tensor,
+        scheme: str | None = None,
+        quantisation: BitsAndBytesConfig | None = None,
+    ) -> None:
+        """Load and run it where the tokens are; quantisation: in place of the scheme's usual configuration."""
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            path, quantization_config=configuration(path, scheme)
+            path,
+            quantization_config=quantisation or configuration(path, scheme),
+            device_map=None if token_ids.device.type == "cpu" else {"": token_ids.device},
         ).eval()
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
@@ -44,6 +53,13 @@ class WholeModel:
             self.logits = self.model(input_ids=token_ids, use_cache=False).logits
         for hook in hooks:
             hook.remove()
+
+    def site(self, architecture: str, layer: int, component: str, port: str) -> np.ndarray:
+        """Return the tensor at a site, [N, S, d]."""
+        if component == "block":
+            return self.outputs[block(architecture, layer)].float().cpu().numpy()
+        module, part = components(architecture, layer, self.model.config)[component]
+        return (self.inputs[module] if port == "input" else part(self.outputs[module])).float().cpu().numpy()
 
     def _keep(self, name: str) -> Any:
         def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -3,9 +3,13 @@
 x [N, S, d] with N sequences, S tokens each, d channels
 """
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -331,6 +335,24 @@ def test_what_cannot_be_read_is_refused_by_name() -> None:
         reduce_sequences(x[:, :0], torch.zeros(1, 3), 6.0)
     with pytest.raises(ValueError, match=r"q: \[2, 2\] on cpu; it must be like y, \[2, 3\] on cpu"):
         token_products(x[0], x[0, :, :2])
+
+
+def test_a_kernel_gives_the_same_in_the_process_that_compiles_it_and_from_the_cache(tmp_path: Path) -> None:
+    """A function that another one calls may be compiled twice; sums in any order then differ in their last digit."""
+    code = """
+import numpy as np
+from workers.measurement.statistics.channel_totals import ChannelTotals
+g = np.random.default_rng(0)
+n, d = 40, 192
+pivot, sums = g.normal(size=(n, d)).astype(np.float32), np.abs(g.normal(size=(n, 4, d))) * 50
+moments = ChannelTotals.none(pivot[0]).add(pivot, pivot, pivot, sums, *np.zeros((2, n, d), np.int32), 50)
+print(b"".join(moment.tobytes() for moment in moments).hex())
+"""
+    environment = dict(os.environ) | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    first, second = (subprocess.run(command, env=environment, check=True, capture_output=True).stdout for _ in "12")
+    assert list(tmp_path.rglob("channel_totals._add*.nbi"))
+    assert first == second
 
 
 def test_a_kernel_whose_file_has_no_place_for_a_cache_is_compiled_without() -> None:

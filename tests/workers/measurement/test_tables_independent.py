@@ -45,11 +45,7 @@ class Measured(NamedTuple):
         return self.whole[None].model.config
 
     def site(self, component: str, port: str, layer: int, scheme: str | None = None) -> np.ndarray:
-        whole = self.whole[scheme]
-        if component == "block":
-            return whole.outputs[block(self.architecture, layer)].float().numpy()
-        module, part = components(self.architecture, layer, self.config)[component]
-        return (whole.inputs[module] if port == "input" else part(whole.outputs[module])).float().numpy()
+        return self.whole[scheme].site(self.architecture, layer, component, port)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

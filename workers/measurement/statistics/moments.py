@@ -37,7 +37,7 @@ def pooled(finite: I64, power_sums: F64, pivot: F32) -> Moments:
     return Moments(*moments)
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath={"reassoc", "contract", "nsz"}, forceinline=True)  # one machine code, fresh or from the cache
 def pool(finite: Any, sums: Any, pivot: Any, moments: Any) -> None:  # pragma: no cover - compiled
     """Write the moments of one part, [4], from its sums [4, d]; the fields of `Moments` in order."""
     count = 0
