@@ -60,6 +60,7 @@ def tell_costs(context: Context) -> None:
     from layer_costs import head_seconds, layer_costs, open_decoder, read_seconds
 
     from service.contracts.request import schemes_for
+    from workers.measurement.quantization.resolving import resolved
 
     sizes = SIZES["dry" if context.dry else "long" if context.given.long else context.given.shape]
     started = time.monotonic()
@@ -72,7 +73,8 @@ def tell_costs(context: Context) -> None:
     token_ids = torch.tensor([json.loads(row)["token_ids"] for row in rows])
     decoder = open_decoder(path, context.device, context.scratch / f"{name}-offloaded")
     scratch = context.scratch / f"{name}-streams"
-    costs = layer_costs(decoder, token_ids, sizes.batch, schemes_for(request), sizes.layers, scratch)
+    schemes = [resolved(scheme, decoder.dtype) for scheme in schemes_for(request)]
+    costs = layer_costs(decoder, token_ids, sizes.batch, schemes, sizes.layers, scratch)
     part = sizes.timed / sizes.shape[0]
     layers = len(decoder.layers)
     head = head_seconds(decoder, token_ids, sizes.batch) / part
@@ -80,13 +82,13 @@ def tell_costs(context: Context) -> None:
         "reading": read_seconds(path, context.device),
         "quantizing": layers * costs.quantising(),
         "forwards": layers * costs.forwards() / part,
-        "heads": (1 + len(request.schemes)) * head,
+        "heads": (1 + len(schemes)) * head,
     }
     context.detail("floor_seconds", floor)
     context.figure("bare bf16 forward without the head", layers * sum(costs.bare) / len(costs.bare) / part, "s")
     tell_streams(context, costs)
     if not context.given.long:
-        watch(context, decoder, token_ids, sizes, schemes_for(request))
+        watch(context, decoder, token_ids, sizes, schemes)
     limit = memory_limit(decoder, request, sizes)
     del decoder
     gc.collect()  # bitsandbytes' modules and weights refer to each other
