@@ -156,15 +156,10 @@ def not_quantised(decoder: Decoder, left: Collection[str] = ()) -> tuple[str, ..
 
     First come those that no scheme replaces, then those projections of `left`, which it left as they are.
     """
-    matrices = [name for name, module in decoder.model.named_modules() if _matrix_elements(module)]
-    replaced = {name for name in matrices if _replaceable(decoder, name)}
-    return (*(n for n in matrices if n not in replaced), *(n for n in matrices if n in replaced and n in left))
-
-
-def _replaceable(decoder: Decoder, name: str) -> bool:
-    """Whether schemes replace a module, as far as its kind goes."""
-    inside = name.startswith(decoder.prefix) and is_projection(decoder.model.get_submodule(name))
-    return inside or name in decoder.outside
+    modules = {name: module for name, module in decoder.model.named_modules() if _matrix_elements(module)}
+    inside = {name for name, module in modules.items() if name.startswith(decoder.prefix) and is_projection(module)}
+    replaced = inside.union(decoder.outside)
+    return (*(n for n in modules if n not in replaced), *(n for n in modules if n in replaced and n in left))
 
 
 def _quantised_share(decoder: Decoder, left: Collection[str]) -> float:
