@@ -147,7 +147,8 @@ class Attempt:
                     reached, how = self._layers, "on from its last checkpoint, if it has one"
                 elif failed.code == _DEVICE_FULL and batch > 1 and may_halve:
                     request, how = self._with_batch_of(batch // 2, request, failed), "anew, with half the batch"
-                    may_halve, tried = False, f"with {batch} sequences in a batch, and again with half of them: "
+                    may_halve, reached = False, -1
+                    tried = f"with {batch} sequences in a batch, and again with half of them: "
                 elif goes_on and failed.code not in _OUT_OF_SPACE:
                     self._discard(unfinished(self._out))
                     how = "anew, for it could not go on"

@@ -115,8 +115,8 @@ def watch(context: Context, decoder: Any, token_ids: Any, sizes: Sizes, schemes:
 
     few, many = (token_ids[: batches * sizes.batch] for batches in ((1, 2) if context.dry else (2, 4)))
     streams = context.scratch / "watched"
-    states = [state_of(decoder, ids, sizes.batch, schemes, streams) for ids in (few, many)]
-    watch_host(context, decoder, *states)
+    for asked in ((), schemes):
+        watch_host(context, decoder, *(state_of(decoder, ids, sizes.batch, asked, streams) for ids in (few, many)))
     watch_device(context, decoder, state_of(decoder, token_ids, sizes.batch, schemes, streams))
 
 
@@ -164,6 +164,8 @@ def tell_whole(context: Context, request: Any, floor: float, limit: float, out: 
     tell_replaced(context)
     peak = torch.cuda.max_memory_allocated(context.device) / 1e9 if context.on_cuda else None
     context.figure("peak device memory", peak, "GB", limit / 1e9)
+    reserved = torch.cuda.max_memory_reserved(context.device) / 1e9 if context.on_cuda else None
+    context.figure("device memory that the allocator took for it", reserved, "GB")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_the_waits_of_a_batch_are_those_that_more_batches_add(monkeypatch: pytes
     monkeypatch.setattr(device_watch, "LayerPass", Pass)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: None)
     decoder = SimpleNamespace(resident=lambda _: contextlib.nullcontext())
-    small, large = (SimpleNamespace(measured=range(batches)) for batches in (2, 4))
+    small, large = (SimpleNamespace(measured=range(batches), schemes=()) for batches in (2, 4))
     given = Context("cuda:0", False, Path(), argparse.Namespace(), io.StringIO())
     with pytest.warns(UserWarning, match="synchronizing"):  # of the passes that compile
         device_watch.watch_host(given, decoder, small, large)  # type: ignore[arg-type]

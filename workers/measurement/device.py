@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from workers.measurement.errors import BadRequest, DeviceOutOfMemory, first_line
+from workers.measurement.errors import BadRequest, DeviceOutOfMemory, MissingLibrary, first_line
 from workers.measurement.memory import device_is_full
 
 _ASKED = re.compile(
@@ -56,6 +56,18 @@ def peak_bytes(device: torch.device) -> int | None:
 def total_bytes(device: torch.device) -> int | None:
     """Return the memory of a CUDA device; None on a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def require_bitsandbytes(device: torch.device) -> None:
+    """Raise MissingLibrary where bitsandbytes has no code for a CUDA device: every module would stay as it is."""
+    from bitsandbytes import cextension
+
+    if device.type == "cuda" and not isinstance(cextension.lib, cextension.CudaBNBNativeLibrary):
+        why = getattr(cextension.lib, "error_msg", "") or "its library for CUDA was not loaded"
+        raise MissingLibrary(
+            f"bitsandbytes cannot quantize on {device}: {why}; install a bitsandbytes that fits CUDA "
+            f"{torch.version.cuda}, or measure on the cpu"
+        )
 
 
 @contextmanager

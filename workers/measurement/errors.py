@@ -47,6 +47,12 @@ class BadLabelled(MeasurementError):
     bad_input = True
 
 
+class MissingLibrary(MeasurementError):
+    """A library cannot use the device, whatever is measured on it."""
+
+    code = "missing-library"
+
+
 class DeviceOutOfMemory(MeasurementError):
     """The device has less free memory than is needed."""
 

@@ -14,7 +14,7 @@ from torch import nn
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
 from workers.measurement.errors import CannotQuantise, first_line
 from workers.measurement.findings import LayerFindings, SchemeFindings
-from workers.measurement.memory import ran_out
+from workers.measurement.memory import is_fatal
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import (
@@ -146,7 +146,7 @@ class LayerPass:
         try:
             return run_layer(module, self._state.streams.get(stream, number), arguments)
         except RuntimeError as error:
-            if stream == REFERENCE or ran_out(error):
+            if stream == REFERENCE or is_fatal(error):
                 raise
             # On a few tokens the first layer of its kind did.
             where = f"{stream}: layer {self._found.layer}"

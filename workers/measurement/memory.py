@@ -68,6 +68,11 @@ def device_is_full(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_library)
 
 
+def is_fatal(error: BaseException) -> bool:
+    """Tell whether an error says nothing of what was tried: no memory was left, or the device itself has failed."""
+    return ran_out(error) or isinstance(error, torch.AcceleratorError)
+
+
 def settle_memory() -> None:
     """Tell the C library once what suits a sweep, which asks for tensors of the same sizes over and over.
 

@@ -18,7 +18,7 @@ from workers.measurement.models.decoder import Decoder
 from workers.measurement.progress import StageProgress
 from workers.measurement.results.tables import Repeated, TableWriter
 from workers.measurement.state import SweepState
-from workers.measurement.statistics.backends import compare_logits, score_logits
+from workers.measurement.statistics.backends import compare_logits, replaced, score_logits
 from workers.measurement.statistics.transfers import HostCopies
 from workers.measurement.streams import REFERENCE
 
@@ -89,7 +89,10 @@ def compare_predictions(
 def positions_per_chunk(decoder: Decoder) -> int:
     """Positions whose logits are held at a time: two variants' are."""
     of_position: int = decoder.config.vocab_size * decoder.dtype.itemsize
-    return max(1, LOGIT_BYTES[decoder.device.type] // of_position)
+    room = LOGIT_BYTES[decoder.device.type]
+    if "compare_logits" in replaced():  # plain torch holds several float64 tensors of them
+        room //= 16
+    return max(1, room // of_position)
 
 
 def _score_sequence(

@@ -11,7 +11,7 @@ import torch
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
 from workers.measurement.calibration import Calibration, calibrate
-from workers.measurement.device import card_name, choose_device, device_memory, total_bytes
+from workers.measurement.device import card_name, choose_device, device_memory, require_bitsandbytes, total_bytes
 from workers.measurement.errors import BadRequest
 from workers.measurement.kept import kept_modules
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
@@ -40,7 +40,7 @@ BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,
 and no more than that, for what is captured in a layer grows with them."""
 DEVICE_BYTES_PER_VALUE = 256
-"""Memory that a CUDA device must have for each of them; with less, a batch is smaller. What is captured of the
+"""Memory of a CUDA device for each of these values; one that has less gets smaller batches. What is captured of the
 reference and of one scheme takes some 20 bytes."""
 
 
@@ -105,6 +105,8 @@ def _load(
         decoder = load_decoder(checkpoint, device, scratch)
         if device.type == "cuda":
             check_kernels(device, decoder.dtype)
+        if not all(scheme.simulated for scheme in schemes_for(request)):
+            require_bitsandbytes(device)
         longest = getattr(decoder.config, "max_position_embeddings", None)
         if longest is not None and request.sequence_length > longest:
             raise BadRequest(

@@ -72,7 +72,7 @@ def warn_replaced(narrator: Narrator) -> None:
         narrator.warn(
             "kernel-replaced",
             f"the CUDA kernel {kernel} does not work on this device, so plain torch computed its figures, which takes "
-            f"longer and changes nothing else: {why}",
+            f"longer and may change the last digits of sums: {why}",
             kernel,
         )
 

@@ -44,7 +44,7 @@ class Streams:
         self._offsets = np.concatenate([[0], np.cumsum(layout.sizes)]).tolist()
         self._held: _Held = _HeldForCuda(device) if device.type == "cuda" else _Held()
         self._directory: Path | None = None
-        if len(self.names) * self._offsets[-1] > budget_bytes:
+        if len(self.names) * _held_bytes(layout, device) > budget_bytes:
             self._directory = directory
             directory.mkdir(parents=True, exist_ok=True)
             for name in self.names:
@@ -69,10 +69,10 @@ class Streams:
 
     def put(self, name: str, batch: int, hidden: torch.Tensor) -> None:
         """Replace a batch's hidden states by those after the next layer."""
+        if hidden.dtype != self._layout.dtype and (self.in_files or self._device.type == "cuda"):
+            raise ValueError(f"hidden: {hidden.dtype} is not allowed; the stream holds {self._layout.dtype}")
         if self._directory is None:
             self._held.put(name, batch, hidden)
-        elif hidden.dtype != self._layout.dtype:
-            raise ValueError(f"hidden: {hidden.dtype} is not allowed; the stream holds {self._layout.dtype}")
         else:
             self._mapped(self._directory, name, batch, "r+").copy_(hidden)
 
@@ -118,6 +118,11 @@ class Streams:
             shape=(self._layout.sizes[batch],),
         )
         return torch.from_numpy(mapped).view(self._layout.dtype).view(shape)
+
+
+def _held_bytes(layout: Layout, device: torch.device) -> int:
+    """Return what a stream takes in host memory; torch rounds pinned memory up to a power of two."""
+    return sum(1 << (size - 1).bit_length() if device.type == "cuda" else size for size in layout.sizes)
 
 
 class _Held:

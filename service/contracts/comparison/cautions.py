@@ -112,12 +112,20 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
 def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
     for name in [name for name in baseline.schemes if name in other.schemes]:
         before, after = baseline.schemes[name], other.schemes[name]
-        settings = [{"scheme": one.scheme, **one.settings} for one in (before, after)]
+        settings = [
+            {"scheme": one.scheme, **one.settings, "keep": _kept(report, name)}
+            for report, one in ((baseline, before), (other, after))
+        ]
         if settings[0] != settings[1]:
             yield "scheme-settings-differ", f"settings of {name}: {_changed(*settings)}"
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
             yield "quantised-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"
+
+
+def _kept(report: Report, name: str) -> str:
+    """Return the modules that a variant was asked to leave as they are."""
+    return ", ".join(next((variant.keep for variant in report.analysis.schemes if variant.name == name), ())) or "none"
 
 
 def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:

@@ -178,7 +178,7 @@ def test_products_and_divergence_as_triton_interprets_them(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
 def test_the_sources_compile_for_a_device(capability: tuple[int, int], dtype: torch.dtype) -> None:
     machine_code = nvrtc.compile_source(nvrtc.source(), dtype, capability)
     assert machine_code.startswith(b"\x7fELF")

@@ -135,7 +135,7 @@ def test_a_weight_in_many_ranges_of_rows_is_the_same_as_in_one(
     whole = quantise_projection(original, scheme)
     weight = whole_weight(whole, original)
     errors = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
-    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
     assert [rows.start for rows in row_ranges(weight)] == [0, 64, 128, 192, 256]
     pieces = quantise_projection(original, scheme)
     assert torch.equal(run(pieces.module, x), run(whole.module, x))
@@ -150,7 +150,7 @@ def test_a_weight_in_many_ranges_of_rows_is_the_same_as_in_one(
 
 @pytest.mark.parametrize("name", FOUR_BITS)
 def test_four_bit_codes_and_scales_are_those_of_bitsandbytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
     original, settings = linear(96, 160, torch.bfloat16), known(name).settings
     expected = bnb.nn.Params4bit(
         original.weight.detach(), compress_statistics=settings["double_quantisation"], quant_type=name[:3]
@@ -166,7 +166,7 @@ def test_four_bit_codes_and_scales_are_those_of_bitsandbytes(name: str, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_int8_codes_and_scales_are_those_of_bitsandbytes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
     original = linear(96, 160, dtype)
     expected = bnb.nn.Int8Params(original.weight.detach(), requires_grad=False, has_fp16_weights=False).to("cpu")
     found = KERNELS[SCHEMES["int8"].kernel](original, SCHEMES["int8"].settings).module.weight

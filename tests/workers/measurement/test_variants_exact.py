@@ -151,7 +151,7 @@ def by_hand(original: nn.Linear, block: int, dtype: torch.dtype, *, double: bool
 def test_blocks_of_another_size_are_those_of_params4bit(
     block: int, dtype: str, double: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
     kind = getattr(torch, dtype)
     original = linear(1024, 96, kind)
     expected = by_hand(original, block, kind, double=double)
@@ -181,7 +181,7 @@ def test_blocks_that_run_over_rows_are_as_the_format_says(
         expected[start : start + block] = codes[np.abs(values[:, None] / abs_max - codes).argmin(axis=1)] * abs_max
     expected = expected.reshape(original.weight.shape)
     whole = quantise_projection(original, scheme_of(f"b=nf4:block_size={block}", torch.float32))
-    monkeypatch.setattr(projection, "_RANGE_ELEMENTS", 1)
+    monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
     pieces = quantise_projection(original, scheme_of(f"b=nf4:block_size={block}", torch.float32))
     assert torch.equal(pieces.module.weight.data, whole.module.weight.data)
     ranges = [*row_ranges(weight_rows(original))]

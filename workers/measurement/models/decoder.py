@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workers.measurement.errors import BadModel, first_line
-from workers.measurement.memory import drop_file_pages
+from workers.measurement.memory import drop_file_pages, is_fatal
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.config import read_config, reason
 from workers.measurement.models.kept_precision import keep_in_float32
@@ -98,7 +98,7 @@ class Decoder:
             for handle in handles:
                 handle.remove()
             for name in names:
-                set_module_tensor_to_device(layer, name, "meta")
+                set_module_tensor_to_device(layer, name, "meta", clear_cache=False)
 
     def _place(self, layer: nn.Module, index: int) -> None:
         for name, tensor in self.reader.take(index).items():
@@ -196,6 +196,8 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
             ignore_mismatched_sizes=True,  # so that they are named below, in words of our own
         )
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        if is_fatal(error):
+            raise
         raise BadModel(f"model: {checkpoint.path} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -251,7 +253,9 @@ def _weights_on_disk(layers: nn.ModuleList) -> Any:
     """Return accelerate's mapping from tensor names to tensors on disk, which its hooks on the modules hold."""
     hooks = (getattr(module, "_hf_hook", None) for module in layers.modules())
     maps = (getattr(hook, "weights_map", None) for hook in hooks)
-    return next(weights_map.dataset for weights_map in maps if weights_map is not None)
+    weights = next(weights_map.dataset for weights_map in maps if weights_map is not None)
+    weights.device = None  # accelerate would read straight to the device, and make all that it computes wait
+    return weights
 
 
 def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, index: dict[str, Any]) -> None:

@@ -45,6 +45,8 @@ class LayerReader:
         self._thread = ThreadPoolExecutor(1, "layer-reader") if ahead else None
         self._next: tuple[int, Future[Tensors]] | None = None
         self._pinned: torch.Tensor | None = None
+        # One for all layers: the memory that a layer leaves is given to the next only on the stream it was taken on.
+        self._stream = torch.cuda.Stream(device) if _is_cuda(device) else None
 
     def take(self, layer: int) -> Tensors:
         """Return a layer's tensors, ready for use on the device's current stream.
@@ -53,8 +55,12 @@ class LayerReader:
             BadModel: a tensor holds NaN or infinite values; names it.
         """
         fetched, self._next = self._next, None
-        tensors = fetched[1].result() if fetched is not None and fetched[0] == layer else self._read(layer)
-        if self._thread is not None and layer + 1 < len(self._names):
+        if self._thread is None:
+            return self._read(layer)
+        # Whatever is read is read by the thread, one layer after another: they share the pinned memory.
+        ready = fetched[1] if fetched is not None and fetched[0] == layer else self._thread.submit(self._read, layer)
+        tensors = ready.result()
+        if layer + 1 < len(self._names):
             self._next = layer + 1, self._thread.submit(self._read, layer + 1)
         if _is_cuda(self._device):
             for tensor in tensors.values():
@@ -76,13 +82,14 @@ class LayerReader:
 
     def _copy_to_device(self, read: Tensors) -> Tensors:
         """Return copies of tensors on the CUDA device; one is written to pinned memory while another is on its way."""
-        stream = torch.cuda.Stream(self._device)
+        assert self._stream is not None
         copies = {}
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             for name, pinned in self._pinned_like(read).items():
                 copies[name] = pinned.copy_(read[name]).to(self._device, non_blocking=True)
+                drop_file_pages(read[name])
             check_finite(copies)
-        stream.synchronize()
+        self._stream.synchronize()
         return copies
 
     def _pinned_like(self, read: Tensors) -> Tensors:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from workers.measurement.errors import BadModel, first_line
-from workers.measurement.memory import ran_out
+from workers.measurement.memory import is_fatal
 from workers.measurement.models.stand_ins import (
     Arguments,
     Recorded,
@@ -97,7 +97,7 @@ def _call(model: nn.Module, layers: nn.ModuleList, calls: "_Calls", token_ids: t
         with standing_in(layers, calls.observers(layers)), torch.no_grad():
             calls.logits = model(input_ids=token_ids, use_cache=False).logits
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, RuntimeError) as error:
-        if ran_out(error):
+        if is_fatal(error):
             raise
         raise _refusal(model, f"the model needs more of them than hidden states ({first_line(error)})") from error
     if calls.order != list(range(len(layers))):
@@ -152,7 +152,7 @@ def _running(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     except Exception as error:  # a model's code fails in as many ways as there are models
-        if ran_out(error):
+        if is_fatal(error):
             raise
         raise BadModel(f"model: {_name(model)} does not run on two tokens: {first_line(error)}") from error
 

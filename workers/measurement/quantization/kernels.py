@@ -8,7 +8,7 @@ from torch import nn
 
 from service.contracts.schemes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8, SIMULATED, Scheme
 from workers.measurement.errors import CannotQuantise
-from workers.measurement.memory import ran_out
+from workers.measurement.memory import is_fatal
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.linear4bit import linear4bit
 from workers.measurement.quantization.linear8bitlt import linear8bitlt
@@ -44,7 +44,7 @@ def quantise_projection(projection: nn.Module, scheme: Scheme) -> QuantisedProje
                 raise Refused(f"two tokens give an output of shape {list(output.shape)}")
             _tried.add(form)
     except (Refused, AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
-        if ran_out(error):
+        if is_fatal(error):
             raise
         reason = str(error).strip() or type(error).__name__
         raise CannotQuantise(f"{in_features} -> {out_features}: {reason}") from error

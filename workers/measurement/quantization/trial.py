@@ -15,7 +15,7 @@ from torch import nn
 from service.contracts.schemes import Scheme
 from workers.measurement.capture import capturing
 from workers.measurement.errors import CannotQuantise, first_line
-from workers.measurement.memory import ran_out
+from workers.measurement.memory import is_fatal
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
@@ -82,7 +82,7 @@ class Trials:
         try:
             hidden = self._run(index, copied, []).hidden
         except Exception as error:  # as below; some check of the layer's own met them
-            if ran_out(error):
+            if is_fatal(error):
                 raise
             return True
         return not torch.allclose(hidden, expected.hidden, rtol=0, atol=0, equal_nan=True)
@@ -100,7 +100,7 @@ class Trials:
         try:
             found = self._run(index, copied, parts).types
         except Exception as error:  # a model's code fails in as many ways as there are models
-            if ran_out(error):
+            if is_fatal(error):
                 raise
             return first_line(error)
         differing = (name for name, kind in expected.types.items() if found.get(name, kind) != kind)

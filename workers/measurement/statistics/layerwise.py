@@ -65,5 +65,6 @@ def _magnitudes(stream: Stream, dimensions: I64) -> Iterator[torch.Tensor]:
     """Yield the magnitudes of these dimensions, float32 on their device, NaN where not finite, part by part."""
     index = torch.from_numpy(dimensions)
     for x in stream():
-        magnitudes = x[:, index.to(x.device)].float().abs()
+        index = index.to(x.device)
+        magnitudes = x[:, index].float().abs()
         yield torch.where(magnitudes.isfinite(), magnitudes, torch.nan)

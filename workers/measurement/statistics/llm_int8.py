@@ -115,7 +115,7 @@ class LayerHits:
             self._fetch()
 
     def _fetch(self) -> None:
-        """Bring what was noted on the device to the host; equal values are counted there first."""
+        """Begin to bring what was noted on the device to the host; equal values are counted there first."""
         noted, self._on_device = self._on_device, []
         if not noted:
             return
@@ -124,7 +124,6 @@ class LayerHits:
             # The values of all batches come with the first.
             values = (keys, counts) if number == 0 else ()
             self._copies.add((hits.positions, hits.abs_max, *values), functools.partial(self._take, hits))
-        self._copies.finish()
 
     def _take(self, noted: _DeviceHits, positions: NDArray[np.uint8], abs_max: F32, *values: I64) -> None:
         """Keep what came from the device."""
@@ -135,6 +134,7 @@ class LayerHits:
         """Return what was seen."""
         self._copies.finish()
         self._fetch()
+        self._copies.finish()
         dimensions = np.unique(np.concatenate([np.empty(0, np.int64), *(found.dimensions for _, found in self._found)]))
         positions = np.zeros((len(dimensions), self._bytes[-1]), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 Use = Callable[..., None]
-"""Takes one array for each tensor; they are overwritten later, so what is kept of them must be copied."""
+"""Takes one array for each tensor, all of them parts of one piece of memory: what is kept of them must be copied."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class HostCopies:
         """Whether tensors are in host memory already, and used at once."""
         self._waiting: list[tuple[Sequence[torch.Tensor], Use]] = []
         self._under_way: _Copy | None = None
+        self._in_use = False
 
     def add(self, tensors: Sequence[torch.Tensor], use: Use) -> None:
         """Call `use` with the tensors as arrays: at once if they are in host memory, else after the next batch."""
@@ -52,10 +53,14 @@ class HostCopies:
         before, self._under_way = self._under_way, _start(self._waiting) if self._waiting else None
         self._waiting = []
         if before is not None:
+            self._in_use = True
             _use(before)
+            self._in_use = False
 
     def finish(self) -> None:
-        """Use everything that was added."""
+        """Use everything that was added, in its order; not to be called from a `use`, which is amid it."""
+        if self._in_use:
+            raise RuntimeError("finish: figures are being used; what they lead to is used after them")
         while self._waiting or self._under_way is not None:
             self.next_batch()
 

@@ -36,7 +36,8 @@ def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
 def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
     """Return a call of every kernel, on tensors of a type with NaN, infinities, zeros and large values."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 200, 70, generator=generator) * torch.exp(2 * torch.randn(2, 200, 70, generator=generator))
+    shape = (2, 200, 1100)  # more than a block of any kernel reads at a time, along both axes
+    x = torch.randn(shape, generator=generator) * torch.exp(2 * torch.randn(shape, generator=generator))
     x.view(-1)[:7] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-40, 70000.0, -6.0])
     x = x.to(dtype).to(device)
     tokens = x[0]
@@ -46,8 +47,12 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
     in_bin = int((magnitudes.view(torch.int32) >> SHIFT == number).sum())
     reached = magnitudes.isfinite() & (magnitudes >= _THRESHOLD)
     dimensions = reached.any(dim=0).nonzero().flatten()
-    logits, next_ids = x[1].contiguous(), torch.arange(200, device=device) % 70
-    scores = plain.score_logits(logits, next_ids)
+    logits = 3 * torch.randn(2, 20, 5000, generator=generator)
+    logits[:, 0, 7], logits[:, 1, 7], logits[:, 2, 4000:] = torch.nan, torch.inf, -torch.inf
+    logits[1] = logits[0] + 0.3 * logits[1].nan_to_num(0, 0, 0)
+    reference, scheme = logits.to(dtype).to(device)
+    next_ids = torch.arange(20, device=device)
+    scores = plain.score_logits(reference, next_ids)
     return [
         Trial("typical", (x,)),
         Trial("reduce", (x, plain.typical(x), _THRESHOLD), _SUMS),
@@ -55,8 +60,8 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
         Trial("magnitudes_in_bin", (lambda: iter([tokens]), number, in_bin), unordered=True),
         Trial("token_products", (tokens, other), _SUMS),
         Trial("note_hits", (tokens, dimensions, int(reached.sum()), _THRESHOLD, _KEPT_BITS), unordered=True),
-        Trial("score_logits", (logits, next_ids), _EXPONENTIALS),
-        Trial("compare_logits", (logits, scores[0], other[: len(logits)].nan_to_num(), next_ids), _EXPONENTIALS),
+        Trial("score_logits", (reference, next_ids), _EXPONENTIALS),
+        Trial("compare_logits", (reference, scores[0], scheme, next_ids), _EXPONENTIALS),
     ]
 
 

@@ -111,14 +111,19 @@ def compile_source(code: str, dtype: torch.dtype, capability: tuple[int, int]) -
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = b" " * _check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
+            log = _room(_check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program)))
             nvrtc.nvrtcGetProgramLog(program, log)
             raise KernelFailed(log.rstrip(b"\0 \n").decode(errors="replace"))
-        cubin = b" " * _check(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
+        cubin = _room(_check(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
         _check(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return bytes(cubin)
+
+
+def _room(size: int) -> bytes:
+    """Return bytes that the library writes to; of a single one Python has but one object."""
+    return bytes(max(2, size))
 
 
 def _check(library: Any, answer: tuple[Any, ...]) -> Any:

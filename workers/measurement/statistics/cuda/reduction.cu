@@ -27,6 +27,17 @@ extern "C" __global__ void typical(const void *x, float *out, i64 sequences, i64
     out[here] = median3(median3(v[0], v[3], v[6]), median3(v[1], v[4], v[7]), median3(v[2], v[5], v[8]));
 }
 
+__device__ int largest_of_warp(int value)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    for (int distance = 16; distance > 0; distance /= 2)
+        value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    return value;
+#else
+    return __reduce_max_sync(0xffffffffu, value);
+#endif
+}
+
 // Reduce a range of tokens of some channels. Grid: (N * R, ceil(d / CHANNELS)); THREADS threads.
 // extremes [2, N, R, d], sums [N, R, 4, d], counts [2, N, R, d] (over the threshold, not finite), over_fp16 [N],
 // peaks [N, S] (the largest pattern, -1 before any), histogram [BINS]; the last three are added to.
@@ -75,7 +86,7 @@ extern "C" __global__ void reduce_range(
             peak = max(peak, (int)magnitude);  // magnitudes order as their patterns do
             count_bin(bins, bits);
         }
-        peak = __reduce_max_sync(0xffffffffu, peak);
+        peak = largest_of_warp(peak);
         if (threadIdx.x % 32 == 0 && peak >= 0)
             atomicMax(peaks + n * tokens + t, peak);
     }
