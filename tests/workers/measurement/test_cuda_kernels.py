@@ -20,7 +20,9 @@ from test_kernels import DTYPES, SHAPES, check_products, check_reduction, random
 from tiny_models import request_for
 
 import workers.measurement.__main__ as program
+from service.contracts.schemes import SCHEMES
 from workers.measurement.progress import Narrator
+from workers.measurement.quantization import kernels
 from workers.measurement.remarks import warn_replaced
 from workers.measurement.statistics import backends, plain
 from workers.measurement.statistics.cuda import histogram, hits, nvrtc, reduction
@@ -153,9 +155,9 @@ def check_divergence(score: torch.Tensor, comparison: torch.Tensor, dtype: torch
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_divergence_in_host_memory(dtype: torch.dtype) -> None:
     p, q, next_ids = unusual_logits(dtype)
-    for kernels in (backends, plain):
-        score = kernels.score_logits(p, next_ids)
-        check_divergence(score, kernels.compare_logits(p, score[0], q, next_ids), dtype, tolerance=1e-9)
+    for module in (backends, plain):
+        score = module.score_logits(p, next_ids)
+        check_divergence(score, module.compare_logits(p, score[0], q, next_ids), dtype, tolerance=1e-9)
 
 
 def test_products_and_divergence_as_triton_interprets_them(tmp_path: Path) -> None:
@@ -240,6 +242,38 @@ def test_a_kernel_that_gives_other_figures_is_replaced(field: str, monkeypatch: 
     run_trials(trials(torch.device("cpu"), torch.float32), CUDA)
     assert backends.replaced()["reduce"] == "it gives other figures than plain torch"
     check_reduction(backends.on_device("reduce", CUDA, x, plain.typical(x), 6.0), x, 6.0)
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+@pytest.mark.parametrize("kernel", ["score_logits", "compare_logits"])
+@pytest.mark.parametrize("row", [0, 1, 2, 3])
+def test_a_wrong_divergence_is_seen(kernel: str, row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel == "score_logits" and row == 3:
+        row = -1
+
+    def wrong(*arguments: torch.Tensor) -> torch.Tensor:
+        figures = getattr(plain, kernel)(*arguments).clone()
+        figures[row, 5:] *= 1 + 1e-5
+        return figures
+
+    from workers.measurement.statistics.cuda import divergence
+
+    monkeypatch.setattr(divergence, kernel, wrong)
+    run_trials([trial for trial in trials(torch.device("cpu"), torch.bfloat16) if trial.kernel == kernel], CUDA)
+    assert backends.replaced() == {kernel: "it gives other figures than plain torch"}
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_failure_of_the_device_says_nothing_of_a_projection(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise error("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(kernels, "KERNELS", dict.fromkeys(kernels.KERNELS, broken))
+    with pytest.raises(error):
+        kernels.quantise_projection(torch.nn.Linear(8, 8), SCHEMES["int8"])
 
 
 @pytest.mark.usefixtures("nothing_replaced")

@@ -85,3 +85,13 @@ def test_a_weight_that_is_not_finite_is_named_when_its_layer_is_taken(value: flo
     layers.take(0)
     with pytest.raises(BadModel, match=r"layers\.1\.mlp\.weight holds NaN or infinite"):
         layers.take(1)
+
+
+def test_whatever_is_read_ahead_or_at_once_is_read_by_one_thread() -> None:
+    disk = Disk()
+    layers = reader(disk, ahead=True)
+    for layer in (0, 0, 3, 1):  # of which the reader expects none but the first
+        layers.take(layer)
+    disk.wait_for(2 * 7)
+    assert len({ident for _, ident in disk.reads}) == 1
+    assert disk.reads[0][1] != threading.get_ident()

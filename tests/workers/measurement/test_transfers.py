@@ -5,6 +5,8 @@ import pytest
 import torch
 from device_twin import copies_from_device
 
+from workers.measurement.statistics import llm_int8
+from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.transfers import HostCopies
 
@@ -56,6 +58,27 @@ def test_what_is_used_may_ask_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     copies.add((torch.tensor(0),), use)
     copies.finish()
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_figures_are_not_finished_amid_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = copies_from_device(monkeypatch)
+    copies.add((torch.tensor(0),), lambda _: copies.finish())
+    with pytest.raises(RuntimeError, match="finish: figures are being used"):
+        copies.finish()
+
+
+def test_what_hits_bring_over_early_changes_no_other_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_int8, "_MOST_KEYS", 3)
+    at_once, late = HostCopies(), copies_from_device(monkeypatch)
+    found = []
+    for copies in (at_once, late):
+        statistics, hits = SiteStatistics(5, 2.0, copies), LayerHits([18] * 4, 2.0, copies)
+        for batch in range(4):
+            x = 4 * torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(batch))
+            hits.add(batch, x.flatten(0, 1), statistics.add(x).sum(dim=0))
+            copies.next_batch()
+        found.append((statistics.token_abs_max.tolist(), statistics.range(), hits.hits().positions.tolist()))
+    assert found[0] == found[1]
 
 
 def test_in_host_memory_nothing_waits() -> None:
