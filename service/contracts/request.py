@@ -1,5 +1,6 @@
 """What is asked for: the job a person submits, and the request file that a measurement reads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, LiteralString, Self
 
@@ -103,12 +104,18 @@ class VarianceThresholds(Thresholds):
 
 
 class HeadThresholds(Thresholds):
-    """When an attention head is an outlier."""
+    """When an attention head is an outlier, and when a scheme damages it."""
 
     relative_peak: Annotated[float, Field(gt=0), NoBoolean] = 20.0
-    """Measured: max abs(z_h) over the layer's rms(z), at or above this."""
-    predicted_peak: Annotated[float, Field(gt=0), NoBoolean] = 2.0
-    """Predicted from weights alone: the largest value channel's norm over the layer's typical one."""
+    """An outlier: max abs(z_h) over the layer's rms(z), at or above this."""
+    damaged_sqnr_db: Annotated[float, Field(gt=0), NoBoolean] = 20.0
+    """Damaged: sqnr_db of z_h in the scheme's own stream, below this."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_prediction(cls, given: object) -> object:
+        """Leave out `predicted_peak`, which older requests and reports hold: no outlier head is predicted anymore."""
+        return {k: v for k, v in given.items() if k != "predicted_peak"} if isinstance(given, Mapping) else given
 
 
 class VerdictLimits(Frozen):

@@ -140,7 +140,7 @@ _TABLES = (
     ),
     Table(
         "heads",
-        "Attention heads: measured and predicted outliers, and what the schemes do to them",
+        "Attention heads: which are outliers, and what the schemes do to them",
         (
             _LAYER,
             Column("head", "int32", "query head, from 0"),
@@ -148,9 +148,9 @@ _TABLES = (
             Column("rms", "float64", "root mean square of z_h"),
             Column("crest_db", "float64", "20 log10(abs_max / rms); null where rms is 0"),
             Column("relative_peak", "float64", "abs_max over the root mean square of the whole layer's z"),
-            Column("predicted_peak", "float64", "from weights alone; null where the architecture gives no such norm"),
+            Column("predicted_peak", "float64", "null; before schema version 1.2 a prediction from the weights"),
             Column("measured_outlier", "bool", "relative_peak at or above its threshold"),
-            Column("predicted_outlier", "bool", "predicted_peak at or above its threshold; null where that is null"),
+            Column("predicted_outlier", "bool", "null, like predicted_peak"),
         ),
         (Column("sqnr_db_{scheme}", "float64", "of z_h in the scheme's own stream; null where exact or z_h is 0"),),
     ),

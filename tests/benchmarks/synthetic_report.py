@@ -163,14 +163,14 @@ class SyntheticReport:
 
     def heads(self) -> Columns:
         count = self.shape.layers * self.shape.heads
-        peak, predicted = self.random.lognormal(2, 0.7, count), self.random.lognormal(0, 0.5, count)
+        peak = self.random.lognormal(2, 0.7, count)
         noise = {f"sqnr_db_{s}": -20 * np.log10(DAMAGE[s]) + self.random.normal(0, 5, count)
                  for s in self.shape.schemes}  # fmt: skip
         return {
             "layer": np.repeat(np.arange(self.shape.layers), self.shape.heads),
             "head": np.tile(np.arange(self.shape.heads), self.shape.layers), "abs_max": peak, "rms": peak / 5,
-            "crest_db": [14.0] * count, "relative_peak": peak, "predicted_peak": predicted,
-            "measured_outlier": peak >= 20, "predicted_outlier": predicted >= 2, **noise,
+            "crest_db": [14.0] * count, "relative_peak": peak, "predicted_peak": [None] * count,
+            "measured_outlier": peak >= 20, "predicted_outlier": [None] * count, **noise,
         }  # fmt: skip
 
     def errors(self) -> Columns:
@@ -252,7 +252,7 @@ class SyntheticReport:
             "outliers": self.outliers(),
             "massive_activations": self.rows("massive_activations", 100),
             "heads": {"thresholds": {}, "heads": shape.layers * shape.heads, "measured_outliers": 80,
-                      "predicted_outliers": 90, "both": 30},
+                      "schemes": {name: {"damaged": 90, "damaged_outliers": 30} for name in shape.schemes}},
             "schemes": {name: self.scheme(name) for name in shape.schemes},
             "labelled": self.labelled(),
             "tables": [

@@ -58,5 +58,3 @@ class LayerFindings:
     """By stream: the last tokens of the labelled prompts, [B, d] a batch; only at the depth that was asked for."""
     surface: Callable[[], Surface] | None = None
     """Makes that of the sequence with the largest magnitude at block.output, before the streams move on."""
-    predicted_peaks: list[float] | None = None
-    """By head; None where the architecture does not allow the prediction."""

@@ -17,16 +17,10 @@ from workers.measurement.findings import LayerFindings, SchemeFindings
 from workers.measurement.memory import is_fatal
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
-from workers.measurement.models.projections import (
-    ATTENTION_INPUT,
-    MLP_INPUT,
-    Projection,
-    projections,
-    value_projection,
-)
+from workers.measurement.models.projections import ATTENTION_INPUT, MLP_INPUT, Projection, projections
 from workers.measurement.state import SweepState
 from workers.measurement.statistics.deviation import DeviationStatistics
-from workers.measurement.statistics.heads import HeadDeviation, head_ranges, predicted_peaks
+from workers.measurement.statistics.heads import HeadDeviation, head_ranges
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
 from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
@@ -203,15 +197,12 @@ class LayerPass:
         massive_activations(x, peaks, limits, self._copies, functools.partial(found.__setitem__, number))
 
     def _find_heads(self) -> None:
-        """Find what the heads reach, and what their weights foretell: torch's work, so not for `threads.each`."""
+        """Find what the heads reach."""
         found, heads = self._found, self._heads
         if heads is None or HEADS_SITE not in found.ranges:
             return
         channels = found.ranges[HEADS_SITE].channels()
         found.heads = head_ranges(channels.abs_max, channels.mean, channels.variance, heads.query)
-        weight, scale = value_projection(self._layer, self._config) or (None, None)
-        if weight is not None and scale is not None:
-            found.predicted_peaks = predicted_peaks(weight, scale, heads.query, heads.key_value)
 
     def _residual_stream(self) -> Iterable[torch.Tensor]:
         return self._state.streams.tokens(REFERENCE, len(self._state.measured))

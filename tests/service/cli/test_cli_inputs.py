@@ -159,7 +159,7 @@ def test_thresholds_are_sent_in_their_groups():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("magnitude=5",), r"--set: 'magnitude=5' .* NAME is one of llm_int8\.magnitude, .*heads\.predicted_peak"),
+        (("magnitude=5",), r"--set: 'magnitude=5' .* NAME is one of llm_int8\.magnitude, .*heads\.damaged_sqnr_db"),
         (("llm_int8.magnitud=5",), r"'llm_int8\.magnitud=5'.*one of"),
         (("sequences=5",), "'sequences=5'.*one of"),
         (("llm_int8=5",), "'llm_int8=5'.*one of"),

@@ -30,7 +30,7 @@ from workers.measurement.capture import Site
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import load_decoder
-from workers.measurement.models.projections import projections, value_projection
+from workers.measurement.models.projections import projections, weight_rows
 from workers.measurement.results.report import not_quantised
 from workers.measurement.state import Batch
 from workers.measurement.streams import REFERENCE
@@ -202,44 +202,16 @@ def test_gate_and_up_are_split_as_the_mlp_uses_them() -> None:
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_the_value_projection_and_its_norm_are_those_that_act(architecture: str) -> None:
-    """On states of alternating sign, mean 0 and rms 1, a norm gives its scale, and its bias cancels."""
+def test_the_heads_are_as_wide_as_the_values_and_as_what_enters_o(architecture: str) -> None:
     model = random_model(CONFIGS[architecture](), torch.float32)
     layer, config = decoder_layers(model)[0], model.config
-    signs = torch.tensor([1.0, -1.0]).repeat(HIDDEN // 2)
-    [value] = [p for p in projections(layer, config) if "attn.v" in p.parts]
-    taken, given = [], []
-    layer.register_forward_pre_hook(
-        lambda _, inputs, keyword: ((next(states) * signs.expand(*TOKEN_IDS.shape, HIDDEN), *inputs[1:]), keyword),
-        with_kwargs=True,
-    )
-    module = layer.get_submodule(value.name)
-    module.register_forward_hook(lambda _, inputs, __: taken.append(inputs[0]))
-    module.register_forward_hook(lambda _, __, output: given.append(output))
-    for sign in (1.0, -1.0):
-        states = iter([sign])
-        with torch.no_grad():
-            model(input_ids=TOKEN_IDS, use_cache=False)
-    weight, scale = value_projection(layer, config) or pytest.fail("no value projection")
-
     found = heads(config)
     assert found is not None
-    assert len(weight) == found.key_value * found.width
+    [value] = [p for p in projections(layer, config) if "attn.v" in p.parts]
+    outputs = len(weight_rows(layer.get_submodule(value.name)))
+    assert len(torch.arange(outputs)[value.parts["attn.v"]]) == found.key_value * found.width
     [out] = [p for p in projections(layer, config) if "attn.o" in p.parts]
-    o_weight = layer.get_submodule(out.name).weight
-    assert (o_weight.shape[0] if architecture == "gpt2" else o_weight.shape[1]) == found.query * found.width
-
-    change = (taken[0] - taken[1]) / 2
-    expected = (given[0] - given[1])[..., value.parts["attn.v"]] / 2
-    torch.testing.assert_close(change @ weight.T, expected, rtol=1e-4, atol=1e-5)
-    if architecture in ("olmo2", "opt, norms after", "opt, projected"):
-        assert scale is None
-        assert torch.equal(change[0, 0], signs)
-    elif architecture.startswith("deepseek"):
-        assert scale is None
-        assert change.shape[-1] == config.kv_lora_rank
-    else:
-        torch.testing.assert_close(scale, change[0, 0] * signs, rtol=1e-4, atol=1e-5)
+    assert weight_rows(layer.get_submodule(out.name)).shape[1] == found.query * found.width
 
 
 def test_a_fused_module_of_another_width_keeps_its_module_name() -> None:

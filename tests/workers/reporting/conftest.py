@@ -43,7 +43,7 @@ class Recipe:
     outliers: int = 3
     heads: int = 8
     outlier_heads: bool = True
-    """About one head in five is measured or predicted to be an outlier; else none."""
+    """About one head in six is an outlier; else none."""
     labelled: int = 160
     """Labelled prompts; 0 for none given."""
     label_dimensions: tuple[int, ...] = (201, 14, 35, 67)
@@ -255,9 +255,12 @@ class Maker:
             "thresholds": {},
             "heads": len(rows),
             "measured_outliers": sum(row["measured_outlier"] for row in rows),
-            "predicted_outliers": sum(row["predicted_outlier"] for row in rows),
-            "both": sum(row["measured_outlier"] and row["predicted_outlier"] for row in rows),
+            "schemes": {scheme: self.head_damage(scheme) for scheme in self.recipe.schemes},
         }
+
+    def head_damage(self, scheme: str) -> dict[str, int]:
+        damaged = [row for row in self.rows["heads"] if row[f"sqnr_db_{scheme}"] < 20]
+        return {"damaged": len(damaged), "damaged_outliers": sum(row["measured_outlier"] for row in damaged)}
 
     def tables(self) -> dict[str, Table]:
         recipe = self.recipe

@@ -17,19 +17,18 @@ SQNR = {"int8": 31.0, "nf4": 17.0}
 def head_rows(
     random: np.random.Generator, layers: int, heads: int, schemes: Sequence[str], outliers: bool = True
 ) -> Rows:
-    """Return rows of table `heads`; with `outliers` about one head in five is measured or predicted to be one."""
+    """Return rows of table `heads`; with `outliers` about one head in six is one."""
     rows = []
     for layer in range(layers):
         for head in range(heads):
             hidden = float(random.normal())
             relative = float(8 * np.exp(0.9 * hidden)) if outliers else 8.0
-            predicted = float(np.exp(0.5 * (hidden + random.normal()))) if outliers else 1.1
             ratios = {f"sqnr_db_{s}": float(random.normal(SQNR.get(s, 24.0) - 2 * hidden, 6)) for s in schemes}
             rows.append(
                 {
                     "layer": layer, "head": head, "abs_max": relative, "rms": 1.0, "crest_db": 20 * np.log10(relative),
-                    "relative_peak": relative, "predicted_peak": predicted, "measured_outlier": relative >= 20,
-                    "predicted_outlier": predicted >= 2, **ratios,
+                    "relative_peak": relative, "predicted_peak": None, "measured_outlier": relative >= 20,
+                    "predicted_outlier": None, **ratios,
                 }
             )  # fmt: skip
     return rows

@@ -11,12 +11,12 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
 from workers.reporting.figures import head_agreement, head_severity, style
-from workers.reporting.figures.drawing import NothingToDraw
 from workers.reporting.loading import ReportUnreadable
 from workers.reporting.render import render
 
 GRADES = ["≥ 30 dB", "20 to 30 dB", "10 to 20 dB", "< 10 dB"]
-SIDES = ["predicted and measured", "neither", "measured, not predicted", "predicted, not measured"]
+SIDES = ["outlier and damaged", "neither", "damaged, no outlier", "outlier, not damaged"]
+SCHEMES = ("int8", "nf4")
 GREEN, YELLOW, ORANGE, RED = (to_rgb(colour) for colour in style.SEVERITY)
 DARK_GREEN, LIME, LIGHT_RED, DARK_RED = (to_rgb(colour) for colour in style.AGREEMENT)
 
@@ -28,7 +28,7 @@ def severity(draw_with):
 
 @pytest.fixture
 def agreement(draw_with):
-    return lambda directory: draw_with(head_agreement, directory)["head_agreement"]
+    return partial(draw_with, head_agreement)
 
 
 def bars(drawing):
@@ -65,9 +65,9 @@ def grade_by_hand(ratio):
     return GREEN if ratio >= 30 else YELLOW if ratio >= 20 else ORANGE if ratio >= 10 else RED
 
 
-def side_by_hand(row):
-    names = {(True, True): DARK_GREEN, (False, False): LIME, (True, False): LIGHT_RED, (False, True): DARK_RED}
-    return names[row["measured_outlier"], row["predicted_outlier"]]
+def side_by_hand(row, scheme):
+    names = {(True, True): DARK_GREEN, (False, False): LIME, (False, True): LIGHT_RED, (True, False): DARK_RED}
+    return names[row["measured_outlier"], row[f"sqnr_db_{scheme}"] < 20]
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8, 10, 80])
@@ -91,7 +91,7 @@ def test_a_ratio_on_a_limit_belongs_to_the_better_class(make_report, severity, e
 @pytest.mark.parametrize("layers", [3, 8, 80])
 def test_every_segment_is_labelled_with_its_share(make_report, severity, agreement, layers):
     report = make_report(layers=layers, heads=24)
-    for drawing in (*severity(report).values(), agreement(report)):
+    for drawing in (*severity(report).values(), *agreement(report).values()):
         heights, texts = bars(drawing), shares(drawing)
         assert set(texts) == set(heights)
         for quarter in {quarter for quarter, _ in heights}:
@@ -103,7 +103,7 @@ def test_every_segment_is_labelled_with_its_share(make_report, severity, agreeme
 
 
 def test_the_total_of_every_bar_stands_over_it(make_report, agreement):
-    drawing = agreement(make_report(layers=12, heads=200))
+    drawing = agreement(make_report(layers=12, heads=200))["head_agreement_nf4"]
     axes = drawing.figure.axes[0]
     totals = collections.Counter()
     for (quarter, _), height in bars(drawing).items():
@@ -145,8 +145,10 @@ def test_shares_of_slivers_stand_beside_the_bar_and_apart(make_report, severity,
 
 def test_axes_are_those_of_the_contract(make_report, severity, agreement):
     report = make_report(layers=48, source="openai/GPT-2-xl")
-    drawings = [*severity(report).values(), agreement(report)]
-    assert [drawing.name for drawing in drawings] == ["head_severity_int8", "head_severity_nf4", "head_agreement"]
+    drawings = [*severity(report).values(), *agreement(report).values()]
+    assert [drawing.name for drawing in drawings] == [
+        f"{figure}_{scheme}" for figure in ("head_severity", "head_agreement") for scheme in SCHEMES
+    ]
     for drawing in drawings:
         axes = drawing.figure.axes[0]
         assert axes.get_title() == "GPT-2-xl"
@@ -159,7 +161,7 @@ def test_axes_are_those_of_the_contract(make_report, severity, agreement):
     [(1, ["[0, 1)"]), (3, ["[0, 1)", "[1, 2)", "[2, 3)"]), (6, ["[0, 1)", "[1, 3)", "[3, 4)", "[4, 6)"])],
 )
 def test_quarters_of_depths_that_four_does_not_divide(make_report, agreement, layers, labels):
-    drawing = agreement(make_report(layers=layers))
+    drawing = agreement(make_report(layers=layers))["head_agreement_int8"]
     assert [tick.get_text() for tick in drawing.figure.axes[0].get_xticklabels()] == labels
     assert ("fewer than four layers" in drawing.caption) == (layers < 4)
 
@@ -173,7 +175,12 @@ def test_legends_name_the_colours_from_the_bottom_up(make_report, severity, agre
             style.SEVERITY,
             "SQNR of the head under nf4 (4-bit NormalFloat)",
         ),
-        (agreement(report), SIDES, style.AGREEMENT, "Outlier heads: from weights alone, and measured"),
+        (
+            agreement(report)["head_agreement_nf4"],
+            SIDES,
+            style.AGREEMENT,
+            "Heads under nf4 (4-bit NormalFloat): outliers, and damaged",
+        ),
     ):
         legend = drawing.figure.legends[0]
         assert [text.get_text() for text in legend.get_texts()] == names
@@ -185,7 +192,7 @@ def test_legends_name_the_colours_from_the_bottom_up(make_report, severity, agre
 
 
 def test_hover_says_the_exact_count(make_report, agreement):
-    drawing = agreement(make_report(layers=80, heads=30))
+    drawing = agreement(make_report(layers=80, heads=30))["head_agreement_nf4"]
     texts = {gid: text for gid, (text,) in drawing.hover.items()}
     for patch in drawing.figure.axes[0].patches:
         place = list(style.AGREEMENT).index(to_hex(patch.get_facecolor()))
@@ -250,12 +257,14 @@ def test_heads_with_nothing_to_compare_are_a_class_of_their_own(make_report, sev
 
 
 @pytest.mark.parametrize("layers", [2, 8, 80])
-def test_agreement_counts_each_head_once(make_report, agreement, rows_of, layers):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_agreement_counts_each_head_once(make_report, agreement, rows_of, layers, scheme):
     report = make_report(layers=layers, heads=16)
     rows = rows_of(report, "heads")
-    flagged = [row for row in rows if row["measured_outlier"] or row["predicted_outlier"]]
-    expected = collections.Counter((quarter_of(row["layer"], layers), side_by_hand(row)) for row in flagged)
-    drawn = bars(agreement(report))
+    flagged = [row for row in rows if row["measured_outlier"] or row[f"sqnr_db_{scheme}"] < 20]
+    expected = collections.Counter((quarter_of(row["layer"], layers), side_by_hand(row, scheme)) for row in flagged)
+    assert {colour for _, colour in expected} == {DARK_GREEN, LIGHT_RED, DARK_RED} or layers == 2
+    drawn = bars(agreement(report)[f"head_agreement_{scheme}"])
     assert {key: height for key, height in drawn.items() if key[1] != LIME} == expected
     others = collections.Counter(quarter_of(row["layer"], layers) for row in rows if row not in flagged)
     drawn_others = {quarter: height for (quarter, colour), height in drawn.items() if colour == LIME}
@@ -265,83 +274,82 @@ def test_agreement_counts_each_head_once(make_report, agreement, rows_of, layers
 
 def test_the_population_holds_no_head_twice_and_follows_the_seed():
     random = np.random.default_rng(5)
-    found = head_agreement.Heads(
-        layer=np.repeat(np.arange(10), 30),
-        head=np.tile(np.arange(30), 10),
-        measured=random.random(300) < 0.1,
-        predicted=random.random(300) < 0.1,
-        foretold=np.ones(300, bool),
-    )
-    chosen = head_agreement.population(found, 0)
-    flagged = np.flatnonzero(found.measured | found.predicted)
+    outlier, damaged, known = random.random(300) < 0.1, random.random(300) < 0.1, random.random(300) < 0.95
+    chosen = head_agreement.population(outlier, damaged, known, 0)
+    flagged = np.flatnonzero((outlier | damaged) & known)
     assert len(set(chosen)) == len(chosen) == 2 * len(flagged)
-    assert set(flagged) <= set(chosen)
-    np.testing.assert_array_equal(chosen, head_agreement.population(found, 0))
-    assert set(chosen) != set(head_agreement.population(found, 1))
-    everyone = found._replace(measured=random.random(300) < 0.8)
-    assert head_agreement.population(everyone, 0).tolist() == list(range(300))
+    assert set(flagged) <= set(chosen) <= set(np.flatnonzero(known))
+    np.testing.assert_array_equal(chosen, head_agreement.population(outlier, damaged, known, 0))
+    assert set(chosen) != set(head_agreement.population(outlier, damaged, known, 1))
+    most = random.random(300) < 0.8
+    assert head_agreement.population(most, damaged, known, 0).tolist() == np.flatnonzero(known).tolist()
 
 
 @pytest.mark.parametrize("layers", [3, 8, 80])
-def test_a_severity_bar_is_dark_green_and_red(make_report, severity, agreement, layers):
+def test_a_severity_bar_is_dark_green_and_dark_red(make_report, severity, agreement, layers):
     report = make_report(layers=layers, heads=32)
-    agreed = bars(agreement(report))
-    measured = collections.Counter()
-    for (quarter, colour), height in agreed.items():
-        measured[quarter] += height * (colour in (DARK_GREEN, LIGHT_RED))
-    for drawing in severity(report).values():
-        totals = collections.Counter()
-        for (quarter, _), height in bars(drawing).items():
+    for scheme in SCHEMES:
+        outliers, totals = collections.Counter(), collections.Counter()
+        for (quarter, colour), height in bars(agreement(report)[f"head_agreement_{scheme}"]).items():
+            outliers[quarter] += height * (colour in (DARK_GREEN, DARK_RED))
+        for (quarter, _), height in bars(severity(report)[f"head_severity_{scheme}"]).items():
             totals[quarter] += height
-        assert totals == +measured
+        assert totals == +outliers
 
 
-def test_the_captions_state_definition_and_settings(make_report, severity, agreement):
+@pytest.mark.parametrize(("ratio", "colour"), [(20, DARK_RED), (19.99, DARK_GREEN)])
+def test_a_head_on_the_limit_is_not_damaged(make_report, agreement, edit_table, ratio, colour):
+    report = make_report(layers=1, heads=1)
+    edit_table(report, "heads", lambda rows: rows[0].update(measured_outlier=True, sqnr_db_nf4=float(ratio)))
+    assert bars(agreement(report)["head_agreement_nf4"]) == {(0, colour): 1}
+
+
+def test_the_captions_state_definition_and_settings(make_report, severity, agreement, rows_of):
     report = make_report()
     for part in ("nf4 (4-bit NormalFloat), quant_type nf4", "10 log10", "floor(i L / 4)", "Model example/llama-small",
                  "calibration.txt", "tables/heads.parquet"):  # fmt: skip
         assert part in severity(report)["head_severity_nf4"].caption
     content = json.loads((report / "report.json").read_text())
-    content["heads"]["thresholds"] = {"relative_peak": 17.5, "predicted_peak": 2.25}
+    content["heads"]["thresholds"] = {"relative_peak": 17.5, "damaged_sqnr_db": 12.25}
     content["calibration"]["seed"] = 77
     (report / "report.json").write_text(json.dumps(content))
-    for part in ("is 17.5 or more", "is 2.25 or more", "drawn with seed 77", "The weights find", "Model example/"):
-        assert part in agreement(report).caption
+    caption = agreement(report)["head_agreement_nf4"].caption
+    for part in ("is 17.5 or more", "is below 12.25 dB", "drawn with seed 77", "quant_type nf4", "Model example/"):
+        assert part in caption
+    rows = rows_of(report, "heads")
+    outliers = [row for row in rows if row["measured_outlier"]]
+    damaged = [row for row in rows if row["sqnr_db_nf4"] < 12.25]
+    both = sum(row["measured_outlier"] for row in damaged)
+    assert f"Damaged outlier heads: {both} of {len(outliers)} (" in caption
+    assert f"Damaged among all other heads: {len(damaged) - both} of {len(rows) - len(outliers)} (" in caption
 
 
-def test_no_flag_on_either_side_is_said_with_the_legend(make_report, agreement):
-    drawing = agreement(make_report(outlier_heads=False))
+def test_no_flag_on_either_side_is_said_with_the_legend(make_report, agreement, edit_table):
+    report = make_report(outlier_heads=False)
+    edit_table(report, "heads", lambda rows: [row.update(sqnr_db_int8=21.0 + row["head"]) for row in rows])
+    drawing = agreement(report)["head_agreement_int8"]
     assert not drawing.figure.axes[0].patches
     said = drawing.figure.axes[0].texts[-1].get_text()
-    assert "No head is flagged by either side" in said
-    assert "Largest relative_peak: 8.00; flagged from 20" in said
+    assert "No head is an outlier, and none is damaged." in said
+    assert "Largest relative_peak: 8.00; an outlier from 20" in said
+    assert "Lowest SQNR in dB: 21.0; damaged below 20" in said
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == SIDES
 
 
-def test_without_any_prediction_the_figure_is_left_out_and_says_why(make_report, agreement, edit_table):
-    report = make_report(layers=3)
-    edit_table(report, "heads", lambda rows: [r.update(predicted_peak=None, predicted_outlier=None) for r in rows])
-    with pytest.raises(NothingToDraw, match="'predicted_outlier' is null throughout"):
-        agreement(report)
-    left_out = {figure.name: figure.reason for figure in render(report).figures_left_out}
-    assert list(left_out) == ["head_agreement"]
-    assert "no layer's weights allow a prediction" in left_out["head_agreement"]
-    assert "no layer&#39;s weights allow a prediction" in (report / "report.html").read_text()
+def test_exact_heads_are_not_damaged_and_heads_without_a_ratio_are_left_out(make_report, agreement, edit_table):
+    report = make_report(layers=4, heads=8)
 
-
-def test_layers_without_prediction_are_left_out_and_counted(make_report, agreement, edit_table, rows_of):
-    report = make_report(layers=8, heads=32)
-
-    def forget(rows):
+    def change(rows):
         for row in rows:
-            if row["layer"] < 2:
-                row.update(predicted_peak=None, predicted_outlier=None)
+            row.update(measured_outlier=True, sqnr_db_int8=None if row["layer"] < 2 else 5.0)
+            if row["layer"] == 1:
+                row.update(rms=0.0, abs_max=0.0, relative_peak=0.0)
 
-    edit_table(report, "heads", forget)
-    drawing = agreement(report)
-    assert {quarter for quarter, _ in bars(drawing)} == {1, 2, 3}
-    lost = sum(row["measured_outlier"] for row in rows_of(report, "heads") if row["layer"] < 2)
-    assert f"64 heads without a prediction are not shown, {lost} of them measured outliers" in drawing.caption
+    edit_table(report, "heads", change)
+    drawing = agreement(report)["head_agreement_int8"]
+    assert bars(drawing) == {(0, DARK_RED): 8, (2, DARK_GREEN): 8, (3, DARK_GREEN): 8}
+    assert "8 heads without a ratio" in drawing.caption
+    assert "8 of them outliers" in drawing.caption
 
 
 def test_a_model_without_heads_has_neither_figure(make_report):
@@ -351,14 +359,14 @@ def test_a_model_without_heads_has_neither_figure(make_report):
     assert set(left_out.values()) == {"the model has no attention heads that are known"}
 
 
-def test_without_schemes_there_is_no_damage_to_show(make_report, severity):
-    assert severity(make_report(schemes=())) == {}
+def test_without_schemes_there_is_no_damage_to_show(make_report, severity, agreement):
+    assert severity(make_report(schemes=())) == agreement(make_report("other", schemes=())) == {}
 
 
 def test_a_single_head_of_a_single_layer(make_report, severity, agreement, edit_table):
     report = make_report(layers=1, heads=1)
-    edit_table(report, "heads", lambda rows: rows[0].update(measured_outlier=True, predicted_outlier=True))
-    assert bars(agreement(report)) == {(0, DARK_GREEN): 1}
+    edit_table(report, "heads", lambda rows: rows[0].update(measured_outlier=True, sqnr_db_int8=5.0))
+    assert bars(agreement(report)["head_agreement_int8"]) == {(0, DARK_GREEN): 1}
     drawing = severity(report)["head_severity_int8"]
     assert list(bars(drawing).values()) == [1]
     assert [text.get_text() for text in shares(drawing).values()] == ["100.0%"]

@@ -118,7 +118,7 @@ def test_heads_are_counted_and_the_highest_come_first(make_report, told, rows_of
     rows = rows_of(directory, "heads")
     measured = sum(row["measured_outlier"] for row in rows)
     found = told(directory=directory)["heads"]
-    assert found.lead.startswith(f"{measured} of the {len(rows)} attention heads are measured outliers")
+    assert found.lead.startswith(f"{measured} of the {len(rows)} attention heads are outliers")
     highest = max(rows, key=lambda row: row["relative_peak"])
     assert grid(found, "The heads").rows[0][0] == f"layer {highest['layer']}, head {highest['head']}"
     assert "None of the" in told(outlier_heads=False, name="calm")["heads"].lead
@@ -198,13 +198,32 @@ def test_a_signal_that_no_scheme_weakens_is_told(told):
     assert told(change)["labelled"].lead.endswith("under the reference; no scheme weakens it.")
 
 
-@pytest.mark.parametrize(
-    ("predicted", "expected"), [(0, "predict no outlier head ("), (2, "predict 2 outlier heads (")]
-)
-def test_predicted_heads_are_told(told, predicted, expected):
-    (note,) = told(lambda content: content["heads"].update(predicted_outliers=predicted, both=0))["heads"].notes
-    assert expected in note
-    assert ("of them measured" in note) is (predicted > 0)
+def test_damaged_heads_are_told(told):
+    def change(content):
+        content["heads"]["thresholds"] = {"damaged_sqnr_db": 17.5}
+        content["heads"]["schemes"] = {
+            "int8": {"damaged": 1, "damaged_outliers": 0},
+            "nf4": {"damaged": 12, "damaged_outliers": 1},
+        }
+
+    assert told(change)["heads"].notes == (
+        "int8 damages 1 head (SQNR below 17.5 dB), of them 0 outliers.",
+        "nf4 damages 12 heads (SQNR below 17.5 dB), of them 1 outlier.",
+    )
+
+
+def test_without_counts_of_damaged_heads_nothing_is_said_of_them(told):
+    assert told(lambda content: content["heads"].pop("schemes"))["heads"].notes == ()
+
+
+def test_the_table_of_heads_has_the_ratio_under_every_scheme(told, make_report, rows_of):
+    report = make_report()
+    table = grid(told(directory=report)["heads"], "The heads with the highest peaks")
+    assert table.head == ("Head", "Relative peak", "Outlier", "SQNR int8, dB", "SQNR nf4, dB", "abs max", "Crest, dB")
+    highest = max(rows_of(report, "heads"), key=lambda row: row["relative_peak"])
+    assert table.rows[0][0] == f"layer {highest['layer']}, head {highest['head']}"
+    for shown, name in zip(table.rows[0][3:5], ("sqnr_db_int8", "sqnr_db_nf4"), strict=True):
+        assert float(shown) == pytest.approx(highest[name], rel=0.01)
 
 
 def test_labelled_prompts_have_their_fingerprint_beside_the_others(make_report):

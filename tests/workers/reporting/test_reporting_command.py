@@ -61,7 +61,8 @@ def test_the_command_as_a_process(make_report, drawn_report):
         "range_by_layer",
         "head_severity_int8",
         "head_severity_nf4",
-        "head_agreement",
+        "head_agreement_int8",
+        "head_agreement_nf4",
         "labelled_activations",
     ]
     assert {file for figure in report.figures for file in figure.files} == {

@@ -45,7 +45,7 @@ def test_one_layer_one_head_and_nothing_that_stands_out(make_report):
     for told in (
         "LlamaForCausalLM, 1 layer ",
         "None of the 256 hidden dimensions is an outlier by any of the five definitions.",
-        "The one attention head is no measured outlier",
+        "The one attention head is no outlier",
         "The residual stream's peak stands out most after layer 0",
         "No labelled prompts were given.",
     ):

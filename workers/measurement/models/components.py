@@ -1,10 +1,10 @@
 """Which module of a decoder layer is which component, architecture by architecture, as data.
 
-The sweep needs no code per architecture; only the names do. A row of the table gives the modules of a layer, how a
-fused module's outputs divide among its components, and the norm before the attention. Fused modules have three
-layouts in the wild: q, k and v as three blocks (GPT-2, Phi-3); the queries of a k/v head with its k and v, head by
-head (GPT-NeoX, BLOOM, Falcon); and, where k and v come from a latent, the k and v of each head (DeepSeek). Taking one
-for another is silently wrong, for the widths are the same.
+The sweep needs no code per architecture; only the names do. A row of the table gives the modules of a layer, and how
+a fused module's outputs divide among its components. Fused modules have three layouts in the wild: q, k and v as three
+blocks (GPT-2, Phi-3); the queries of a k/v head with its k and v, head by head (GPT-NeoX, BLOOM, Falcon); and, where k
+and v come from a latent, the k and v of each head (DeepSeek). Taking one for another is silently wrong, for the widths
+are the same.
 
     H query heads, K key/value heads, D channels of a head, F intermediate size
 """
@@ -68,11 +68,6 @@ def _interleaved(config: Any) -> dict[str, Rows]:
     }
 
 
-def _falcon_norm(config: Any) -> str:
-    two = config.new_decoder_architecture and config.num_ln_in_parallel_attn == 2
-    return "ln_attn" if two else "input_layernorm"
-
-
 def _from_latent(config: Any) -> dict[str, Rows]:
     """[H, N + D]: the N channels of k that carry no position, then v, head by head."""
     h = _attention_heads(config)
@@ -102,10 +97,6 @@ class Architecture:
     """Module name inside the layer -> its component, or how its outputs divide among several."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Module name -> the name that its input goes by, where that does not follow from its component."""
-    norm: Callable[[Any], str | None] = lambda _: "input_layernorm"
-    """From the text config to the norm whose output enters q, k and v; None if there is none."""
-    scale_offset: float = 0.0
-    """What the norm adds to its weight to scale by it: 1 in Gemma."""
 
 
 _Modules = dict[str, str | Split]
@@ -133,7 +124,6 @@ def _plain_mlp(up: str, down: str) -> _Modules:
 
 
 _LLAMA = Architecture(_attention() | _gated_mlp())
-_GEMMA = Architecture(_attention() | _gated_mlp(), scale_offset=1.0)
 _NEOX_MLP = _plain_mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 _GPT2: _Modules = {
     "attn.c_attn": _blocks,
@@ -161,24 +151,19 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "qwen2": _LLAMA,
         "qwen3": _LLAMA,
         "stablelm": _LLAMA,
-        "gemma": _GEMMA,
-        "gemma2": _GEMMA,
-        "gemma3_text": _GEMMA,
-        "olmo2": Architecture(_attention() | _gated_mlp(), norm=lambda _: None),
+        "gemma": _LLAMA,
+        "gemma2": _LLAMA,
+        "gemma3_text": _LLAMA,
+        "olmo2": _LLAMA,
         "starcoder2": Architecture(_attention() | _plain_mlp("mlp.c_fc", "mlp.c_proj")),
         "phi": Architecture(_attention(out="dense") | _plain_mlp("mlp.fc1", "mlp.fc2")),
         "phi3": Architecture(_PHI3),
-        "opt": Architecture(
-            _attention(out="out_proj") | _plain_mlp("fc1", "fc2"),
-            norm=lambda config: "self_attn_layer_norm" if config.do_layer_norm_before else None,
-        ),
-        "gptj": Architecture(
-            _attention("attn", "out_proj") | _plain_mlp("mlp.fc_in", "mlp.fc_out"), norm=lambda _: "ln_1"
-        ),
-        "gpt2": Architecture(_GPT2, norm=lambda _: "ln_1"),
+        "opt": Architecture(_attention(out="out_proj") | _plain_mlp("fc1", "fc2")),
+        "gptj": Architecture(_attention("attn", "out_proj") | _plain_mlp("mlp.fc_in", "mlp.fc_out")),
+        "gpt2": Architecture(_GPT2),
         "gpt_neox": Architecture(_fused_attention("attention", _interleaved) | _NEOX_MLP),
         "bloom": Architecture(_fused_attention("self_attention", _interleaved) | _NEOX_MLP),
-        "falcon": Architecture(_fused_attention("self_attention", _interleaved) | _NEOX_MLP, norm=_falcon_norm),
+        "falcon": Architecture(_fused_attention("self_attention", _interleaved) | _NEOX_MLP),
         "mixtral": Architecture(_attention()),
         "gpt_oss": Architecture(_attention()),
         "qwen2_moe": Architecture(
@@ -196,7 +181,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 "self_attn.q_b_proj": "self_attn.q_b_proj",
                 "self_attn.kv_b_proj": "self_attn.kv_b_proj",
             },
-            norm=lambda _: None,  # one stands before the latent, whose channels are not the hidden dimensions
         ),
     }
 )

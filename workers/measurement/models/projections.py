@@ -18,7 +18,7 @@ MLP_INPUT = ("mlp.up", "mlp.gate")
 BLOCK = "block"
 
 _WHOLE = slice(None)
-_UNKNOWN = Architecture(modules={}, norm=lambda _: None)
+_UNKNOWN = Architecture(modules={})
 
 
 @dataclass(frozen=True)
@@ -61,35 +61,6 @@ def projections(layer: nn.Module, config: Any) -> list[Projection]:
             carries = architecture.inputs.get(name) or _shared_name(next(iter(parts)))
             found.append(Projection(name, parts, carries, quantised=is_projection(module)))
     return found
-
-
-def value_projection(layer: nn.Module, config: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """Return a layer's value projection and the scale of the norm before it, or None if it has none.
-
-    Args:
-        layer: a decoder layer that is resident.
-        config: the model's text config.
-
-    Returns:
-        W_v [K * D, d] in the checkpoint's type, for K key/value heads of D channels (`components.heads`) and d
-        hidden dimensions; and g [d] in float32, the scale by which the norm multiplies: 1 + weight in Gemma. g is
-        None if no norm stands before (OLMo 2), or if v comes from a latent rather than the hidden states
-        (DeepSeek), where W_v is [K * D, latent]. None altogether if no module is known to compute v.
-    """
-    for projection in projections(layer, config):
-        if "attn.v" in projection.parts:
-            weight = weight_rows(layer.get_submodule(projection.name))
-            return weight[projection.parts["attn.v"]], _norm_scale(layer, config, weight.shape[1])
-    return None
-
-
-def _norm_scale(layer: nn.Module, config: Any, width: int) -> torch.Tensor | None:
-    architecture = ARCHITECTURES.get(config.model_type, _UNKNOWN)
-    name = architecture.norm(config)
-    if name is None:
-        return None
-    weight = getattr(layer.get_submodule(name), "weight", None)
-    return torch.ones(width) if weight is None else weight.detach().float() + architecture.scale_offset
 
 
 def _parts(entry: str | Split, name: str, width: int, config: Any) -> dict[str, Rows]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from service.contracts import report as contract
 from service.contracts.outliers import (
+    HeadDamage,
     HeadFacts,
     LayerwiseDimension,
     LlmInt8Dimension,
@@ -147,20 +148,22 @@ def _rows_over_all_layers(outliers: Outliers) -> list[Row]:
 
 
 def _heads(files: LayerFiles, layers: int, analysis: Analysis) -> HeadFacts:
-    heads = measured = predicted = both = known = 0
+    heads = measured = 0
+    damaged, outliers = dict.fromkeys(analysis.scheme_names, 0), dict.fromkeys(analysis.scheme_names, 0)
     for layer in range(layers):
         table = files.table(layer, "heads")
         heads += table.num_rows
         measured += pc.sum(table["measured_outlier"]).as_py() or 0
-        predicted += pc.sum(table["predicted_outlier"]).as_py() or 0
-        both += pc.sum(pc.and_(table["measured_outlier"], table["predicted_outlier"])).as_py() or 0
-        known += table.num_rows - table["predicted_outlier"].null_count
+        for scheme in analysis.scheme_names:
+            # A head without a ratio is exact or silent, and not damaged.
+            below = pc.fill_null(pc.less(table[f"sqnr_db_{scheme}"], analysis.heads.damaged_sqnr_db), False)
+            damaged[scheme] += pc.sum(below).as_py() or 0
+            outliers[scheme] += pc.sum(pc.and_(below, table["measured_outlier"])).as_py() or 0
     return HeadFacts(
         thresholds=analysis.heads,
         heads=heads,
         measured_outliers=measured,
-        predicted_outliers=predicted if known else None,
-        both=both if known else None,
+        schemes={s: HeadDamage(damaged=damaged[s], damaged_outliers=outliers[s]) for s in analysis.scheme_names},
     )
 
 

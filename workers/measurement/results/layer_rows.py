@@ -78,15 +78,12 @@ def _massive_rows(found: LayerFindings) -> Iterable[Row]:
 def _head_rows(found: LayerFindings, thresholds: HeadThresholds) -> Iterable[Row]:
     sqnr = {f"sqnr_db_{name}": s.heads.sqnr_db() for name, s in found.schemes.items() if s.heads is not None}
     for number, head in enumerate(found.heads):
-        predicted = None if found.predicted_peaks is None else found.predicted_peaks[number]
         peak = head.relative_peak
         yield {
             "layer": found.layer,
             "head": number,
             **vars(head),
-            "predicted_peak": predicted,
             "measured_outlier": peak is not None and peak >= thresholds.relative_peak,
-            "predicted_outlier": None if predicted is None else predicted >= thresholds.predicted_peak,
             **{column: values[number] for column, values in sqnr.items()},
         }
 

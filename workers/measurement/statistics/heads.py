@@ -1,9 +1,8 @@
-"""Attention heads: which stand out, which could have been told from the weights, and what a scheme does to them.
+"""Attention heads: which stand out, and what a scheme does to them.
 
-z_h is head h's slice of what enters the attention's output projection. Query head h reads key/value head
-floor(h / (H / H_kv)).
+z_h is head h's slice of what enters the attention's output projection.
 
-    T token positions, S of one sequence, H query heads, K key/value heads, D channels of a head
+    T token positions, S of one sequence, H query heads, D channels of a head
 """
 
 import math
@@ -52,23 +51,6 @@ def _head_range(abs_max: float, rms: float, layer_rms: float) -> HeadRange:
         crest_db=20 * math.log10(abs_max / rms) if rms else None,
         relative_peak=abs_max / layer_rms if layer_rms else None,
     )
-
-
-def predicted_peaks(
-    value_weight: torch.Tensor, norm_scale: torch.Tensor, heads: int, kv_heads: int
-) -> list[float] | None:
-    """Predict every query head's peak from weights alone, [H].
-
-    value_weight: [K * D, d], rows are the value channels; norm_scale: [d], the scale of the norm before it. A
-    channel's reach is norm2(row * norm_scale); a head's figure is its farthest-reaching channel's, over the root mean
-    square of all channels'. None where that is 0 or not finite.
-    """
-    reach = (value_weight.double() * norm_scale.double()).norm(dim=1).cpu().numpy()
-    typical = math.sqrt(float((reach**2).mean()))
-    if not 0 < typical < math.inf:
-        return None
-    peaks = reach.reshape(kv_heads, -1).max(axis=1) / typical
-    return np.repeat(peaks, heads // kv_heads).tolist()
 
 
 class HeadDeviation:

@@ -1,7 +1,7 @@
-"""`head_agreement`: can outlier heads be told from the weights alone?
+"""`head_agreement`: are the outlier heads the ones that a scheme damages?
 
-The two greens are heads on which weights and measurement agree. Red was measured and not foreseen; dark red was
-foreseen and did not come. Heads that neither side flags outnumber the others by far, so only as many are drawn.
+The two greens are heads on which peak and damage agree. Red heads are damaged and no outliers; dark red ones are
+outliers that the scheme does not damage. Only as many of the heads that are neither are drawn as there are others.
 """
 
 from collections.abc import Iterator
@@ -10,114 +10,117 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, NothingToDraw, model_title, provenance
-from workers.reporting.figures.head_bars import QUARTERS, Heads, Stack, count, draw_bars, heads, quarters, span
+from workers.reporting.figures.drawing import Drawing, model_title, provenance, scheme_settings
+from workers.reporting.figures.head_bars import QUARTERS, Heads, Stack, count, draw_bars, heads, quarters, ratios, span
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, percent
 
 CLASSES = tuple(
-    map(
-        Stack,
-        ("predicted and measured", "neither", "measured, not predicted", "predicted, not measured"),
-        style.AGREEMENT,
-    )
+    map(Stack, ("outlier and damaged", "neither", "damaged, no outlier", "outlier, not damaged"), style.AGREEMENT)
 )
 
 
 def draw(source: Source) -> Iterator[Drawing]:
-    """Yield the figure.
+    """Yield one figure for each scheme.
 
     Raises:
-        NothingToDraw: the model has no heads, or none of them has a prediction.
+        NothingToDraw: the model has no heads.
     """
-    found = heads(source)
-    if not found.foretold.any():
-        raise NothingToDraw("no layer's weights allow a prediction, column 'predicted_outlier' is null throughout")
-    chosen = population(found, source.report.calibration.seed)
-    depth = source.report.model.layers
-    counts = count(found.layer[chosen], classify(found)[chosen], len(CLASSES), depth)
-    figure, hover = draw_bars(
-        model_title(source.report), depth, counts, CLASSES, "Outlier heads: from weights alone, and measured", 2
-    )
-    if not chosen.size:
-        figure.axes[0].text(
-            0.5, 0.5, _unflagged(source), transform=figure.axes[0].transAxes, ha="center", va="center", linespacing=1.5
+    if not source.report.schemes:
+        return
+    found, depth = heads(source), source.report.model.layers
+    for scheme, facts in source.report.schemes.items():
+        ratio, exact = ratios(source, scheme)
+        damaged, known = ratio < source.report.heads.thresholds.damaged_sqnr_db, ~np.isnan(ratio) | exact
+        chosen = population(found.outlier, damaged, known, source.report.calibration.seed)
+        counts = count(found.layer[chosen], classify(found.outlier, damaged)[chosen], len(CLASSES), depth)
+        legend = f"Heads under {style.scheme_title(scheme, facts)}: outliers, and damaged"
+        figure, hover = draw_bars(model_title(source.report), depth, counts, CLASSES, legend, 2)
+        if not chosen.size:
+            said, place = _unflagged(source, scheme), figure.axes[0].transAxes
+            figure.axes[0].text(0.5, 0.5, said, transform=place, ha="center", va="center", linespacing=1.5)
+        yield Drawing(
+            name=f"head_agreement_{scheme}",
+            title=f"Outlier heads and damaged heads, {scheme}",
+            caption=_caption(source, scheme, found, known, counts),
+            alt=_alt(scheme, depth, counts),
+            table="heads",
+            figure=figure,
+            hover=hover,
         )
-    yield Drawing(
-        name="head_agreement",
-        title="Outlier heads, predicted and measured",
-        caption=_caption(source, found, chosen, counts),
-        alt=_alt(depth, counts),
-        table="heads",
-        figure=figure,
-        hover=hover,
-    )
 
 
-def classify(found: Heads) -> NDArray[np.int64]:
-    """Return every head's place in `CLASSES`, [N]; one without a prediction counts as not predicted."""
-    return np.where(found.measured, np.where(found.predicted, 0, 2), np.where(found.predicted, 3, 1))
+def classify(outlier: NDArray[np.bool_], damaged: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return every head's place in `CLASSES`, [N]."""
+    return np.where(outlier, np.where(damaged, 0, 3), np.where(damaged, 2, 1))
 
 
-def population(found: Heads, seed: int) -> NDArray[np.int64]:
-    """Return the rows of the heads that are shown, ascending, each once.
+def population(
+    outlier: NDArray[np.bool_], damaged: NDArray[np.bool_], known: NDArray[np.bool_], seed: int
+) -> NDArray[np.int64]:
+    """Return the rows of the heads that are shown, ascending, each once; arguments are [N].
 
-    They are the heads flagged by either side, and as many drawn from the rest, or the whole rest if it is smaller.
-    Heads without a prediction are left out.
+    They are the heads that are outliers or damaged, and as many drawn from the rest, or the whole rest if it is
+    smaller. Heads that are not known to be damaged or not are left out.
     """
-    flagged = (found.measured | found.predicted) & found.foretold
-    rest = np.flatnonzero(~flagged & found.foretold)
+    flagged = (outlier | damaged) & known
+    rest = np.flatnonzero(~flagged & known)
     drawn = np.random.default_rng(seed).choice(rest, min(rest.size, int(flagged.sum())), replace=False)
     return np.sort(np.concatenate([np.flatnonzero(flagged), drawn]))
 
 
-def _unflagged(source: Source) -> str:
-    """Say that no head is flagged, and how far the nearest is from it."""
-    lines = ["No head is flagged by either side."]
-    limits = source.report.heads.thresholds
-    for column, limit in (("relative_peak", limits.relative_peak), ("predicted_peak", limits.predicted_peak)):
-        peaks = source.tables["heads"][column].astype(np.float64)
-        largest = float(np.nanmax(peaks)) if np.isfinite(peaks).any() else None
-        lines.append(f"Largest {column}: {number(largest)}; flagged from {limit:g}.")
-    return "\n".join(lines)
+def _unflagged(source: Source, scheme: str) -> str:
+    """Say that no head is an outlier or damaged, and how far the nearest is from it."""
+    limits, table = source.report.heads.thresholds, source.tables["heads"]
+    peaks, ratio = table["relative_peak"].astype(np.float64), table[f"sqnr_db_{scheme}"].astype(np.float64)
+    largest = float(np.nanmax(peaks)) if np.isfinite(peaks).any() else None
+    lowest = float(np.nanmin(ratio)) if np.isfinite(ratio).any() else None
+    return (
+        "No head is an outlier, and none is damaged.\n"
+        f"Largest relative_peak: {number(largest)}; an outlier from {limits.relative_peak:g}.\n"
+        f"Lowest SQNR in dB: {number(lowest)}; damaged below {limits.damaged_sqnr_db:g}."
+    )
 
 
-def _caption(source: Source, found: Heads, chosen: NDArray[np.int64], counts: NDArray[np.int64]) -> str:
+def _caption(source: Source, scheme: str, found: Heads, known: NDArray[np.bool_], counts: NDArray[np.int64]) -> str:
     limits, seed = source.report.heads.thresholds, source.report.calibration.seed
-    both, neither, missed, false = counts.sum(axis=1).tolist()
+    both, neither, damaged, spared = counts.sum(axis=1).tolist()
+    flagged = both + damaged + spared
     parts = [
-        "Outlier heads by quarter of the depth (edges at floor(i L / 4) of L layers). Measured: relative_peak = "
-        f"max abs(z) of the head / rms(z) of the layer is {limits.relative_peak:g} or more. Predicted, from the value "
-        "projection and the norm before it alone: predicted_peak = largest norm2(W_v[c] g) of the head's value "
-        f"channels / their root mean square over the layer is {limits.predicted_peak:g} or more."
+        f"Outlier heads and heads that {scheme_settings(source.report, scheme)}, damages, by quarter of the depth "
+        "(edges at floor(i L / 4) of L layers). Outlier: relative_peak = max abs(z) of the head / rms(z) of the layer "
+        f"is {limits.relative_peak:g} or more. Damaged: sqnr_db of z in the scheme's own stream is below "
+        f"{limits.damaged_sqnr_db:g} dB."
     ]
-    if chosen.size:
-        flagged = both + missed + false
+    if flagged:
+        verb = "is an outlier" if flagged == 1 else "are outliers"
         parts.append(
-            f"Shown: {counted(flagged, 'head')} flagged by either side and {neither:,} of the "
-            f"{int(found.foretold.sum()) - flagged:,} others, drawn with seed {seed}."
+            f"Shown: {counted(flagged, 'head')} that {verb} or damaged, and {neither:,} of the "
+            f"{int(known.sum()) - flagged:,} others, drawn with seed {seed}."
         )
     else:
-        parts.append(_unflagged(source).replace("\n", " "))
-    if both + missed:
+        parts.append(_unflagged(source, scheme).replace("\n", " "))
+    if outliers := both + spared:
+        parts.append(f"Damaged outlier heads: {both:,} of {outliers:,} ({percent(both / outliers)}).")
+        others = int(known.sum()) - outliers
+        if others:
+            parts.append(f"Damaged among all other heads: {damaged:,} of {others:,} ({percent(damaged / others)}).")
+    if unknown := int((~known).sum()):
+        lost = int((found.outlier & ~known).sum())
         parts.append(
-            f"The weights find {both:,} of {both + missed:,} measured outliers ({percent(both / (both + missed))})."
-        )
-    if unknown := int((~found.foretold).sum()):
-        measured = int((found.measured & ~found.foretold).sum())
-        parts.append(
-            f"{counted(unknown, 'head')} without a prediction are not shown, {measured:,} of them measured outliers."
+            f"{counted(unknown, 'head')} without a ratio (nothing but zeros, or no finite value to compare) not "
+            f"shown, {lost:,} of them outliers."
         )
     if source.report.model.layers < QUARTERS:
         parts.append("The model has fewer than four layers: one bar for each.")
     return " ".join([*parts, provenance(source.report, "heads")])
 
 
-def _alt(depth: int, counts: NDArray[np.int64]) -> str:
+def _alt(scheme: str, depth: int, counts: NDArray[np.int64]) -> str:
     if not counts.any():
-        return "An empty chart of outlier heads by depth: none is predicted and none is measured."
+        return f"An empty chart of heads by depth under {scheme}: none is an outlier and none is damaged."
     bars = [
         f"{span(quarter)}: " + ", ".join(f"{n} {c.label}" for n, c in zip(row, CLASSES, strict=True))
         for quarter, row in zip(quarters(depth), counts.T, strict=True)
     ]
-    return f"Stacked bars of attention heads, predicted and measured outliers. {'; '.join(bars)}."
+    return f"Stacked bars of attention heads, outliers and damaged ones, under {scheme}. {'; '.join(bars)}."

@@ -17,7 +17,7 @@ from workers.reporting.figures import style
 from workers.reporting.figures.drawing import NothingToDraw, name_each
 from workers.reporting.figures.labels import spread
 from workers.reporting.figures.svg import Hover
-from workers.reporting.loading import ReportUnreadable, Source
+from workers.reporting.loading import ReportUnreadable, Source, select
 from workers.reporting.text import counted
 
 QUARTERS = 4
@@ -35,12 +35,20 @@ class Heads(NamedTuple):
 
     layer: NDArray[np.int64]
     head: NDArray[np.int64]
-    measured: NDArray[np.bool_]
+    outlier: NDArray[np.bool_]
     """Measured outlier heads."""
-    predicted: NDArray[np.bool_]
-    """Predicted outlier heads; False where there is no prediction."""
-    foretold: NDArray[np.bool_]
-    """Heads that have a prediction, of either kind."""
+
+
+class Ratios(NamedTuple):
+    """The error of every head under a scheme; arrays are [N]."""
+
+    sqnr_db: NDArray[np.float64]
+    """NaN where there is no ratio."""
+    exact: NDArray[np.bool_]
+    """Heads without any error, which have no ratio for it is infinite.
+
+    A head that is silent (z is 0), or without a finite value in the reference or the scheme, has no ratio either.
+    """
 
 
 class Stack(NamedTuple):
@@ -79,9 +87,22 @@ def heads(source: Source) -> Heads:
             f"tables/heads.parquet: columns 'layer' and 'head' name head {twice[1]:g} of layer {twice[0]:g} "
             f"{times.max()} times; each head has one row"
         )
-    predicted = table["predicted_outlier"].astype(np.float64)
-    measured = source.truths("heads", "measured_outlier")
-    return Heads(layer, head.astype(np.int64), measured, predicted == 1, np.isfinite(predicted))
+    return Heads(layer, head.astype(np.int64), source.truths("heads", "measured_outlier"))
+
+
+def ratios(source: Source, scheme: str) -> Ratios:
+    """Return what a scheme does to every head, in the order of the table."""
+    table = source.tables["heads"]
+    sqnr_db = table[f"sqnr_db_{scheme}"].astype(np.float64)
+    heard = table["rms"].astype(np.float64) > 0
+    exact = np.isnan(sqnr_db) & heard & ~np.isin(source.layers_of("heads", table), _lost_layers(source, scheme))
+    return Ratios(sqnr_db, exact)
+
+
+def _lost_layers(source: Source, scheme: str) -> NDArray[np.int64]:
+    """Return the layers at which nothing finite is left to compare where the heads' outputs enter `attn.o`."""
+    rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="attn.o", port="input")
+    return source.layers_of("errors", rows)[np.isnan(rows["relative_l2"].astype(np.float64))]
 
 
 def quarters(depth: int) -> list[Quarter]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from workers.reporting.figures import style
 from workers.reporting.figures.drawing import Drawing, model_title, provenance, scheme_settings
-from workers.reporting.figures.head_bars import QUARTERS, Heads, Stack, count, draw_bars, heads, quarters, span
-from workers.reporting.loading import Source, select
+from workers.reporting.figures.head_bars import QUARTERS, Heads, Stack, count, draw_bars, heads, quarters, ratios, span
+from workers.reporting.loading import Source
 from workers.reporting.text import counted, number
 
 LIMITS_DB = (30, 20, 10)
@@ -64,7 +64,7 @@ def draw(source: Source) -> Iterator[Drawing]:
 
 def choose(source: Source, found: Heads) -> Population:
     """Return the measured outlier heads, or all heads if there are none."""
-    chosen = np.flatnonzero(found.measured)
+    chosen = np.flatnonzero(found.outlier)
     limit = source.report.heads.thresholds.relative_peak
     everyone = counted(len(found.layer), "head")
     if chosen.size:
@@ -83,21 +83,11 @@ def choose(source: Source, found: Heads) -> Population:
 def grade(source: Source, scheme: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return every head's place in `GRADES` under a scheme, and which heads are exact, [N] each.
 
-    An exact head has no ratio, for its error is 0, and is as good as can be. Nor has a head a ratio that is silent
-    (z is 0) or without a finite value in the reference or the scheme; it has no grade.
+    An exact head is as good as can be; any other without a ratio has no grade.
     """
-    table = source.tables["heads"]
-    ratio = table[f"sqnr_db_{scheme}"].astype(np.float64)
-    heard = table["rms"].astype(np.float64) > 0
-    exact = np.isnan(ratio) & heard & ~np.isin(source.layers_of("heads", table), _lost_layers(source, scheme))
+    ratio, exact = ratios(source, scheme)
     grades = np.sum([ratio < limit for limit in LIMITS_DB], axis=0)
     return np.where(np.isnan(ratio) & ~exact, _NO_RATIO, grades).astype(np.int64), exact
-
-
-def _lost_layers(source: Source, scheme: str) -> NDArray[np.int64]:
-    """Return the layers at which nothing finite is left to compare where the heads' outputs enter `attn.o`."""
-    rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="attn.o", port="input")
-    return source.layers_of("errors", rows)[np.isnan(rows["relative_l2"].astype(np.float64))]
 
 
 def _caption(source: Source, scheme: str, population: Population, counts: NDArray[np.int64], exact: int) -> str:

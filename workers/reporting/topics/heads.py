@@ -1,4 +1,4 @@
-"""The attention heads: which of them peak, which of them the weights alone predict, and how many of both."""
+"""The attention heads: which of them are outliers, and which of them the schemes damage."""
 
 import numpy as np
 
@@ -21,22 +21,18 @@ def topic(source: Source) -> Topic:
         f"{_measured(heads.measured_outliers, heads.heads)}, with a peak of "
         f"{limits.relative_peak:g} times the layer's root mean square or more."
     )
-    if heads.predicted_outliers is None:
-        note = "The weights allow no prediction: the architecture gives no norm before the projections."
-    else:
-        predicted = heads.predicted_outliers
-        both = f", {heads.both or 0:,} of them measured" if predicted else ""
-        note = (
-            f"The weights alone predict {counted(predicted, 'outlier head') if predicted else 'no outlier head'} (a "
-            f"value channel of {limits.predicted_peak:g} times the layer's typical norm or more){both}."
-        )
-    return Topic("heads", _TITLE, lead, (note,), grids=(_highest(source),) if "heads" in source.tables else ())
+    notes = tuple(
+        f"{scheme} damages {counted(damage.damaged, 'head')} (SQNR below {limits.damaged_sqnr_db:g} dB), of them "
+        f"{counted(damage.damaged_outliers, 'outlier')}."
+        for scheme, damage in heads.schemes.items()
+    )
+    return Topic("heads", _TITLE, lead, notes, grids=(_highest(source),) if "heads" in source.tables else ())
 
 
 def _measured(outliers: int, heads: int) -> str:
     if heads == 1:
-        return f"The one attention head is {'a' if outliers else 'no'} measured outlier"
-    verb = "is a measured outlier" if outliers <= 1 else "are measured outliers"
+        return f"The one attention head is {'an' if outliers else 'no'} outlier"
+    verb = "is an outlier" if outliers <= 1 else "are outliers"
     return f"{f'{outliers:,}' if outliers else 'None'} of the {heads:,} attention heads {verb}"
 
 
@@ -51,8 +47,7 @@ def _highest(source: Source) -> Grid:
             f"layer {layers[row]}, head {heads['head'][row]}",
             number(float(heads["relative_peak"][row])),
             _yes(heads["measured_outlier"][row]),
-            number(float(heads["predicted_peak"][row])),
-            _yes(heads["predicted_outlier"][row]),
+            *(number(float(heads[f"sqnr_db_{scheme}"][row])) for scheme in source.report.schemes),
             number(float(heads["abs_max"][row])),
             number(float(heads["crest_db"][row])),
         )
@@ -60,7 +55,7 @@ def _highest(source: Source) -> Grid:
     )
     return Grid(
         f"The heads with the highest peaks{f', {len(order)} of {peaks.size:,}' if peaks.size > len(order) else ''}",
-        ("Head", "Relative peak", "Measured", "Predicted peak", "Predicted", "abs max", "Crest, dB"),
+        ("Head", "Relative peak", "Outlier", *(f"SQNR {s}, dB" for s in source.report.schemes), "abs max", "Crest, dB"),
         rows,
         folded=True,
     )
