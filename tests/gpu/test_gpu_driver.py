@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def test_wheels_and_the_version_are_put_on_the_path(tmp_path: Path) -> None:
     code = "import headroom_probe, workers, importlib.metadata as m; "
     code += "print(headroom_probe.VERSION, m.version('headroom'), m.distribution('headroom').locate_file(''))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
-    assert done.stdout.split() == ["1.5", "0.1.0", str(tmp_path / "site")], done.stderr
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert done.stdout.split() == ["1.5", project["version"], str(tmp_path / "site")], done.stderr
 
 
 def test_a_folder_without_wheels_is_refused(tmp_path: Path) -> None:
