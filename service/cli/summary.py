@@ -3,7 +3,6 @@
 Keys are read one by one and others are passed over, so that a newer service's report can be summarised too.
 """
 
-from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.client import Document
-from service.contracts.numbers import claim, estimate
+from service.contracts.numbers import claim
 from service.contracts.report import Estimate
 from service.contracts.request import VerdictLimits
 from service.contracts.verdict import Grounds, recorded
@@ -98,7 +97,8 @@ def show(console: Console, summary: dict[str, Any]) -> None:
     size = f"{model['layers']} layers, {model['parameters'] / 1e6:.1f} M parameters"
     _line(console, f"{model['source']}: {model['architecture']}, {size}")
     tokens = f" over {perplexity['scored_tokens']} tokens" if perplexity else ""
-    _line(console, f"Reference perplexity {_estimate(perplexity, claim)}{tokens}")
+    known = claim(_figure(perplexity, "value")) if perplexity else NONE
+    _line(console, f"Reference perplexity {known}{tokens}")
     if summary["schemes"]:
         _verdicts(console, summary)
         console.print(_divergences(summary["schemes"]))
@@ -132,8 +132,8 @@ def _divergences(schemes: dict[str, Any]) -> Table:
     for name, facts in schemes.items():
         table.add_row(
             _marked(name, facts),
-            _value(facts["perplexity"]),
-            _estimate(facts["perplexity_ratio"], estimate),
+            _value(facts["perplexity"], 3),
+            _value(facts["perplexity_ratio"], 4),
             *_divergence(facts),
             _bytes(facts["model_bytes"]),
             f"{facts['compression']:.2f}x",
@@ -150,8 +150,7 @@ def _divergence(facts: dict[str, Any]) -> tuple[str, str, str]:
     kl_divergence, same_top_token = facts["kl_divergence"], facts["same_top_token"]
     if kl_divergence is None or same_top_token is None:
         return (NONE, NONE, NONE)
-    mean = estimate(_figure(kl_divergence, "mean"))
-    return mean, f"{kl_divergence['p99']:.3g}", f"{same_top_token['value']:.2%}"
+    return f"{kl_divergence['mean']:.3g}", f"{kl_divergence['p99']:.3g}", f"{same_top_token['value']:.2%}"
 
 
 def _worst(console: Console, schemes: dict[str, Any]) -> None:
@@ -199,12 +198,8 @@ def _warnings(console: Console, warnings: list[Document]) -> None:
             _line(console, f"Warning {kind.code}: {len(kind.rest)} more; report.json lists them")
 
 
-def _estimate(told: Document | None, written: Callable[[Estimate], str]) -> str:
-    return NONE if told is None else written(_figure(told, "value"))
-
-
-def _value(told: Document | None) -> str:
-    return NONE if told is None else f"{told['value']:.3f}"
+def _value(told: Document | None, digits: int) -> str:
+    return NONE if told is None else f"{told['value']:.{digits}f}"
 
 
 def _bytes(count: int) -> str:

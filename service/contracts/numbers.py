@@ -6,7 +6,7 @@ from service.contracts.report import Estimate
 
 ABSENT = "n/a"
 _ROUNDING = 1e-12
-"""Relative to its value, an error so small says how float64 rounds, not how far the value may be off."""
+"""Relative to its value, a reach so small says how float64 rounds, not how far the value may be off."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -28,9 +28,9 @@ def estimate(figure: Estimate | None) -> str:
     return _with(figure, "")
 
 
-def claim(figure: Estimate | None) -> str:
-    """Return `value (95% interval low to high)`, for a sentence; the value alone where it has no interval."""
-    return _with(figure, "95% interval ")
+def claim(figure: Estimate | None, unit: str = "") -> str:
+    """Return `value unit (95% interval low to high)`, for a sentence; the value alone where it has no interval."""
+    return _with(figure, "95% interval ", f" {unit}" if unit else "")
 
 
 def bounds(figure: Estimate | None) -> str:
@@ -49,23 +49,26 @@ def percent_estimate(share: Estimate | None) -> str:
     return f"{share.value:.2%} ({low:.2%} to {high:.2%})"
 
 
-def _with(figure: Estimate | None, words: str) -> str:
+def _with(figure: Estimate | None, words: str, unit: str = "") -> str:
     if figure is None:
         return ABSENT
     written = _written(figure)
-    return number(figure.value, 4) if written is None else f"{written[0]} ({words}{written[1]} to {written[2]})"
+    if written is None:
+        return f"{number(figure.value, 4)}{unit}"
+    return f"{written[0]}{unit} ({words}{written[1]} to {written[2]})"
 
 
 def _written(figure: Estimate | None) -> tuple[str, str, str] | None:
-    """Return value and bounds to the second digit of the standard error, a tenth at least under a thousand."""
-    if figure is None or figure.interval is None or figure.standard_error is None:
+    """Return value and bounds to the second digit of the interval's reach, a tenth at least under a thousand."""
+    if figure is None or figure.interval is None:
         return None
-    value, error, (low, high) = figure.value, figure.standard_error, figure.interval
-    if not all(map(math.isfinite, (value, error, low, high))):
+    value, (low, high) = figure.value, figure.interval
+    if not all(map(math.isfinite, (value, low, high))):
         return None
-    if error <= abs(value) * _ROUNDING:
+    reach = (high - low) / 2
+    if reach <= abs(value) * _ROUNDING:
         alone = number(value, 4)
         return alone, alone, alone
-    places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(error))))
+    places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(reach))))
     first, second, third = (f"{one:,.{places}f}" for one in (value, low, high))
     return first, second, third

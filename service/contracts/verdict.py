@@ -177,12 +177,13 @@ def _reasons(
         because = grounds.lacking() if judged.level is Level.unjudged else None
         yield because or "No position has a finite prediction under the scheme."
         return
-    yield f"The mean KL of {claim(kl)} nats is {judged.by_kl.name}: {_class_bounds(kl_limit(limits), judged.by_kl)}."
+    bounds = _class_bounds(kl_limit(limits), judged.by_kl)
+    yield f"The mean KL is {claim(kl, 'nats')}, which is {judged.by_kl.name}: {bounds}."
     if risen(ratio) or ratio.value < ratio_limit(limits).noticeable:
         bounds = _class_bounds(ratio_limit(limits), judged.by_ratio)
-        yield f"The perplexity ratio of {claim(ratio)} is {judged.by_ratio.name}: {bounds}."
+        yield f"The perplexity ratio is {claim(ratio)}, which is {judged.by_ratio.name}: {bounds}."
     else:
-        yield f"The perplexity ratio of {claim(ratio)} does not show a rise: its interval includes 1."
+        yield f"The perplexity ratio is {claim(ratio)}, which does not show a rise: the interval includes 1."
     if kl.interval is None:
         yield "The report has no interval for these values, so other levels cannot be ruled out."
     share = grounds.quantised_share

@@ -17,6 +17,9 @@ from service.contracts.scored import COLUMNS, Position, ScoredSequence, scored_s
 from service.contracts.uncertainty import exp, mean, moved
 from service.contracts.verdict import mean_kl
 
+ROUNDING = 1e-12
+"""Nats up to which two figures of one position differ by rounding alone: sums over a vocabulary in double precision."""
+
 
 class Pair(NamedTuple):
     """One position of a shared sequence in both reports."""
@@ -81,7 +84,7 @@ def _change(
     elif not paired:
         difference = Estimate(value=after.value - before.value, standard_error=None)
     else:
-        values = [[(figure(pair.before), figure(pair.after)) for pair in sequence] for sequence in paired]
+        values = [[_figures(figure(pair.before), figure(pair.after)) for pair in sequence] for sequence in paired]
         difference = _of_exp(values) if of_exp else mean([[b - a for a, b in one] for one in values])
     known = difference is not None and bool(paired)
     interval = difference.interval if difference is not None else None
@@ -94,6 +97,11 @@ def _change(
         sequences=len(paired) if known else None,
         clear=None if interval is None else not interval[0] <= 0 <= interval[1],
     )
+
+
+def _figures(before: float, after: float) -> tuple[float, float]:
+    """Return the two figures, as equal where rounding alone tells them apart."""
+    return before, before if abs(after - before) <= ROUNDING else after
 
 
 def _of_exp(values: Sequence[Sequence[tuple[float, float]]]) -> Estimate:

@@ -54,7 +54,7 @@ def _headline(gathered: Gathered, difference: Difference) -> str:
         if found.kl_divergence.clear and found.kl_divergence.difference
     }
     changed = [
-        f"{_marked(gathered, scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by)} nats"
+        f"{_marked(gathered, scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by, 'nats')}"
         f"{_against(difference.schemes[scheme], worse=by.value > 0)}"
         for scheme, by in clear.items()
     ]
@@ -90,11 +90,11 @@ def _against(found: SchemeDifference, *, worse: bool) -> str:
     return f", although {' and '.join(told)}" if told else ""
 
 
-def _size(difference: Estimate) -> str:
+def _size(difference: Estimate, unit: str = "") -> str:
     if difference.value >= 0 or difference.interval is None:
-        return claim(difference.model_copy(update={"value": abs(difference.value)}))
+        return claim(difference.model_copy(update={"value": abs(difference.value)}), unit)
     low, high = difference.interval
-    return claim(difference.model_copy(update={"value": -difference.value, "interval": (-high, -low)}))
+    return claim(difference.model_copy(update={"value": -difference.value, "interval": (-high, -low)}), unit)
 
 
 def _divergence(gathered: Gathered) -> Topic:

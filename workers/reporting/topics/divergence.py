@@ -34,7 +34,7 @@ def _lead(judged: dict[str, SchemeFacts]) -> str:
 
 
 def _told(facts: SchemeFacts) -> str:
-    kl = f"a mean KL of {claim(mean_kl(facts.kl_divergence))} nats"
+    kl = f"a mean KL of {claim(mean_kl(facts.kl_divergence), 'nats')}"
     if facts.same_top_token is None:
         return kl
     return f"{kl} and {percent(facts.same_top_token.value)} of the most likely tokens kept"
