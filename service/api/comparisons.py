@@ -16,9 +16,11 @@ from pyarrow import ArrowException, parquet
 from service.api import downloads
 from service.api.rooms import Rooms, Within
 from service.contracts.comparison.records import Comparison
-from service.contracts.comparison.sides import MOST, NotComparable, Rows, Side, check_count, check_schema_version
+from service.contracts.comparison.sides import MOST, NotComparable, Side, check_count, check_schema_version
 from service.contracts.comparison.whole import compare
 from service.contracts.report import Report
+from service.contracts.restating import restated
+from service.contracts.scored import COLUMNS, Rows
 from service.errors import HeadroomError, InvalidRequest
 
 router = APIRouter(prefix="/v1/comparisons")
@@ -38,7 +40,7 @@ class ReportDamaged(HeadroomError):
 
 @router.get("", response_model=Comparison)
 def comparison(rooms: Within, request: Request, report: ReportIds) -> Response:
-    """Compare reports: range, outlier dimensions, and every shared scheme, with standard errors."""
+    """Compare reports: range, outlier dimensions, and every shared scheme, with 95% intervals."""
     try:
         check_count(len(report))
         sides = [_side(rooms, report_id) for report_id in report]
@@ -69,7 +71,7 @@ def _side(rooms: Rooms, report_id: str) -> Side:
             raise ReportDamaged(f"report {report_id}: {name}: column {missing[0]!r} is missing")
         return rows
 
-    return Side(report_id, report, read)
+    return Side(report_id, restated(report, lambda: read("tokens", COLUMNS)), read)
 
 
 def _report(rooms: Rooms, report_id: str) -> Report:

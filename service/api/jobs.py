@@ -9,6 +9,7 @@ from service import queue, submission
 from service.api.bodies import UniqueKeys
 from service.api.parameters import PRINTABLE, JobId, ModelFilter, PageSize, PageToken
 from service.api.rooms import Within
+from service.api.verdicts import verdicts_of
 from service.api.views import JobPage, JobView
 from service.contracts.request import JobRequest, JobSubmission
 from service.store.records import Job
@@ -40,7 +41,7 @@ def submit(
         response.status_code = status.HTTP_200_OK
         return accepted
     response.headers["Location"] = f"/v1/jobs/{accepted.id}"
-    return JobView.of(accepted)
+    return JobView.of(accepted, verdicts_of(rooms, [accepted]).get(accepted.id))
 
 
 @router.get("")
@@ -53,13 +54,17 @@ def list_jobs(
 ) -> JobPage:
     """Return jobs, newest first."""
     page = rooms.store.list(status=status, model=model, page_size=page_size, page_token=page_token)
-    return JobPage(jobs=[JobView.of(job) for job in page.jobs], next_page_token=page.next_page_token)
+    verdicts = verdicts_of(rooms, page.jobs)
+    return JobPage(
+        jobs=[JobView.of(job, verdicts.get(job.id)) for job in page.jobs], next_page_token=page.next_page_token
+    )
 
 
 @router.get("/{job_id}")
 def show(rooms: Within, job_id: JobId) -> JobView:
     """Return one job."""
-    return JobView.of(rooms.store.get(job_id))
+    job = rooms.store.get(job_id)
+    return JobView.of(job, verdicts_of(rooms, [job]).get(job.id))
 
 
 @router.post("/{job_id}/cancel")

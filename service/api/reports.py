@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from service.api import csv_tables, downloads
 from service.api.parameters import JobId, ModelFilter, PageSize, PageToken
 from service.api.rooms import Within
+from service.api.verdicts import verdicts_of
 from service.api.views import ReportPage, ReportView
 from service.errors import NotFound
 
@@ -25,7 +26,10 @@ def list_reports(
 ) -> ReportPage:
     """Return the reports that can be downloaded, newest first."""
     page = rooms.store.list(model=model, page_size=page_size, page_token=page_token, with_report=True)
-    return ReportPage(reports=[ReportView.of(job) for job in page.jobs], next_page_token=page.next_page_token)
+    verdicts = verdicts_of(rooms, page.jobs)
+    return ReportPage(
+        reports=[ReportView.of(job, verdicts.get(job.id)) for job in page.jobs], next_page_token=page.next_page_token
+    )
 
 
 @router.get("/{job_id}", response_class=Response)

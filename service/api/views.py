@@ -6,6 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from service.contracts.progress import Failed, Progress
+from service.contracts.report import SchemeVerdict
 from service.contracts.request import JobRequest
 from service.store.records import Event, Job
 from service.store.statuses import Status
@@ -30,10 +31,12 @@ class JobView(BaseModel):
     error: Failed | None
     report: str | None
     """Path of its report, once there is one."""
+    verdicts: dict[str, SchemeVerdict] | None
+    """What the report says of each scheme; null without a report."""
 
     @classmethod
-    def of(cls, job: Job) -> Self:
-        """Return the view of `job`."""
+    def of(cls, job: Job, verdicts: dict[str, SchemeVerdict] | None = None) -> Self:
+        """Return the view of `job`, with the verdicts of its report if it has one."""
         return cls(
             id=job.id,
             status=job.status,
@@ -47,6 +50,7 @@ class JobView(BaseModel):
             progress=job.progress,
             error=job.error,
             report=f"/v1/reports/{job.id}" if job.status is Status.succeeded else None,
+            verdicts=verdicts,
         )
 
 
@@ -93,10 +97,12 @@ class ReportView(BaseModel):
     finished_at: datetime | None
     url: str
     """Path of its report.json; its other files lie below."""
+    verdicts: dict[str, SchemeVerdict] | None
+    """What it says of each scheme; null where it cannot be read."""
 
     @classmethod
-    def of(cls, job: Job) -> Self:
-        """Return the view of the report that `job` left."""
+    def of(cls, job: Job, verdicts: dict[str, SchemeVerdict] | None) -> Self:
+        """Return the view of the report that `job` left, with its verdicts."""
         return cls(
             id=job.id,
             model=job.request.model,
@@ -104,6 +110,7 @@ class ReportView(BaseModel):
             created_at=job.created_at,
             finished_at=job.finished_at,
             url=f"/v1/reports/{job.id}",
+            verdicts=verdicts,
         )
 
 

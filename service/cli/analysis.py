@@ -17,6 +17,7 @@ from service.cli.errors import JobCancelled, JobFailed
 from service.cli.following import Display, follow, stop
 from service.cli.inputs import Wanted
 from service.cli.signals import interruptible
+from service.contracts.restating import predates_intervals
 from service.settings import settings
 
 
@@ -65,7 +66,12 @@ def _check(job: Document) -> None:
 def _found(report: Path) -> dict[str, Any]:
     """Return the summary of a report that has just arrived. Raises DownloadBroken where it cannot be summed up."""
     try:
-        return summary.summarise(json.loads(report.read_text(encoding="utf-8")))
+        content = json.loads(report.read_text(encoding="utf-8"))
+        if predates_intervals(str(content["schema_version"])):
+            from service.stored import read_report  # and with it pyarrow, which takes its time
+
+            content = read_report(report, report.parent / "tables" / "tokens.parquet").model_dump(mode="json")
+        return summary.summarise(content)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DownloadBroken(f"{report} has arrived, and is no report that can be summed up: {told}") from error

@@ -45,9 +45,15 @@ def list_reports(*, model: str | None, limit: int, token: str | None, as_json: b
         output.document(page)
         return
     rows = [
-        (item["id"], item["model"], ", ".join(item["schemes"]), item["finished_at"][:19]) for item in page["reports"]
+        (
+            item["id"],
+            item["model"],
+            _effects(item.get("verdicts")) or ", ".join(item["schemes"]),
+            item["finished_at"][:19],
+        )
+        for item in page["reports"]
     ]
-    output.table(("id", "model", "schemes", "finished (UTC)"), rows)
+    output.table(("id", "model", "effect of each scheme", "finished (UTC)"), rows)
     _more(page)
 
 
@@ -95,13 +101,20 @@ def _print_job(job: Document, *, as_json: bool) -> None:
 
 
 def _where(job: Document) -> str:
-    """Return in a few words how far the job is."""
+    """Return in a few words how far the job is, or what it found."""
     if job["status"] == "queued":
         return f"{job['queue_position']} before it"
     if job["status"] == "running" and job["progress"]:
         asked = "cancelling, " if job["cancel_requested"] else ""
         return f"{asked}{job['progress']['stage']} {job['progress']['done']}/{job['progress']['total']}"
+    if job.get("verdicts"):
+        return _effects(job["verdicts"])
     return job["error"]["message"] if job["error"] else ""
+
+
+def _effects(verdicts: Document | None) -> str:
+    """Return the level of every scheme: `int8 negligible, nf4 noticeable`; nothing where an older service is silent."""
+    return ", ".join(f"{name} {verdict['level']}" for name, verdict in (verdicts or {}).items())
 
 
 def _more(page: Document) -> None:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.client import Document
+from service.contracts.numbers import claim
 from service.contracts.report import Estimate
 from service.contracts.request import VerdictLimits
-from service.contracts.verdict import MOST, Grounds, Level, judge
+from service.contracts.verdict import Grounds, recorded
 from service.contracts.warnings import by_code
 
 NONE = "none"
@@ -54,17 +55,20 @@ def _limits(report: Document) -> VerdictLimits:
 
 
 def _verdict(facts: Document, limits: VerdictLimits, perplexity: Document | None, vocabulary: int) -> dict[str, Any]:
-    kl, ratio = facts["kl_divergence"], facts["perplexity_ratio"]
-    grounds = Grounds(perplexity["value"] if perplexity else None, vocabulary, facts.get("quantised_share"))
-    judged = judge(
-        kl and Estimate(value=kl["mean"], standard_error=kl["standard_error"]),
-        ratio and Estimate(value=ratio["value"], standard_error=ratio["standard_error"]),
-        limits,
-        grounds,
-    )
-    because = grounds.lacking() if judged.level is Level.unjudged else None
-    doubtful = [level.name for level in judged.doubtful]
-    return {"effect": judged.level.name, "not_ruled_out": doubtful, "unjudged_because": because}
+    """Return the report's own verdict, or where it has none, what follows from its figures."""
+    found = facts.get("verdict")
+    if not found:
+        kl, ratio = facts["kl_divergence"], facts["perplexity_ratio"]
+        grounds = Grounds(perplexity["value"] if perplexity else None, vocabulary, facts.get("quantised_share"))
+        judged = recorded(kl and _figure(kl, "mean"), ratio and _figure(ratio, "value"), limits, grounds)
+        found = judged.model_dump(mode="json")
+    return {key: found[key] for key in ("level", "reasons", "not_ruled_out")}
+
+
+def _figure(told: Document, value: str) -> Estimate:
+    """Return a figure with its interval, if it has one: a standard error without one takes tokens as independent."""
+    interval = told.get("interval")
+    return Estimate(value=told[value], standard_error=told["standard_error"] if interval else None, interval=interval)
 
 
 def _scheme(facts: Document) -> dict[str, Any]:
@@ -76,7 +80,8 @@ def _scheme(facts: Document) -> dict[str, Any]:
         "analysis_only": facts.get("analysis_only", False),
         "perplexity": facts["perplexity"],
         "perplexity_ratio": facts["perplexity_ratio"],
-        "kl_divergence": kl_divergence and {key: kl_divergence[key] for key in ("mean", "standard_error", "p99")},
+        "kl_divergence": kl_divergence
+        and {key: kl_divergence.get(key) for key in ("mean", "standard_error", "interval", "p99")},
         "same_top_token": facts["same_top_token"],
         "model_bytes": facts["model_bytes"],
         "compression": facts["compression"],
@@ -92,7 +97,8 @@ def show(console: Console, summary: dict[str, Any]) -> None:
     size = f"{model['layers']} layers, {model['parameters'] / 1e6:.1f} M parameters"
     _line(console, f"{model['source']}: {model['architecture']}, {size}")
     tokens = f" over {perplexity['scored_tokens']} tokens" if perplexity else ""
-    _line(console, f"Reference perplexity {_estimate(perplexity, 3)}{tokens}")
+    known = claim(_figure(perplexity, "value")) if perplexity else NONE
+    _line(console, f"Reference perplexity {known}{tokens}")
     if summary["schemes"]:
         _verdicts(console, summary)
         console.print(_divergences(summary["schemes"]))
@@ -107,13 +113,12 @@ def show(console: Console, summary: dict[str, Any]) -> None:
 
 def _verdicts(console: Console, summary: dict[str, Any]) -> None:
     for name, facts in summary["schemes"].items():
-        effect, doubtful = facts["verdict"]["effect"], " and ".join(facts["verdict"]["not_ruled_out"])
-        doubt = f"; not ruled out: {doubtful}; more calibration text would settle it" if doubtful else ""
-        _line(console, f"The effect of {name} is {effect}{doubt}")
-        if because := facts["verdict"]["unjudged_because"]:
-            _line(console, f"  {because}")
-        if (share := facts["quantised_share"]) and share < MOST:
-            _line(console, f"  It replaces {share:.1%} of the decoder layers' weights")
+        verdict = facts["verdict"]
+        _line(console, f"The effect of {name} is {verdict['level']}")
+        for reason in verdict["reasons"]:
+            _line(console, f"  {reason}")
+        if also := " and ".join(verdict["not_ruled_out"]):
+            _line(console, f"  The 95% intervals also allow {also}; rerun with more --sequences")
     limits = summary["verdict_limits"]
     kl = f"mean KL of {limits['kl_noticeable']:g} and {limits['kl_severe']:g} nats"
     ratio = f"perplexity ratio of {limits['ratio_noticeable']:g} and {limits['ratio_severe']:g}"
@@ -127,8 +132,8 @@ def _divergences(schemes: dict[str, Any]) -> Table:
     for name, facts in schemes.items():
         table.add_row(
             _marked(name, facts),
-            _estimate(facts["perplexity"], 3),
-            _estimate(facts["perplexity_ratio"], 4),
+            _value(facts["perplexity"], 3),
+            _value(facts["perplexity_ratio"], 4),
             *_divergence(facts),
             _bytes(facts["model_bytes"]),
             f"{facts['compression']:.2f}x",
@@ -193,11 +198,8 @@ def _warnings(console: Console, warnings: list[Document]) -> None:
             _line(console, f"Warning {kind.code}: {len(kind.rest)} more; report.json lists them")
 
 
-def _estimate(estimate: Document | None, digits: int) -> str:
-    if estimate is None:
-        return NONE
-    error = estimate["standard_error"]
-    return f"{estimate['value']:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+def _value(told: Document | None, digits: int) -> str:
+    return NONE if told is None else f"{told['value']:.{digits}f}"
 
 
 def _bytes(count: int) -> str:

@@ -5,7 +5,7 @@ glossary; `DEFINITIONS_VERSION` names the set of definitions.
 """
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -14,8 +14,8 @@ from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
 from service.contracts.record import Record
 from service.contracts.request import Analysis
 
-SCHEMA_VERSION = "1.1"
-DEFINITIONS_VERSION = "1.0"
+SCHEMA_VERSION = "1.2"
+DEFINITIONS_VERSION = "1.1"
 
 
 class ModelFacts(Record):
@@ -88,11 +88,25 @@ class Timing(Record):
     """Layers that an earlier run had done; None where the whole was one run."""
 
 
-class Estimate(Record):
-    """A figure and its standard error."""
+class Uncertain(Record):
+    """How sure a mean over token positions is, or what follows from one: clustered by sequence (`uncertainty`)."""
+
+    standard_error: float | None
+    """None where the positions are too few. In a report of schema 1.1 or earlier it takes tokens as independent,
+    which is too small: `restating` gives such a report the errors of today."""
+    interval: tuple[float, float] | None = None
+    """95% interval by Student's t; None where there is no standard error."""
+    degrees_of_freedom: int | None = None
+    """Of the interval: one less than `unit_count`."""
+    units: Literal["sequences", "blocks"] | None = None
+    """What is taken as independent: the sequences, or where they are fewer than 8 the blocks that they are cut into."""
+    unit_count: int | None = None
+
+
+class Estimate(Uncertain):
+    """A figure, and how sure it is."""
 
     value: float
-    standard_error: float | None
 
 
 class Perplexity(Estimate):
@@ -108,11 +122,10 @@ class ReferenceFacts(Record):
     """None if no position has a finite prediction."""
 
 
-class KlDivergence(Record):
-    """KL(reference || scheme) over scored positions, in nats."""
+class KlDivergence(Uncertain):
+    """KL(reference || scheme) over scored positions, in nats; how sure it is, is said of the mean."""
 
     mean: float
-    standard_error: float | None
     median: float
     p90: float
     p95: float
@@ -126,6 +139,17 @@ class DeltaP(Record):
 
     mean: float
     rms: float
+
+
+class SchemeVerdict(Record):
+    """What a scheme does to the predictions, in one word, and why."""
+
+    level: Literal["negligible", "noticeable", "severe", "unjudged"]
+    """`unjudged` where the figures cannot tell."""
+    reasons: tuple[str, ...]
+    """A sentence for each measure that was judged, and what else the reader must know of it."""
+    not_ruled_out: tuple[Literal["negligible", "noticeable", "severe"], ...]
+    """Other levels that the 95% intervals reach: the mildest and the worst of them."""
 
 
 class WorstSite(Record):
@@ -161,6 +185,8 @@ class SchemeFacts(Record):
     """Share of the decoder layers' weights that the scheme replaced, of those in matrices; None in earlier reports."""
     not_quantised: tuple[str, ...]
     worst_sites: tuple[WorstSite, ...]
+    verdict: SchemeVerdict | None = None
+    """None in reports of schema 1.1 or earlier, for which it is worked out on reading."""
 
 
 def _with_names(given: Any) -> Any:

@@ -1,19 +1,18 @@
-"""The plain word on a scheme: negligible, noticeable or severe. Page, summary and command line take it from here.
+"""The plain word on a scheme: negligible, noticeable or severe. Report, page and command line take it from here.
 
 Two measures are held to limits, and the worse of them gives the word. The mean KL divergence sees every change of
-the prediction and is measured closely. Perplexity is noisier: its ratio counts once the 95 % interval excludes that
+the prediction and is measured closely. Perplexity is noisier: its ratio counts once the 95% interval excludes that
 nothing rose at all. Where an interval's end lies in another class than the word, the text was too short to rule that
 class out. Where the figures cannot show what the scheme does to the model, there is no word.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from service.contracts.report import Estimate, KlDivergence
+from service.contracts.numbers import claim
+from service.contracts.report import Estimate, KlDivergence, Report, SchemeFacts, SchemeVerdict
 from service.contracts.request import VerdictLimits
-
-INTERVAL = 1.96
-"""Standard errors to either side of a value in a 95 % interval."""
 
 MOST = 0.9
 """Where a scheme replaces a smaller share of the layers' weights, its reader is told."""
@@ -77,7 +76,7 @@ class Judgement(NamedTuple):
     by_ratio: Level | None
     """What the perplexity ratio says by itself; None where there is none."""
     possible: Level
-    """The worst class that the 95 % intervals reach; `level` where none is worse."""
+    """The worst class that the 95% intervals reach; `level` where none is worse."""
     mildest: Level
     """The mildest class that they reach; `level` where none is milder."""
 
@@ -98,18 +97,26 @@ def ratio_limit(limits: VerdictLimits) -> Limit:
 
 
 def interval(estimate: Estimate) -> tuple[float, float]:
-    """Return the 95 % interval of `estimate`; the value twice where it has no standard error."""
-    reach = INTERVAL * (estimate.standard_error or 0.0)
-    return estimate.value - reach, estimate.value + reach
+    """Return the 95% interval of `estimate`; the value twice where it has none."""
+    return estimate.interval or (estimate.value, estimate.value)
 
 
 def mean_kl(kl: KlDivergence | None) -> Estimate | None:
-    """Return the mean KL divergence with its standard error; None where no position has a finite prediction."""
-    return Estimate(value=kl.mean, standard_error=kl.standard_error) if kl else None
+    """Return the mean KL divergence and how sure it is; None where no position has a finite prediction."""
+    if kl is None:
+        return None
+    return Estimate(
+        value=kl.mean,
+        standard_error=kl.standard_error,
+        interval=kl.interval,
+        degrees_of_freedom=kl.degrees_of_freedom,
+        units=kl.units,
+        unit_count=kl.unit_count,
+    )
 
 
 def risen(ratio: Estimate) -> bool:
-    """Whether the 95 % interval of a perplexity ratio excludes that nothing rose; NaN excludes it."""
+    """Whether the 95% interval of a perplexity ratio excludes that nothing rose; NaN excludes it."""
     return not interval(ratio)[0] <= 1
 
 
@@ -132,3 +139,66 @@ def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, gr
     ends = zip(interval(kl), interval(ratio), strict=True)
     mildest, worst = (max(kl_limit(limits).level(a), ratio_limit(limits).level(b)) for a, b in ends)
     return Judgement(level, by_kl, by_ratio, max(level, worst), min(level, mildest))
+
+
+def with_verdicts(report: Report) -> Report:
+    """Return the report with a verdict on every scheme; those that it has already stay."""
+    schemes = {
+        name: facts if facts.verdict else facts.model_copy(update={"verdict": verdict_of(report, facts)})
+        for name, facts in report.schemes.items()
+    }
+    return report.model_copy(update={"schemes": schemes})
+
+
+def verdict_of(report: Report, scheme: SchemeFacts) -> SchemeVerdict:
+    """Return the verdict on a scheme of `report` as a record, by the report's own limits."""
+    perplexity = report.reference.perplexity
+    grounds = Grounds(perplexity.value if perplexity else None, report.model.vocabulary, scheme.quantised_share)
+    return recorded(mean_kl(scheme.kl_divergence), scheme.perplexity_ratio, report.analysis.verdict, grounds)
+
+
+def recorded(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> SchemeVerdict:
+    """Judge as `judge` does, and return the word with its reasons in sentences."""
+    judged = judge(kl, ratio, limits, grounds)
+    not_ruled_out = tuple(level.name for level in judged.doubtful)
+    return SchemeVerdict.model_validate(
+        {
+            "level": judged.level.name,
+            "reasons": tuple(_reasons(judged, kl, ratio, limits, grounds)),
+            "not_ruled_out": not_ruled_out,
+        }
+    )
+
+
+def _reasons(
+    judged: Judgement, kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds
+) -> Iterator[str]:
+    if judged.by_kl is None or judged.by_ratio is None or kl is None or ratio is None:
+        because = grounds.lacking() if judged.level is Level.unjudged else None
+        yield because or "No position has a finite prediction under the scheme."
+        return
+    bounds = _class_bounds(kl_limit(limits), judged.by_kl)
+    yield f"The mean KL is {claim(kl, 'nats')}, which is {judged.by_kl.name}: {bounds}."
+    if risen(ratio) or ratio.value < ratio_limit(limits).noticeable:
+        bounds = _class_bounds(ratio_limit(limits), judged.by_ratio)
+        yield f"The perplexity ratio is {claim(ratio)}, which is {judged.by_ratio.name}: {bounds}."
+    else:
+        yield f"The perplexity ratio is {claim(ratio)}, which does not show a rise: the interval includes 1."
+    if kl.interval is None:
+        yield "The report has no interval for these values, so other levels cannot be ruled out."
+    share = grounds.quantised_share
+    if share is not None and share < MOST:
+        yield f"The scheme replaces {share_in_words(share)} of the layers' weights; the values show their effect."
+
+
+def share_in_words(share: float) -> str:
+    """Return the share of the weights that a scheme replaces, which is not 0."""
+    return f"{share:.1%}" if share >= 0.001 else "0.1% or less"
+
+
+def _class_bounds(limit: Limit, level: Level) -> str:
+    if level is Level.negligible:
+        return f"under {limit.noticeable:g}"
+    if level is Level.noticeable:
+        return f"from {limit.noticeable:g} to {limit.severe:g}"
+    return f"{limit.severe:g} or more"

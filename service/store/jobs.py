@@ -161,6 +161,12 @@ class JobStore(Leases, Dispatches):
             query = select(ArtifactRecord).where(ArtifactRecord.job_id == job_id).order_by(ArtifactRecord.name)
             return [artifact_of(row) for row in session.scalars(query)]
 
+    def named(self, name: str, job_ids: Iterable[str]) -> dict[str, str]:
+        """Return the SHA-256 of the file `name` of each job that has one, by the jobs' ids."""
+        with self._read() as session:
+            query = select(ArtifactRecord).where(ArtifactRecord.job_id.in_(list(job_ids)), ArtifactRecord.name == name)
+            return {row.job_id: row.sha256 for row in session.scalars(query)}
+
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
         with self._read() as session:

@@ -12,8 +12,13 @@ FIRM = Grounds(perplexity=20.0, vocabulary=4096, quantised_share=1.0)
 
 
 def judged(kl=0.001, kl_error=0.0001, ratio=1.0, ratio_error=0.001, limits=DEFAULTS, grounds=FIRM):
-    divergence = Estimate(value=kl, standard_error=kl_error)
-    return judge(divergence, Estimate(value=ratio, standard_error=ratio_error), limits, grounds)
+    return judge(figure(kl, kl_error), figure(ratio, ratio_error), limits, grounds)
+
+
+def figure(value, error):
+    """A figure over so many sequences that the interval reaches 1.96 standard errors."""
+    interval = None if error is None else (value - 1.96 * error, value + 1.96 * error)
+    return Estimate(value=value, standard_error=error, interval=interval)
 
 
 @pytest.mark.parametrize(

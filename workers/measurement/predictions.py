@@ -23,6 +23,7 @@ from workers.measurement.statistics.transfers import HostCopies
 from workers.measurement.streams import REFERENCE
 
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 
 LOGIT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
 """Size of one variant's logits at a time: enough positions for the head's matrix product to run at full speed."""
@@ -34,6 +35,8 @@ class Predictions:
 
     reference_nll: F64
     """[n]: the reference's negative log likelihood of the true next token."""
+    sequence: I64
+    """[n]: which sequence each position is of; ascending."""
     comparisons: dict[str, Comparison]
     """By scheme."""
 
@@ -124,21 +127,23 @@ class _Collected:
         self._table = table
         self._first = first
         self._reference_nll: list[F64] = []
+        self._sequence: list[I64] = []
         self._comparisons: dict[str, list[Comparison]] = {name: [] for name in schemes}
 
     def take(self, number: int, ids: torch.Tensor, reference_nll: F64, *of_schemes: F64) -> None:
         """Keep a sequence's figures, [n] and [3, n] each, and write its rows of the table."""
-        reference_nll = reference_nll.copy()
+        reference_nll, sequence = reference_nll.copy(), np.full(len(reference_nll), number)
         self._reference_nll.append(reference_nll)
+        self._sequence.append(sequence)
         for (name, comparisons), (nll, kl, same) in zip(self._comparisons.items(), of_schemes, strict=True):
-            comparison = Comparison(reference_nll, nll.copy(), kl.copy(), same > 0)
+            comparison = Comparison(sequence, reference_nll, nll.copy(), kl.copy(), same > 0)
             comparisons.append(comparison)
             self._table.append(_token_columns(name, number, ids, self._first, comparison))
 
     def predictions(self) -> Predictions:
         """Return the figures of all sequences."""
         joined = {name: _joined(parts) for name, parts in self._comparisons.items()}
-        return Predictions(np.concatenate(self._reference_nll), joined)
+        return Predictions(np.concatenate(self._reference_nll), np.concatenate(self._sequence), joined)
 
 
 def _joined(parts: list[Comparison]) -> Comparison:

@@ -24,7 +24,13 @@ from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.predictions import Predictions, compare_predictions, first_scored
 from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_guessing, warn_nonfinite, warn_replaced, warn_unquantised
+from workers.measurement.remarks import (
+    warn_few_sequences,
+    warn_guessing,
+    warn_nonfinite,
+    warn_replaced,
+    warn_unquantised,
+)
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.report import Findings, build_report
@@ -226,6 +232,7 @@ def _compare(
             where,
         )
     warn_guessing(predictions.reference_nll, state.decoder.config.vocab_size, narrator)
+    warn_few_sequences(predictions, narrator)
     return predictions
 
 

@@ -8,7 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from service.contracts.progress import Warned
+from service.contracts.restating import few_sequences
+from service.contracts.uncertainty import mean
+from workers.measurement.divergence import by_sequence
 from workers.measurement.findings import LayerFindings
+from workers.measurement.predictions import Predictions
 from workers.measurement.progress import Narrator
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.state import SweepState
@@ -64,6 +68,15 @@ def warn_guessing(reference_nll: F64, vocabulary: int, narrator: Narrator) -> No
             "does not show what it does to a model that knows the text",
             "reference",
         )
+
+
+def warn_few_sequences(predictions: Predictions, narrator: Narrator) -> None:
+    """Say so where the intervals are not by sequence, because these are too few."""
+    finite = np.isfinite(predictions.reference_nll)
+    if finite.any():
+        found = mean(by_sequence(predictions.reference_nll[finite], predictions.sequence[finite]))
+        for warning in few_sequences(found):
+            narrator.warn(warning.code, warning.message)
 
 
 def warn_replaced(narrator: Narrator) -> None:

@@ -7,7 +7,7 @@ zero. Every message names the file, and the column or key.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,8 @@ from pydantic import ValidationError
 
 from service.contracts.labelled import labelled_table
 from service.contracts.report import SCHEMA_VERSION, Report
+from service.contracts.restating import restated
+from service.contracts.scored import COLUMNS, Rows
 from service.contracts.tables import TABLES, Column
 from service.errors import HeadroomError
 
@@ -222,6 +224,8 @@ class Source:
 def load(directory: Path, *, density: bool = False) -> Source:
     """Read the report in `directory` and check the tables that it lists; `density` says how it will be drawn.
 
+    One of an earlier version has the errors and verdicts that today's would have.
+
     Raises:
         ReportUnreadable: report.json or a table is missing, damaged, or of another major schema version.
     """
@@ -242,7 +246,14 @@ def load(directory: Path, *, density: bool = False) -> Source:
     source = Source(directory, report, density)
     for table in report.tables:
         source.tables.check(table.name)
-    return source
+    return replace(source, report=restated(report, lambda: _scored(source)))
+
+
+def _scored(source: Source) -> Rows | None:
+    """Return what errors by sequence follow from; None where the report has no such table."""
+    if "tokens" not in source.tables:
+        return None
+    return {name: values.tolist() for name, values in source.tables["tokens"].items() if name in COLUMNS}
 
 
 def _check_version(content: bytes) -> None:

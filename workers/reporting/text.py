@@ -4,14 +4,12 @@ Numbers are rounded to what a reader can use; the tables hold the full value. Fo
 warnings) keeps its printable characters; anything that could hide, reorder or break a line is written as an escape.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
-from service.contracts.report import Estimate
+from service.contracts.numbers import ABSENT, bounds, claim, estimate, number, percent_estimate
 
-ABSENT = "n/a"
-_ROUNDING = 1e-12
-"""Relative to its value, an error so small says how float64 rounds, not how far the value may be off."""
+__all__ = ["ABSENT", "bounds", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
+           "percent_estimate", "plain", "ranges", "visible"]  # fmt: skip
 
 
 def visible(text: str) -> str:
@@ -24,35 +22,6 @@ def plain(text: str, limit: int = 32) -> str:
     ascii_text = text.encode("ascii", "backslashreplace").decode("ascii")
     printable = visible(ascii_text)
     return printable if len(printable) <= limit else printable[: limit - 3] + "..."
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return `value` to `digits` significant digits; `n/a` for None and NaN, `infinite` for infinities."""
-    if value is None or math.isnan(value):
-        return ABSENT
-    if math.isinf(value):
-        return "infinite" if value > 0 else "-infinite"
-    if value == 0:
-        return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    if not -5 <= magnitude < 7:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
-
-
-def estimate(figure: Estimate | None) -> str:
-    """Return `value ± standard error`, both to the error's second digit, a tenth at least where the value is
-    under a thousand; the value alone where it has no error. An error of rounding alone counts as 0.
-    """
-    if figure is None:
-        return ABSENT
-    value, standard_error = figure.value, figure.standard_error
-    if standard_error is None or not math.isfinite(standard_error) or not math.isfinite(value):
-        return number(value, 4)
-    if standard_error <= abs(value) * _ROUNDING:
-        return f"{number(value, 4)} ± 0"
-    places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(standard_error))))
-    return f"{value:,.{places}f} ± {standard_error:,.{places}f}"
 
 
 def percent(share: float, places: int = 1) -> str:

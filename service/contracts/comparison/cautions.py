@@ -23,11 +23,18 @@ def check_definitions(name: str, baseline: Report, other: Report) -> None:
         )
 
 
-def warnings(label: str, baseline: Report, other: Report) -> Iterator[Warning]:
-    """Yield what the reader of the differences must know; `label` is the other report's."""
+def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterator[Warning]:
+    """Yield what the reader of the differences must know.
+
+    Args:
+        label: The other report's.
+        baseline: The report that it is held against.
+        other: The other report.
+        shared: Sequences that both scored.
+    """
     for code, message in (
         *_definitions(baseline, other),
-        *_calibration(baseline, other),
+        *_calibration(baseline, other, shared),
         *_model(baseline, other),
         *_thresholds(baseline, other),
         *_schemes(baseline, other),
@@ -65,13 +72,18 @@ def _definitions(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
         )
 
 
-def _calibration(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _calibration(baseline: Report, other: Report, shared: int) -> Iterator[tuple[str, str]]:
     if baseline.calibration.fingerprint != other.calibration.fingerprint:
-        yield (
-            "calibration-differs",
-            f"other calibration tokens: {_described(baseline)} and {_described(other)}. Every difference is also one "
-            "of the texts, and the errors of the two reports count as independent",
-        )
+        texts = f"other calibration tokens: {_described(baseline)} and {_described(other)}"
+        if shared:
+            only = "1 sequence that both scored" if shared == 1 else f"{shared} sequences that both scored"
+            yield "calibration-differs", f"{texts}. Differences of the predictions are over the {only}, and no others"
+        else:
+            yield (
+                "calibration-differs",
+                f"{texts}. They share no sequence, so that no difference of the predictions is better or worse; "
+                "measure both on one text to compare them",
+            )
     elif baseline.analysis.score != other.analysis.score:
         yield (
             "scoring-differs",

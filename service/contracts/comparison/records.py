@@ -18,7 +18,7 @@ from service.contracts.report import (
     Warning,
 )
 
-COMPARISON_VERSION = "1.0"
+COMPARISON_VERSION = "1.1"
 
 
 class Compared(Record):
@@ -81,15 +81,19 @@ class Change(Record):
     """One figure in both reports."""
 
     baseline: Estimate | None
+    """Over all that the report scored, as `other` is."""
     other: Estimate | None
     difference: Estimate | None
-    """Other minus baseline; None where one of them is."""
+    """Other minus baseline, over the sequences that both scored. Where they share none it is of the two figures as they
+    are, and has no standard error: another text says nothing of better or worse. None where one of the figures is."""
     paired: bool
-    """The standard error is of the differences position by position; else it combines two independent errors."""
+    """The difference is of the same positions of the same sequences."""
     positions: int | None
     """Positions that were paired; None where none were."""
+    sequences: int | None = None
+    """Sequences, with the same token ids, that they are of; None likewise."""
     clear: bool | None
-    """The 95 % interval of the difference does not hold 0; None without a standard error."""
+    """The 95% interval of the difference does not hold 0; None without an interval."""
 
 
 class ErrorChange(Record):

@@ -1,13 +1,11 @@
 """A report as a comparison takes it, and what every report is called."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from service.contracts.report import SCHEMA_VERSION, Report
-
-Rows = Mapping[str, Sequence[Any]]
-"""Columns of a table by name, all of one length; a null is None."""
+from service.contracts.scored import Rows
 
 FEWEST, MOST = 2, 8
 """Reports in one comparison."""
@@ -23,6 +21,7 @@ class Side(NamedTuple):
     name: str
     """The id, or the directory's name, by which the user knows it."""
     report: Report
+    """As `restating` gives it: every error in it is by sequence."""
     read: Callable[[str, tuple[str, ...]], Rows | None]
     """From a table's name and columns to its rows; None where the report has no such table."""
 

@@ -28,16 +28,19 @@ def compare(sides: Sequence[Side], headroom_version: str) -> Comparison:
         check_schema_version(side.name, side.report.schema_version)
         cautions.check_definitions(side.name, baseline.report, side.report)
     called = labels(sides)
+    differences = [_difference(label, baseline, side) for label, side in zip(called[1:], others, strict=True)]
     return Comparison(
         comparison_version=COMPARISON_VERSION,
         headroom_version=headroom_version,
         reports=tuple(_compared(label, side) for label, side in zip(called, sides, strict=True)),
         warnings=tuple(
             warning
-            for label, other in zip(called[1:], others, strict=True)
-            for warning in cautions.warnings(label, baseline.report, other.report)
+            for difference, other in zip(differences, others, strict=True)
+            for warning in cautions.warnings(
+                difference.label, baseline.report, other.report, difference.reference_perplexity.sequences or 0
+            )
         ),
-        differences=tuple(_difference(label, baseline, side) for label, side in zip(called[1:], others, strict=True)),
+        differences=tuple(differences),
     )
 
 
@@ -50,14 +53,17 @@ def _compared(label: str, side: Side) -> Compared:
 def _difference(label: str, baseline: Side, other: Side) -> Difference:
     before, after = baseline.report.schemes, other.report.schemes
     shared = [scheme for scheme in before if scheme in after]
-    paired = {scheme: predictions.pairs(baseline, other, scheme) for scheme in shared}
+    paired = {scheme: predictions.pairs(baseline, other, scheme, scheme) for scheme in shared}
+    first = paired[shared[0]] if shared else ()
+    if before and after and not shared:
+        first = predictions.pairs(baseline, other, next(iter(before)), next(iter(after)))
     layers = cautions.uncomparable_layers(baseline.report, other.report)
     return Difference(
         label=label,
         reference_perplexity=predictions.reference_change(
             baseline.report.reference.perplexity,
             other.report.reference.perplexity,
-            next(iter(paired.values()), ()),
+            first,
         ),
         range=None if layers else sites.range_difference(baseline, other),
         outliers=_outliers(baseline, other),
@@ -96,7 +102,7 @@ def _outliers(baseline: Side, other: Side) -> dict[str, OutlierDifference]:
 
 
 def _scheme(
-    baseline: Side, other: Side, scheme: str, paired: Sequence[predictions.Pair], same_layers: bool
+    baseline: Side, other: Side, scheme: str, paired: predictions.Paired, same_layers: bool
 ) -> SchemeDifference:
     before, after = baseline.report.schemes[scheme], other.report.schemes[scheme]
     return SchemeDifference(

@@ -3,11 +3,15 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import tempfile
+from pathlib import Path
 
 import pytest
+
+STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"
 
 FILES = {
     "": "report.json",
@@ -158,3 +162,39 @@ def test_an_artifact_whose_file_is_gone_is_not_found(client, world, report_id, p
     row = world.store.artifact(report_id, "report.html")
     world.artifacts.path(row.sha256).unlink()
     problem(client.get(f"/v1/reports/{report_id}/report.html"), 404, "not-found")
+
+
+def record(level):
+    return {"level": level, "reasons": [f"It is {level}."], "not_ruled_out": []}
+
+
+def test_lists_give_the_verdicts_of_the_reports(client, world):
+    own = {"int8": record("negligible"), "nf4": record("severe") | {"not_ruled_out": ["noticeable"]}}
+    waiting, done = world.submit(), world.submit()
+    world.finish(done, {"report.json": json.dumps({"schemes": {n: {"verdict": v} for n, v in own.items()}}).encode()})
+    assert client.get("/v1/reports").json()["reports"][0]["verdicts"] == own
+    jobs = {job["id"]: job["verdicts"] for job in client.get("/v1/jobs").json()["jobs"]}
+    assert jobs == {done.id: own, waiting.id: None}
+    assert client.get(f"/v1/jobs/{done.id}").json()["verdicts"] == own
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+def test_the_verdicts_of_an_older_report_are_worked_out(client, world, with_table):
+    job = world.submit()
+    names = ["report.json", *(["tables/tokens.parquet"] if with_table else [])]
+    files = {name: (STORED / name).read_bytes() for name in names}
+    content = json.loads(files["report.json"])
+    content["model"]["vocabulary"] = 10**6  # so that the reference does not count as guessing
+    world.finish(job, files | {"report.json": json.dumps(content).encode()})
+    (found,) = client.get("/v1/reports").json()["reports"]
+    assert list(found["verdicts"]) == ["int8", "nf4", "w8a8-tensor"]
+    assert ("95% interval" in found["verdicts"]["nf4"]["reasons"][0]) is with_table
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"schemes": {"int8": 5}}', b'{"schemes": {"int8": {}}}',
+                                     b'{"schemes": {"int8": {"verdict": {"level": "fine"}}}}'])  # fmt: skip
+def test_a_report_that_cannot_be_read_is_listed_without_verdicts(client, world, content):
+    job = world.submit()
+    world.finish(job, {"report.json": content})
+    (found,) = client.get("/v1/reports").json()["reports"]
+    assert (found["id"], found["verdicts"]) == (job.id, None)

@@ -121,12 +121,19 @@ def headroom(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 @pytest.fixture
 def report() -> dict[str, Any]:
     """What report.json holds, as far as the command line reads it, with keys that it does not know."""
-    estimate = {"value": 1.0004, "standard_error": 0.0001}
+    estimate = {"value": 1.0004, "standard_error": 0.0001, "interval": [1.0002, 1.0006]}
     scheme = {
         "settings": {},
         "perplexity": {"value": 20.01, "standard_error": 0.5, "scored_tokens": 100},
         "perplexity_ratio": estimate,
-        "kl_divergence": {"mean": 0.00123, "standard_error": 1e-5, "median": 0.0, "p99": 0.0456, "max": 1.0},
+        "kl_divergence": {
+            "mean": 0.00123,
+            "standard_error": 1e-5,
+            "interval": [0.00121, 0.00125],
+            "median": 0.0,
+            "p99": 0.0456,
+            "max": 1.0,
+        },
         "same_top_token": {"value": 0.9876, "standard_error": 0.001},
         "model_bytes": 6_200_000,
         "compression": 1.64,
@@ -148,7 +155,9 @@ def report() -> dict[str, Any]:
             "parameters": 5_100_000,
             "vocabulary": 4096,
         },
-        "reference": {"perplexity": {"value": 20.0, "standard_error": None, "scored_tokens": 100}},
+        "reference": {
+            "perplexity": {"value": 20.0, "standard_error": 0.4, "interval": [19.2, 20.8], "scored_tokens": 100}
+        },
         "schemes": {"int8": scheme},
         "outliers": {"llm_int8": {"thresholds": {}, "dimensions": [dimension]}},
         "warnings": [{"code": "nonfinite", "message": "NaN in [bold]weights[/bold]", "where": "layer 3"}],

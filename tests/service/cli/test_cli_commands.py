@@ -60,7 +60,7 @@ def test_analyze_downloads_the_report_and_sums_it_up(headroom, remote, work, rep
     out = tmp_path / "out"
     ran = headroom("analyze", "sample", "--out", str(out), "--scheme", "int8", "--sequences", "3", "--seed", "5")
     assert ran.code == 0, ran.err
-    assert "Reference perplexity 20.000" in ran.out
+    assert "Reference perplexity 20.00 (95% interval 19.20 to 20.80)" in ran.out
     assert ran.out.splitlines()[-1] == f"Report: {out / 'report.html'}"
     assert "sweep over the layers: 1/2 layers" in ran.err
     assert json.loads((out / "report.json").read_text()) == report
@@ -265,6 +265,23 @@ def test_reports_are_listed_and_downloaded(headroom, remote, report, tmp_path):
     assert Path(ran.document["page"]) == out / "report.html"
     assert json.loads((out / "report.json").read_text()) == report
     assert headroom("reports", "download", job.id, "--out", str(out)).code == 2
+
+
+def test_lists_tell_the_effect_of_each_scheme(headroom, remote, report):
+    report["schemes"]["nf4"] = dict(report["schemes"]["int8"])
+    for name, level in (("int8", "negligible"), ("nf4", "severe")):
+        report["schemes"][name]["verdict"] = {"level": level, "reasons": [], "not_ruled_out": []}
+    job = remote.store.submit(JobRequest(model="sample"))
+    content = json.dumps(report).encode()
+    remote.succeed(remote.claim(job.id), {"report.json": content, "bundle.zip": bundle_of(report)})
+    for resource in ("jobs", "reports"):
+        assert "int8 negligible, nf4 severe" in headroom(resource, "list").out
+        (listed,) = headroom(resource, "list", "--json").document[resource]
+        assert {name: verdict["level"] for name, verdict in listed["verdicts"].items()} == {
+            "int8": "negligible",
+            "nf4": "severe",
+        }
+    assert "int8 negligible, nf4 severe" in headroom("jobs", "show", job.id).out
 
 
 def test_a_download_that_is_not_what_was_stored_is_thrown_away(headroom, remote, report, tmp_path):

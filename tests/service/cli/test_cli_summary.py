@@ -23,9 +23,9 @@ def told(report):
 def test_the_figures_of_every_scheme_are_shown(told):
     lines = told()
     assert lines[0] == "sample: LlamaForCausalLM, 8 layers, 5.1 M parameters"
-    assert lines[1] == "Reference perplexity 20.000 over 100 tokens"
+    assert lines[1] == "Reference perplexity 20.00 (95% interval 19.20 to 20.80) over 100 tokens"
     [row] = [line.split() for line in lines if line.startswith("int8")]
-    assert " ".join(row) == "int8 20.010 ± 0.500 1.0004 ± 0.0001 0.00123 0.0456 98.76% 6.2 MB 1.64x"
+    assert " ".join(row) == "int8 20.010 1.0004 0.00123 0.0456 98.76% 6.2 MB 1.64x"
     assert "Worst component under int8: layer 3 mlp.up, 1.14% relative error of its output" in lines
     assert "Not quantised under int8: lm_head" in lines
 
@@ -87,20 +87,49 @@ def test_a_report_without_outliers_or_schemes_says_so(report, told):
     assert "No outlier dimensions found" in told()
 
 
+JUDGED = [
+    "  The mean KL is 0.001230 nats (95% interval 0.001210 to 0.001250), which is negligible: under 0.01.",
+    "  The perplexity ratio is 1.00040 (95% interval 1.00020 to 1.00060), which is negligible: under 1.01.",
+]
+
+
 @pytest.mark.parametrize(
-    ("share", "effect", "then"),
-    [(None, "negligible", None), (0.97, "negligible", None),
-     (0.2, "negligible", "  It replaces 20.0% of the decoder layers' weights"),
-     (0.0, "unjudged", "  The scheme replaces none of the decoder layers' weights: these figures say nothing about "
-                       "it.")],
+    ("share", "effect", "reasons"),
+    [(None, "negligible", JUDGED), (0.97, "negligible", JUDGED),
+     (0.2, "negligible", [*JUDGED, "  The scheme replaces 20.0% of the layers' weights; the values show their "
+                                   "effect."]),
+     (0.0, "unjudged", ["  The scheme replaces none of the decoder layers' weights: these figures say nothing about "
+                        "it."])],
 )  # fmt: skip
-def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, then):
+def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, reasons):
     report["schemes"]["int8"]["quantised_share"] = share
     lines = told()
     place = lines.index(f"The effect of int8 is {effect}")
-    assert (lines[place + 1] == then) is (then is not None)
-    assert lines[place + 1 + (then is not None)].startswith("Noticeable and severe begin")
+    assert lines[place + 1 : place + 1 + len(reasons)] == reasons
+    assert lines[place + 1 + len(reasons)].startswith("Noticeable and severe begin")
     assert summarise(report)["schemes"]["int8"]["quantised_share"] == share
+
+
+def test_the_reports_own_verdict_is_told(report, told):
+    own = {"level": "severe", "reasons": ["It was judged so."], "not_ruled_out": ["noticeable"], "later": 1}
+    report["schemes"]["int8"]["verdict"] = own
+    place = (lines := told()).index("The effect of int8 is severe")
+    assert lines[place + 1 : place + 3] == [
+        "  It was judged so.",
+        "  The 95% intervals also allow noticeable; rerun with more --sequences",
+    ]
+    own.pop("later")
+    assert summarise(report)["schemes"]["int8"]["verdict"] == own
+
+
+def test_a_naive_error_of_an_older_service_is_not_shown(report, told):
+    for figure in ("kl_divergence", "perplexity_ratio"):
+        report["schemes"]["int8"][figure].pop("interval")
+    report["reference"]["perplexity"].pop("interval")
+    lines = told()
+    assert lines[1] == "Reference perplexity 20.00 over 100 tokens"
+    assert "  The mean KL is 0.001230 nats, which is negligible: under 0.01." in lines
+    assert "  The report has no interval for these values, so other levels cannot be ruled out." in lines
 
 
 def test_long_lists_are_cut(report, told):
@@ -119,7 +148,8 @@ def test_the_verdict_and_its_limits_are_told(report, told):
     assert limits in lines
     report["analysis"] = {"verdict": {"kl_noticeable": 0.001, "kl_severe": 0.00124, "of_a_later_version": 1}}
     lines = told()
-    assert "The effect of int8 is noticeable; not ruled out: severe; more calibration text would settle it" in lines
+    assert "The effect of int8 is noticeable" in lines
+    assert "  The 95% intervals also allow severe; rerun with more --sequences" in lines
     assert any("mean KL of 0.001 and 0.00124 nats" in line for line in lines)
     report["schemes"]["int8"]["kl_divergence"] = None
     assert "The effect of int8 is severe" in told()

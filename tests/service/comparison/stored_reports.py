@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from service.contracts.comparison.sides import Side
 from service.contracts.report import Report
+from service.contracts.restating import restated
+from service.contracts.scored import COLUMNS
 
 STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"
 
@@ -48,4 +50,4 @@ def side(directory: Path, name: str | None = None) -> Side:
         path = directory / "tables" / f"{table}.parquet"
         return pq.read_table(path, columns=list(columns)).to_pydict() if table in listed else None
 
-    return Side(name or directory.name, report, read)
+    return Side(name or directory.name, restated(report, lambda: read("tokens", COLUMNS)), read)

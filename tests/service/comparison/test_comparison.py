@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 from stored_reports import copy, edit, restate, side
 
 from service.contracts.comparison.records import Comparison
@@ -37,6 +38,22 @@ def tokens(directory, scheme):
     return {name: np.array([row[name] for row in scored], dtype=float) for name in scored[0] if name != "scheme"}
 
 
+def blocks(values, sequences=4, cut=2):
+    """Cut the values of sequences, all equally long, into blocks: what stands for fewer than 8 sequences."""
+    return [
+        one[len(one) * part // cut : len(one) * (part + 1) // cut]
+        for one in np.split(values, sequences)
+        for part in range(cut)
+    ]
+
+
+def clustered(units):
+    """Mean and standard error by the definition."""
+    sums, counts = np.array([unit.sum() for unit in units]), np.array([len(unit) for unit in units])
+    m, n = sums.sum() / counts.sum(), len(units)
+    return m, math.sqrt(n / (n - 1) * ((sums - counts * m) ** 2).sum()) / counts.sum()
+
+
 def worsen(rows):
     """Make nf4 worse, at each position by another factor."""
     random = np.random.default_rng(4)
@@ -61,7 +78,7 @@ def test_a_report_held_against_itself_has_not_changed(baseline, other):
     for changes in difference.schemes.values():
         for change in (changes.kl_divergence, changes.perplexity_ratio, changes.same_top_token):
             assert (change.difference.value, change.difference.standard_error, change.clear) == (0, 0, False)
-            assert change.positions == 4 * 63
+            assert (change.positions, change.sequences) == (4 * 63, 4)
         assert changes.growth == ()
         assert changes.final_sqnr_db[0] == changes.final_sqnr_db[1] > 0
 
@@ -76,36 +93,104 @@ def test_the_same_tokens_are_paired_position_by_position(baseline, other):
         (changes.same_top_token, after["same_top"] - before["same_top"]),
     ):
         assert (change.paired, change.positions) == (True, count)
-        assert change.difference.value == pytest.approx(differences.mean(), rel=1e-12)
-        assert change.difference.standard_error == pytest.approx(differences.std(ddof=1) / math.sqrt(count), rel=1e-12)
+        value, error = clustered(blocks(differences))
+        assert change.difference.value == pytest.approx(value, rel=1e-12)
+        assert change.difference.standard_error == pytest.approx(error, rel=1e-12)
+        assert change.difference.interval[0] == pytest.approx(value - stats.t.ppf(0.975, 7) * error, rel=1e-9)
+        assert (change.difference.units, change.difference.unit_count) == ("blocks", 8)
     assert changes.kl_divergence.clear
-    independent = math.sqrt(2) * changes.kl_divergence.baseline.standard_error
-    assert changes.kl_divergence.difference.standard_error < 0.5 * independent
 
 
-def test_the_error_of_a_perplexity_s_change_agrees_with_the_bootstrap(baseline, other):
+def test_the_error_of_a_perplexity_s_change_agrees_with_the_jackknife(baseline, other):
     edit(other, "tokens", worsen)
     change = compared(baseline, other).differences[0].schemes["nf4"].perplexity_ratio
     before, after = ((t["nll_scheme"] - t["nll_reference"]) for t in (tokens(baseline, "nf4"), tokens(other, "nf4")))
     assert change.difference.value == pytest.approx(np.exp(after.mean()) - np.exp(before.mean()), rel=1e-12)
-    draws = np.random.default_rng(0).integers(len(before), size=(4000, len(before)))
-    spread = (np.exp(after[draws].mean(axis=1)) - np.exp(before[draws].mean(axis=1))).std()
+    kept = [np.delete(np.arange(8), gone) for gone in range(8)]
+    parts = blocks(before), blocks(after)
+    left = [np.subtract(*(np.exp(np.concatenate([p[i] for i in k]).mean()) for p in parts[::-1])) for k in kept]
+    spread = math.sqrt(7 / 8 * ((np.array(left) - np.mean(left)) ** 2).sum())
     assert change.difference.standard_error == pytest.approx(spread, rel=0.06)
 
 
-def test_other_tokens_are_not_paired_and_the_errors_combined(baseline, other):
+def test_reports_that_share_no_sequence_differ_without_an_error(baseline, other):
     restate(other, lambda report: report["calibration"].update(fingerprint="sha256:" + "c" * 64, source="other.txt"))
     edit(other, "tokens", worsen)
+    edit(other, "tokens", lambda rows: [row.update(token_id=row["token_id"] + 1) for row in rows])
     found = compared(baseline, other)
     [warning] = found.warnings
     assert (warning.code, warning.where) == ("calibration-differs", "example/tiny-llama (after)")
     assert "words.txt, 4 x 64 tokens" in warning.message
     assert "other.txt, 4 x 64 tokens" in warning.message
+    assert "They share no sequence, so that no difference of the predictions is better or worse" in warning.message
+    changes = found.differences[0]
+    for change in (changes.schemes["nf4"].kl_divergence, changes.schemes["nf4"].perplexity_ratio,
+                   changes.schemes["nf4"].same_top_token, changes.reference_perplexity):  # fmt: skip
+        assert (change.paired, change.positions, change.sequences, change.clear) == (False, None, None, None)
+        assert (change.difference.standard_error, change.difference.interval) == (None, None)
+        assert change.difference.value == pytest.approx(change.other.value - change.baseline.value)
+
+
+def test_sequences_are_known_by_their_tokens_and_not_by_their_numbers(baseline, other):
+    restate(other, lambda report: report["calibration"].update(fingerprint="sha256:" + "c" * 64))
+    edit(other, "tokens", lambda rows: [row.update(sequence=3 - row["sequence"]) for row in rows])
+    found = compared(baseline, other)
     change = found.differences[0].schemes["nf4"].kl_divergence
-    assert (change.paired, change.positions) == (False, None)
-    errors = [estimate.standard_error for estimate in (change.baseline, change.other)]
-    assert change.difference.standard_error == pytest.approx(math.hypot(*errors))
-    assert change.difference.value == pytest.approx(change.other.value - change.baseline.value)
+    assert (change.sequences, change.difference.value, change.clear) == (4, 0, False)
+    assert "Differences of the predictions are over the 4 sequences that both scored" in found.warnings[0].message
+
+
+def test_a_report_on_more_of_a_text_is_compared_on_what_both_scored(baseline, other):
+    """The mean over the whole of each report differs; over the shared sequences nothing does."""
+
+    def other_text(rows):
+        for row in rows:
+            if row["sequence"] >= 2:
+                row["token_id"] += 1
+                row["kl_divergence"] = row["kl_divergence"] and 3 * row["kl_divergence"]
+
+    restate(other, lambda report: report["calibration"].update(fingerprint="sha256:" + "c" * 64))
+    edit(other, "tokens", other_text)
+    restate(other, lambda report: report["schemes"]["nf4"]["kl_divergence"].update(mean=1.0))
+    change = compared(baseline, other).differences[0].schemes["nf4"].kl_divergence
+    assert (change.sequences, change.positions) == (2, 2 * 63)
+    assert change.other.value > change.baseline.value
+    assert (change.difference.value, change.difference.interval, change.clear) == (0, (0, 0), False)
+
+
+def test_a_sequence_that_stands_twice_is_shared_as_often_as_both_have_it(baseline, other):
+    def double(rows):
+        first = {(row["scheme"], row["position"]): row["token_id"] for row in rows if row["sequence"] == 0}
+        for row in rows:
+            if row["sequence"] == 1:
+                row["token_id"] = first[row["scheme"], row["position"]]
+
+    edit(other, "tokens", double)
+    change = compared(baseline, other).differences[0].schemes["int8"].kl_divergence
+    assert (change.sequences, change.difference.value) == (3, 0)
+    edit(baseline, "tokens", double)
+    assert compared(baseline, other).differences[0].schemes["int8"].kl_divergence.sequences == 4
+
+
+def test_what_rounding_moves_is_no_difference(baseline, other):
+    def round_otherwise(rows):
+        for row in rows:
+            if row["kl_divergence"] is not None:
+                row["kl_divergence"] += 1e-15
+                row["nll_scheme"] -= 1e-15
+
+    edit(other, "tokens", round_otherwise)
+    changes = compared(baseline, other).differences[0].schemes["nf4"]
+    for change in (changes.kl_divergence, changes.perplexity_ratio):
+        assert (change.difference.value, change.difference.standard_error, change.clear) == (0, 0, False)
+
+
+def test_the_reference_is_paired_without_a_shared_scheme(baseline, other):
+    restate(other, lambda report: report.update(schemes={"fp4": report["schemes"]["nf4"]}))
+    edit(other, "tokens", lambda rows: [row.update(scheme="fp4") for row in rows if row["scheme"] == "nf4"])
+    found = compared(baseline, other).differences[0]
+    assert found.schemes == {}
+    assert (found.reference_perplexity.difference.value, found.reference_perplexity.sequences) == (0, 4)
 
 
 def test_only_positions_that_both_score_are_paired(baseline, other):
@@ -205,14 +290,14 @@ def test_other_settings_weights_and_machines_are_named(baseline, other):
         report["schemes"]["int8"]["settings"]["threshold"] = 0.0
         report["model"]["fingerprint"] = "sha256:" + "d" * 64
         report["environment"]["bitsandbytes"] = "0.48.0"
-        report["definitions_version"] = "1.1"
+        report["definitions_version"] = "1.7"
 
     restate(other, change)
     told = {warning.code: warning.message for warning in compared(baseline, other).warnings}
     assert told["scheme-settings-differ"] == "settings of int8: threshold 6.0 and 0.0"
     assert "other weights" in told["models-differ"]
     assert "and 0.48.0" in told["environment-differs"]
-    assert "definitions 1.0 and 1.1" in told["definitions-differ"]
+    assert "definitions 1.0 and 1.7" in told["definitions-differ"]
     assert len(told) == 4
 
 

@@ -105,3 +105,25 @@ def test_layers_that_never_reach_it_flag_nothing() -> None:
     silent = LayerHits([8], 6.0).hits()
     assert (silent.dimensions.size, silent.positions.shape) == (0, (0, 1))
     assert outlier_dimensions(lambda _: silent, 3, 8, 0.0, 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("layers_fraction", "positions_fraction", "flagged"),
+    [(0.25, 0.06, [1, 2]), (0.25, np.nextafter(0.06, 1), [2]), (np.nextafter(0.25, 1), 0.06, [2])],
+)
+def test_a_share_that_is_just_reached_is_enough(
+    layers_fraction: float, positions_fraction: float, flagged: list[int]
+) -> None:
+    """Dimension 1 is over 6 in 1 layer of 4, at 3 of 50 positions; dimension 0 at 2 of them; dimension 2 everywhere."""
+    hits = []
+    for layer in range(4):
+        x = torch.zeros(50, 3)
+        x[:, 2] = 9.0
+        if layer == 1:
+            x[:2, 0] = x[7:10, 1] = 6.0
+        one = LayerHits([50], 6.0)
+        one.add(0, x, (x >= 6).sum(dim=0))
+        hits.append(one.hits())
+    found = outlier_dimensions(hits.__getitem__, 4, 50, layers_fraction, positions_fraction)
+    assert [one.dimension for one in found] == flagged
+    assert {one.dimension: one.positions_fraction for one in found}.get(1, 0.06) == 0.06

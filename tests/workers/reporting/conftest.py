@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up import head_rows, labelled_rows, labelled_section
+from made_up import error, head_rows, labelled_rows, labelled_section
 from made_up_states import DAMAGE, SHARED_INPUTS, channel_rows, surface_rows, surface_section, token_rows
 from scipy import stats
 
@@ -177,11 +177,12 @@ class Maker:
         mean = 4 * damage**2
         return {
             "settings": dict(SCHEMES[name].settings),
-            "perplexity": {"value": 12.5 * (1 + 2 * damage**2), "standard_error": 0.31, "scored_tokens": 4080},
-            "perplexity_ratio": {"value": 1 + 2 * damage**2, "standard_error": 0.003},
-            "kl_divergence": {"mean": mean, "standard_error": mean / 20, "median": mean / 2, "p90": 2 * mean,
+            "perplexity": {"value": 12.5 * (1 + 2 * damage**2), **error(12.5 * (1 + 2 * damage**2), 0.31),
+                           "scored_tokens": 4080},
+            "perplexity_ratio": {"value": 1 + 2 * damage**2, **error(1 + 2 * damage**2, 0.003)},
+            "kl_divergence": {"mean": mean, **error(mean, mean / 20), "median": mean / 2, "p90": 2 * mean,
                               "p95": 3 * mean, "p99": 8 * mean, "p99_9": 15 * mean, "max": 30 * mean},
-            "same_top_token": {"value": 1 - 0.9 * damage, "standard_error": 0.002},
+            "same_top_token": {"value": 1 - 0.9 * damage, **error(1 - 0.9 * damage, 0.002)},
             "delta_p": {"mean": -0.001, "rms": 0.02},
             "model_bytes": 3_400_000 if name == "int8" else 1_900_000,
             "compression": 2.0 if name == "int8" else 3.6,
@@ -194,7 +195,7 @@ class Maker:
     def facts(self) -> dict[str, Any]:
         """The parts of report.json that the recipe does not change."""
         return {
-            "schema_version": "1.0", "definitions_version": "1.0", "headroom_version": "0.1.0",
+            "schema_version": "1.2", "definitions_version": "1.1", "headroom_version": "0.1.0",
             "job_id": "0198c0ffee", "created_at": "2026-11-20T12:34:56Z",
             "analysis": {"schemes": ["int8", "nf4"], "sequences": 16, "sequence_length": 256},
             "calibration": {"source": "calibration.txt", "fingerprint": "sha256:" + "b" * 64, "sequences": 16,
@@ -206,7 +207,7 @@ class Maker:
             "timing": {"wall_seconds": 83.4, "stage_seconds": {"load": 1.2, "calibrate": 0.9, "sweep": 75.0,
                        "divergence": 5.0, "write": 0.6},
                        "peak_memory_bytes": {"resident": 913_000_000, "device": None}},
-            "reference": {"perplexity": {"value": 12.5, "standard_error": 0.3, "scored_tokens": 4080}},
+            "reference": {"perplexity": {"value": 12.5, **error(12.5, 0.3), "scored_tokens": 4080}},
         }  # fmt: skip
 
     def report(self) -> dict[str, Any]:

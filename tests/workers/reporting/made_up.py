@@ -77,3 +77,14 @@ def separation(rows: Rows, column: str) -> dict[str, float]:
         "spearman_rho": float(stats.spearmanr(values, labels).statistic),
         "auroc": float(wins / (labels.sum() * (~labels).sum())),
     }
+
+
+def error(value: float, standard_error: float) -> dict[str, Any]:
+    """Return how sure a figure is, over 16 sequences: two standard errors to either side will do."""
+    return {
+        "standard_error": standard_error,
+        "interval": [value - 2 * standard_error, value + 2 * standard_error],
+        "degrees_of_freedom": 15,
+        "units": "sequences",
+        "unit_count": 16,
+    }

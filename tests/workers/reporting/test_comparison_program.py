@@ -75,7 +75,13 @@ def test_the_page_stands_alone_and_says_what_differs(pair, tmp_path):
     assert "default-src 'none'" in page
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org/", "")
-    for said in ("example/tiny-llama", "example/llama-small", "calibration-differs", "5 layers and 8", "independent"):
+    for said in (
+        "example/tiny-llama",
+        "example/llama-small",
+        "calibration-differs",
+        "5 layers and 8",
+        "no shared sequence",
+    ):
         assert said in page
     assert page.count("<svg") == len(list((tmp_path / "out" / "figures").glob("*.svg")))
     summary = (tmp_path / "out" / "summary.md").read_text()
@@ -102,7 +108,7 @@ def test_points_and_intervals_are_those_of_the_reports(twins):
         kl = [scheme["kl_divergence"] for scheme in schemes.values()]
         assert line.get_ydata() == pytest.approx([one["mean"] for one in kl])
         reach = [(top - bottom) / 2 for (_, bottom), (_, top) in bars.get_segments()]
-        assert reach == pytest.approx([1.96 * one["standard_error"] for one in kl])
+        assert reach == pytest.approx([(one["interval"][1] - one["interval"][0]) / 2 for one in kl])
         low, high = axes.get_ylim()
         assert all(low <= y <= high for segment in bars.get_segments() for _, y in segment)
 
@@ -137,31 +143,36 @@ def test_growth_that_a_report_does_not_have_was_not_measured(make_report):
     assert "(c) not measured" in drawn(growth, directories).alt
 
 
-def test_the_headline_says_that_the_texts_differ(twins):
-    alike, other = headlines(gather(twins))[0], twins[1]
+def test_another_text_is_never_better_or_worse(twins, edit_table):
+    other = twins[1]
     content = json.loads((other / "report.json").read_text())
     restate(other, calibration=content["calibration"] | {"fingerprint": f"sha256:{'0' * 64}"})
-    (differing,) = headlines(gather(twins))
-    assert "on another text, which may be all that differs" in differing
-    assert "on another text" not in alike
+    edit_table(other, "tokens", lambda rows: [row.update(token_id=6) for row in rows])
+    (line,) = headlines(gather(twins))
+    assert line.endswith("(after): no comparison of int8, nf4, because no scored sequence is shared.")
+    told = next(topic for topic in topics(gather(twins)) if topic.name == "divergence")
+    (grid,) = told.grids
+    assert [row[-1] for row in grid.rows] == ["no shared sequence"] * 2
+    assert not any("*" in cell for row in grid.rows for cell in row)
 
 
 @pytest.mark.parametrize(
     ("kl", "ratio", "top", "told"),
-    [(-0.002, 0.0, 0.1, "better by a mean KL of 0.00200 ± 0.00010 nats."),
-     (-0.002, 0.0, -0.171, "better by a mean KL of 0.00200 ± 0.00010 nats, although the same top token is less "
-                           "frequent by 0.1710 ± 0.0050."),
-     (0.002, -0.02, 0.1, "worse by a mean KL of 0.00200 ± 0.00010 nats, although the perplexity ratio falls by "
-                         "0.0200 ± 0.0050 and the same top token is more frequent by 0.1000 ± 0.0050."),
-     (0.002, 0.03, -0.1, "worse by a mean KL of 0.00200 ± 0.00010 nats.")],
+    [(-0.002, 0.0, 0.1, "better by {kl}"),
+     (-0.002, 0.0, -0.171, "better by {kl}, although the same top token is less frequent by 0.171 (95% interval "
+                           "0.161 to 0.181)"),
+     (0.002, -0.02, 0.1, "worse by {kl}, although the perplexity ratio falls by 0.020 (95% interval 0.010 to 0.030) "
+                         "and the same top token is more frequent by 0.100 (95% interval 0.090 to 0.110)"),
+     (0.002, 0.03, -0.1, "worse by {kl}")],
 )  # fmt: skip
 def test_the_headline_names_what_clearly_points_the_other_way(twins, kl, ratio, top, told):
     gathered = gather(twins)
     (difference,) = gathered.comparison.differences
 
     def changed(by, error):
-        by_much = Estimate(value=by, standard_error=error)
-        return Change(baseline=None, other=None, difference=by_much, paired=True, positions=9, clear=abs(by) > error)
+        by_much = Estimate(value=by, standard_error=error, interval=(by - 2 * error, by + 2 * error))
+        return Change(baseline=None, other=None, difference=by_much, paired=True, positions=99, sequences=9,
+                      clear=abs(by) > 2 * error)  # fmt: skip
 
     changes = {
         "kl_divergence": changed(kl, 0.0001),
@@ -171,7 +182,8 @@ def test_the_headline_names_what_clearly_points_the_other_way(twins, kl, ratio, 
     one = difference.model_copy(update={"schemes": {"nf4": difference.schemes["nf4"].model_copy(update=changes)}})
     comparison = gathered.comparison.model_copy(update={"differences": (one,), "warnings": ()})
     (line,) = headlines(gathered._replace(comparison=comparison))
-    assert line == f"{one.label}: nf4 {told}"
+    by = "a mean KL of 0.00200 nats (95% interval 0.00180 to 0.00220)"
+    assert line == f"{one.label}: nf4 {told.format(kl=by)} (on 9 shared sequences)."
 
 
 @pytest.mark.parametrize(("factor", "word"), [(0.5, "better"), (2.0, "worse")])
@@ -186,8 +198,9 @@ def test_differences_in_the_headline_have_no_sign_but_a_word(make_report, edit_t
     edit_table(directories[1], "tokens", change)
     before = [row["kl_divergence"] for row in table(directories[0], "tokens") if row["scheme"] == "nf4"]
     (line,) = headlines(gather(directories))
-    (found,) = re.findall(rf"nf4 {word} by a mean KL of (\S+) ±", line)
+    (found,) = re.findall(rf"nf4 {word} by a mean KL of (\S+) nats \(", line)
     assert float(found) == pytest.approx(np.nanmean(np.array(before, float)) * abs(factor - 1), rel=0.01)
+    assert line.endswith("(on 1 shared sequence; rerun both with --sequences 8 or more).")
 
 
 def test_a_scheme_has_one_line_in_every_row(make_report):

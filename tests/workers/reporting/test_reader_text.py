@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.contracts.report import Estimate
-from workers.reporting.text import data_size, duration, estimate, listing, number, plain, ranges, visible
+from workers.reporting.text import (
+    bounds,
+    claim,
+    data_size,
+    duration,
+    estimate,
+    listing,
+    number,
+    percent_estimate,
+    plain,
+    ranges,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,19 +46,38 @@ def test_a_number_is_right_to_three_digits(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "text"),
+    ("value", "reach", "text"),
     [
-        (12.3456, 0.0512, "12.346 ± 0.051"),
-        (119.606, 10.0588, "119.6 ± 10.1"),
+        (12.3456, 0.0512, "12.346 (12.294 to 12.397)"),
+        (119.606, 10.0588, "119.6 (109.5 to 129.7)"),
+        (0.00884, 0.00126, "0.0088 (0.0076 to 0.0101)"),
         (12.3456, None, "12.35"),
-        (12.3456, 0.0, "12.35 ± 0"),
-        (320.0, 4.2e-14, "320.0 ± 0"),
-        (320.0, 4.2e-8, "320.000000000 ± 0.000000042"),
-        (8123.4, 56.7, "8,123 ± 57"),
+        (12.3456, 0.0, "12.35 (12.35 to 12.35)"),
+        (320.0, 4.2e-14, "320.0 (320.0 to 320.0)"),
+        (320.0, 4.2e-8, "320.000000000 (319.999999958 to 320.000000042)"),
+        (8123.4, 56.7, "8,123 (8,067 to 8,180)"),
     ],
 )
-def test_estimates_carry_the_errors_second_digit(value, error, text):
-    assert estimate(Estimate(value=value, standard_error=error)) == text
+def test_estimates_are_given_to_the_second_digit_of_the_intervals_reach(value, reach, text):
+    assert estimate(within(value, reach)) == text
+
+
+def within(value, reach):
+    interval = None if reach is None else (value - reach, value + reach)
+    return Estimate(value=value, standard_error=reach, interval=interval)
+
+
+def test_a_naive_standard_error_is_never_shown():
+    naive = Estimate(value=0.25, standard_error=0.004)
+    assert (estimate(naive), claim(naive), bounds(naive)) == ("0.2500", "0.2500", "n/a")
+
+
+def test_intervals_in_sentences_and_in_percent():
+    assert claim(within(0.0243, 0.0021), "nats") == "0.0243 nats (95% interval 0.0222 to 0.0264)"
+    assert bounds(within(1.0142, 0.009)) == "1.0052 to 1.0232"
+    assert percent_estimate(within(0.919, 0.004)) == "91.90% (91.50% to 92.30%)"
+    assert percent_estimate(within(0.999, 0.002)) == "99.90% (99.70% to 100.00%)"
+    assert percent_estimate(within(0.919, None)) == "91.9%"
 
 
 def test_sizes_times_lists_and_ranges():

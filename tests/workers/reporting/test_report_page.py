@@ -102,7 +102,15 @@ def test_the_outcome_comes_first_with_its_figures(page, drawn_report):
                         "tables"]  # fmt: skip
     assert "Negligible effect: int8" in page.text
     assert "Noticeable effect: nf4" in page.text
-    for part in ("12.50 ± 0.30", "12.70 ± 0.31", "1.0162 ± 0.0030", "0.0324 ± 0.0016", "91.90 %", "3.60 times"):
+    for part in (
+        "12.50 (95% interval 11.90 to 13.10)",
+        "12.70 (12.08 to 13.32)",
+        "1.0162 (1.0102 to 1.0222)",
+        "0.0324 (0.0292 to 0.0356)",
+        "91.90% (91.50% to 92.30%)",
+        "3.60 times",
+        "Brackets hold 95% intervals, with 16 sequences taken as independent.",
+    ):
         assert part in page.text
     for row in printed_limits(VerdictLimits()):
         for part in (row.measure, row.setting, row.judged_by, f"under {row.limit.noticeable:g}",

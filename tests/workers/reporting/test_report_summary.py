@@ -58,9 +58,9 @@ def cells(markdown, row):
 
 
 def test_every_scheme_has_a_row_with_its_word_and_figures(summary):
-    assert cells(summary, "int8")[1:4] == ["negligible", "0.000400 ± 0.000020", "1.0002 ± 0.0030"]
-    assert cells(summary, "nf4")[1:] == ["noticeable", "0.0324 ± 0.0016", "1.0162 ± 0.0030", "91.90 % ± 0.20 %",
-                                         "1.90 MB", "3.60 times"]  # fmt: skip
+    assert cells(summary, "int8")[1:4] == ["negligible", "0.000400 (0.000360 to 0.000440)", "1.0002 (0.9942 to 1.0062)"]
+    assert cells(summary, "nf4")[1:] == ["noticeable", "0.0324 (0.0292 to 0.0356)", "1.0162 (1.0102 to 1.0222)",
+                                         "91.90% (91.50% to 92.30%)", "1.90 MB", "3.60 times"]  # fmt: skip
     assert "from a mean KL of 0.01 nats or a perplexity ratio of 1.01 on, and severe from 0.1 or 1.05 on" in summary
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from made_up import error
 
 from service.contracts.request import VerdictLimits
 from workers.reporting.loading import load
@@ -31,44 +32,44 @@ def verdict_on(make_report):
     return judged
 
 
-def kl(mean, error):
-    return dict.fromkeys(("median", "p90", "p95", "p99", "p99_9", "max"), mean) | {
-        "mean": mean,
-        "standard_error": error,
-    }
+def kl(mean, standard_error):
+    quantiles = dict.fromkeys(("median", "p90", "p95", "p99", "p99_9", "max"), mean)
+    return quantiles | {"mean": mean} | error(mean, standard_error)
+
+
+def ratio(value, standard_error):
+    return {"value": value} | error(value, standard_error)
 
 
 def test_reasons_name_the_figures_and_the_limits(verdict_on):
-    found = verdict_on(kl_divergence=kl(0.034, 0.001), perplexity_ratio={"value": 1.02, "standard_error": 0.001})
+    found = verdict_on(kl_divergence=kl(0.034, 0.001), perplexity_ratio=ratio(1.02, 0.001))
     assert found.level is Level.noticeable
     assert found.reasons == (
-        "Mean KL of 0.0340 nats is noticeable: from 0.01 to 0.1.",
-        "Perplexity ratio of 1.0200 is noticeable: from 1.01 to 1.05.",
+        "The mean KL is 0.0340 nats (95% interval 0.0320 to 0.0360), which is noticeable: from 0.01 to 0.1.",
+        "The perplexity ratio is 1.0200 (95% interval 1.0180 to 1.0220), which is noticeable: from 1.01 to 1.05.",
     )
     assert found.unsettled is None
 
 
 def test_the_reports_own_limits_count(verdict_on):
-    figures = {"kl_divergence": kl(0.034, 0.001), "perplexity_ratio": {"value": 1.02, "standard_error": 0.001}}
+    figures = {"kl_divergence": kl(0.034, 0.001), "perplexity_ratio": ratio(1.02, 0.001)}
     limits = VerdictLimits(kl_noticeable=0.05, kl_severe=0.5, ratio_noticeable=1.03, ratio_severe=1.06)
     found = verdict_on(limits.model_dump(), **figures)
     assert found.level is Level.negligible
-    assert found.reasons[0].endswith("is negligible: under 0.05.")
+    assert found.reasons[0].endswith("which is negligible: under 0.05.")
 
 
 def test_what_is_not_ruled_out_is_said(verdict_on):
-    noisy = verdict_on(kl_divergence=kl(0.001, 0.0001), perplexity_ratio={"value": 1.02, "standard_error": 0.03})
+    noisy = verdict_on(kl_divergence=kl(0.001, 0.0001), perplexity_ratio=ratio(1.02, 0.03))
     assert noisy.level is Level.negligible
-    assert noisy.reasons[1].endswith("does not show that it rose at all: its 95 % interval begins at 0.96120.")
-    assert noisy.unsettled == (
-        "Severe is not ruled out: the 95 % intervals are a mean KL of 0.000804 to 0.00120 and a perplexity ratio of "
-        "0.96120 to 1.0788. More calibration text would settle it."
-    )
+    told = "The perplexity ratio is 1.020 (95% interval 0.960 to 1.080), which does not show a rise"
+    assert noisy.reasons[1] == f"{told}: the interval includes 1."
+    assert noisy.unsettled == "The 95% intervals also allow severe; rerun with more --sequences."
 
 
 def test_milder_and_worse_classes_that_are_not_ruled_out_are_said_together(verdict_on):
-    above = verdict_on(kl_divergence=kl(0.02, 0.1), perplexity_ratio={"value": 1.0, "standard_error": 0.001})
-    assert above.unsettled.startswith("Negligible and severe are not ruled out: ")
+    above = verdict_on(kl_divergence=kl(0.02, 0.1), perplexity_ratio=ratio(1.0, 0.001))
+    assert above.unsettled == "The 95% intervals also allow negligible and severe; rerun with more --sequences."
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,26 @@ def test_a_reference_that_guesses_leaves_no_word(verdict_on):
 @pytest.mark.parametrize(
     ("share", "level", "partial"),
     [(0.0, Level.unjudged, "none of the layers' weights replaced"),
-     (0.0412, Level.noticeable, "only 4.1 % of the layers' weights replaced"),
-     (0.0004, Level.noticeable, "only 0.1 % or less of the layers' weights replaced"),
+     (0.0412, Level.noticeable, "only 4.1% of the layers' weights replaced"),
+     (0.0004, Level.noticeable, "only 0.1% or less of the layers' weights replaced"),
      (0.97, Level.noticeable, None), (None, Level.noticeable, None)],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(verdict_on, share, level, partial):
     found = verdict_on(kl_divergence=kl(0.034, 0.001), quantised_share=share)
     assert (found.level, found.partial) == (level, partial)
-    alone = [reason for reason in found.reasons if reason.endswith("the figures show the effect of these alone.")]
+    alone = [reason for reason in found.reasons if reason.endswith("the values show their effect.")]
     assert len(alone) == (0 < (share or 0) < 0.9)
+
+
+def test_the_verdict_of_the_report_itself_is_shown(verdict_on):
+    own = {"level": "severe", "reasons": ["It was judged so."], "not_ruled_out": ["negligible", "noticeable"]}
+    found = verdict_on(verdict=own)
+    assert (found.level, found.reasons) == (Level.severe, ("It was judged so.",))
+    assert found.doubtful == (Level.negligible, Level.noticeable)
+
+
+def test_figures_without_an_interval_rule_nothing_out(verdict_on):
+    alone = {"value": 1.02, "standard_error": None}
+    found = verdict_on(kl_divergence=kl(0.034, 0.001) | {"interval": None}, perplexity_ratio=alone)
+    assert found.level is Level.noticeable
+    assert found.reasons[-1] == "The report has no interval for these values, so other levels cannot be ruled out."

@@ -16,6 +16,7 @@ from service.contracts import report as contract
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
+from service.contracts.verdict import with_verdicts
 from workers.measurement.calibration import Calibration
 from workers.measurement.device import device_name, peak_bytes
 from workers.measurement.divergence import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
@@ -119,8 +120,12 @@ def timing(narrator: Narrator, device: torch.device) -> contract.Timing:
 
 def reference_facts(predictions: Predictions) -> contract.ReferenceFacts:
     """State how well the model as it came predicts the text."""
-    nll = predictions.reference_nll[np.isfinite(predictions.reference_nll)]
-    return contract.ReferenceFacts(perplexity=perplexity(nll) if nll.size else None)
+    finite = np.isfinite(predictions.reference_nll)
+    if not finite.any():
+        return contract.ReferenceFacts(perplexity=None)
+    return contract.ReferenceFacts(
+        perplexity=perplexity(predictions.reference_nll[finite], predictions.sequence[finite])
+    )
 
 
 def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> contract.SchemeFacts:
@@ -138,10 +143,10 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         settings=scheme.settings,
         simulated=scheme.simulated,
         analysis_only=scheme.analysis_only,
-        perplexity=perplexity(comparison.nll_scheme) if compared else None,
+        perplexity=perplexity(comparison.nll_scheme, comparison.sequence) if compared else None,
         perplexity_ratio=perplexity_ratio(comparison) if compared else None,
-        kl_divergence=kl_divergence(comparison.kl_divergence) if compared else None,
-        same_top_token=same_top_token(comparison.same_top) if compared else None,
+        kl_divergence=kl_divergence(comparison) if compared else None,
+        same_top_token=same_top_token(comparison) if compared else None,
         delta_p=delta_p(comparison) if compared else None,
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
@@ -200,7 +205,7 @@ def build_report(findings: Findings, assembled: Assembled, profile: Profile, nar
     """Return the whole of `report.json`; its figures are drawn later, from the tables."""
     request, state, decoder = findings.request, findings.state, findings.state.decoder
     labelled = findings.labelled
-    return contract.Report(
+    report = contract.Report(
         schema_version=contract.SCHEMA_VERSION,
         definitions_version=contract.DEFINITIONS_VERSION,
         headroom_version=version("headroom"),
@@ -226,3 +231,4 @@ def build_report(findings: Findings, assembled: Assembled, profile: Profile, nar
         ),
         timing=timing(narrator, decoder.device),
     )
+    return with_verdicts(report)

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.contracts.comparison.records import Comparison
-from service.contracts.comparison.sides import NotComparable, Rows, Side, check_count
+from service.contracts.comparison.sides import NotComparable, Side, check_count
 from service.contracts.comparison.whole import compare
 from service.contracts.report import SchemeFacts
+from service.contracts.scored import Rows
 from service.errors import HeadroomError
 from workers.reporting.loading import ReportUnreadable, Source, load
 

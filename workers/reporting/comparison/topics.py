@@ -1,11 +1,12 @@
 """What the page of a comparison says, section by section, as finished text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from service.contracts.comparison.records import Change, Difference, SchemeDifference
 from service.contracts.report import Estimate
+from service.contracts.uncertainty import FEWEST
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.text import ABSENT, counted, estimate, listing, number
+from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number
 from workers.reporting.topics.records import Grid, Topic, marked
 
 SAME = "-"
@@ -34,33 +35,44 @@ def reports(gathered: Gathered) -> Grid:
             )
         )
     head = ("Report", "Layers x width", "Calibration", "Reference perplexity", "Schemes", "Measured", "Job")
-    caption = "Differences are each report's figure less that of the first, the baseline; ± is one standard error"
+    caption = "The reports; the first is the baseline. Brackets hold 95% intervals"
     return Grid(caption, head, tuple(rows))
 
 
 def headlines(gathered: Gathered) -> list[str]:
     """Return one sentence for each report after the baseline: which schemes became clearly better or worse."""
-    other_texts = {warning.where for warning in gathered.comparison.warnings if warning.code == "calibration-differs"}
-    return [_headline(gathered, one, one.label in other_texts) for one in gathered.comparison.differences]
+    return [_headline(gathered, one) for one in gathered.comparison.differences]
 
 
-def _headline(gathered: Gathered, difference: Difference, other_text: bool) -> str:
+def _headline(gathered: Gathered, difference: Difference) -> str:
     if not difference.schemes:
         return f"{difference.label}: shares no scheme with the baseline."
+    paired = {name: found for name, found in difference.schemes.items() if found.kl_divergence.paired}
     clear = {
         scheme: found.kl_divergence.difference
-        for scheme, found in difference.schemes.items()
+        for scheme, found in paired.items()
         if found.kl_divergence.clear and found.kl_divergence.difference
     }
     changed = [
-        f"{_marked(gathered, scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by)} nats"
+        f"{_marked(gathered, scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by, 'nats')}"
         f"{_against(difference.schemes[scheme], worse=by.value > 0)}"
         for scheme, by in clear.items()
     ]
-    rest = [_marked(gathered, scheme) for scheme in difference.schemes if scheme not in clear]
+    rest = [_marked(gathered, scheme) for scheme in paired if scheme not in clear]
     unclear = [f"no clear difference of the mean KL under {', '.join(rest)}"] if rest else []
-    confounded = ", on another text, which may be all that differs" if other_text else ""
-    return f"{difference.label}: {'; '.join([*changed, *unclear])}{confounded}."
+    alone = [_marked(gathered, scheme) for scheme in difference.schemes if scheme not in paired]
+    apart = [f"no comparison of {', '.join(alone)}, because no scored sequence is shared"] if alone else []
+    return f"{difference.label}: {'; '.join([*changed, *unclear, *apart])}{_on(paired)}."
+
+
+def _on(paired: Mapping[str, SchemeDifference]) -> str:
+    """Say on how many shared sequences the differences are."""
+    counts = sorted({found.kl_divergence.sequences or 0 for found in paired.values()})
+    if not counts:
+        return ""
+    most = counts[-1]
+    few = f"; rerun both with --sequences {FEWEST} or more" if most < FEWEST else ""
+    return f" (on {'up to ' if len(counts) > 1 else ''}{counted(most, 'shared sequence')}{few})"
 
 
 def _marked(gathered: Gathered, scheme: str) -> str:
@@ -78,8 +90,11 @@ def _against(found: SchemeDifference, *, worse: bool) -> str:
     return f", although {' and '.join(told)}" if told else ""
 
 
-def _size(difference: Estimate) -> str:
-    return estimate(difference.model_copy(update={"value": abs(difference.value)}))
+def _size(difference: Estimate, unit: str = "") -> str:
+    if difference.value >= 0 or difference.interval is None:
+        return claim(difference.model_copy(update={"value": abs(difference.value)}), unit)
+    low, high = difference.interval
+    return claim(difference.model_copy(update={"value": -difference.value, "interval": (-high, -low)}), unit)
 
 
 def _divergence(gathered: Gathered) -> Topic:
@@ -92,10 +107,10 @@ def _divergence(gathered: Gathered) -> Topic:
     grids = []
     if rows:
         head = ("Scheme, report", "Mean KL", "difference", "Perplexity ratio", "difference", "Same top", "difference",
-                "Errors")  # fmt: skip
+                "Differences over")  # fmt: skip
         caption = (
-            "Figures of the compared reports, and their differences from the baseline; * marks a difference whose "
-            "95 % interval does not hold 0"
+            "Values of the compared reports, and their differences from the baseline. Brackets hold 95% intervals; "
+            "* marks a difference whose interval does not include 0"
         )
         grids.append(Grid(caption, head, tuple(rows)))
     lone = [line for difference in gathered.comparison.differences for line in _lone(gathered, difference)]
@@ -117,7 +132,9 @@ def _cells(change: Change) -> tuple[str, str]:
 def _how(change: Change) -> str:
     if change.difference is None:
         return ABSENT
-    return f"paired, {change.positions:,} positions" if change.positions else "independent"
+    if not change.sequences or not change.positions:
+        return "no shared sequence"
+    return f"{counted(change.sequences, 'shared sequence')}, {counted(change.positions, 'position')}"
 
 
 def _signed(difference: Estimate | None) -> str:

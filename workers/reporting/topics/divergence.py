@@ -2,8 +2,7 @@
 
 from service.contracts.report import Report, SchemeFacts
 from service.contracts.verdict import mean_kl
-from workers.reporting.text import ABSENT, estimate, number, percent
-from workers.reporting.topics.outcome import share
+from workers.reporting.text import ABSENT, claim, estimate, number, percent, percent_estimate
 from workers.reporting.topics.records import Grid, Topic, marked
 
 _TITLE = "Divergence of the predictions"
@@ -35,7 +34,7 @@ def _lead(judged: dict[str, SchemeFacts]) -> str:
 
 
 def _told(facts: SchemeFacts) -> str:
-    kl = f"a mean KL of {estimate(mean_kl(facts.kl_divergence))} nats"
+    kl = f"a mean KL of {claim(mean_kl(facts.kl_divergence), 'nats')}"
     if facts.same_top_token is None:
         return kl
     return f"{kl} and {percent(facts.same_top_token.value)} of the most likely tokens kept"
@@ -59,7 +58,7 @@ def _tokens(schemes: dict[str, SchemeFacts]) -> Grid:
     for name, facts in schemes.items():
         change = facts.delta_p
         told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
-        rows.append((marked(name, facts), share(facts.same_top_token), *told))
+        rows.append((marked(name, facts), percent_estimate(facts.same_top_token), *told))
     return Grid(
         "What becomes of the most likely and of the true token",
         ("Scheme", "Same top token", "Mean change of p", "RMS change of p"),

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from service.contracts.report import Estimate, Report, SchemeFacts
-from service.contracts.verdict import Level, interval, mean_kl
+from service.contracts.verdict import Level, mean_kl
 from workers.reporting.figures.style import scheme_title
-from workers.reporting.text import ABSENT, counted, data_size, estimate, listing, number, percent
+from workers.reporting.text import bounds, claim, counted, data_size, estimate, listing, number, percent_estimate
 from workers.reporting.topics.records import joined
 from workers.reporting.verdict import Verdict, verdict
 
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     """As `HEAD` says."""
     perplexity: str
     interval: str
-    """The perplexity ratio's 95 % interval."""
+    """The perplexity ratio's 95% interval."""
     not_quantised: str
     settings: str
 
@@ -42,7 +42,7 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
     cells = (
         estimate(mean_kl(scheme.kl_divergence)),
         estimate(scheme.perplexity_ratio),
-        share(scheme.same_top_token),
+        percent_estimate(scheme.same_top_token),
         data_size(scheme.model_bytes),
         f"{number(scheme.compression)} times",
     )
@@ -55,7 +55,7 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
         verdict=verdict(report, scheme),
         cells=cells,
         perplexity=estimate(scheme.perplexity),
-        interval=_bounds(scheme.perplexity_ratio),
+        interval=bounds(scheme.perplexity_ratio),
         not_quantised=f"{counted(len(left), 'module')} ({listing(left, 6)})" if left else "",
         settings=", ".join(f"{key} {value}" for key, value in scheme.settings.items()) or "none",
     )
@@ -87,20 +87,13 @@ def reference(report: Report) -> str:
     if perplexity is None:
         return "No position has a finite prediction under the reference."
     scored = counted(perplexity.scored_tokens, "scored token")
-    return f"The reference has a perplexity of {estimate(perplexity)} over {scored}. Every ± is one standard error."
+    return f"The reference has a perplexity of {claim(perplexity)} over {scored}. {intervals(perplexity)}"
 
 
-def _bounds(ratio: Estimate | None) -> str:
-    if ratio is None or ratio.standard_error is None:
-        return ABSENT
-    low, high = interval(ratio)
-    return f"{number(low, 5)} to {number(high, 5)}"
-
-
-def share(top: Estimate | None) -> str:
-    """Return a share with its standard error, in percent."""
-    if top is None:
-        return ABSENT
-    if top.standard_error is None:
-        return percent(top.value)
-    return f"{percent(top.value, 2)} ± {percent(top.standard_error, 2)}"
+def intervals(figure: Estimate) -> str:
+    """Say what the brackets hold, and what was taken as independent for them."""
+    if figure.units is None or figure.unit_count is None:
+        return "No value has a 95% interval."
+    independent = f"{figure.unit_count:,} {figure.units}"
+    cut = "" if figure.units == "sequences" else ", into which the text is cut because it has fewer than 8 sequences"
+    return f"Brackets hold 95% intervals, with {independent} taken as independent{cut}."

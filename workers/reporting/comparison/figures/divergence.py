@@ -1,4 +1,4 @@
-"""`comparison_divergence`: every scheme's divergence in every report, with 95 % intervals.
+"""`comparison_divergence`: every scheme's divergence in every report, with 95% intervals.
 
 Above the mean KL divergence, beneath the perplexity's ratio to the reference. Points of one scheme stand beside one
 another, in the order of the reports.
@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from service.contracts.comparison.predictions import INTERVAL
-from service.contracts.report import Estimate, SchemeFacts
+from service.contracts.report import Estimate
+from service.contracts.verdict import interval, mean_kl
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import style
 from workers.reporting.figures.drawing import Drawing
@@ -31,7 +32,10 @@ class Point(NamedTuple):
 
 def draw(gathered: Gathered) -> Iterator[Drawing]:
     """Yield the figure, unless no report has a scheme with a finite prediction."""
-    kl, ratio = _points(gathered, _kl), _points(gathered, lambda facts: facts.perplexity_ratio)
+    kl, ratio = (
+        _points(gathered, lambda facts: mean_kl(facts.kl_divergence)),
+        _points(gathered, lambda facts: facts.perplexity_ratio),
+    )
     if not kl:
         return
     figure = Figure(figsize=(style.WIDE[0], 5.0))
@@ -53,8 +57,8 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         title="Divergence of the predictions",
         caption=(
             "Mean KL(reference || scheme) per scored position, and the perplexity's ratio to the reference of the same "
-            "report; bars are 95 % intervals, each report by itself. The table beneath has the differences, paired "
-            "where the reports run the same tokens."
+            "report; bars are 95% intervals, each report by itself. The table beneath has the differences, over the "
+            "sequences that both reports scored."
         ),
         alt="Points with intervals. "
         + " ".join(
@@ -63,11 +67,6 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         table="",
         figure=figure,
     )
-
-
-def _kl(facts: SchemeFacts) -> Estimate | None:
-    kl = facts.kl_divergence
-    return Estimate(value=kl.mean, standard_error=kl.standard_error) if kl else None
 
 
 def _points(gathered: Gathered, figure_of: Any) -> list[Point]:
@@ -89,7 +88,7 @@ def _plot(axes: Any, points: Sequence[Point], gathered: Gathered) -> None:
         axes.errorbar(
             places,
             [point.estimate.value for point in own],
-            yerr=[INTERVAL * (point.estimate.standard_error or 0.0) for point in own],
+            yerr=_reach(own),
             color=look.colour,
             marker=look.marker,
             linestyle="none",
@@ -99,11 +98,17 @@ def _plot(axes: Any, points: Sequence[Point], gathered: Gathered) -> None:
         )
 
 
+def _reach(points: Sequence[Point]) -> NDArray[np.float64]:
+    """Return how far the intervals reach below and above their values, [2, points]."""
+    ends = [(p.estimate.value - interval(p.estimate)[0], interval(p.estimate)[1] - p.estimate.value) for p in points]
+    return np.array(ends).reshape(-1, 2).T
+
+
 def _kl_axis(axes: Any, points: Sequence[Point]) -> None:
     """Make the axis logarithmic where every value is positive, and wide enough for the intervals."""
     values = np.array([point.estimate.value for point in points])
-    errors = np.array([INTERVAL * (point.estimate.standard_error or 0.0) for point in points])
+    below, above = _reach(points)
     if values.min() <= 0:
         return
-    lowest = np.maximum(values - errors, values / 3)
-    style.log_axis(axes, float(lowest.min()) / 1.3, float((values + errors).max()) * 1.3)
+    lowest = np.maximum(values - below, values / 3)
+    style.log_axis(axes, float(lowest.min()) / 1.3, float((values + above).max()) * 1.3)

@@ -1,0 +1,74 @@
+"""How a figure and its interval are written for a reader, wherever they are shown."""
+
+import math
+
+from service.contracts.report import Estimate
+
+ABSENT = "n/a"
+_ROUNDING = 1e-12
+"""Relative to its value, a reach so small says how float64 rounds, not how far the value may be off."""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return `value` to `digits` significant digits; `n/a` for None and NaN, `infinite` for infinities."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if not -5 <= magnitude < 7:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def estimate(figure: Estimate | None) -> str:
+    """Return `value (low to high)`, the 95% interval in brackets; the value alone where it has no interval."""
+    return _with(figure, "")
+
+
+def claim(figure: Estimate | None, unit: str = "") -> str:
+    """Return `value unit (95% interval low to high)`, for a sentence; the value alone where it has no interval."""
+    return _with(figure, "95% interval ", f" {unit}" if unit else "")
+
+
+def bounds(figure: Estimate | None) -> str:
+    """Return `low to high`, the 95% interval; `n/a` where there is none."""
+    written = _written(figure)
+    return ABSENT if written is None else f"{written[1]} to {written[2]}"
+
+
+def percent_estimate(share: Estimate | None) -> str:
+    """Return a share and its 95% interval in percent; bounds outside of 0% to 100% are written as these."""
+    if share is None:
+        return ABSENT
+    if share.interval is None:
+        return f"{share.value:.1%}"
+    low, high = (min(1.0, max(0.0, bound)) for bound in share.interval)
+    return f"{share.value:.2%} ({low:.2%} to {high:.2%})"
+
+
+def _with(figure: Estimate | None, words: str, unit: str = "") -> str:
+    if figure is None:
+        return ABSENT
+    written = _written(figure)
+    if written is None:
+        return f"{number(figure.value, 4)}{unit}"
+    return f"{written[0]}{unit} ({words}{written[1]} to {written[2]})"
+
+
+def _written(figure: Estimate | None) -> tuple[str, str, str] | None:
+    """Return value and bounds to the second digit of the interval's reach, a tenth at least under a thousand."""
+    if figure is None or figure.interval is None:
+        return None
+    value, (low, high) = figure.value, figure.interval
+    if not all(map(math.isfinite, (value, low, high))):
+        return None
+    reach = (high - low) / 2
+    if reach <= abs(value) * _ROUNDING:
+        alone = number(value, 4)
+        return alone, alone, alone
+    places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(reach))))
+    first, second, third = (f"{one:,.{places}f}" for one in (value, low, high))
+    return first, second, third

@@ -1,0 +1,93 @@
+"""Gives reports of schema 1.0 and 1.1 the errors and verdicts that today's have.
+
+Those reports took tokens as independent of one another, which makes standard errors several times too small. Their
+`tokens` table has all that the errors by sequence follow from. Where it cannot be used there is no error at all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from service.contracts.report import Estimate, Report, SchemeFacts, Uncertain, Warning
+from service.contracts.scored import Rows, ScoredSequence, scored_sequences
+from service.contracts.uncertainty import FEWEST, mean, mean_exp
+from service.contracts.verdict import with_verdicts
+
+_UNKNOWN = (
+    Warning(
+        code="no-intervals",
+        message="The report is from an earlier version, and has no table from which 95% intervals could be computed. "
+        "Run the analysis again to have them.",
+        where=None,
+    ),
+)
+_NOTHING: dict[str, Any] = dict.fromkeys(Uncertain.model_fields)
+
+
+def predates_intervals(schema_version: str) -> bool:
+    """Return whether a report of this version takes tokens as independent; one of another major version does not."""
+    major, _, minor = schema_version.partition(".")
+    return major == "1" and minor.isdecimal() and int(minor) < 2
+
+
+def restated(report: Report, tokens: Callable[[], Rows | None]) -> Report:
+    """Return the report as today's would be, errors and verdicts by sequence; one of today's as it is.
+
+    Args:
+        report: Of this major version of the schema.
+        tokens: Reads the columns `scored.COLUMNS` of the table of that name; None where that cannot be. It is called
+            only for a report that needs it.
+    """
+    if not predates_intervals(report.schema_version):
+        return with_verdicts(report)
+    rows = tokens()
+    scored = {name: scored_sequences(rows, name) if rows is not None else [] for name in report.schemes}
+    reference = report.reference
+    known = next((sequences for sequences in scored.values() if sequences), [])
+    if reference.perplexity is not None:
+        of_reference = _known(mean_exp, [one.nll_reference for one in known])
+        reference = reference.model_copy(update={"perplexity": _update(reference.perplexity, of_reference)})
+    changed = {
+        "reference": reference,
+        "schemes": {name: _scheme(facts, scored[name]) for name, facts in report.schemes.items()},
+        "warnings": (*report.warnings, *(few_sequences(reference.perplexity) if known else _UNKNOWN)),
+    }
+    return with_verdicts(report.model_copy(update=changed))
+
+
+def few_sequences(perplexity: Estimate | None) -> tuple[Warning, ...]:
+    """Return the warning that blocks stand for sequences, where they do; there may be no block either."""
+    if perplexity is None or perplexity.units == "sequences":
+        return ()
+    if perplexity.units is None:
+        told = "The scored text is too short for a 95% interval, so no value has one."
+    else:
+        told = (
+            f"The text has fewer than {FEWEST} sequences, so the 95% intervals take {perplexity.unit_count} blocks of "
+            "it as independent and may be too narrow."
+        )
+    return (Warning(code="few-sequences", message=f"{told} Rerun with --sequences {FEWEST} or more.", where=None),)
+
+
+def _scheme(facts: SchemeFacts, sequences: Sequence[ScoredSequence]) -> SchemeFacts:
+    found = [list(one.positions.values()) for one in sequences]
+    changed = {
+        "perplexity": _known(mean_exp, [[at.nll for at in one] for one in found]),
+        "perplexity_ratio": _known(mean_exp, [[at.log_ratio for at in one] for one in found]),
+        "kl_divergence": _known(mean, [[at.kl for at in one] for one in found]),
+        "same_top_token": _known(mean, [[at.same_top for at in one] for one in found]),
+    }
+    return facts.model_copy(update={name: _update(getattr(facts, name), of) for name, of in changed.items()})
+
+
+def _known(
+    estimate: Callable[[Sequence[Sequence[float]]], Estimate], sequences: Sequence[Sequence[float]]
+) -> Estimate | None:
+    return estimate(sequences) if any(len(one) for one in sequences) else None
+
+
+def _update(figure: Uncertain | None, estimate: Estimate | None) -> Uncertain | None:
+    """Return the figure with the error of `estimate`; without any where that is None."""
+    if figure is None:
+        return None
+    error = {name: getattr(estimate, name) for name in _NOTHING} if estimate is not None else _NOTHING
+    return figure.model_copy(update=error)
