@@ -46,6 +46,7 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
     in_bin = int((magnitudes.view(torch.int32) >> SHIFT == number).sum())
     reached = magnitudes.isfinite() & (magnitudes >= _THRESHOLD)
     dimensions = reached.any(dim=0).nonzero().flatten()
+    limits = torch.full((200,), _THRESHOLD, device=device)
     logits, next_ids = x[1].contiguous(), torch.arange(200, device=device) % 70
     scores = plain.score_logits(logits, next_ids)
     return [
@@ -54,7 +55,10 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
         Trial("histogram", (tokens,)),
         Trial("magnitudes_in_bin", (lambda: iter([tokens]), number, in_bin), unordered=True),
         Trial("token_products", (tokens, other), _SUMS),
-        Trial("note_hits", (tokens, dimensions, int(reached.sum()), _THRESHOLD, _KEPT_BITS), unordered=True),
+        Trial("channel_products", (tokens, other), _SUMS),
+        Trial("token_limits", (x, 2.5)),
+        Trial("count_reaching", (x, plain.token_limits(x, 2.5))),
+        Trial("note_hits", (tokens, dimensions, int(reached.sum()), limits, _KEPT_BITS), unordered=True),
         Trial("score_logits", (logits, next_ids), _EXPONENTIALS),
         Trial("compare_logits", (logits, scores[0], other[: len(logits)].nan_to_num(), next_ids), _EXPONENTIALS),
     ]
