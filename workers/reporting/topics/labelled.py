@@ -74,14 +74,10 @@ def _notes(found: Labelled) -> tuple[str, ...]:
     given = "labels" if found.given == "label" else f"scores, true above {number(found.threshold)}"
     ranked = {"auroc": "their AUROC's distance from one half", "spearman_rho": "the magnitude of Spearman's rho"}
     by = f"; dimensions are ranked by {ranked[found.ranked_by]}" if found.ranked_by else ""
-    limit = percent(CHANCE, 0)
-    tested = (
-        (
-            f"Permutation test under the reference: {chance(found)}. Above {limit}, no dimension separates beyond chance.",
-        )
-        if found.dimensions and found.permutation_probability is not None
-        else ()
-    )
+    tested: tuple[str, ...] = ()
+    if found.dimensions and found.permutation_probability is not None:
+        limit = f"Above {percent(CHANCE, 0)}, no dimension separates beyond chance."
+        tested = (f"Permutation test under the reference: {chance(found)}. {limit}",)
     return (
         *tested,
         f"{counted(found.records, 'record')} of {found.source}, with {given}. The vector is the last token's hidden "
