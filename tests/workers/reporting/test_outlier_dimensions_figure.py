@@ -196,6 +196,7 @@ def test_both_definitions_of_all_layers_have_marks_of_their_own(make_report, dra
     shown = dimensions(drawing)
     assert [sorted({shown[round(float(y))] for y in line.get_ydata()}) for line in (fixed, relative)] == [[7], [7, 9]]
     assert fixed.get_marker() != relative.get_marker()
+    assert max(drawing.figure.axes[0].get_xticks()) <= 7
     assert max(fixed.get_xdata()) < min(relative.get_xdata()) < drawing.figure.axes[0].get_xlim()[1]
     labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert labels == ["llm_int8 (over all layers)", "llm_int8_relative (over all layers)"]

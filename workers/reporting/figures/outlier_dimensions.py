@@ -141,6 +141,7 @@ def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
     for name in lanes:
         places = [(layer, row + offsets[name]) for row, found in enumerate(shown) for layer in found.at.get(name, ())]
         axes.plot(*np.array(places).reshape(-1, 2).T, marker=SHAPES[name], markersize=4, gid=f"mark_{name}", **look)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < depth])  # none beneath the marks beside
     edge, step = depth - 0.5, 0.022 * depth
     for name in [name for name in OVER_ALL if name in present]:
         rows = [row for row, found in enumerate(shown) if name in found.at]
