@@ -32,7 +32,7 @@ from workers.children import Ended, run_child, without_secrets
 from workers.lease import Lease
 from workers.measurement.workspace import unfinished
 from workers.relay import Relay
-from workers.samples import CALIBRATION, MODEL
+from workers.samples import CALIBRATION, LABELLED, MODEL
 
 log = logging.getLogger(__name__)
 
@@ -242,8 +242,10 @@ class Attempt:
         return CalibrationFile(path=path, source=stored.name, format=format_of(stored.name))
 
     def _labelled(self) -> LabelledFile | None:
-        stored = self._claim.request.labelled
-        return LabelledFile(path=self._artifacts.path(stored.sha256), source=stored.name) if stored else None
+        stored, model = self._claim.request.labelled, self._claim.request.model
+        if stored is None:
+            return LabelledFile(path=LABELLED, source=SAMPLE) if model == SAMPLE else None
+        return LabelledFile(path=self._artifacts.path(stored.sha256), source=stored.name)
 
     def _child(self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bytes], None]) -> Ended:
         # What a child leaves in its temporary directory goes when the working directory goes.

@@ -28,7 +28,10 @@ def submit(
     ] = None,
     validate_only: Annotated[bool, Query(description="Check the request and submit nothing; answers 200.")] = False,
 ) -> JobView | JobRequest:
-    """Submit a job; the answer's Location is where to watch it."""
+    """Submit a job; the answer's Location is where to watch it.
+
+    Without `labelled`, the model `sample` uses the labelled prompts that are bundled with it.
+    """
     accepted = submission.submit(
         rooms.store,
         rooms.artifacts,

@@ -87,7 +87,11 @@ def analyze(
     ] = None,
     labelled: Annotated[
         Path | None,
-        typer.Option("--labelled", metavar="FILE", help="JSON Lines of prompts with a label or a score each."),
+        typer.Option(
+            "--labelled",
+            metavar="FILE",
+            help="JSON Lines of prompts with a label or a score each; `sample` brings its own.",
+        ),
     ] = None,
     sequences: Annotated[int | None, typer.Option("--sequences", metavar="N", help="Calibration sequences.")] = None,
     sequence_length: Annotated[

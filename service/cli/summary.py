@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.client import Document
+from service.contracts.labelled import CHANCE
 from service.contracts.numbers import claim
+from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
 from service.contracts.request import VerdictLimits
 from service.contracts.verdict import Grounds, recorded
@@ -42,10 +44,34 @@ def summarise(report: Document) -> dict[str, Any]:
             name: {"verdict": _verdict(facts, limits, perplexity, report["model"]["vocabulary"])} | _scheme(facts)
             for name, facts in report["schemes"].items()
         },
-        "outlier_dimensions": {
-            name: list(found["dimensions"]) for name, found in report["outliers"].items() if found["dimensions"]
-        },
+        **_by_definition(report),
+        "labelled": _labelled(report.get("labelled")),
         "warnings": list(report["warnings"]),
+    }
+
+
+def _by_definition(report: Document) -> dict[str, Any]:
+    """Return the outlier dimensions, and how many a definition flags that does not discriminate among them."""
+    found = {name: list(of["dimensions"]) for name, of in report["outliers"].items() if of and of["dimensions"]}
+    size = report["model"]["hidden_size"]
+    silent = {name: len(dimensions) for name, dimensions in found.items() if not discriminating(len(dimensions), size)}
+    return {
+        "outlier_dimensions": {name: dimensions for name, dimensions in found.items() if name not in silent},
+        "not_discriminating": silent,
+    }
+
+
+def _labelled(labelled: Document | None) -> dict[str, Any] | None:
+    """Return the dimension that separates labelled prompts best, and how probable so good a best is by chance."""
+    if not labelled or not labelled["dimensions"]:
+        return None
+    best = labelled["dimensions"][0]
+    probability = labelled.get("permutation_probability")
+    return {
+        "dimension": best["dimension"],
+        "reference": best["reference"],
+        "permutation_probability": probability,
+        "by_chance": probability is not None and probability > CHANCE,
     }
 
 
@@ -88,6 +114,7 @@ def _scheme(facts: Document) -> dict[str, Any]:
         "quantised_share": facts.get("quantised_share"),
         "not_quantised": list(facts["not_quantised"]),
         "worst_site": worst[0] if worst else None,
+        "fp16_columns": facts.get("fp16_columns"),
     }
 
 
@@ -107,7 +134,8 @@ def show(console: Console, summary: dict[str, Any]) -> None:
         if any(facts["analysis_only"] for facts in summary["schemes"].values()):
             _line(console, f"{ANALYSIS_ONLY}: analysis only, no BitsAndBytesConfig loads a model with these settings")
         _worst(console, summary["schemes"])
-    _outliers(console, summary["outlier_dimensions"])
+    _outliers(console, summary)
+    _separation(console, summary["labelled"])
     _warnings(console, summary["warnings"])
 
 
@@ -119,10 +147,21 @@ def _verdicts(console: Console, summary: dict[str, Any]) -> None:
             _line(console, f"  {reason}")
         if also := " and ".join(verdict["not_ruled_out"]):
             _line(console, f"  The 95% intervals also allow {also}; rerun with more --sequences")
+        if columns := facts["fp16_columns"]:
+            _line(console, f"  {_columns(columns)}")
     limits = summary["verdict_limits"]
     kl = f"mean KL of {limits['kl_noticeable']:g} and {limits['kl_severe']:g} nats"
     ratio = f"perplexity ratio of {limits['ratio_noticeable']:g} and {limits['ratio_severe']:g}"
     _line(console, f"Noticeable and severe begin at a {kl}, and a {ratio}")
+
+
+def _columns(columns: Document) -> str:
+    largest = columns["largest"]
+    most = f"; the most are {largest['prefill']:.1%}, at layer {largest['layer']} {largest['component']}"
+    return (
+        f"It computes {columns['prefill']:.1%} of the input columns in 16 bits per sequence, {columns['decode']:.1%} "
+        f"per token{most if largest['prefill'] else ''}"
+    )
 
 
 def _divergences(schemes: dict[str, Any]) -> Table:
@@ -171,8 +210,26 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _outliers(console: Console, definitions: dict[str, Any]) -> None:
-    if not definitions:
+def _separation(console: Console, labelled: dict[str, Any] | None) -> None:
+    if labelled is None:
+        return
+    figures = ", ".join(
+        f"{name} {labelled['reference'][key]:.3f}"
+        for name, key in (("AUROC", "auroc"), ("rho", "spearman_rho"))
+        if labelled["reference"].get(key) is not None
+    )
+    best = f"dimension {labelled['dimension']} ({figures})"
+    probability = labelled["permutation_probability"]
+    tested = "" if probability is None else f"; permutation probability of the best of all {probability:.3g}"
+    told = "no dimension separates beyond chance; best is" if labelled["by_chance"] else "best separated by"
+    _line(console, f"Labelled prompts: {told} {best}{tested}")
+
+
+def _outliers(console: Console, summary: dict[str, Any]) -> None:
+    definitions, size = summary["outlier_dimensions"], summary["model"]["hidden_size"]
+    for definition, count in summary["not_discriminating"].items():
+        _line(console, f"{definition} flags {count} of {size} dimensions, so it does not discriminate; none is listed")
+    if not definitions and not summary["not_discriminating"]:
         _line(console, "No outlier dimensions found")
     for definition, dimensions in definitions.items():
         _line(console, f"Outlier dimensions ({definition}): {len(dimensions)}")

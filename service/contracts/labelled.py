@@ -12,6 +12,10 @@ REFERENCE = "reference"
 """The variant that the schemes are held against."""
 
 
+CHANCE = 0.05
+"""A best dimension that is so good by chance with a larger probability than this says nothing."""
+
+
 class Separation(Record):
     """How one dimension goes with the labels under one variant."""
 
@@ -49,6 +53,17 @@ class Labelled(Record):
     """The figure that chose the dimensions: the largest abs(rho), or abs(AUROC - 0.5); None if neither is defined."""
     dimensions: tuple[LabelledDimension, ...]
     """Best first."""
+    permutation_probability: float | None = None
+    """Probability that the best of all dimensions is at least so good by chance: the share of permutations of the
+    labels or scores, the given order among them, whose best dimension is as good as the reference's. None where no
+    dimension is ranked, and in earlier reports."""
+    permutations: int = 0
+    """Random permutations behind it."""
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether chance alone gives a best dimension as good as this too often: none separates beyond chance."""
+        return self.permutation_probability is not None and self.permutation_probability > CHANCE
 
 
 def column_name(variant: str, dimension: int) -> str:

@@ -5,11 +5,24 @@ from pydantic import Field
 from service.contracts.record import Record
 from service.contracts.request import (
     HeadThresholds,
+    LlmInt8RelativeThresholds,
     LlmInt8Thresholds,
     MassiveThresholds,
     MedianQuantileThresholds,
     VarianceThresholds,
 )
+
+
+def discriminating(flagged: int, dimensions: int) -> bool:
+    """Whether a definition tells outlier dimensions from others: it flags no more than half of them."""
+    return 2 * flagged <= dimensions
+
+
+class FlaggedDimensions(Record):
+    """The dimensions that a definition flags; base of the definitions' records."""
+
+    discriminates: bool = True
+    """False where the definition flags more than half of the dimensions. Earlier reports do not say it."""
 
 
 class LlmInt8Dimension(Record):
@@ -24,10 +37,17 @@ class LlmInt8Dimension(Record):
     """Of the values at or over the magnitude."""
 
 
-class LlmInt8Outliers(Record):
+class LlmInt8Outliers(FlaggedDimensions):
     """The outlier dimensions after LLM.int8(), and the thresholds used."""
 
     thresholds: LlmInt8Thresholds
+    dimensions: tuple[LlmInt8Dimension, ...]
+
+
+class LlmInt8RelativeOutliers(FlaggedDimensions):
+    """The outlier dimensions after LLM.int8() by magnitudes relative to their token's, and the thresholds used."""
+
+    thresholds: LlmInt8RelativeThresholds
     dimensions: tuple[LlmInt8Dimension, ...]
 
 
@@ -41,37 +61,62 @@ class LayerwiseDimension(Record):
     """Largest magnitude in the layers that flag it."""
 
 
-class MassiveOutliers(Record):
+class MassiveOutliers(FlaggedDimensions):
     """Dimensions with massive activations, and the thresholds used."""
 
     thresholds: MassiveThresholds
     dimensions: tuple[LayerwiseDimension, ...]
 
 
-class MedianQuantileOutliers(Record):
+class MedianQuantileOutliers(FlaggedDimensions):
     """Outlier dimensions after Macocco et al., and the threshold used."""
 
     thresholds: MedianQuantileThresholds
     dimensions: tuple[LayerwiseDimension, ...]
 
 
-class VarianceOutliers(Record):
+class VarianceOutliers(FlaggedDimensions):
     """Outlier dimensions after Rudman et al., and the threshold used."""
 
     thresholds: VarianceThresholds
     dimensions: tuple[LayerwiseDimension, ...]
 
 
+Definition = LlmInt8Outliers | LlmInt8RelativeOutliers | MassiveOutliers | MedianQuantileOutliers | VarianceOutliers
+DEFINITIONS = ("llm_int8", "llm_int8_relative", "massive_tensor", "massive_token", "median_quantile", "variance")
+"""The names of the definitions, in the order in which reports list them."""
+
+
 class Outliers(Record):
     """Outlier dimensions, one key per definition."""
 
     llm_int8: LlmInt8Outliers
+    llm_int8_relative: LlmInt8RelativeOutliers | None = None
+    """None in earlier reports."""
     massive_tensor: MassiveOutliers
     """The median is over the sequence's whole hidden state."""
     massive_token: MassiveOutliers
     """The median is over the token's own vector."""
     median_quantile: MedianQuantileOutliers
     variance: VarianceOutliers
+
+    def present(self) -> dict[str, Definition]:
+        """Return what each definition says, by its name; those that the report has."""
+        found = {name: getattr(self, name) for name in DEFINITIONS}
+        return {name: of for name, of in found.items() if of is not None}
+
+    def telling(self, hidden_size: int) -> dict[str, Definition]:
+        """Return those that discriminate among so many dimensions: whose dimensions a reader is told by name."""
+        return {
+            name: of
+            for name, of in self.present().items()
+            if of.discriminates and discriminating(len(of.dimensions), hidden_size)
+        }
+
+    def silent(self, hidden_size: int) -> dict[str, int]:
+        """Return by the other definitions how many dimensions they flag."""
+        telling = self.telling(hidden_size)
+        return {name: len(of.dimensions) for name, of in self.present().items() if name not in telling}
 
 
 class MassiveActivation(Record):

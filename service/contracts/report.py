@@ -161,6 +161,32 @@ class WorstSite(Record):
     sqnr_db: float | None
 
 
+class LargestShare(Record):
+    """Where the most of an input's columns are computed in 16 bits."""
+
+    layer: int
+    component: str
+    prefill: float
+
+
+class Fp16ColumnFacts(Record):
+    """Share of the input columns that int8 computes in 16 bits: those with abs(x) at or over its threshold in a call,
+    of the reference's input. The `fp16_columns` table has every layer and component.
+    """
+
+    prefill: float
+    """A call is one sequence; mean over layers and components."""
+    decode: float
+    """A call is one token; mean over layers and components."""
+    components: dict[str, float]
+    """`prefill` by component, mean over its layers."""
+    largest: LargestShare
+
+
+MANY_FP16_COLUMNS = 0.2
+"""From this share of a component's columns on, little of int8's speed is won there: the report warns."""
+
+
 class SchemeFacts(Record):
     """What a variant of a scheme does to the model. The comparisons are None if no position has a finite prediction."""
 
@@ -187,6 +213,8 @@ class SchemeFacts(Record):
     worst_sites: tuple[WorstSite, ...]
     verdict: SchemeVerdict | None = None
     """None in reports of schema 1.1 or earlier, for which it is worked out on reading."""
+    fp16_columns: Fp16ColumnFacts | None = None
+    """Of int8 alone; None in earlier reports, and where no module was replaced."""
 
 
 def _with_names(given: Any) -> Any:

@@ -80,6 +80,13 @@ class LlmInt8Thresholds(Thresholds):
     """Share of the token positions that must have it in one layer or more."""
 
 
+class LlmInt8RelativeThresholds(LlmInt8Thresholds):
+    """The same with every token held against its own size, so that the scale of a norm's gain does not matter."""
+
+    magnitude: Annotated[float, Field(gt=0), NoBoolean] = 6.0
+    """abs(x) at or above so many times the root mean square of its token's channels counts."""
+
+
 class MassiveThresholds(Thresholds):
     """When a value of the residual stream is a massive activation (arXiv 2402.17762)."""
 
@@ -177,6 +184,7 @@ class Analysis(Frozen):
     label_dimensions: Annotated[int, Field(ge=1, le=64), NoBoolean] = 4
     """How many dimensions, best first, are reported for the labelled prompts."""
     llm_int8: LlmInt8Thresholds = LlmInt8Thresholds()
+    llm_int8_relative: LlmInt8RelativeThresholds = LlmInt8RelativeThresholds()
     massive: MassiveThresholds = MassiveThresholds()
     median_quantile: MedianQuantileThresholds = MedianQuantileThresholds()
     variance: VarianceThresholds = VarianceThresholds()
@@ -214,7 +222,7 @@ class JobRequest(Analysis):
     calibration: StoredFile | None = None
     """Calibration text or token ids; without one, the text bundled with the sample model."""
     labelled: StoredFile | None = None
-    """Labelled prompts, JSON Lines."""
+    """Labelled prompts, JSON Lines; without any, the model `sample` uses those that are bundled with it."""
 
 
 class JobSubmission(Analysis):
@@ -223,6 +231,7 @@ class JobSubmission(Analysis):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     calibration: Upload | None = None
     labelled: Upload | None = None
+    """Labelled prompts; without any, the model `sample` uses those that are bundled with it."""
 
 
 class ModelFiles(Frozen):

@@ -112,13 +112,13 @@ _TABLES = (
             Column(
                 "positions_fraction",
                 "float64",
-                "llm_int8: share of token positions over the magnitude in a layer or more",
+                "llm_int8, llm_int8_relative: share of token positions over the magnitude in a layer or more",
             ),
             Column("abs_max", "float32", "largest magnitude of the dimension where the definition looks"),
-            Column("one_sided", "bool", "llm_int8: all values over the magnitude have one sign"),
-            Column("q25", "float64", "llm_int8: first quartile of the values over the magnitude"),
-            Column("q50", "float64", "llm_int8: median of the values over the magnitude"),
-            Column("q75", "float64", "llm_int8: third quartile of the values over the magnitude"),
+            Column("one_sided", "bool", "llm_int8, llm_int8_relative: all values over the magnitude have one sign"),
+            Column("q25", "float64", "llm_int8, llm_int8_relative: first quartile of the values over the magnitude"),
+            Column("q50", "float64", "llm_int8, llm_int8_relative: median of the values over the magnitude"),
+            Column("q75", "float64", "llm_int8, llm_int8_relative: third quartile of the values over the magnitude"),
         ),
     ),
     Table(
@@ -172,6 +172,24 @@ _TABLES = (
             Column("max_abs_error", "float64", "max abs(y - q)"),
             Column("weight_error", "float64", "norm_F(W - Q(W)) / norm_F(W); at isolated outputs, else null"),
             Column("exact", "bool", "y and q are equal everywhere: sqnr_db is infinite"),
+            Column(
+                "sqnr_db_typical",
+                "float64",
+                "accumulated at block.output: sqnr_db without the dimensions that are massive in any layer; null "
+                "elsewhere, and where the rest is exact or 0",
+                since="1.2",
+            ),
+        ),
+    ),
+    Table(
+        "fp16_columns",
+        "Share of the input columns that int8 computes in 16 bits",
+        (
+            _SCHEME,
+            _LAYER,
+            _COMPONENT,
+            Column("prefill", "float64", "share of the input's columns; mean over calls of one sequence each"),
+            Column("decode", "float64", "the same over calls of one token each"),
         ),
     ),
     Table(

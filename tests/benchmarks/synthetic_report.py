@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.contracts.labelled import labelled_table
 from service.contracts.report import DEFINITIONS_VERSION, SCHEMA_VERSION, Report
 from service.contracts.request import Analysis
-from service.contracts.schemes import SCHEMES
+from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
 from service.contracts.tables import TABLES
 from workers.measurement.results.layer_rows import shortened
 from workers.measurement.results.tables import TableWriter
@@ -192,7 +192,16 @@ class SyntheticReport:
             "scheme": scheme, "layer": layer, "component": component, "port": ["output"] * count, "mode": mode,
             "sqnr_db": -20 * np.log10(error), "relative_l2": error, "median_token_error": error * 0.9,
             "cosine": 1 - error**2 / 2, "max_abs_error": error * 4, "weight_error": weight, "exact": [False] * count,
+            "sqnr_db_typical": np.where(np.array(component) == "block", -20 * np.log10(error * 2), np.nan),
         }  # fmt: skip
+
+    def fp16_columns(self) -> Columns:
+        outputs = [c for c, port in self.shape.sites if port == "output" and c != "block"]
+        variants = [name for name in self.shape.schemes if SCHEMES[name].kernel == BITSANDBYTES_INT8]
+        places = [(s, layer, c) for s in variants for layer in range(self.shape.layers) for c in outputs]
+        scheme, layer, component = zip(*places, strict=True) if places else ((), (), ())
+        share = self.random.beta(0.5, 5, len(places))
+        return {"scheme": scheme, "layer": layer, "component": component, "prefill": share, "decode": share / 20}
 
     def tokens(self) -> list[Columns]:
         return [self.tokens_of(scheme) for scheme in self.shape.schemes]

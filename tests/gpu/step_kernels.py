@@ -101,14 +101,36 @@ def counts(module: Any, x: torch.Tensor) -> Tensors:
     return {"histogram": module.histogram(tokens), "in a bin": inside.sort().values}
 
 
+def reaching(module: Any, x: torch.Tensor) -> Tensors:
+    """Return the limits of tokens, and how many values of each channel reach them."""
+    from workers.measurement.statistics import plain
+
+    limits = plain.token_limits(x, 1.5)
+    return {"limits": module.token_limits(x, 1.5), "counts": module.count_reaching(x, limits)}
+
+
+def channel_sums(module: Any, x: torch.Tensor) -> Tensors:
+    """Return the sums of every channel's products."""
+    return {"sums": module.channel_products(*compared(x))}
+
+
+def channel_rounding(x: torch.Tensor) -> Tensors:
+    """Return how far the sums of channel products may be apart."""
+    y, q = compared(x)
+    present = y.isfinite() & q.isfinite()
+    a, b = (torch.where(present, part.double(), 0) for part in (y, q))
+    return {"sums": rounding(len(y), torch.stack([(a * a).sum(0), ((a - b) ** 2).sum(0)]))}
+
+
 def hits(module: Any, x: torch.Tensor) -> Tensors:
     """Return where values reach the threshold."""
     tokens = x.flatten(0, 1)
+    limits = torch.full((len(tokens),), THRESHOLD, device=x.device)
     reached = tokens.isfinite() & (tokens.float().abs() >= THRESHOLD)
     dimensions = reached.any(dim=0).nonzero().flatten()
     if not len(dimensions):
         return {}
-    positions, peaks, keys = module.note_hits(tokens, dimensions, int(reached.sum()), THRESHOLD, 20)
+    positions, peaks, keys = module.note_hits(tokens, dimensions, int(reached.sum()), limits, 20)
     return {"positions": positions, "peaks": peaks, "keys": keys.sort().values}
 
 
@@ -135,12 +157,14 @@ CHECKS = (
     Check("reduction", ("reduce",), reduction, power_rounding),
     Check("typical values", ("typical",), lambda module, x: {"values": module.typical(x)}),
     Check("histogram", ("histogram", "magnitudes_in_bin"), counts),
+    Check("limits of tokens", ("token_limits", "count_reaching"), reaching),
     Check("hits", ("note_hits",), hits),
+    Check("channel products", ("channel_products",), channel_sums, channel_rounding),
     Check("token products", ("token_products",), products, product_rounding),
     Check("divergence", ("score_logits", "compare_logits"), divergence, exponentials),
 )
 """A kernel more is an entry more."""
-EMULATED = ("reduction", "histogram", "hits")
+EMULATED = ("reduction", "histogram", "hits", "channels")
 """Modules whose kernels are C++."""
 
 

@@ -27,7 +27,7 @@ from service.store.artifacts import ArtifactStore
 from service.store.jobs import JobStore
 from service.store.statuses import Status
 from workers.attempt import Commands
-from workers.samples import CALIBRATION, MODEL
+from workers.samples import CALIBRATION, LABELLED, MODEL
 from workers.supervisor import Supervisor
 
 
@@ -59,7 +59,8 @@ def test_the_measurement_is_told_everything_in_its_request(bench: Bench) -> None
     assert (request.job_id, request.device) == (bench.job_id, "cpu")
     assert (request.model.path, request.model.source) == (MODEL, "sample")
     assert (request.calibration.path, request.calibration.format) == (CALIBRATION, "text")
-    assert request.labelled is None
+    assert request.labelled is not None  # the sample brings its own
+    assert (request.labelled.path, request.labelled.source) == (LABELLED, "sample")
 
 
 def test_the_measurement_is_told_the_worker_s_memory_and_checkpoints(bench: Bench) -> None:
@@ -81,6 +82,7 @@ def test_a_local_model_and_an_uploaded_text_are_passed_on(tmp_path: Path) -> Non
     assert (str(request.model.path), request.model.source) == ("/models/a", "/models/a")
     assert (request.calibration.path.read_bytes(), request.calibration.source) == (b"some text", "mine.txt")
     assert (request.seed, request.sequences, request.scheme_names) == (5, 3, ("nf4",))
+    assert request.labelled is None
     bench.engine.dispose()
 
 

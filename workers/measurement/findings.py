@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.measurement.capture import Site
+from workers.measurement.statistics.channel_errors import ChannelErrors
 from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.statistics.fp16_columns import Fp16Columns
 from workers.measurement.statistics.heads import HeadDeviation, HeadRange
 from workers.measurement.statistics.llm_int8 import LayerHits
 from workers.measurement.statistics.massive import MassiveActivation
@@ -35,6 +37,10 @@ class SchemeFindings:
     """In the scheme's own stream."""
     heads: HeadDeviation | None = None
     """None where the architecture has no heads that are known."""
+    fp16_columns: Mapping[str, Fp16Columns] = field(default_factory=dict)
+    """By component: the input columns that int8 computes in 16 bits; of other kernels none."""
+    channel_errors: ChannelErrors | None = None
+    """At block.output, in the scheme's own stream."""
 
 
 @dataclass
@@ -45,6 +51,8 @@ class LayerFindings:
     schemes: dict[str, SchemeFindings]
     llm_int8: LayerHits
     """Where the magnitude of LLM.int8() was reached."""
+    llm_int8_relative: LayerHits
+    """Where the magnitude relative to the token's own was reached."""
     ranges: dict[Site, SiteStatistics] = field(default_factory=dict)
     massive: list[tuple[int, MassiveActivation]] = field(default_factory=list)
     """Massive activations at block.output, with the number of their sequence."""

@@ -14,11 +14,14 @@ from torch import nn
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
 from workers.measurement.errors import CannotQuantise, first_line
 from workers.measurement.findings import LayerFindings, SchemeFindings
+from workers.measurement.int8_columns import Int8Columns
 from workers.measurement.memory import is_fatal
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import ATTENTION_INPUT, MLP_INPUT, Projection, projections
 from workers.measurement.state import SweepState
+from workers.measurement.statistics import backends
+from workers.measurement.statistics.channel_errors import ChannelErrors
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.heads import HeadDeviation, head_ranges
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
@@ -54,9 +57,13 @@ class LayerPass:
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths, c.left) for name, c in copies.items()}
         self._copies = HostCopies(state.decoder.device)
-        magnitude = state.analysis.llm_int8.magnitude
-        hits = LayerHits([batch.token_ids.numel() for batch in state.measured], magnitude, self._copies)
-        self._found = LayerFindings(index, schemes, hits)
+        self._columns = Int8Columns(state.analysis.llm_int8.magnitude, self._copies)
+        for scheme in state.schemes:
+            found, replaced = schemes[scheme.name], self._replaced(index, scheme.name)
+            found.fp16_columns = self._columns.watch(scheme, replaced, found.left)
+        tokens = [batch.token_ids.numel() for batch in state.measured]
+        hits, relative = (LayerHits(tokens, self._copies) for _ in range(2))
+        self._found = LayerFindings(index, schemes, hits, relative)
 
     def run(self) -> LayerFindings:
         """Advance every stream, batch by batch, and return what was found."""
@@ -114,6 +121,8 @@ class LayerPass:
         both = [site for site in _largest_first(sites) if site in own_sites]
         for site in both:
             found.accumulated.setdefault(site, DeviationStatistics(self._copies))
+        found.channel_errors = found.channel_errors or ChannelErrors(self._copies)
+        found.channel_errors.add(sites[BLOCK_OUTPUT], hidden)
         self._each(lambda site: found.accumulated[site].add(sites[site], own_sites[site]), both)
         if self._heads and HEADS_SITE in sites:
             found.heads = found.heads or HeadDeviation(self._heads.query, self._copies)
@@ -155,10 +164,21 @@ class LayerPass:
 
         def add(site: Site) -> None:
             over = ranges[site].add(sites[site])
+            self._columns.add(site, sites[site], over)
             if site in LLM_INT8_SITES:
-                self._found.llm_int8.add(number, sites[site].flatten(0, -2), over.sum(dim=0))
+                self._find_hits(number, sites[site], over)
 
         self._each(add, _largest_first(sites))
+
+    def _find_hits(self, number: int, x: torch.Tensor, over: torch.Tensor) -> None:
+        """Add what enters projections to the outlier dimensions; over: [N, d], values that reach the magnitude."""
+        analysis, found = self._state.analysis, self._found
+        sequences, tokens = x.reshape(-1, *x.shape[-2:]), x.flatten(0, -2)
+        magnitude = torch.full((len(tokens),), analysis.llm_int8.magnitude, dtype=torch.float32, device=x.device)
+        found.llm_int8.add(number, tokens, magnitude, over.sum(dim=0))
+        limits = backends.token_limits(sequences, analysis.llm_int8_relative.magnitude)
+        reaching = backends.count_reaching(sequences, limits).sum(dim=0)
+        found.llm_int8_relative.add(number, tokens, limits.flatten(), reaching)
 
     def _conclude(self) -> None:
         """Find what only the whole layer shows."""

@@ -26,8 +26,10 @@ from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
 from workers.measurement.remarks import (
     warn_few_sequences,
+    warn_fp16_columns,
     warn_guessing,
     warn_nonfinite,
+    warn_not_discriminating,
     warn_replaced,
     warn_unquantised,
 )
@@ -269,8 +271,16 @@ def _write(
     warn_replaced(narrator)
     with narrator.stage("write"):
         assembled = assemble(
-            files, len(state.decoder.layers), state.positions, findings.request, tables, findings.describe_token
+            files,
+            len(state.decoder.layers),
+            state.positions,
+            state.decoder.config.hidden_size,
+            findings.request,
+            tables,
+            findings.describe_token,
         )
+        warn_not_discriminating(assembled.outliers, state.decoder.config.hidden_size, narrator)
+        warn_fp16_columns(assembled.fp16_columns, narrator)
         profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)

@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from service.contracts.outliers import Outliers
 from service.contracts.progress import Warned
+from service.contracts.report import MANY_FP16_COLUMNS, Fp16ColumnFacts
 from service.contracts.restating import few_sequences
 from service.contracts.uncertainty import mean
 from workers.measurement.divergence import by_sequence
@@ -20,6 +22,12 @@ from workers.measurement.statistics.backends import replaced
 from workers.measurement.statistics.reduction import F64
 
 _LEFT = "left-unquantised"
+_HIGHER = "Measure again with higher thresholds of {}"
+_INSTEAD = {
+    "llm_int8": "Read llm_int8_relative instead, or measure again with a larger {}.magnitude",
+    "llm_int8_relative": "Measure again with a larger {}.magnitude",
+}
+"""What to do about a definition that flags too many dimensions."""
 
 
 def warn_nonfinite(found: LayerFindings, narrator: Narrator) -> list[Warned]:
@@ -77,6 +85,33 @@ def warn_few_sequences(predictions: Predictions, narrator: Narrator) -> None:
         found = mean(by_sequence(predictions.reference_nll[finite], predictions.sequence[finite]))
         for warning in few_sequences(found):
             narrator.warn(warning.code, warning.message)
+
+
+def warn_not_discriminating(outliers: Outliers, hidden_size: int, narrator: Narrator) -> None:
+    """Say which definitions flag more than half of the dimensions, and what to read or set instead."""
+    for name, found in outliers.present().items():
+        if not found.discriminates:
+            narrator.warn(
+                "not-discriminating",
+                f"{name} flags {len(found.dimensions):,} of {hidden_size:,} dimensions, more than half: it does not "
+                f"tell outlier dimensions from the others of this model. {_INSTEAD.get(name, _HIGHER).format(name)}",
+                name,
+            )
+
+
+def warn_fp16_columns(columns: Mapping[str, Fp16ColumnFacts], narrator: Narrator) -> None:
+    """Say where int8 computes so many input columns in 16 bits that it wins little speed."""
+    for scheme, facts in columns.items():
+        many = {name: share for name, share in facts.components.items() if share >= MANY_FP16_COLUMNS}
+        if many:
+            shares = ", ".join(f"{share:.0%} of {name}'s" for name, share in many.items())
+            narrator.warn(
+                "fp16-columns",
+                f"{scheme} computes {shares} input columns in 16 bits: little of its speed is won here. A "
+                "larger threshold leaves fewer (int8:threshold=8), at some cost in accuracy; keep=COMPONENT leaves "
+                "the whole module in 16 bits",
+                scheme,
+            )
 
 
 def warn_replaced(narrator: Narrator) -> None:

@@ -36,6 +36,7 @@ _TOPICS = {
     "component_heatmap_abs_max": "range",
     "outlier_dimensions": "outliers",
     "activation_profile": "outliers",
+    "fp16_columns": "outliers",
     "channel_surface": "outliers",
     "head_severity": "heads",
     "head_agreement": "heads",

@@ -61,17 +61,19 @@ def _outcome(report: Report) -> tuple[str, ...]:
     simulated = " Simulated: rounded as the format rounds, multiplied in the model's own type."
     only = f" {ANALYSIS_ONLY}"
     note = f"{outcome.reference(report)} {limits_in_words(report.analysis.verdict)}"
+    columns = [one.columns for one in found if one.columns]
     levels = (f"{level.name.capitalize()} effect: {who}." for level, who in outcome.by_level(report))
     return (
         bullets(levels),
         table(("Scheme", "Effect", *outcome.HEAD), rows),
         f"{line(note)}{simulated if any(one.simulated for one in found) else ''}"
         f"{only if any(one.analysis_only for one in found) else ''}\n",
+        *((bullets(columns),) if columns else ()),
     )
 
 
 def _outlier_dimensions(report: Report) -> tuple[str, ...]:
-    found = outliers.by_definition(report.outliers)
+    found = outliers.by_definition(report)
     return ("## Outlier dimensions\n", *_shortened(found)) if found.rows else ()
 
 

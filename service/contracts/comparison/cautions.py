@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from service.contracts.comparison.sides import NotComparable
+from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import LeftOut, Report, Warning
-
-DEFINITIONS = ("llm_int8", "massive_tensor", "massive_token", "median_quantile", "variance")
+from service.contracts.request import Thresholds
 
 
 def check_definitions(name: str, baseline: Report, other: Report) -> None:
@@ -46,8 +46,12 @@ def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterat
 def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
     """Yield the definitions of outlier dimensions whose sets cannot be held against each other."""
     widths = baseline.model.hidden_size, other.model.hidden_size
-    for definition in DEFINITIONS:
-        limits = [getattr(report.outliers, definition).thresholds.model_dump() for report in (baseline, other)]
+    before, after = (report.outliers.present() for report in (baseline, other))
+    for definition in [name for name in DEFINITIONS if name in before or name in after]:
+        if definition not in before or definition not in after:
+            yield LeftOut(name=f"outliers.{definition}", reason="one of the reports is older than this definition")
+            continue
+        limits = [found[definition].thresholds.model_dump() for found in (before, after)]
         reason = ""
         if widths[0] != widths[1]:
             reason = f"hidden sizes of {widths[0]:,} and {widths[1]:,}: the dimensions are not the same"
@@ -110,12 +114,14 @@ def _model(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
 
 
 def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
-    limits = {
+    limits: dict[str, tuple[Thresholds, Thresholds]] = {
         "massive": (baseline.outliers.massive_tensor.thresholds, other.outliers.massive_tensor.thresholds),
         "heads": (baseline.heads.thresholds, other.heads.thresholds),
     }
-    for definition in ("llm_int8", "median_quantile", "variance"):
-        limits[definition] = tuple(getattr(report.outliers, definition).thresholds for report in (baseline, other))
+    for definition in ("llm_int8", "llm_int8_relative", "median_quantile", "variance"):
+        found = [report.outliers.present().get(definition) for report in (baseline, other)]
+        if found[0] is not None and found[1] is not None:
+            limits[definition] = found[0].thresholds, found[1].thresholds
     for name, (before, after) in limits.items():
         if before != after:
             yield "thresholds-differ", f"thresholds of {name}: {_changed(before.model_dump(), after.model_dump())}"

@@ -86,13 +86,11 @@ def _not_compared(baseline: Side, other: Side, layers: str | None) -> Iterator[L
 def _outliers(baseline: Side, other: Side) -> dict[str, OutlierDifference]:
     refused = {left_out.name for left_out in cautions.uncomparable_outliers(baseline.report, other.report)}
     found = {}
-    for definition in cautions.DEFINITIONS:
+    definitions = [side.report.outliers.present() for side in (baseline, other)]
+    for definition in definitions[0]:
         if f"outliers.{definition}" in refused:
             continue
-        before, after = (
-            {outlier.dimension for outlier in getattr(side.report.outliers, definition).dimensions}
-            for side in (baseline, other)
-        )
+        before, after = ({outlier.dimension for outlier in of[definition].dimensions} for of in definitions)
         found[definition] = OutlierDifference(
             gained=tuple(sorted(after - before)),
             lost=tuple(sorted(before - after)),

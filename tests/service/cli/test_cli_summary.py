@@ -153,3 +153,41 @@ def test_the_verdict_and_its_limits_are_told(report, told):
     assert any("mean KL of 0.001 and 0.00124 nats" in line for line in lines)
     report["schemes"]["int8"]["kl_divergence"] = None
     assert "The effect of int8 is severe" in told()
+
+
+def test_a_definition_that_flags_most_is_said_to_and_lists_none(report, told):
+    size = report["model"]["hidden_size"]
+    one = report["outliers"]["llm_int8"]["dimensions"][0]
+    report["outliers"]["llm_int8"]["dimensions"] = [one | {"dimension": j} for j in range(size - 2)]
+    report["outliers"]["llm_int8_relative"] = {"thresholds": {}, "dimensions": [one | {"dimension": 3}]}
+    lines = told()
+    assert f"llm_int8 flags {size - 2} of {size} dimensions, so it does not discriminate; none is listed" in lines
+    assert "Outlier dimensions (llm_int8_relative): 1" in lines
+    assert not any("(llm_int8):" in line for line in lines)
+    summary = summarise(report)
+    assert summary["not_discriminating"] == {"llm_int8": size - 2}
+    assert set(summary["outlier_dimensions"]) >= {"llm_int8_relative"}
+    assert "llm_int8" not in summary["outlier_dimensions"]
+
+
+def test_columns_in_16_bits_are_told(report, told):
+    assert not any("in 16 bits" in line for line in told())
+    largest = {"layer": 3, "component": "attn.q", "prefill": 0.49}
+    report["schemes"]["int8"]["fp16_columns"] = {"prefill": 0.1, "decode": 0.01, "components": {}, "largest": largest}
+    most = "the most are 49.0%, at layer 3 attn.q"
+    assert f"  It computes 10.0% of the input columns in 16 bits per sequence, 1.0% per token; {most}" in told()
+
+
+@pytest.mark.parametrize(("probability", "begins"), [
+    (0.2, "no dimension separates beyond chance; best is dimension 9"), (0.001, "best separated by dimension 9"),
+    (None, "best separated by dimension 9"),
+])  # fmt: skip
+def test_labelled_prompts_are_told_with_the_probability(report, told, probability, begins):
+    figures = {"auroc": 0.75, "spearman_rho": None}
+    dimension = {"dimension": 9, "reference": figures, "schemes": {}}
+    report["labelled"] = {"dimensions": [dimension], "permutation_probability": probability}
+    (line,) = [line for line in told() if line.startswith("Labelled prompts")]
+    assert line.startswith(f"Labelled prompts: {begins} (AUROC 0.750)")
+    assert ("permutation probability" in line) is (probability is not None)
+    report["labelled"] = None
+    assert not any(line.startswith("Labelled prompts") for line in told())

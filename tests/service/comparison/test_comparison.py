@@ -367,3 +367,15 @@ def test_labels_tell_reports_apart(baseline, other):
     assert labels([second, second]) == ["example/tiny-llama (same) #1", "example/tiny-llama (same) #2"]
     restate(other, lambda report: report["model"].update(revision="0011223344556677"))
     assert labels([first, side(other)]) == ["example/tiny-llama", "example/tiny-llama@00112233"]
+
+
+def test_a_definition_that_one_report_lacks_is_not_compared(baseline, other):
+    relative = {"thresholds": {}, "dimensions": []}
+    restate(other, lambda report: report["outliers"].update(llm_int8_relative=relative))
+    restate(baseline, lambda report: report["outliers"].pop("llm_int8_relative", None))
+    (difference,) = compared(baseline, other).differences
+    assert "llm_int8_relative" not in difference.outliers
+    reasons = {left_out.name: left_out.reason for left_out in difference.not_compared}
+    assert reasons["outliers.llm_int8_relative"] == "one of the reports is older than this definition"
+    restate(baseline, lambda report: report["outliers"].update(llm_int8_relative=relative))
+    assert compared(baseline, other).differences[0].outliers["llm_int8_relative"].gained == ()

@@ -6,6 +6,7 @@ x [N, S, d] with N sequences, S tokens each, d channels; logits [n, V]
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 from emulated_cuda import COMPILER, build, launcher
 from interpreted_triton import Call, call_interpreted
 from test_kernels import DTYPES, SHAPES, check_products, check_reduction, random_tensor
+from test_reaching import check_channel_products, check_limits
 from tiny_models import request_for
 
 import workers.measurement.__main__ as program
@@ -25,7 +27,7 @@ from workers.measurement.progress import Narrator
 from workers.measurement.quantization import kernels
 from workers.measurement.remarks import warn_replaced
 from workers.measurement.statistics import backends, plain
-from workers.measurement.statistics.cuda import histogram, hits, nvrtc, reduction
+from workers.measurement.statistics.cuda import channels, histogram, hits, nvrtc, reduction
 from workers.measurement.statistics.cuda.check import run_trials, trials
 from workers.measurement.statistics.reduction import SHIFT, Reduction
 
@@ -39,7 +41,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.skip("no C++ compiler on PATH")
     launch = launcher(build(tmp_path_factory.mktemp("kernels")))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (reduction, histogram, hits):
+        for module in (reduction, histogram, hits, channels):
             patch.setattr(module, "launch", launch)
         yield
 
@@ -88,21 +90,39 @@ def test_histograms_and_the_values_of_a_bin(shape: tuple[int, int, int], dtype: 
 @pytest.mark.parametrize("tokens", [1, 31, 300])
 def test_hits(tokens: int, dtype: torch.dtype) -> None:
     x = random_tensor((1, tokens, 40), dtype)[0]
+    limits = torch.where(torch.arange(tokens) % 3 == 1, 2.5, 6.0)
     for chosen in (x, x.repeat_interleave(2, dim=0)[::2]):
-        reached = chosen.float().isfinite() & (chosen.float().abs() >= 6)
+        reached = chosen.float().isfinite() & (chosen.float().abs() >= limits[:, None])
         dimensions = reached.any(dim=0).nonzero().flatten()
         assert tokens == 1 or len(dimensions) > 3
-        positions, peaks, keys = hits.note_hits(chosen, dimensions, int(reached.sum()), 6.0, 20)
+        positions, peaks, keys = hits.note_hits(chosen, dimensions, int(reached.sum()), limits, 20)
         columns = chosen.float()[:, dimensions].numpy()
         assert (positions.numpy() == np.packbits(reached[:, dimensions].numpy().T, axis=1)).all()
         assert (peaks.numpy() == np.where(reached[:, dimensions], np.abs(columns), 0).max(axis=0)).all()
         patterns, where = columns.view(np.uint32) >> np.uint32(12), reached.numpy()
         wanted = [(j << 20) + patterns[where[:, j], k].astype(np.int64) for k, j in enumerate(dimensions.tolist())]
         assert (np.sort(keys.numpy()) == np.sort(np.concatenate([np.empty(0, np.int64), *wanted]))).all()
-        plainly = plain.note_hits(chosen, dimensions, int(reached.sum()), 6.0, 20)
+        plainly = plain.note_hits(chosen, dimensions, int(reached.sum()), limits, 20)
         assert torch.equal(plainly[0], positions)
         assert torch.equal(plainly[1], peaks)
         assert torch.equal(plainly[2].sort().values, keys.sort().values)
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_limits_of_tokens_and_what_reaches_them(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    for x in (random_tensor(shape, dtype), random_tensor(shape, dtype).repeat(1, 2, 2)[:, ::2, 1:]):
+        check_limits(hits, x, 1.5)
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_of_channels(dtype: torch.dtype) -> None:
+    for y, q in pairs(dtype):
+        check_channel_products(channels.channel_products(y, q), y, q)
+    y = random_tensor((1, 300, 40), dtype)[0]
+    check_channel_products(channels.channel_products(y, y.flip(0)), y, y.flip(0))
 
 
 def pairs(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -184,7 +204,7 @@ def test_products_and_divergence_as_triton_interprets_them(tmp_path: Path) -> No
 def test_the_sources_compile_for_a_device(capability: tuple[int, int], dtype: torch.dtype) -> None:
     machine_code = nvrtc.compile_source(nvrtc.source(), dtype, capability)
     assert machine_code.startswith(b"\x7fELF")
-    for kernel in ("typical", "reduce_range", "join_ranges", "count_bins", "collect_bin", "note_hits"):
+    for kernel in re.findall(r"__global__ void (\w+)\(", nvrtc.source()):
         assert f".text.{kernel}\0".encode() in machine_code
     with pytest.raises(nvrtc.KernelFailed, match='"missing" is undefined'):
         nvrtc.compile_source("__device__ int x() { return missing; }", dtype, capability)

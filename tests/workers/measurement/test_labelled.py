@@ -1,5 +1,6 @@
 """Labelled prompts: what is read and refused, how prompts are batched, and which dimensions are found."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import rankdata, spearmanr
 from tiny_models import save_tokenizer
 
-from service.contracts.labelled import Labelled, Separation
+from service.contracts.labelled import CHANCE, Labelled, Separation
 from service.contracts.request import Analysis, LabelledFile
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
 from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
 from workers.measurement.labelled.findings import LabelledFindings, labelled_findings, rank_dimensions
 from workers.measurement.labelled.records import LabelledRecords, read_labelled
-from workers.measurement.statistics.separation import average_ranks, separation
+from workers.measurement.statistics.separation import average_ranks, best_by_chance, separation
 from workers.measurement.tokenizer import LazyTokenizer, bos_token
 from workers.samples import LABELLED, MODEL
 
@@ -122,6 +123,60 @@ def test_labels_rank_by_auroc_and_scores_by_rho() -> None:
     assert by_score[1].spearman_rho == 1.0
     assert by_score[0].spearman_rho == pytest.approx(-1.0)
     assert by_score[2].spearman_rho == pytest.approx(spearmanr(half, scores).statistic)
+
+
+def brute_force_chance(values: np.ndarray, labels: np.ndarray, scores: np.ndarray | None) -> float:
+    """The share of all orders of what is followed whose best dimension is as good as the given one's."""
+
+    def best(order: tuple[int, ...]) -> float:
+        at = list(order)
+        if scores is None:
+            return max(abs(brute_force_auroc(column, labels[at]) - 0.5) for column in values.T)
+        return max(abs(spearmanr(column, scores[at]).statistic) for column in values.T)
+
+    orders = list(itertools.permutations(range(len(values))))
+    strength = np.array([best(order) for order in orders])
+    return float((strength >= strength[0] - 1e-12).mean())
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_probability_of_a_best_dimension_is_that_of_all_orders(scored: bool) -> None:
+    rng = np.random.default_rng(7)
+    values = np.round(rng.standard_normal((6, 4)), 1)
+    labels, scores = np.array([True, True, False, True, False, False]), np.array([3.0, 1.0, 1.0, 8.0, 0.5, 2.0])
+    followed = scores if scored else None
+    wanted = brute_force_chance(values, labels, followed)
+    found = best_by_chance(values, labels, followed, 20_000, seed=0)
+    assert 0.05 < wanted < 0.95
+    assert found == pytest.approx(wanted, abs=4 * np.sqrt(0.25 / 20_000))
+    with_constant = np.concatenate([values, np.ones((6, 1))], axis=1)
+    assert best_by_chance(with_constant, labels, followed, 20_000, seed=0) == found
+    assert best_by_chance(values, labels, followed, 500, seed=1) != best_by_chance(
+        values, labels, followed, 500, seed=2
+    )
+
+
+def test_labels_by_chance_seldom_separate_beyond_chance() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((60, 128)).astype(np.float32)
+    by_label = [best_by_chance(values, rng.random(60) < 0.5, None, 999, seed=0) for _ in range(200)]
+    by_score = [best_by_chance(values, np.ones(60, bool), rng.random(60), 999, seed=0) for _ in range(200)]
+    for found in (by_label, by_score):
+        assert all(chance is not None and chance >= 0.001 for chance in found)
+        assert sum(chance is not None and chance <= CHANCE for chance in found) <= 18
+
+
+def test_what_separates_is_said_to_be_beyond_chance(planted: tuple[LabelledRecords, dict[str, np.ndarray]]) -> None:
+    records, vectors = planted
+    section = findings_of(records, vectors).section
+    assert (section.permutation_probability, section.permutations, section.by_chance) == (0.001, 999, False)
+    noise = {name: x[:, 41:] for name, x in vectors.items()}
+    by_chance = findings_of(records, noise).section
+    assert by_chance.permutation_probability is not None
+    assert (by_chance.permutation_probability > CHANCE, by_chance.by_chance) == (True, True)
+    # A scheme that happens to separate better is not asked.
+    better = noise | {"nf4": noise["nf4"] + 9 * records.labels[:, None]}
+    assert findings_of(records, better).section.permutation_probability == by_chance.permutation_probability
 
 
 def test_equal_labels_cannot_be_ranked_and_equal_scores_neither() -> None:
@@ -372,6 +427,7 @@ def test_what_cannot_be_ranked_is_said(
     found = findings_of(read, {"reference": np.eye(2, dtype=np.float32)}, label_threshold=threshold)
     assert [w.code for w in found.warnings] == codes
     assert (found.section.ranked_by, found.section.dimensions) == (None, ())
+    assert (found.section.permutation_probability, found.section.by_chance) == (None, False)
     assert set(found.columns) == {"record", "label", "score"}
 
 

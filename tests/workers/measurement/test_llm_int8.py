@@ -41,13 +41,14 @@ def layers_of(kind: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:
 def kept(sites: list[torch.Tensor], file: Path, copies: HostCopies | None = None) -> Hits:
     """Add a layer's sites batch by batch, write what was kept, and read it."""
     copies = copies or HostCopies()
-    hits = LayerHits([b * s for b, s in BATCHES], 6.0, copies)
+    hits = LayerHits([b * s for b, s in BATCHES], copies)
     first = 0
     for number, (sequences, tokens) in enumerate(BATCHES):
         last = first + sequences * tokens
         for site in sites:
             x = site[first:last]
-            hits.add(number, x, SiteStatistics(WIDTH, 6.0).add(x.view(sequences, tokens, WIDTH)).sum(dim=0))
+            over = SiteStatistics(WIDTH, 6.0).add(x.view(sequences, tokens, WIDTH)).sum(dim=0)
+            hits.add(number, x, torch.full((len(x),), 6.0), over)
         copies.next_batch()
         first = last
     save_hits(file, hits.hits())
@@ -102,7 +103,7 @@ def test_on_a_device_a_layer_keeps_the_same(
 
 
 def test_layers_that_never_reach_it_flag_nothing() -> None:
-    silent = LayerHits([8], 6.0).hits()
+    silent = LayerHits([8]).hits()
     assert (silent.dimensions.size, silent.positions.shape) == (0, (0, 1))
     assert outlier_dimensions(lambda _: silent, 3, 8, 0.0, 0.0) == []
 

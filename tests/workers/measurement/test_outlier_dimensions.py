@@ -1,6 +1,7 @@
 """Outlier dimensions after LLM.int8(): a planted truth, and an independent computation from captured tensors."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,55 @@ def test_thresholds_are_the_jobs(planted: tuple[Report, Path, list[np.ndarray]],
     outliers = Report.model_validate_json((strict / "report.json").read_bytes()).outliers.llm_int8
     assert outliers.thresholds.layers_fraction == 0.75
     assert not {d.dimension for d in outliers.dimensions} & set(PLANTED)
+
+
+def relative(inputs: list[np.ndarray], layers_fraction: float = 0.25, positions_fraction: float = 0.06) -> list[int]:
+    """Dimensions after the definition with every token's own root mean square."""
+    x = np.stack(inputs).astype(np.float64)
+    over = np.abs(x) >= (6 * np.sqrt((x**2).mean(axis=-1, keepdims=True))).astype(np.float32)
+    layers, positions = over.any(axis=(1, 2)).mean(axis=0), over.any(axis=(0, 1)).mean(axis=0)
+    return np.flatnonzero((layers >= layers_fraction) & (positions >= positions_fraction)).tolist()
+
+
+def test_the_relative_definition_finds_the_planted_dimensions(planted: tuple[Report, Path, list[np.ndarray]]) -> None:
+    report, out, inputs = planted
+    found = report.outliers.llm_int8_relative
+    assert found is not None
+    assert [d.dimension for d in found.dimensions] == relative(inputs)
+    assert {d.dimension for d in found.dimensions} == {*PLANTED, 9}  # 9 in one layer of four
+    assert (found.discriminates, found.thresholds.magnitude) == (True, 6.0)
+    rows = pq.read_table(out / "tables/outlier_dimensions.parquet").to_pylist()
+    of_relative = [r["dimension"] for r in rows if r["definition"] == "llm_int8_relative"]
+    assert of_relative == [d.dimension for d in found.dimensions]
+
+
+def test_a_scaled_gain_changes_the_fixed_definition_alone(
+    planted: tuple[Report, Path, list[np.ndarray]], calibration_text: Path, tmp_path: Path
+) -> None:
+    report, out, _ = planted
+    shutil.copytree(out.parent / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    for name in weights:
+        if name.endswith("layernorm.weight"):
+            weights[name] *= 16  # what reads it shrinks as much, so that the model stays the same
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            weights[name] /= 16
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    narrator = Narrator(out=io.StringIO())
+    measure(request_for(tmp_path / "model", calibration_text, schemes=[]), tmp_path / "out", narrator)
+    scaled = Report.model_validate_json((tmp_path / "out/report.json").read_bytes())
+    before, after = report.outliers.llm_int8_relative, scaled.outliers.llm_int8_relative
+    assert before is not None
+    assert after is not None
+    places = [[(d.dimension, d.layers_fraction, d.positions_fraction) for d in of.dimensions] for of in (before, after)]
+    assert places[0] == places[1]
+    assert [d.abs_max * 16 for d in before.dimensions] == [d.abs_max for d in after.dimensions]
+    flagged = len(scaled.outliers.llm_int8.dimensions)
+    assert flagged > scaled.model.hidden_size / 2
+    assert (report.outliers.llm_int8.discriminates, scaled.outliers.llm_int8.discriminates) == (True, False)
+    (warning,) = (w for w in scaled.warnings if w.code == "not-discriminating")
+    assert warning.where == "llm_int8"
+    assert f"llm_int8 flags {flagged} of {scaled.model.hidden_size} dimensions" in warning.message
+    assert "Read llm_int8_relative instead" in warning.message
+    rows = pq.read_table(tmp_path / "out/tables/outlier_dimensions.parquet").to_pylist()
+    assert sum(r["definition"] == "llm_int8" for r in rows) == flagged  # the table keeps them all

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bitsandbytes
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -155,6 +156,41 @@ def test_errors(measured: Measured) -> None:
         if not row["exact"]:
             for name, value in error_figures(y, q).items():
                 assert row[name] == pytest.approx(value, rel=1e-8, abs=1e-13), (row, name)
+        if row["mode"] == "accumulated" and place[:2] == ("block", "output") and not row["exact"]:
+            assert row["sqnr_db_typical"] == pytest.approx(row["sqnr_db"], rel=1e-9)  # no dimension is massive here
+        else:
+            assert row["sqnr_db_typical"] is None
+
+
+def test_columns_that_int8_computes_in_16_bits(measured: Measured) -> None:
+    rows = measured.table("fp16_columns")
+    layers = range(measured.report.model.layers)
+    names = {(i, c) for i in layers for c in components(measured.architecture, i, measured.config)}
+    assert {(r["scheme"], r["layer"], r["component"]) for r in rows} == {("int8", *name) for name in names}
+    for row in rows:
+        name, _ = components(measured.architecture, row["layer"], measured.config)[row["component"]]
+        shares = [outlier_shares(measured.whole[None].inputs[name], n) for n in range(len(measured.token_ids))]
+        assert (row["prefill"], row["decode"]) == pytest.approx(tuple(np.mean(shares, axis=0)))
+    facts = measured.report.schemes["int8"].fp16_columns
+    assert facts is not None
+    assert facts.prefill == pytest.approx(np.mean([r["prefill"] for r in rows]))
+    assert facts.decode == pytest.approx(np.mean([r["decode"] for r in rows]))
+    assert facts.largest.prefill == max(r["prefill"] for r in rows)
+    assert facts.components.keys() == {component for _, component in names}
+    for component, share in facts.components.items():
+        assert share == pytest.approx(np.mean([r["prefill"] for r in rows if r["component"] == component]))
+    assert measured.report.schemes["nf4"].fp16_columns is None
+
+
+def outlier_shares(x: torch.Tensor, sequence: int) -> tuple[float, float]:
+    """The share of the columns that bitsandbytes takes out of a call of a sequence, and of calls of its tokens."""
+    tokens = x.view(len(x), -1, x.shape[-1])[sequence].half()
+
+    def share(call: torch.Tensor) -> float:
+        _, _, columns = bitsandbytes.functional.int8_vectorwise_quant(call.clone(), threshold=6.0)
+        return (0 if columns is None else len(columns)) / x.shape[-1]
+
+    return share(tokens), float(np.mean([share(token[None]) for token in tokens]))
 
 
 def isolated_output(measured: Measured, row: dict[str, Any]) -> np.ndarray:

@@ -105,6 +105,7 @@ class Maker:
             "sqnr_db": None if exact else -20 * np.log10(error), "relative_l2": 0.0 if exact else error,
             "median_token_error": 0.9 * error, "cosine": 1 - error**2 / 2, "max_abs_error": 4 * error,
             "weight_error": weight if mode == "isolated" and component != "block" else None, "exact": exact,
+            "sqnr_db_typical": None if exact or component != "block" else -20 * np.log10(error),
         }  # fmt: skip
 
     def errors(self) -> Rows:
@@ -149,6 +150,30 @@ class Maker:
     def histograms(self) -> Rows:
         return [{"layer": 0, "component": "block", "port": "output", "bin_low": 1.0, "bin_high": 1.03, "count": 7}]
 
+    def fp16_columns(self) -> Rows:
+        random = np.random.default_rng([self.recipe.seed, 6])
+        return [
+            {"scheme": "int8", "layer": layer, "component": component, "prefill": share, "decode": share / 10}
+            for layer in range(self.recipe.layers if "int8" in self.recipe.schemes else 0)
+            for component in self.components(layer)
+            for share in [float(random.uniform(0.001, 0.4))]
+        ]
+
+    def column_facts(self, name: str) -> dict[str, Any] | None:
+        rows = [row for row in self.rows["fp16_columns"] if row["scheme"] == name]
+        if not rows:
+            return None
+        largest = max(rows, key=lambda row: row["prefill"])
+        return {
+            "prefill": float(np.mean([row["prefill"] for row in rows])),
+            "decode": float(np.mean([row["decode"] for row in rows])),
+            "components": {
+                component: float(np.mean([row["prefill"] for row in rows if row["component"] == component]))
+                for component in {row["component"] for row in rows}
+            },
+            "largest": {key: largest[key] for key in ("layer", "component", "prefill")},
+        }
+
     def massive_activations(self) -> Rows:
         return [
             {"layer": 0, "sequence": 0, "position": 0, "token": "<s>", "token_id": 0, "dimension": 1, "value": -150.5,
@@ -190,6 +215,7 @@ class Maker:
             "worst_sites": [
                 {key: row[key] for key in ("layer", "component", "relative_l2", "sqnr_db")} for row in worst
             ],
+            "fp16_columns": self.column_facts(name),
         }  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
@@ -227,6 +253,7 @@ class Maker:
                       "vocabulary": 4096, "parameters": 3_400_000, "weight_bytes": 6_800_000, "dtype": "bfloat16"},
             "outliers": {
                 "llm_int8": {"thresholds": thresholds, "dimensions": dimensions},
+                "llm_int8_relative": {"thresholds": thresholds, "dimensions": []},
                 "massive_tensor": {"thresholds": {}, "dimensions": []},
                 "massive_token": {"thresholds": {}, "dimensions": []},
                 "median_quantile": {"thresholds": {}, "dimensions": []},

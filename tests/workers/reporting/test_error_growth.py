@@ -202,3 +202,31 @@ def test_a_layer_that_the_model_does_not_have_is_refused(make_report, draw, edit
     edit_table(report, "errors", lambda rows: rows[-1].update(layer=4))
     with pytest.raises(ReportUnreadable, match=r"errors\.parquet: column 'layer' holds 4; .* 4 layers"):
         draw(report)
+
+
+def test_a_second_line_leaves_massive_dimensions_out(make_report, draw, edit_table):
+    report = make_report()
+    drawn = lines(draw(report)["error_growth"])
+    assert not any(name.startswith("typical_") for name in drawn)  # it would cover the first
+
+    def hide(rows):
+        for row in rows:
+            if row["sqnr_db_typical"] is not None:
+                row["sqnr_db_typical"] -= 15.0 * (row["layer"] > 2)
+
+    edit_table(report, "errors", hide)
+    drawing = draw(report)["error_growth"]
+    drawn = lines(drawing)
+    low, high = drawing.figure.axes[0].get_ylim()
+    for scheme in ("int8", "nf4"):
+        typical, whole = (drawn[f"{name}_{scheme}"] for name in ("typical", "sqnr"))
+        apart = np.asarray(whole.get_ydata()) - np.asarray(typical.get_ydata())
+        assert apart == pytest.approx([0, 0, 0, 15, 15, 15, 15, 15])
+        assert typical.get_color() == whole.get_color()
+        assert typical.get_linewidth() < whole.get_linewidth()
+        assert not whole.get_alpha()
+        assert typical.get_alpha() < 1
+        assert low < min(typical.get_ydata()) < max(whole.get_ydata()) < high
+    legend = [text.get_text() for text in drawing.figure.axes[0].get_legend().get_texts()]
+    assert legend == ["all dimensions", "without massive dimensions"]
+    assert "Dotted: sqnr_db_typical" in drawing.caption

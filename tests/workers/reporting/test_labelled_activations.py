@@ -338,3 +338,12 @@ def test_no_finite_value_falls_outside_the_bins(values):
     assert (np.diff(edges) > 0).all()
     assert 8 <= len(edges) - 1 <= 60
     assert np.histogram(array[np.isfinite(array)].astype(np.float64), edges)[0].sum() == len(values)
+
+
+@pytest.mark.parametrize(("probability", "said"), [(0.31, True), (0.05, False), (None, False)])
+def test_the_caption_says_when_chance_does_as_well(make_report, draw, edit_labelled, probability, said):
+    report = make_report()
+    edit_labelled(report, lambda found: found.update(permutation_probability=probability, permutations=999))
+    caption = draw(report)["labelled_activations"].caption
+    assert ("no dimension separates beyond chance" in caption) is said
+    assert ("p = " in caption) is (probability is not None)

@@ -1,5 +1,6 @@
 """Every mark is a row of the table, every colour a magnitude of `channels`, and leaving out is said."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -179,3 +180,36 @@ def test_hovering_tells_magnitude_and_definitions(make_report, draw, edit_table,
     svg = (tmp_path / "outlier_dimensions.svg").read_text()
     assert "; massive_tensor, massive_token, median_quantile, variance</title>" in svg
     assert svg.count("<title>") == 3 * 8
+
+
+def restate(report, change):
+    content = json.loads((report / "report.json").read_text())
+    change(content["outliers"])
+    (report / "report.json").write_text(json.dumps(content))
+
+
+def test_both_definitions_of_all_layers_have_marks_of_their_own(make_report, draw, edit_table):
+    report = make_report()
+    flag(edit_table, report, [("llm_int8_relative", None, 7), ("llm_int8", None, 7), ("llm_int8_relative", None, 9)])
+    drawing = draw(report)["outlier_dimensions"]
+    fixed, relative = (parts(drawing)[f"mark_{name}"] for name in ("llm_int8", "llm_int8_relative"))
+    shown = dimensions(drawing)
+    assert [sorted({shown[round(float(y))] for y in line.get_ydata()}) for line in (fixed, relative)] == [[7], [7, 9]]
+    assert fixed.get_marker() != relative.get_marker()
+    assert max(drawing.figure.axes[0].get_xticks()) <= 7
+    assert max(fixed.get_xdata()) < min(relative.get_xdata()) < drawing.figure.axes[0].get_xlim()[1]
+    labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert labels == ["llm_int8 (over all layers)", "llm_int8_relative (over all layers)"]
+    assert "llm_int8_relative: abs(x) >= 6 rms of the token's channels" in drawing.caption
+
+
+def test_a_definition_that_does_not_discriminate_has_no_marks(make_report, draw, edit_table):
+    report = make_report()
+    flag(edit_table, report, [("llm_int8", None, j) for j in range(254)] + [("variance", 2, 31)])
+    restate(report, lambda outliers: outliers["llm_int8"].update(
+        dimensions=[outliers["llm_int8"]["dimensions"][0] | {"dimension": j} for j in range(254)]
+    ))  # fmt: skip
+    drawing = draw(report)["outlier_dimensions"]
+    assert dimensions(drawing) == [31]
+    assert "mark_llm_int8" not in parts(drawing)
+    assert "llm_int8 flags 254 of 256 dimensions and does not discriminate: it is left out here." in drawing.caption

@@ -71,16 +71,89 @@ def test_outlier_dimensions_stand_in_one_table_by_definition(told):
     found = told(change, outliers=1)["outliers"]
     assert found.lead == "1 of 256 dimensions meets LLM.int8()'s definition: 201."
     assert found.notes == (
-        "By definition: massive_token flags 1: 7; variance flags 2: 7, 201; none meet massive_tensor and "
-        "median_quantile.",
+        "By definition: massive_token flags 1: 7; variance flags 2: 7, 201; none meet "
+        "llm_int8_relative, massive_tensor and median_quantile.",
     )
     table = grid(found, "Dimensions by definition")
-    assert table.head == ("Dimension", "llm_int8", "massive_tensor", "massive_token", "median_quantile", "variance",
-                          "abs max")  # fmt: skip
+    assert table.head == ("Dimension", "llm_int8", "llm_int8_relative", "massive_tensor", "massive_token",
+                          "median_quantile", "variance", "abs max")  # fmt: skip
     assert set(table.rows) == {
-        ("201", "75 %, 40.0 %", "-", "-", "-", "50 %", "301"),
-        ("7", "-", "-", "50 %", "-", "50 %", "107"),
+        ("201", "75 %, 40.0 %", "-", "-", "-", "-", "50 %", "301"),
+        ("7", "-", "-", "-", "50 %", "-", "50 %", "107"),
     }
+
+
+def flag_most(content):
+    """Let llm_int8 flag all but two dimensions, and its relative twin two."""
+    one = content["outliers"]["llm_int8"]["dimensions"][0]
+    every = [one | {"dimension": dimension} for dimension in range(254)]
+    content["outliers"]["llm_int8"] |= {"dimensions": every, "discriminates": False}
+    content["outliers"]["llm_int8_relative"]["dimensions"] = [one | {"dimension": d} for d in (3, 90)]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_definition_that_flags_most_names_none(told, older):
+    def change(content):
+        flag_most(content)
+        if older:
+            del content["outliers"]["llm_int8"]["discriminates"], content["outliers"]["llm_int8_relative"]
+
+    found = told(change)["outliers"]
+    silent = "llm_int8 flags 254 of 256 dimensions, so it does not discriminate; "
+    if older:
+        assert found.lead == f"{silent}None of the 256 hidden dimensions is an outlier by another definition."
+        assert not [one for one in found.grids if one.caption.startswith(("Dimensions", "llm_int8"))]
+        return
+    assert (
+        found.lead == f"{silent}2 of 256 dimensions meet LLM.int8()'s definition relative to the token's size: 3, 90."
+    )
+    table = grid(found, "Dimensions by definition")
+    assert table.head[1] == "llm_int8_relative"
+    assert "llm_int8" not in table.head
+    assert {row[0] for row in table.rows} == {"3", "90"}
+    assert "6 times the token's root mean square or more" in grid(found, "llm_int8_relative").caption
+    assert not [one for one in found.grids if one.caption.startswith("llm_int8:")]
+    assert dict(found.terms)["llm_int8_relative"].startswith(
+        "at attn.q.input or mlp.up.input, 6 times the token's root"
+    )
+
+
+def test_half_of_the_dimensions_are_still_named(told):
+    def change(content):
+        flag_most(content)
+        content["outliers"]["llm_int8"] |= {"discriminates": True}
+        content["outliers"]["llm_int8"]["dimensions"] = content["outliers"]["llm_int8"]["dimensions"][:128]
+
+    assert told(change)["outliers"].lead.startswith("128 of 256 dimensions meet LLM.int8()'s definition: 0, 1, ")
+
+
+def test_dimensions_by_chance_are_told_first(told):
+    def change(content):
+        content["labelled"] |= {"permutation_probability": 0.31, "permutations": 999}
+
+    found = told(change)["labelled"]
+    assert found.lead.startswith("No dimension separates beyond chance: the best, dimension 201 (AUROC ")
+    assert found.lead.endswith("is matched by the best dimension of 31.0 % of 999 random orders of the labels.")
+
+    def beyond(content):
+        content["labelled"] |= {"permutation_probability": 0.05, "permutations": 999}
+
+    found = told(beyond, name="beyond")["labelled"]
+    assert found.lead.startswith("Dimension 201 separates the ")
+    assert found.notes[0].startswith("Permutation test under the reference: the best, dimension 201 (AUROC ")
+    assert "Above 5 %, no dimension separates beyond chance." in found.notes[0]
+
+
+def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table, told):
+    directory = make_report()
+    edit_table(directory, "errors", lambda rows: [
+        row.update(sqnr_db_typical=12.5) for row in rows
+        if (row["scheme"], row["layer"], row["component"], row["mode"]) == ("nf4", 7, "block", "accumulated")
+    ])  # fmt: skip
+    assert not any("Massive dimensions" in note for note in told(directory=directory)["errors"].notes)
+    note = told(flag("massive_token", 3, 90), directory)["errors"].notes[-1]
+    assert note.startswith("Massive dimensions (3, 90) are most of the stream's signal")
+    assert note.endswith("; nf4 12.5 dB.")
 
 
 def test_dimensions_of_other_definitions_alone_are_told(told):
@@ -90,7 +163,7 @@ def test_dimensions_of_other_definitions_alone_are_told(told):
 
 def test_no_outlier_at_all_is_told(told):
     found = told(outliers=0)["outliers"]
-    assert found.lead == "None of the 256 hidden dimensions is an outlier by any of the five definitions."
+    assert found.lead == "None of the 256 hidden dimensions is an outlier by any definition."
     assert not [one for one in found.grids if one.caption.startswith(("Dimensions", "llm_int8"))]
 
 

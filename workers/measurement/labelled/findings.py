@@ -24,7 +24,10 @@ from service.contracts.labelled import (
 from service.contracts.request import Analysis, LabelledFile
 from service.contracts.tables import Table
 from workers.measurement.labelled.records import LabelledRecords
-from workers.measurement.statistics.separation import separation
+from workers.measurement.statistics.separation import best_by_chance, separation
+
+PERMUTATIONS = 999
+"""Random ones, of the labels or scores."""
 
 F32 = NDArray[np.float32]
 Finite = Mapping[str, NDArray[np.bool_]]
@@ -91,6 +94,7 @@ def labelled_findings(
     chosen = _best(records, vectors[REFERENCE], finite[REFERENCE])[: settings.label_dimensions]
     figures = {variant: _figures(x, finite[variant], records, chosen) for variant, x in vectors.items()}
     schemes = [variant for variant in vectors if variant != REFERENCE]
+    chance = _chance(records, vectors[REFERENCE], finite[REFERENCE], settings.seed)
     section = Labelled(
         source=file.source,
         fingerprint=records.fingerprint,
@@ -109,6 +113,8 @@ def labelled_findings(
             )
             for place, dimension in enumerate(chosen)
         ),
+        permutation_probability=chance,
+        permutations=PERMUTATIONS if chance is not None else 0,
     )
     table = labelled_table(chosen, schemes)
     return LabelledFindings(section, table, _columns(records, vectors, chosen), _warnings(records, finite, chosen))
@@ -117,6 +123,14 @@ def labelled_findings(
 def _best(records: LabelledRecords, x: F32, kept: NDArray[np.bool_]) -> list[int]:
     scores = None if records.scores is None else records.scores[kept]
     return [ranked.dimension for ranked in rank_dimensions(x[kept], records.labels[kept], scores)]
+
+
+def _chance(records: LabelledRecords, x: F32, kept: NDArray[np.bool_], seed: int) -> float | None:
+    """Return the probability that the best dimension is so good by chance."""
+    if not kept.any():
+        return None
+    scores = None if records.scores is None else records.scores[kept]
+    return best_by_chance(x[kept], records.labels[kept], scores, PERMUTATIONS, seed)
 
 
 def _figures(x: F32, kept: NDArray[np.bool_], records: LabelledRecords, dimensions: list[int]) -> list[Separation]:

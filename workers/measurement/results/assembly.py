@@ -1,9 +1,11 @@
 """Puts the tables together from the layers' files, and the definitions that speak of all layers."""
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,17 +17,20 @@ from service.contracts.outliers import (
     LayerwiseDimension,
     LlmInt8Dimension,
     LlmInt8Outliers,
+    LlmInt8RelativeOutliers,
     MassiveActivation,
     MassiveOutliers,
     MedianQuantileOutliers,
     Outliers,
     VarianceOutliers,
+    discriminating,
 )
 from service.contracts.request import Analysis
-from workers.measurement.results.layer_files import LayerFiles
+from workers.measurement.results.layer_files import HITS, LayerFiles
 from workers.measurement.results.layer_rows import PER_LAYER, Row, largest
 from workers.measurement.results.surface import write_surface
 from workers.measurement.results.tables import TableWriter
+from workers.measurement.results.typical import massive_dimensions, with_typical
 from workers.measurement.statistics.llm_int8 import outlier_dimensions
 
 MASSIVE_IN_SUMMARY = 100
@@ -45,6 +50,8 @@ class Assembled:
     surface: contract.SurfaceFacts
     worst_sites: dict[str, tuple[contract.WorstSite, ...]]
     """By scheme."""
+    fp16_columns: dict[str, contract.Fp16ColumnFacts]
+    """By scheme: what int8 computes in 16 bits; only those of that kernel."""
     saved_bytes: dict[str, int]
     """By scheme: bytes by which the quantised weights are smaller."""
     paths: dict[str, str]
@@ -57,6 +64,7 @@ def assemble(
     files: LayerFiles,
     layers: int,
     positions: int,
+    hidden_size: int,
     analysis: Analysis,
     tables: Mapping[str, TableWriter],
     describe: Describe,
@@ -67,16 +75,20 @@ def assemble(
         files: of the layers, all done.
         layers: how many there are.
         positions: measured token positions.
+        hidden_size: dimensions of the residual stream.
         analysis: thresholds.
         tables: writers by name.
         describe: names tokens.
     """
+    left_out = massive_dimensions(files, layers)
     for layer, name in itertools.product(range(layers), PER_LAYER):
-        if name != "massive_activations":
+        if name == "errors":
+            tables[name].append_table(with_typical(files.table(layer, name), files.channel_errors(layer), left_out))
+        elif name != "massive_activations":
             tables[name].append_table(files.table(layer, name))
     massive = _massive_activations(files, layers, describe)
     tables["massive_activations"].append_rows(massive)
-    outliers = _outliers(files, layers, positions, analysis)
+    outliers = _outliers(files, layers, positions, analysis, hidden_size)
     tables["outlier_dimensions"].append_rows(_rows_over_all_layers(outliers))
     facts = [files.facts(layer) for layer in range(layers)]
     names = analysis.scheme_names
@@ -86,6 +98,7 @@ def assemble(
         heads=_heads(files, layers, analysis),
         surface=write_surface(files, layers, tables["surface"]),
         worst_sites={name: _worst_sites(files, layers, name) for name in names},
+        fp16_columns=_fp16_columns(files, layers),
         saved_bytes={name: sum(f.saved_bytes[name] for f in facts) for name in names},
         paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in names},
         left={name: tuple((i, m) for i, f in enumerate(facts) for m in f.left[name]) for name in names},
@@ -99,25 +112,35 @@ def _massive_activations(files: LayerFiles, layers: int, describe: Describe) -> 
     return rows
 
 
-def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis) -> Outliers:
-    limits = analysis.llm_int8
-    over_all = outlier_dimensions(
-        files.llm_int8,
-        layers,
-        positions,
-        limits.layers_fraction,
-        limits.positions_fraction,
-    )
-    by_layer = _layerwise(files, layers)
+def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis, hidden_size: int) -> Outliers:
+    found: dict[str, tuple[Any, ...]] = {
+        **_layerwise(files, layers),
+        **{name: _over_all_layers(files, name, layers, positions, analysis) for name in HITS},
+    }
+
+    def of(definition: str, thresholds: str) -> dict[str, Any]:
+        dimensions = found.get(definition, ())
+        tells = discriminating(len(dimensions), hidden_size)
+        return {"thresholds": getattr(analysis, thresholds), "dimensions": dimensions, "discriminates": tells}
+
     return Outliers(
-        llm_int8=LlmInt8Outliers(thresholds=limits, dimensions=tuple(LlmInt8Dimension(**vars(d)) for d in over_all)),
-        massive_tensor=MassiveOutliers(thresholds=analysis.massive, dimensions=by_layer["massive_tensor"]),
-        massive_token=MassiveOutliers(thresholds=analysis.massive, dimensions=by_layer["massive_token"]),
-        median_quantile=MedianQuantileOutliers(
-            thresholds=analysis.median_quantile, dimensions=by_layer["median_quantile"]
-        ),
-        variance=VarianceOutliers(thresholds=analysis.variance, dimensions=by_layer["variance"]),
+        llm_int8=LlmInt8Outliers(**of("llm_int8", "llm_int8")),
+        llm_int8_relative=LlmInt8RelativeOutliers(**of("llm_int8_relative", "llm_int8_relative")),
+        massive_tensor=MassiveOutliers(**of("massive_tensor", "massive")),
+        massive_token=MassiveOutliers(**of("massive_token", "massive")),
+        median_quantile=MedianQuantileOutliers(**of("median_quantile", "median_quantile")),
+        variance=VarianceOutliers(**of("variance", "variance")),
     )
+
+
+def _over_all_layers(
+    files: LayerFiles, definition: str, layers: int, positions: int, analysis: Analysis
+) -> tuple[LlmInt8Dimension, ...]:
+    """Return the dimensions that a definition of `HITS` flags."""
+    limits = getattr(analysis, definition)
+    hits_of = functools.partial(files.hits, definition)
+    flagged = outlier_dimensions(hits_of, layers, positions, limits.layers_fraction, limits.positions_fraction)
+    return tuple(LlmInt8Dimension(**vars(dimension)) for dimension in flagged)
 
 
 def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[LayerwiseDimension, ...]]:
@@ -126,20 +149,19 @@ def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[LayerwiseDimen
     for layer in range(layers):
         for row in files.table(layer, "outlier_dimensions").to_pylist():
             peaks[row["definition"]][row["dimension"]].append(row["abs_max"])
-    found = {
+    return {
         definition: tuple(
             LayerwiseDimension(dimension=j, layers_fraction=len(p) / layers, abs_max=max(p))
             for j, p in sorted(dimensions.items())
         )
         for definition, dimensions in peaks.items()
     }
-    return defaultdict(tuple, found)
 
 
 def _rows_over_all_layers(outliers: Outliers) -> list[Row]:
     rows: list[Row] = []
-    for definition in type(outliers).model_fields:
-        for dimension in getattr(outliers, definition).dimensions:
+    for definition, found in outliers.present().items():
+        for dimension in found.dimensions:
             row = {"definition": definition} | dimension.model_dump()
             if quartiles := row.pop("quartiles", None):
                 row |= dict(zip(("q25", "q50", "q75"), quartiles, strict=True))
@@ -176,4 +198,26 @@ def _worst_sites(files: LayerFiles, layers: int, scheme: str) -> tuple[contract.
     return tuple(
         contract.WorstSite(**{key: row[key] for key in ("layer", "component", "relative_l2", "sqnr_db")})
         for row in rows[:WORST_SITES]
+    )
+
+
+def _fp16_columns(files: LayerFiles, layers: int) -> dict[str, contract.Fp16ColumnFacts]:
+    rows: defaultdict[str, list[Row]] = defaultdict(list)
+    for layer in range(layers):
+        for row in files.table(layer, "fp16_columns").to_pylist():
+            rows[row["scheme"]].append(row)
+    return {scheme: _column_facts(of_scheme) for scheme, of_scheme in rows.items()}
+
+
+def _column_facts(rows: list[Row]) -> contract.Fp16ColumnFacts:
+    """Return what a scheme's rows say together."""
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        shares[row["component"]].append(row["prefill"])
+    most = max(rows, key=lambda row: row["prefill"])
+    return contract.Fp16ColumnFacts(
+        prefill=fmean(row["prefill"] for row in rows),
+        decode=fmean(row["decode"] for row in rows),
+        components={component: fmean(of_component) for component, of_component in shares.items()},
+        largest=contract.LargestShare(**{key: most[key] for key in contract.LargestShare.model_fields}),
     )

@@ -29,7 +29,10 @@ from workers.measurement.results.tables import TableRows
 from workers.measurement.statistics.llm_int8 import Hits, load_hits, save_hits
 from workers.measurement.statistics.surface import Surface, load_surface, save_surface
 
+HITS = ("llm_int8", "llm_int8_relative")
+"""The definitions of outlier dimensions for which a layer keeps where a magnitude was reached."""
 _UNFINISHED = "unfinished"
+_CHANNEL_ERRORS = "channel_errors.npz"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class LayerFiles:
         write_layer(tables, found, self._thresholds)
         for name, rows in tables.items():
             feather.write_feather(rows.collected(), fresh / f"{name}.arrow", compression="uncompressed")
-        save_hits(fresh / "llm_int8.npz", found.llm_int8.hits())
+        for name in HITS:
+            save_hits(fresh / f"{name}.npz", getattr(found, name).hits())
+        sums = {name: s.channel_errors.sums() for name, s in found.schemes.items() if s.channel_errors is not None}
+        np.savez(fresh / _CHANNEL_ERRORS, **sums)  # type: ignore[arg-type]
         ratio = _ratio(vars(found.ranges[BLOCK_OUTPUT].range()))
         if found.surface is not None and ratio > self._largest_ratio:
             save_surface(fresh / "surface.npz", found.surface())
@@ -104,9 +110,14 @@ class LayerFiles:
         """
         return max(range(layers), key=lambda layer: _ratio(self.block_output(layer)))
 
-    def llm_int8(self, layer: int) -> Hits:
-        """Return where a layer reached the magnitude of LLM.int8()."""
-        return load_hits(self._of(layer) / "llm_int8.npz")
+    def hits(self, definition: str, layer: int) -> Hits:
+        """Return where a layer reached the magnitude of one of the definitions of `HITS`."""
+        return load_hits(self._of(layer) / f"{definition}.npz")
+
+    def channel_errors(self, layer: int) -> dict[str, NDArray[np.float64]]:
+        """Return by scheme the sums of y^2 and (y - q)^2 of every dimension at block.output, [2, d]."""
+        with np.load(self._of(layer) / _CHANNEL_ERRORS) as stored:
+            return dict(stored)
 
     def surface(self, layer: int) -> Surface:
         """Return the hidden state of the sequence with the largest magnitude at the layer that stands out.

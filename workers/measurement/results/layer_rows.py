@@ -1,5 +1,6 @@
 """From what the sweep found at a layer to rows of the tables."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,16 @@ from workers.measurement.findings import LayerFindings
 from workers.measurement.results.tables import Repeated, TableRows
 from workers.measurement.statistics.histogram import occupied_bins
 
-PER_LAYER = ("sites", "channels", "histograms", "outlier_dimensions", "massive_activations", "heads", "errors")
+PER_LAYER = (
+    "sites",
+    "channels",
+    "histograms",
+    "outlier_dimensions",
+    "massive_activations",
+    "heads",
+    "errors",
+    "fp16_columns",
+)
 """The tables that grow layer by layer."""
 MOST_MASSIVE = 10_000
 """Massive activations that the table holds, the largest first."""
@@ -27,6 +37,7 @@ def write_layer(writers: Mapping[str, TableRows], found: LayerFindings, threshol
     writers["massive_activations"].append_rows(largest(_massive_rows(found)))
     writers["heads"].append_rows(list(_head_rows(found, thresholds)))
     writers["errors"].append_rows(list(_error_rows(found)))
+    writers["fp16_columns"].append_rows(list(_column_rows(found)))
 
 
 def largest(massive: Iterable[Row]) -> list[Row]:
@@ -96,6 +107,14 @@ def _error_rows(found: LayerFindings) -> Iterable[Row]:
                 place = {"scheme": name, "layer": found.layer, "component": site.component, "port": site.port}
                 weight_error = {"weight_error": weight_errors.get(site.component)}
                 yield place | {"mode": mode} | vars(statistics.deviation()) | weight_error
+
+
+def _column_rows(found: LayerFindings) -> Iterable[Row]:
+    for name, scheme in found.schemes.items():
+        for component, columns in scheme.fp16_columns.items():
+            if not math.isnan(columns.prefill):  # else the component did not run
+                place = {"scheme": name, "layer": found.layer, "component": component}
+                yield place | {"prefill": columns.prefill, "decode": columns.decode}
 
 
 def _repeated(place: Row, times: int) -> Row:

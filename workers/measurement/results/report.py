@@ -153,6 +153,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         quantised_share=_quantised_share(decoder, left),
         not_quantised=not_quantised(decoder, left),
         worst_sites=assembled.worst_sites[name],
+        fp16_columns=assembled.fp16_columns.get(name),
     )
 
 

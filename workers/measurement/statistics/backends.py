@@ -16,9 +16,11 @@ import torch
 from workers.measurement.errors import first_line
 from workers.measurement.memory import is_fatal
 from workers.measurement.statistics import (
+    cpu_channels,
     cpu_divergence,
     cpu_histogram,
     cpu_products,
+    cpu_reaching,
     cpu_reduction,
     cpu_typical,
     plain,
@@ -32,6 +34,9 @@ CUDA_KERNELS = {
     "histogram": "histogram",
     "magnitudes_in_bin": "histogram",
     "token_products": "products",
+    "channel_products": "channels",
+    "token_limits": "hits",
+    "count_reaching": "hits",
     "note_hits": "hits",
     "score_logits": "divergence",
     "compare_logits": "divergence",
@@ -105,16 +110,50 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return cpu_products.token_products(y, q) if y.device.type == "cpu" else _tensor("token_products", y.device, y, q)
 
 
+def channel_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return |y|^2 and |y - q|^2 of every channel of y and q [T, d], [2, d], float64, on their device.
+
+    y and q: bfloat16, float16 or float32. Elements where either is not finite are left out.
+    """
+    _check("y", y, dimensions=2)
+    _check_alike("q", q, "y", y)
+    if y.numel() == 0:
+        return y.new_zeros((2, y.shape[1]), dtype=torch.float64)
+    on_host = y.device.type == "cpu"
+    return cpu_channels.channel_products(y, q) if on_host else _tensor("channel_products", y.device, y, q)
+
+
+def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return `factor`, as float32, times the root mean square of every token's finite values, [N, S], float32.
+
+    x: [N, S, d], none of them 0. The root mean square is float64, and the product is rounded once, to the nearest
+    float32 or the smallest above 0. A token without a finite value other than 0 has the limit infinity.
+    """
+    _check("x", x, dimensions=3)
+    on_host = x.device.type == "cpu"
+    return cpu_reaching.token_limits(x, factor) if on_host else _tensor("token_limits", x.device, x, factor)
+
+
+def count_reaching(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return how many finite values of x [N, S, d] have a magnitude at or over their token's limit, [N, d], int32.
+
+    limits: [N, S], float32, on the same device, 0 or more; compared as float32.
+    """
+    _check("x", x, dimensions=3)
+    on_host = x.device.type == "cpu"
+    return cpu_reaching.count_reaching(x, limits) if on_host else _tensor("count_reaching", x.device, x, limits)
+
+
 def note_hits(
-    x: torch.Tensor, dimensions: torch.Tensor, count: int, magnitude: float, kept_bits: int
+    x: torch.Tensor, dimensions: torch.Tensor, count: int, limits: torch.Tensor, kept_bits: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Note every value of some dimensions of tokens [T, d] that reaches a magnitude.
+    """Note every value of some dimensions of tokens [T, d] that reaches its token's limit.
 
     Args:
         x: bfloat16, float16 or float32.
         dimensions: [k], int64, on the same device.
         count: how many values reach it.
-        magnitude: compared as float32.
+        limits: [T], float32, on the same device; compared as float32.
         kept_bits: top bits of a value's float32 pattern that its key keeps.
 
     Returns:
@@ -124,7 +163,7 @@ def note_hits(
     """
     _check("x", x, dimensions=2)
     noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = on_device(
-        "note_hits", x.device, x, dimensions, count, magnitude, kept_bits
+        "note_hits", x.device, x, dimensions, count, limits, kept_bits
     )
     return noted
 

@@ -5,6 +5,9 @@ the token positions have it in one layer or more. The layers look at what enters
 projections. Each layer keeps what it saw of the dimensions that reach the magnitude at all; the definition is
 applied to all layers together at the end. In some models those are a few dimensions, in others all.
 
+The magnitude is a number, or a multiple of the root mean square of the token's channels: every token has a limit of
+its own, and what is said here holds of both.
+
     T token positions of a batch, d hidden dimensions, k dimensions that reached the magnitude
 """
 
@@ -78,38 +81,39 @@ class _DeviceHits(NamedTuple):
 class LayerHits:
     """Accumulates where one layer reached the magnitude."""
 
-    def __init__(self, tokens: Sequence[int], magnitude: float, copies: HostCopies | None = None) -> None:
+    def __init__(self, tokens: Sequence[int], copies: HostCopies | None = None) -> None:
         """Begin with nothing; tokens: of every batch; `copies` brings counts from a device, together with others."""
         self._bytes = [0, *np.cumsum([_bytes(count) for count in tokens]).tolist()]
-        self._magnitude = np.float32(magnitude)
         self._found: list[tuple[int, Hits]] = []
         self._on_device: list[_DeviceHits] = []
         self._copies = copies or HostCopies()
 
-    def add(self, batch: int, x: torch.Tensor, over: torch.Tensor) -> None:
-        """Add what enters a batch's projections, [T, d]; over: [d], counts at the magnitude, on the same device.
+    def add(self, batch: int, x: torch.Tensor, limits: torch.Tensor, over: torch.Tensor) -> None:
+        """Add what enters a batch's projections, [T, d], with each token's limit [T], float32, on the same device.
+
+        over: [d], how many values reach them, on the same device.
 
         On a device, what is noted stays there until the layer's hits are asked for; only the counts are fetched.
         """
         note = self._note if self._copies.on_host else self._note_on_device
-        self._copies.add((over,), functools.partial(note, batch, x))
+        self._copies.add((over,), functools.partial(note, batch, x, limits))
 
-    def _note(self, batch: int, x: torch.Tensor, over: I64) -> None:
+    def _note(self, batch: int, x: torch.Tensor, limits: torch.Tensor, over: I64) -> None:
         dimensions = np.flatnonzero(over)
         if not dimensions.size:
             return
         positions = np.zeros((len(dimensions), _bytes(len(x))), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)
         values = np.empty(int(over.sum()), np.int64)
-        _note(*patterns(x), self._magnitude, dimensions, len(x), positions, abs_max, values)
+        _note(*patterns(x), limits.numpy(), dimensions, positions, abs_max, values)
         self._found.append((batch, Hits(dimensions, positions, abs_max, *np.unique(values, return_counts=True))))
 
-    def _note_on_device(self, batch: int, x: torch.Tensor, over: I64) -> None:
+    def _note_on_device(self, batch: int, x: torch.Tensor, limits: torch.Tensor, over: I64) -> None:
         dimensions = np.flatnonzero(over)
         if not dimensions.size:
             return
         chosen = torch.from_numpy(dimensions).to(x.device, non_blocking=True)
-        noted = backends.note_hits(x, chosen, int(over.sum()), float(self._magnitude), _KEPT_BITS)
+        noted = backends.note_hits(x, chosen, int(over.sum()), limits, _KEPT_BITS)
         self._on_device.append(_DeviceHits(batch, dimensions, *noted))
         if sum(len(hits.keys) for hits in self._on_device) > _MOST_KEYS:
             self._fetch()
@@ -205,27 +209,26 @@ def _note(
     flat: Any,
     kind: Any,
     strides: Any,
-    magnitude: Any,
+    limits: Any,
     dimensions: Any,
-    tokens: Any,
     positions: Any,
     abs_max: Any,
     values: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Note every value of some dimensions that reaches the magnitude.
+    """Note every value of some dimensions that reaches its token's limit.
 
     There is room for just so many.
     """
     width, n = len(dimensions), 0
     row, bits = np.empty(width, flat.dtype), np.empty(width, np.uint32)
     decoded, peaks = bits.view(np.float32), abs_max.view(np.uint32)
-    for t in range(tokens):
+    for t, limit in enumerate(limits):
         for k in range(width):
             row[k] = flat[t * strides[0] + dimensions[k]]
         decode(row, kind, bits)
         for k in range(width):
             pattern = bits[k] & MAGNITUDE
-            if abs(decoded[k]) >= magnitude and pattern < INFINITY:
+            if abs(decoded[k]) >= limit and pattern < INFINITY:
                 positions[k, t // 8] |= np.uint8(128 >> t % 8)
                 peaks[k] = max(peaks[k], pattern)
                 values[n] = dimensions[k] << _KEPT_BITS | bits[k] >> np.uint32(32 - _KEPT_BITS)

@@ -9,7 +9,16 @@ several float64 copies of a sequence at a time.
 import torch
 from torch.nn import functional
 
-from workers.measurement.statistics.reduction import BINS, FP16_MAX, SHIFT, SPECIAL, Reduction, Stream, pivot_tokens
+from workers.measurement.statistics.reduction import (
+    BINS,
+    FP16_MAX,
+    SHIFT,
+    SMALLEST,
+    SPECIAL,
+    Reduction,
+    Stream,
+    pivot_tokens,
+)
 
 
 def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
@@ -51,12 +60,33 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return torch.stack([(y * y).sum(1), (q * q).sum(1), (y * q).sum(1), (e * e).sum(1), peak])
 
 
+def channel_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return |y|^2 and |y - q|^2 of every channel of y and q [T, d], [2, d]; see `backends.channel_products`."""
+    present = y.isfinite() & q.isfinite()
+    y, q = (torch.where(present, part.double(), 0) for part in (y, q))
+    return torch.stack([(y * y).sum(0), ((y - q) ** 2).sum(0)])
+
+
+def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return `factor` times the root mean square of every token of x [N, S, d], [N, S]; see `backends.token_limits`."""
+    finite = x.isfinite()
+    squares = torch.where(finite, x.double() ** 2, 0).sum(dim=-1)
+    factor = float(torch.tensor(factor, dtype=torch.float32))
+    limits = (factor * (squares / finite.sum(dim=-1).clamp_min(1)).sqrt()).float()
+    return torch.where(squares > 0, limits.clamp_min(SMALLEST), torch.inf)
+
+
+def count_reaching(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return how many values of x [N, S, d] reach their token's limit, [N, d]; see `backends.count_reaching`."""
+    return (x.isfinite() & (x.float().abs() >= limits[..., None])).sum(dim=1, dtype=torch.int32)
+
+
 def note_hits(
-    x: torch.Tensor, dimensions: torch.Tensor, count: int, magnitude: float, kept_bits: int
+    x: torch.Tensor, dimensions: torch.Tensor, count: int, limits: torch.Tensor, kept_bits: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Note the values of some dimensions of tokens [T, d] that reach a magnitude; see `backends.note_hits`."""
+    """Note the values of some dimensions of tokens [T, d] that reach a limit; see `backends.note_hits`."""
     columns = x[:, dimensions].float().T.contiguous()
-    hit = columns.isfinite() & (columns.abs() >= torch.tensor(magnitude, dtype=torch.float32))
+    hit = columns.isfinite() & (columns.abs() >= limits)
     eights = functional.pad(hit, (0, -hit.shape[1] % 8)).unflatten(1, (-1, 8))
     positions = (eights << torch.arange(7, -1, -1, device=x.device)).sum(dim=2).to(torch.uint8)
     bits = columns.view(torch.int32).long() & 0xFFFFFFFF

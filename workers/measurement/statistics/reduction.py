@@ -32,6 +32,8 @@ SHIFT = 32 - 14
 SPECIAL = (slice(255 * 32, 256 * 32), slice(511 * 32, 512 * 32))
 """The bins of NaN and infinity, of either sign."""
 FP16_MAX = 65504.0
+SMALLEST = 2.0**-149
+"""The smallest positive float32."""
 PIVOT_TOKENS = 9
 """Tokens of a sequence that its pivot is taken from: few, and enough that one unusual token does not decide."""
 

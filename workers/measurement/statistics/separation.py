@@ -7,6 +7,8 @@ the mean of their ranks. Ranks are multiples of a half and all sums of their pro
     R records, d dimensions
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,12 +55,65 @@ def separation(
     score_ranks = average_ranks(scores) - middle
     true = int(labels.sum())
     pairs = true * (records - true)
-    for start in range(0, dimensions, _COLUMNS_AT_ONCE):
-        part = slice(start, start + _COLUMNS_AT_ONCE)
-        ranks = average_ranks(np.ascontiguousarray(values[:, part].T)) - middle
+    for number, ranks in enumerate(_centred_ranks(values)):
+        part = slice(number * _COLUMNS_AT_ONCE, (number + 1) * _COLUMNS_AT_ONCE)
         with np.errstate(invalid="ignore"):
             rho[part] = (ranks @ score_ranks) / np.sqrt((ranks**2).sum(axis=1) * (score_ranks**2).sum())
         # The rank sum of the true records, counted from the middle, is half of (pairs won - pairs lost).
         half_lead = ranks @ labels.astype(np.float64)
         auroc[part] = 0.5 + half_lead / pairs if pairs else np.nan
     return rho, auroc
+
+
+def best_by_chance(
+    values: NDArray[np.floating],
+    labels: NDArray[np.bool_],
+    scores: NDArray[np.floating] | None,
+    permutations: int,
+    seed: int,
+) -> float | None:
+    """Return the probability that the best of all dimensions is so good by chance.
+
+    The statistic is the largest abs(rho) over the dimensions, or without scores the largest abs(AUROC - 0.5). The
+    probability is the share of orders of the scores, or labels, under which it is at least as large: random
+    permutations, and the given order, which counts as one.
+
+    Args:
+        values: [R, d], finite.
+        labels: [R].
+        scores: [R], finite, or None: the labels are what is followed.
+        permutations: random ones.
+        seed: of them.
+
+    Returns:
+        None where no dimension has such a figure: all are constant, or what is followed is.
+    """
+    followed = labels.astype(np.float64) if scores is None else average_ranks(scores) - (len(scores) + 1) / 2
+    if np.ptp(followed) == 0:
+        return None
+    orders = _orders(followed, permutations, seed)
+    best = np.full(permutations + 1, -1.0)
+    for ranks in _centred_ranks(values):
+        varying = ranks[np.ptp(ranks, axis=1) > 0]
+        if len(varying):
+            # For labels the sum is AUROC - 0.5 but for a factor that all dimensions share. Sums are exact, so that
+            # an order that gives the same figure is never taken for a smaller one.
+            strength = np.abs(varying @ orders)
+            if scores is not None:
+                strength /= np.sqrt((varying**2).sum(axis=1))[:, None]
+            best = np.maximum(best, strength.max(axis=0))
+    return None if best[0] < 0 else float((best >= best[0]).mean())
+
+
+def _orders(followed: F64, permutations: int, seed: int) -> F64:
+    """Return the given order and random ones, [R, permutations + 1]."""
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permuted(np.tile(followed, (permutations, 1)), axis=1)
+    return np.ascontiguousarray(np.concatenate([followed[None], shuffled]).T)
+
+
+def _centred_ranks(values: NDArray[np.floating]) -> Iterator[F64]:
+    """Yield the ranks of some dimensions after others, [dimensions, R], counted from their middle."""
+    for start in range(0, values.shape[1], _COLUMNS_AT_ONCE):
+        part = np.ascontiguousarray(values[:, start : start + _COLUMNS_AT_ONCE].T)
+        yield average_ranks(part) - (len(values) + 1) / 2

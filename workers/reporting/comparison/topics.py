@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from service.contracts.comparison.records import Change, Difference, SchemeDifference
+from service.contracts.comparison.records import Change, Difference, OutlierDifference, SchemeDifference
+from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
 from service.contracts.uncertainty import FEWEST
 from workers.reporting.comparison.gathering import Gathered
@@ -201,8 +202,9 @@ def _range(gathered: Gathered) -> Topic:
 
 
 def _outliers(gathered: Gathered) -> Topic:
+    width = gathered.comparison.reports[0].model.hidden_size
     rows = [
-        (f"{definition}, {difference.label}", *map(_dimensions, (sets.gained, sets.lost, sets.kept)))
+        (f"{definition}, {difference.label}", *_sets(sets, width))
         for difference in gathered.comparison.differences
         for definition, sets in difference.outliers.items()
     ]
@@ -217,6 +219,14 @@ def _outliers(gathered: Gathered) -> Topic:
     head = ("Definition, report", "Gained", "Lost", "Kept")
     grid = Grid("Outlier dimensions by definition, against the baseline", head, tuple(rows))
     return Topic("outliers", "Outlier dimensions", lead, grids=(grid,))
+
+
+def _sets(sets: OutlierDifference, hidden_size: int) -> Iterator[str]:
+    """Yield what was gained, lost and kept: by name, unless one of the reports flags more than half of all."""
+    before, after = (len(own) + len(sets.kept) for own in (sets.lost, sets.gained))
+    named = discriminating(before, hidden_size) and discriminating(after, hidden_size)
+    for dimensions in (sets.gained, sets.lost, sets.kept):
+        yield _dimensions(dimensions) if named else f"{len(dimensions):,} (does not discriminate)"
 
 
 def _dimensions(dimensions: tuple[int, ...]) -> str:

@@ -147,11 +147,12 @@ def _name(axes: Any, values: NDArray[np.float32], peaks: NDArray[np.int64]) -> N
 
 
 def _meets(source: Source, dimension: int) -> list[str]:
-    """Return the definitions of outlier that flag `dimension`, over all layers or at the profile's layer."""
+    """Return the definitions that flag `dimension`, over all layers or at the profile's; those that discriminate."""
     table = source.tables["outlier_dimensions"]
     layer = table["layer"].astype(np.float64)
     here = (table["dimension"] == dimension) & (np.isnan(layer) | (layer == source.report.profile.layer))
-    return sorted({str(name) for name in table["definition"][here]})
+    silent = source.report.outliers.silent(source.report.model.hidden_size)
+    return sorted({str(name) for name in table["definition"][here]} - silent.keys())
 
 
 def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], centre: float) -> str:

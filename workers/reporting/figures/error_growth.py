@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
@@ -16,10 +17,14 @@ from workers.reporting.figures.absence import leave_empty
 from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
 from workers.reporting.figures.labels import spread
 from workers.reporting.loading import Source, select
+from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import counted, number, plain, ranges, visible
 
 _FEW = 6
 """Schemes that a figure of the usual height has room for."""
+_SEEN_DB = 0.1
+"""Difference from which two lines can be told apart."""
+_TYPICAL = (0, (1, 1.5))
 _MARKED = 40
 """Layers up to which every point of a line has its marker."""
 
@@ -31,6 +36,8 @@ class Growth(NamedTuple):
     label: str
     """What the figure calls it."""
     sqnr_db: NDArray[np.float64]
+    typical: NDArray[np.float64]
+    """`sqnr_db` without the dimensions that are massive in any layer; NaN in reports that are older than the column."""
     exact: NDArray[np.bool_]
     """The scheme's stream equals the reference after the layer: no ratio to draw."""
     worst: NDArray[np.float64]
@@ -67,12 +74,13 @@ def draw(source: Source) -> Iterator[Drawing]:
 
 def _growth(source: Source, scheme: str) -> Growth:
     depth = source.report.model.layers
-    sqnr, exact = np.full(depth, np.nan), np.zeros(depth, dtype=bool)
+    sqnr, typical, exact = np.full(depth, np.nan), np.full(depth, np.nan), np.zeros(depth, dtype=bool)
     errors = source.tables["errors"]
     stream = select(errors, scheme=scheme, mode="accumulated", component="block", port="output")
     layers = source.layers_of("errors", stream)
     exact[layers] = stream["exact"] == 1
     sqnr[layers] = np.where(exact[layers], np.nan, stream["sqnr_db"])
+    typical[layers] = stream["sqnr_db_typical"]
     worst, component = np.full(depth, np.nan), [""] * depth
     isolated = select(errors, scheme=scheme, mode="isolated", port="output")
     rows = zip(source.layers_of("errors", isolated), isolated["component"], isolated["relative_l2"], strict=True)
@@ -80,7 +88,7 @@ def _growth(source: Source, scheme: str) -> Growth:
         if name != "block" and np.isfinite(value) and not value <= worst[layer]:
             worst[layer], component[layer] = value, str(name)
     label = style.scheme_label(scheme, source.report.schemes[scheme])
-    return Growth(scheme, label, sqnr, exact, worst, component)
+    return Growth(scheme, label, sqnr, typical, exact, worst, component)
 
 
 def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str) -> None:
@@ -94,6 +102,34 @@ def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str) -> No
         markersize=4,
         markevery=-(-len(values) // _MARKED),
         gid=gid,
+    )
+
+
+def _apart(growths: Sequence[Growth]) -> bool:
+    """Whether leaving out massive dimensions changes what the figure shows."""
+    return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _SEEN_DB).any()) for growth in growths)
+
+
+def _typical_line(axes: Any, growth: Growth, position: int) -> None:
+    axes.plot(
+        np.arange(len(growth.typical)),
+        growth.typical,
+        color=style.mark(position).colour,
+        linestyle=_TYPICAL,
+        linewidth=1,
+        alpha=0.7,
+        gid=f"typical_{growth.scheme}",
+    )
+
+
+def _name_lines(axes: Any) -> None:
+    axes.legend(
+        handles=[
+            Line2D([], [], color=style.MUTED, label="all dimensions"),
+            Line2D([], [], color=style.MUTED, linestyle=_TYPICAL, linewidth=1, label="without massive dimensions"),
+        ],
+        loc="best",
+        fontsize=8,
     )
 
 
@@ -113,7 +149,11 @@ def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int
 
 
 def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
-    finite = np.concatenate([growth.sqnr_db[np.isfinite(growth.sqnr_db)] for growth in growths])
+    lines = [growth.sqnr_db for growth in growths]
+    apart = _apart(growths)
+    if apart:
+        lines += [growth.typical for growth in growths]
+    finite = np.concatenate([line[np.isfinite(line)] for line in lines])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     pad = 0.08 * (high - low) or 1.0
     exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
@@ -121,6 +161,10 @@ def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
     levels = [high + 2 * pad + step * lane for lane in range(len(exact))]
     for position, growth in enumerate(growths):
         _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
+        if apart:
+            _typical_line(axes, growth, position)
+    if apart:
+        _name_lines(axes)
     for position, level in zip(exact, levels, strict=True):
         _off_scale(axes, np.flatnonzero(growths[position].exact), level, position)
     axes.set_ylim(low - pad, (levels[-1] if exact else high) + pad)
@@ -221,6 +265,12 @@ def _caption(source: Source, growths: Sequence[Growth]) -> str:
         "better, and a falling line gathers error. Beneath: the largest isolated relative_l2 of each layer's "
         "components, on the reference's input, logarithmic; the largest is ringed, and named beside the line."
     ]
+    if _apart(growths):
+        massive = counted(len(massive_dimensions(source.report)), "dimension")
+        parts.append(
+            f"Dotted: sqnr_db_typical, the same without the {massive} that some layer finds massive: they are most of "
+            "the signal, and hide the error of the others."
+        )
     if any(growth.label != growth.scheme for growth in growths):
         parts.append("(sim.): simulated, rounded numbers stand in for a low-precision kernel.")
     parts.append("Schemes: " + "; ".join(scheme_settings(source.report, growth.scheme) for growth in growths) + ".")

@@ -90,6 +90,7 @@ def _caption(source: Source, labelled: Labelled, row: Row) -> str:
     ]
     if row.panels:
         parts += _reading(labelled, source.density)
+        parts += _tested(labelled)
         parts += _schemes(source, row)
         parts += _lost(row)
     else:
@@ -115,6 +116,17 @@ def _reading(labelled: Labelled, density: bool) -> list[str]:
         "is the chance that a true prompt has the larger value, a tie counted half: 0.5 tells nothing, 0 and 1 "
         "separate fully."
     ]
+
+
+def _tested(labelled: Labelled) -> list[str]:
+    """Say whether the best dimension separates beyond chance; nothing where a report does not tell."""
+    if labelled.permutation_probability is None:
+        return []
+    told = (
+        f"Permutation test of the best dimension under the reference: p = {number(labelled.permutation_probability)} "
+        f"({labelled.permutations:,} permutations, largest over all dimensions)"
+    )
+    return [f"{told}: no dimension separates beyond chance." if labelled.by_chance else f"{told}."]
 
 
 def _schemes(source: Source, row: Row) -> list[str]:

@@ -2,7 +2,7 @@
 
 A row is a hidden dimension, a column a layer. A colour is the largest magnitude at block.output; a mark says that a
 definition flags the dimension at that layer, and its shape which one. LLM.int8()'s definition speaks of all layers at
-once, so its mark stands beside the rows.
+once, so its marks stand beside the rows. A definition that flags more than half of the dimensions has none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from service.contracts.outliers import Outliers
+from service.contracts.request import LlmInt8Thresholds
 from workers.reporting.figures import style
 from workers.reporting.figures.absence import hatch
 from workers.reporting.figures.drawing import Drawing, provenance
@@ -30,9 +31,11 @@ SHAPES = {
     "median_quantile": "s",
     "variance": "o",
     "llm_int8": "D",
+    "llm_int8_relative": "P",
 }
-"""The mark of every definition; the last one's stands beside the rows."""
-OVER_ALL = "llm_int8"
+"""The mark of every definition."""
+OVER_ALL = ("llm_int8", "llm_int8_relative")
+"""The definitions that speak of all layers at once; their marks stand beside the rows."""
 
 
 class Flagged(NamedTuple):
@@ -68,12 +71,15 @@ def draw(source: Source) -> Iterator[Drawing]:
 
 
 def _flagged(source: Source) -> list[Flagged]:
-    table, depth = source.tables["outlier_dimensions"], source.report.model.layers
+    depth, silent = source.report.model.layers, source.report.outliers.silent(source.report.model.hidden_size)
+    whole = source.tables["outlier_dimensions"]
+    telling = ~np.isin(whole["definition"].astype(str), list(silent))
+    table = {name: values[telling] for name, values in whole.items()}
     here = np.isfinite(table["layer"].astype(np.float64))
-    rows = {name: values[here] for name, values in table.items()}
     at: dict[int, dict[str, list[int]]] = {}
     for definition, dimension in zip(table["definition"][~here], table["dimension"][~here], strict=True):
         at.setdefault(int(dimension), {}).setdefault(str(definition), [])
+    rows = {name: values[here] for name, values in table.items()}
     layers = source.layers_of("outlier_dimensions", rows).tolist()
     for definition, dimension, layer in zip(rows["definition"], rows["dimension"], layers, strict=True):
         at.setdefault(int(dimension), {}).setdefault(str(definition), []).append(layer)
@@ -123,7 +129,7 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
 def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
     """Draw one mark for each definition, dimension and layer; each definition keeps to a lane of the rows."""
     present = [name for name in SHAPES if any(name in found.at for found in shown)]
-    lanes = [name for name in present if name != OVER_ALL]
+    lanes = [name for name in present if name not in OVER_ALL]
     offsets = dict(zip(lanes, (np.arange(len(lanes)) - (len(lanes) - 1) / 2) * 0.21, strict=True))
     look: dict[str, Any] = {
         "linestyle": "none",
@@ -135,13 +141,15 @@ def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
     for name in lanes:
         places = [(layer, row + offsets[name]) for row, found in enumerate(shown) for layer in found.at.get(name, ())]
         axes.plot(*np.array(places).reshape(-1, 2).T, marker=SHAPES[name], markersize=4, gid=f"mark_{name}", **look)
-    beside = depth - 0.5 + 0.022 * depth
-    if OVER_ALL in present:
-        rows = [row for row, found in enumerate(shown) if OVER_ALL in found.at]
-        axes.plot([beside] * len(rows), rows, marker=SHAPES[OVER_ALL], markersize=6, gid=f"mark_{OVER_ALL}", **look)
-        axes.set_xlim(-0.5, beside + 0.022 * depth)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < depth])  # none beneath the marks beside
+    edge, step = depth - 0.5, 0.022 * depth
+    for name in [name for name in OVER_ALL if name in present]:
+        rows = [row for row, found in enumerate(shown) if name in found.at]
+        axes.plot([edge + step] * len(rows), rows, marker=SHAPES[name], markersize=6, gid=f"mark_{name}", **look)
+        edge += 2 * step
+    axes.set_xlim(-0.5, edge)
     handles = [Line2D([], [], marker=SHAPES[name], markersize=5, **look) for name in present]
-    labels = [f"{name} (over all layers)" if name == OVER_ALL else name for name in present]
+    labels = [f"{name} (over all layers)" if name in OVER_ALL else name for name in present]
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
 
 
@@ -154,7 +162,7 @@ def _cell(found: Flagged, layer: int) -> str:
 
 def thresholds(outliers: Outliers) -> dict[str, str]:
     """Return by definition when a dimension meets it, with the thresholds that were used."""
-    whole, massive = outliers.llm_int8.thresholds, outliers.massive_tensor.thresholds
+    massive = outliers.massive_tensor.thresholds
     token = outliers.massive_token.thresholds
     return {
         "massive_tensor": f"abs(x) > {massive.magnitude:g} and at least {massive.ratio:g} times the sequence's median",
@@ -162,9 +170,19 @@ def thresholds(outliers: Outliers) -> dict[str, str]:
         "median_quantile": "median magnitude over tokens above the "
         f"{percent(outliers.median_quantile.thresholds.quantile, 0)} quantile of the layer's magnitudes",
         "variance": f"variance at least {outliers.variance.thresholds.ratio:g} times the dimensions' mean variance",
-        "llm_int8": f"abs(x) >= {whole.magnitude:g} at attn.q.input or mlp.up.input, in at least "
-        f"{percent(whole.layers_fraction, 0)} of layers and {percent(whole.positions_fraction, 0)} of positions",
-    }
+        "llm_int8": _over_all(outliers.llm_int8.thresholds, ""),
+    } | (
+        {"llm_int8_relative": _over_all(outliers.llm_int8_relative.thresholds, " rms of the token's channels")}
+        if outliers.llm_int8_relative
+        else {}
+    )
+
+
+def _over_all(limits: LlmInt8Thresholds, scale: str) -> str:
+    return (
+        f"abs(x) >= {limits.magnitude:g}{scale} at attn.q.input or mlp.up.input, in at least "
+        f"{percent(limits.layers_fraction, 0)} of layers and {percent(limits.positions_fraction, 0)} of positions"
+    )
 
 
 def _nothing(outliers: Outliers) -> Any:
@@ -197,6 +215,11 @@ def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> str:
         parts.append(
             f"{counted(flagged - len(shown), 'dimension')} of {flagged:,} are left out; the table has them all."
         )
+    hidden_size = source.report.model.hidden_size
+    parts += [
+        f"{name} flags {count:,} of {hidden_size:,} dimensions and does not discriminate: it is left out here."
+        for name, count in source.report.outliers.silent(hidden_size).items()
+    ]
     parts.append(
         "Definitions: " + "; ".join(f"{n}: {text}" for n, text in thresholds(source.report.outliers).items()) + "."
     )

@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 from service.contracts.report import WorstSite
 from workers.reporting.loading import Columns, Source, select
-from workers.reporting.text import ABSENT, number, percent
+from workers.reporting.massive import massive_dimensions
+from workers.reporting.text import ABSENT, listing, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
 COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate")
@@ -27,6 +28,7 @@ def topic(source: Source) -> Topic:
     notes = (
         "Isolated: each quantised module alone, fed with the reference's input; the worst are the first candidates to "
         "leave in 16 bits. Accumulated: the residual stream after each layer, in the scheme's own run.",
+        *_typical(source),
     )
     return Topic(
         "errors",
@@ -47,6 +49,19 @@ def _lead(worst: dict[str, WorstSite], grown: dict[str, list[str]]) -> str:
     start = "an exact stream" if first == _EXACT else f"{first} dB"
     end = "an exact stream" if last == _EXACT else f"{last} dB"
     return f"{where}; from the first layer to the last its stream goes from {start} to {end} of signal over noise."
+
+
+def _typical(source: Source) -> tuple[str, ...]:
+    """Say what the streams' errors are without the massive dimensions, where there are any."""
+    massive, schemes = massive_dimensions(source.report), source.report.schemes
+    last = {name: _grown(source, name, "sqnr_db_typical")[-1] for name in schemes}
+    if not massive or set(last.values()) <= {ABSENT}:
+        return ()
+    told = "; ".join(f"{marked(name, schemes[name])} {of} dB" for name, of in last.items())
+    return (
+        f"Massive dimensions ({listing([str(dimension) for dimension in sorted(massive)], 10)}) are most of the "
+        f"stream's signal and hide the error of the others. Without them the SQNR after the last layer is: {told}.",
+    )
 
 
 def by_scheme(source: Source) -> Grid:
@@ -73,14 +88,14 @@ def _site(site: WorstSite) -> str:
     return f"layer {site.layer} {site.component}"
 
 
-def _grown(source: Source, scheme: str) -> list[str]:
-    """Return the stream's accumulated SQNR in dB after every layer."""
+def _grown(source: Source, scheme: str, column: str = "sqnr_db") -> list[str]:
+    """Return the stream's accumulated SQNR in dB after every layer; of the column that is named."""
     if "errors" not in source.tables:
         return [ABSENT] * source.report.model.layers
     rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
     layers = source.layers_of("errors", rows)
     told = [ABSENT] * source.report.model.layers
-    for layer, sqnr, exact in zip(layers, rows["sqnr_db"], rows["exact"], strict=True):
+    for layer, sqnr, exact in zip(layers, rows[column], rows["exact"], strict=True):
         told[layer] = _EXACT if exact else number(float(sqnr))
     return told
 

@@ -1,8 +1,8 @@
 """The labelled prompts: which dimensions tell true answers from false, and whether they still do under a scheme."""
 
-from service.contracts.labelled import Labelled, LabelledDimension, Separation
+from service.contracts.labelled import CHANCE, Labelled, LabelledDimension, Separation
 from service.contracts.report import Report
-from workers.reporting.text import counted, number
+from workers.reporting.text import counted, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
 _TITLE = "Labelled prompts"
@@ -28,6 +28,8 @@ def _lead(found: Labelled, report: Report) -> str:
     if not found.dimensions:
         return "No dimension tells true from false."
     best = found.dimensions[0]
+    if found.by_chance:
+        return f"No dimension separates beyond chance: {chance(found)}."
     told = (
         f"Dimension {best.dimension} separates the {found.true_records:,} true from the {false:,} false records best: "
         f"{_figures(best.reference)} under the reference"
@@ -38,6 +40,15 @@ def _lead(found: Labelled, report: Report) -> str:
     if number(weakest[1]) == number(best.reference.auroc):
         return f"{told}; no scheme weakens it."
     return f"{told}, {number(weakest[1])} under {_marked(report, weakest[0])}, where it is weakest."
+
+
+def chance(found: Labelled) -> str:
+    """Say how often chance gives so good a best dimension; for labelled prompts of which one is known to be best."""
+    best = found.dimensions[0]
+    return (
+        f"the best, dimension {best.dimension} ({_figures(best.reference)}), is matched by the best dimension of "
+        f"{percent(found.permutation_probability or 0)} of {found.permutations:,} random orders of the {found.given}s"
+    )
 
 
 def _marked(report: Report, scheme: str) -> str:
@@ -63,7 +74,12 @@ def _notes(found: Labelled) -> tuple[str, ...]:
     given = "labels" if found.given == "label" else f"scores, true above {number(found.threshold)}"
     ranked = {"auroc": "their AUROC's distance from one half", "spearman_rho": "the magnitude of Spearman's rho"}
     by = f"; dimensions are ranked by {ranked[found.ranked_by]}" if found.ranked_by else ""
+    tested: tuple[str, ...] = ()
+    if found.dimensions and found.permutation_probability is not None:
+        limit = f"Above {percent(CHANCE, 0)}, no dimension separates beyond chance."
+        tested = (f"Permutation test under the reference: {chance(found)}. {limit}",)
     return (
+        *tested,
         f"{counted(found.records, 'record')} of {found.source}, with {given}. The vector is the last token's hidden "
         f"state {where}{by}. An AUROC of 0.5 tells nothing; 0 tells as much as 1, the other way round.",
     )

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, mean_kl
+from workers.reporting.columns import fp16_columns
 from workers.reporting.figures.style import scheme_title
 from workers.reporting.text import bounds, claim, counted, data_size, estimate, listing, number, percent_estimate
 from workers.reporting.topics.records import joined
@@ -31,6 +32,8 @@ class Outcome(NamedTuple):
     """The perplexity ratio's 95% interval."""
     not_quantised: str
     settings: str
+    columns: str | None
+    """How many input columns int8 computes in 16 bits; None for another scheme."""
 
 
 def outcomes(report: Report) -> tuple[Outcome, ...]:
@@ -57,6 +60,7 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
         perplexity=estimate(scheme.perplexity),
         interval=bounds(scheme.perplexity_ratio),
         not_quantised=f"{counted(len(left), 'module')} ({listing(left, 6)})" if left else "",
+        columns=fp16_columns(name, scheme),
         settings=", ".join(f"{key} {value}" for key, value in scheme.settings.items()) or "none",
     )
 

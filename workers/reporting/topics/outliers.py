@@ -2,17 +2,26 @@
 
 from collections.abc import Mapping
 
-from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension, MassiveActivation, Outliers
+from service.contracts.outliers import (
+    Definition,
+    LayerwiseDimension,
+    LlmInt8Dimension,
+    LlmInt8Outliers,
+    LlmInt8RelativeOutliers,
+    MassiveActivation,
+    Outliers,
+)
 from service.contracts.report import Report
 from workers.reporting.text import ABSENT, counted, listing, number, percent
 from workers.reporting.topics.records import Fact, Grid, Topic, joined
 
-DEFINITIONS = ("llm_int8", "massive_tensor", "massive_token", "median_quantile", "variance")
 SHOWN = 60
 """Dimensions in the table; the rest is in tables/outlier_dimensions.parquet."""
 ACTIVATIONS = 20
 """Massive activations in the table; the rest is in tables/massive_activations.parquet."""
 UNFLAGGED = "-"
+_SCALES = {"llm_int8": "", "llm_int8_relative": " times the token's root mean square"}
+"""By definition after LLM.int8(): what its magnitude is multiplied by."""
 
 Flagged = Mapping[str, Mapping[int, LlmInt8Dimension | LayerwiseDimension]]
 """By definition, what it says of each dimension that it flags."""
@@ -20,10 +29,10 @@ Flagged = Mapping[str, Mapping[int, LlmInt8Dimension | LayerwiseDimension]]
 
 def topic(report: Report) -> Topic:
     """Return the section on outlier dimensions."""
-    flagged = flagged_dimensions(report.outliers)
-    every = by_definition(report.outliers)
+    flagged = flagged_dimensions(report)
+    every = by_definition(report)
     grids = [every] if every.rows else []
-    grids += [_quartiles(report.outliers)] if flagged["llm_int8"] else []
+    grids += [_quartiles(name, of) for name, of in _after_llm_int8(report).items() if of.dimensions]
     grids += [_activations(report.massive_activations)] if report.massive_activations else []
     return Topic(
         name="outliers",
@@ -35,23 +44,45 @@ def topic(report: Report) -> Topic:
     )
 
 
-def flagged_dimensions(outliers: Outliers) -> Flagged:
-    """Return what every definition says of the dimensions that it flags."""
-    return {name: {found.dimension: found for found in getattr(outliers, name).dimensions} for name in DEFINITIONS}
+def flagged_dimensions(report: Report) -> Flagged:
+    """Return what every definition says of the dimensions that it flags; those that do not discriminate are left out.
+
+    One that flags more than half of the dimensions tells nothing of any of them.
+    """
+    telling = report.outliers.telling(report.model.hidden_size)
+    return {name: {found.dimension: found for found in of.dimensions} for name, of in telling.items()}
+
+
+def _after_llm_int8(report: Report) -> dict[str, LlmInt8Outliers | LlmInt8RelativeOutliers]:
+    """Return the definitions after LLM.int8() that discriminate, the fixed magnitude first."""
+    telling = report.outliers.telling(report.model.hidden_size)
+    return {n: of for n, of in telling.items() if isinstance(of, LlmInt8Outliers | LlmInt8RelativeOutliers)}
 
 
 def lead(report: Report) -> str:
-    """Say in one sentence which dimensions are outliers."""
+    """Say which dimensions are outliers, and first which definitions cannot tell."""
+    silent = report.outliers.silent(report.model.hidden_size)
     width = f"{report.model.hidden_size:,}"
-    flagged = flagged_dimensions(report.outliers)
-    of_llm_int8 = sorted(flagged["llm_int8"])
-    if of_llm_int8:
-        verb = "meets" if len(of_llm_int8) == 1 else "meet"
-        return f"{len(of_llm_int8):,} of {width} dimensions {verb} LLM.int8()'s definition: {_names(of_llm_int8)}."
+    told = [
+        f"{name} flags {count:,} of {width} dimensions, so it does not discriminate" for name, count in silent.items()
+    ]
+    return "; ".join([*told, _found(report, width)])
+
+
+def _found(report: Report, width: str) -> str:
+    """Say what the definitions that discriminate flag."""
+    flagged = flagged_dimensions(report)
+    for name in _after_llm_int8(report):
+        if found := sorted(flagged[name]):
+            verb = "meets" if len(found) == 1 else "meet"
+            how = " relative to the token's size" if name == "llm_int8_relative" else ""
+            return f"{len(found):,} of {width} dimensions {verb} LLM.int8()'s definition{how}: {_names(found)}."
     every = sorted(set().union(*flagged.values()))
     looked_for = all(warning.code != "unknown-architecture" for warning in report.warnings)
+    whole = len(flagged) == len(report.outliers.present())
     if not every and looked_for:
-        return f"None of the {width} hidden dimensions is an outlier by any of the five definitions."
+        which = "any definition" if whole else "another definition"
+        return f"None of the {width} hidden dimensions is an outlier by {which}."
     without = (
         "No dimension meets LLM.int8()'s definition" if looked_for else "LLM.int8()'s definition was not looked for"
     )
@@ -72,7 +103,7 @@ def _others(flagged: Flagged) -> tuple[str, ...]:
         if dimensions and name != "llm_int8"
     ]
     none = [name for name, dimensions in flagged.items() if not dimensions]
-    if none and len(none) < len(DEFINITIONS):
+    if none and len(none) < len(flagged):
         found.append(f"none {'meets' if len(none) == 1 else 'meet'} {joined(none)}")
     return (f"By definition: {'; '.join(found)}.",) if found else ()
 
@@ -87,20 +118,23 @@ def _ranked(flagged: Flagged) -> list[int]:
     return sorted(set().union(*flagged.values()), key=rank)
 
 
-def by_definition(outliers: Outliers) -> Grid:
-    """Return the table of all outlier dimensions, a column for each definition; no rows where there are none."""
-    flagged = flagged_dimensions(outliers)
+def by_definition(report: Report) -> Grid:
+    """Return the table of all outlier dimensions, a column for each definition that discriminates.
+
+    No rows where there are none.
+    """
+    flagged = flagged_dimensions(report)
     ranked = _ranked(flagged)
     rows = []
     for dimension in ranked[:SHOWN]:
-        found = [flagged[name].get(dimension) for name in DEFINITIONS]
+        found = [of.get(dimension) for of in flagged.values()]
         peak = max(f.abs_max for f in found if f)
         rows.append((str(dimension), *map(_flag, found), number(peak)))
     more = f"; the first {SHOWN} of {len(ranked):,}" if len(ranked) > SHOWN else ""
     return Grid(
-        "Dimensions by definition: the share of the layers that flag each, and for llm_int8 also of the positions"
+        "Dimensions by definition: the share of the layers that flag each, and after LLM.int8() also of the positions"
         f"{more}",
-        ("Dimension", *DEFINITIONS, "abs max"),
+        ("Dimension", *flagged, "abs max"),
         tuple(rows),
     )
 
@@ -114,17 +148,12 @@ def _flag(found: LlmInt8Dimension | LayerwiseDimension | None) -> str:
 
 def definitions(outliers: Outliers) -> tuple[Fact, ...]:
     """Return every definition with the thresholds that the report used."""
-    int8, massive = outliers.llm_int8.thresholds, outliers.massive_tensor.thresholds
+    massive = outliers.massive_tensor.thresholds
     of_massive = (
         f"at block.output, over {massive.magnitude:g} and at least {massive.ratio:g} times the median magnitude"
     )
     return (
-        (
-            "llm_int8",
-            f"at attn.q.input or mlp.up.input, {int8.magnitude:g} or more in at least "
-            f"{percent(int8.layers_fraction, 0)} of the layers, and at {percent(int8.positions_fraction, 0)} of the "
-            "positions or more in one layer at least",
-        ),
+        *((name, _after(of)) for name, of in outliers.present().items() if name in _SCALES),
         ("massive_tensor", f"{of_massive} of the sequence"),
         ("massive_token", f"{of_massive} of the token"),
         (
@@ -140,7 +169,22 @@ def definitions(outliers: Outliers) -> tuple[Fact, ...]:
     )
 
 
-def _quartiles(outliers: Outliers) -> Grid:
+def _after(of: Definition) -> str:
+    """Say when a dimension meets a definition after LLM.int8()."""
+    assert isinstance(of, LlmInt8Outliers | LlmInt8RelativeOutliers)
+    limits = of.thresholds
+    return (
+        f"at attn.q.input or mlp.up.input, {_magnitude(of)} or more in at least {percent(limits.layers_fraction, 0)} "
+        f"of the layers, and at {percent(limits.positions_fraction, 0)} of the positions or more in one layer at least"
+    )
+
+
+def _magnitude(of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> str:
+    relative = isinstance(of, LlmInt8RelativeOutliers)
+    return f"{of.thresholds.magnitude:g}{_SCALES['llm_int8_relative' if relative else 'llm_int8']}"
+
+
+def _quartiles(name: str, of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> Grid:
     rows = tuple(
         (
             str(found.dimension),
@@ -148,11 +192,10 @@ def _quartiles(outliers: Outliers) -> Grid:
             *(number(quartile) for quartile in found.quartiles),
             number(found.abs_max),
         )
-        for found in outliers.llm_int8.dimensions[:SHOWN]
+        for found in of.dimensions[:SHOWN]
     )
-    magnitude = outliers.llm_int8.thresholds.magnitude
     return Grid(
-        f"llm_int8: signs and quartiles of the values of magnitude {magnitude:g} or more",
+        f"{name}: signs and quartiles of the values of magnitude {_magnitude(of)} or more",
         ("Dimension", "Signs", "First quartile", "Median", "Third quartile", "abs max"),
         rows,
     )

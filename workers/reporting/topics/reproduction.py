@@ -127,7 +127,7 @@ def command(report: Report) -> str:
         "--seed",
         str(calibration.seed),
     ]
-    if report.labelled is not None:
+    if report.labelled is not None and report.labelled.source != SAMPLE:  # the sample brings its own
         words += ["--labelled", report.labelled.source]
     for setting in _OPTIONS:
         value = getattr(report.analysis, setting)

@@ -10,6 +10,9 @@ extern "C" int emulate(const char *name, void **values, unsigned grid_x, unsigne
     KERNEL(join_ranges)
     KERNEL(count_bins)
     KERNEL(collect_bin)
+    KERNEL(token_limits)
+    KERNEL(count_reaching)
     KERNEL(note_hits)
+    KERNEL(channel_products)
     return 2;
 }

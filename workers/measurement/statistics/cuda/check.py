@@ -47,6 +47,7 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
     in_bin = int((magnitudes.view(torch.int32) >> SHIFT == number).sum())
     reached = magnitudes.isfinite() & (magnitudes >= _THRESHOLD)
     dimensions = reached.any(dim=0).nonzero().flatten()
+    limits = torch.full((200,), _THRESHOLD, device=device)
     logits = 3 * torch.randn(2, 20, 5000, generator=generator)
     logits[:, 0, 7], logits[:, 1, 7], logits[:, 2, 4000:] = torch.nan, torch.inf, -torch.inf
     logits[1] = logits[0] + 0.3 * logits[1].nan_to_num(0, 0, 0)
@@ -59,7 +60,10 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
         Trial("histogram", (tokens,)),
         Trial("magnitudes_in_bin", (lambda: iter([tokens]), number, in_bin), unordered=True),
         Trial("token_products", (tokens, other), _SUMS),
-        Trial("note_hits", (tokens, dimensions, int(reached.sum()), _THRESHOLD, _KEPT_BITS), unordered=True),
+        Trial("channel_products", (tokens, other), _SUMS),
+        Trial("token_limits", (x, 2.5)),
+        Trial("count_reaching", (x, plain.token_limits(x, 2.5))),
+        Trial("note_hits", (tokens, dimensions, int(reached.sum()), limits, _KEPT_BITS), unordered=True),
         Trial("score_logits", (reference, next_ids), _EXPONENTIALS),
         Trial("compare_logits", (reference, scores[0], scheme, next_ids), _EXPONENTIALS),
     ]

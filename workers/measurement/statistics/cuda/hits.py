@@ -1,34 +1,56 @@
-"""Noting where the values of some dimensions reach a magnitude, on CUDA.
+"""Counting and noting the values that reach a limit which every token has of its own, on CUDA.
 
-T tokens, d channels, k dimensions
+N sequences of S tokens; T tokens, d channels, k dimensions
 """
 
 import torch
 
-from workers.measurement.statistics.cuda.nvrtc import THREADS, launch
+from workers.measurement.statistics.cuda.nvrtc import RANGE_TOKENS, THREADS, launch
 from workers.measurement.statistics.cuda.rows import contiguous_rows
 
 _MOST_ROWS = 256
 """Blocks along the dimensions."""
 
 
+def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return `factor` times the root mean square of every token of x [N, S, d], [N, S]; see `backends.token_limits`."""
+    x = contiguous_rows(x)
+    n, tokens, channels = x.shape
+    limits = x.new_empty((n, tokens), dtype=torch.float32)
+    launch(
+        "token_limits", x.dtype, (n * tokens, 1), x, limits, tokens, channels, x.stride(0), x.stride(1), float(factor)
+    )
+    return limits
+
+
+def count_reaching(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return how many values of x [N, S, d] reach their token's limit, [N, d]; see `backends.count_reaching`."""
+    x, limits = contiguous_rows(x), limits.contiguous()
+    n, tokens, channels = x.shape
+    ranges = -(-tokens // RANGE_TOKENS)
+    counts = x.new_zeros((n, channels), dtype=torch.int32)
+    grid = (n * ranges, -(-channels // THREADS))
+    launch("count_reaching", x.dtype, grid, x, limits, counts, tokens, channels, ranges, x.stride(0), x.stride(1))
+    return counts
+
+
 def note_hits(
-    x: torch.Tensor, dimensions: torch.Tensor, count: int, magnitude: float, kept_bits: int
+    x: torch.Tensor, dimensions: torch.Tensor, count: int, limits: torch.Tensor, kept_bits: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Note every value of some dimensions of tokens [T, d] that reaches the magnitude.
+    """Note every value of some dimensions of tokens [T, d] that reaches its token's limit.
 
     Args:
         x: bfloat16, float16 or float32.
         dimensions: [k], int64, on the same device.
         count: how many values reach it.
-        magnitude: compared as float32.
+        limits: [T], float32, on the same device.
         kept_bits: top bits of a value's float32 pattern that its key keeps.
 
     Returns:
         A bit for every token, [k, bytes], uint8, the first token in the highest bit; the largest magnitude of every
         dimension, [k], float32; and a key for every value, [count], int64: dimension << kept_bits | top bits.
     """
-    x = contiguous_rows(x)
+    x, limits = contiguous_rows(x), limits.contiguous()
     tokens, k = len(x), len(dimensions)
     words = -(-tokens // 32)
     positions = x.new_zeros((k, words), dtype=torch.int32)
@@ -36,5 +58,5 @@ def note_hits(
     keys, used = x.new_zeros(count, dtype=torch.int64), x.new_zeros(1, dtype=torch.int64)
     grid = (-(-tokens // THREADS), min(k, _MOST_ROWS))
     sizes = (tokens, k, words, x.stride(0), count, kept_bits)
-    launch("note_hits", x.dtype, grid, x, dimensions, positions, peaks, keys, used, *sizes, float(magnitude))
+    launch("note_hits", x.dtype, grid, x, dimensions, limits, positions, peaks, keys, used, *sizes)
     return positions.view(torch.uint8)[:, : -(-tokens // 8)], peaks.view(torch.float32), keys

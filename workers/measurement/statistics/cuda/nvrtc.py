@@ -14,7 +14,7 @@ import torch
 from workers.measurement.statistics.patterns import KINDS
 from workers.measurement.statistics.reduction import BINS, FP16_MAX, PIVOT_TOKENS, SHIFT
 
-SOURCES = ("patterns", "histogram", "reduction", "hits")
+SOURCES = ("patterns", "histogram", "reduction", "hits", "channels")
 """In the order in which they are joined."""
 THREADS = 256
 """Threads of a block, in every kernel."""

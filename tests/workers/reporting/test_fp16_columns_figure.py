@@ -1,0 +1,77 @@
+"""The map of columns in 16 bits is the table; the page, the summary and the cards say the same."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from workers.reporting.columns import fp16_columns as sentence
+from workers.reporting.figures import fp16_columns
+from workers.reporting.figures.component_map import COMPONENTS
+from workers.reporting.loading import TableAbsent, load
+from workers.reporting.page import topic_of
+from workers.reporting.summary import summary
+from workers.reporting.topics.outcome import outcomes
+
+
+@pytest.fixture
+def draw(draw_with):
+    return partial(draw_with, fp16_columns)
+
+
+def mesh_of(drawing):
+    return next(a for a in drawing.figure.axes[0].collections if a.get_gid() == "cells")
+
+
+def test_cells_are_the_tables_rows(make_report, draw, rows_of):
+    report = make_report(absent={"mlp.gate": (2, 3)}, extra=("mixer",))
+    drawings = draw(report)
+    assert set(drawings) == {"fp16_columns_int8"}
+    drawing = drawings["fp16_columns_int8"]
+    cells = mesh_of(drawing).get_array()
+    for layer in range(8):
+        for column, component in enumerate(COMPONENTS):
+            rows = [row for row in rows_of(report, "fp16_columns")
+                    if (row["layer"], row["component"]) == (layer, component)]  # fmt: skip
+            assert bool(np.ma.getmaskarray(cells)[layer, column]) is (not rows)
+            assert not rows or cells[layer, column] == rows[0]["prefill"]
+    assert drawing.hover["cells"][0].startswith("layer 0, attn.q: 0.")
+    assert "Hatched, n/a" in drawing.caption
+    assert "Also measured, with the largest share over layers: mixer (" in drawing.caption
+    assert "threshold 6.0" in drawing.caption
+    assert drawing.table == "fp16_columns"
+    assert topic_of(drawing.name) == "outliers"
+
+
+def test_a_report_without_int8_has_none_and_an_older_one_says_so(make_report, draw):
+    assert draw(make_report(schemes=("nf4",))) == {}
+    report = make_report("older")
+    content = json.loads((report / "report.json").read_text())
+    content["tables"] = [table for table in content["tables"] if table["name"] != "fp16_columns"]
+    (report / "report.json").write_text(json.dumps(content))
+    with pytest.raises(TableAbsent, match="has no table 'fp16_columns'"):
+        draw(report)
+
+
+def test_a_map_without_any_share_is_hatched(make_report, draw, edit_table):
+    report = make_report()
+    edit_table(report, "fp16_columns", lambda rows: rows.clear())
+    drawing = draw(report)["fp16_columns_int8"]
+    assert np.ma.getmaskarray(mesh_of(drawing).get_array()).all()
+    assert "no share for any" in drawing.alt
+
+
+def test_the_reader_is_told_beside_the_verdict(make_report):
+    source = load(make_report())
+    facts = source.report.schemes["int8"]
+    told = sentence("int8", facts)
+    assert told is not None
+    most = facts.fp16_columns.largest
+    assert f"The most are {100 * most.prefill:.1f} %, at layer {most.layer} {most.component}." in told
+    assert f"int8 computes {100 * facts.fp16_columns.prefill:.1f} % of the input columns in 16 bits" in told
+    assert [one.columns for one in outcomes(source.report)] == [told, None]
+    assert f"- {told}" in summary(source, ()).replace("\\", "")
+    none = facts.fp16_columns.model_copy(update={"largest": most.model_copy(update={"prefill": 0.0})})
+    quiet = facts.model_copy(update={"fp16_columns": none})
+    assert sentence("int8", quiet) == "int8 computes no input column in 16 bits."

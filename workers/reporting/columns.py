@@ -1,0 +1,19 @@
+"""What a reader is told of the input columns that int8 computes in 16 bits."""
+
+from service.contracts.report import SchemeFacts
+from workers.reporting.text import percent
+
+
+def fp16_columns(name: str, facts: SchemeFacts) -> str | None:
+    """Say in a sentence how many input columns a scheme computes in 16 bits; None for another scheme than int8."""
+    found = facts.fp16_columns
+    if found is None:
+        return None
+    if found.largest.prefill == 0:
+        return f"{name} computes no input column in 16 bits."
+    most = found.largest
+    return (
+        f"{name} computes {percent(found.prefill)} of the input columns in 16 bits when a call is one sequence, and "
+        f"{percent(found.decode)} when it is one token (means over layers and components). The most are "
+        f"{percent(most.prefill)}, at layer {most.layer} {most.component}."
+    )

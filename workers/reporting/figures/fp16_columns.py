@@ -1,0 +1,78 @@
+"""`fp16_columns`: where int8 computes in 16 bits after all, layers by components.
+
+LLM.int8() multiplies every input column that holds an outlier in the call in 16 bits. A cell is the share of such
+columns when a call is one sequence, as in prefill: where it is large, int8 saves memory and little time.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
+from workers.reporting.columns import fp16_columns
+from workers.reporting.figures import style
+from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.loading import Columns, Source, select
+from workers.reporting.text import listing, number, percent, visible
+
+_TABLE = "fp16_columns"
+
+
+def draw(source: Source) -> Iterator[Drawing]:
+    """Yield a map for every variant of int8."""
+    for scheme, facts in source.report.schemes.items():
+        known = SCHEMES.get(facts.scheme)
+        if known is None or known.kernel != BITSANDBYTES_INT8:
+            continue
+        rows = select(source.tables[_TABLE], scheme=scheme)
+        cells = _cells(source, rows)
+        title = f"Input columns in 16 bits: {style.scheme_title(scheme, facts)}"
+        figure, hover = draw_map(cells, title, "share of the input's columns (prefill)", COMPONENTS)
+        yield Drawing(
+            name=f"fp16_columns_{scheme}",
+            title=title,
+            caption=_caption(source, scheme, rows, cells),
+            alt=_alt(title, cells),
+            table=_TABLE,
+            figure=figure,
+            hover=hover,
+        )
+
+
+def _cells(source: Source, rows: Columns) -> NDArray[np.float64]:
+    """Return the shares by layer and component; NaN where the scheme replaces none."""
+    layers = source.layers_of(_TABLE, rows)
+    cells = np.full((source.report.model.layers, len(COMPONENTS)), np.nan)
+    for position, component in enumerate(COMPONENTS):
+        here = rows["component"] == component
+        cells[layers[here], position] = rows["prefill"][here]
+    return cells
+
+
+def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float64]) -> str:
+    settings = scheme_settings(source.report, scheme)
+    parts = [
+        f"Share of the input columns that bitsandbytes computes in 16 bits, layers by components: those with abs(x) at "
+        f"or over the threshold in the call, of the reference's input cast to fp16. {settings}"
+        ". A call is one sequence; mean over calls. White is the median cell.",
+        fp16_columns(scheme, source.report.schemes[scheme]) or "",
+    ]
+    if np.isnan(cells).any():
+        parts.append("Hatched, n/a: the model has no such component there, or the scheme leaves it as it is.")
+    others = sorted({str(name) for name in rows["component"]} - {*COMPONENTS})
+    if others:
+        shares = (f"{visible(name)} ({percent(rows['prefill'][rows['component'] == name].max())})" for name in others)
+        parts.append(f"Also measured, with the largest share over layers: {listing(shares)}.")
+    return " ".join([*filter(None, parts), provenance(source.report, _TABLE)])
+
+
+def _alt(title: str, cells: NDArray[np.float64]) -> str:
+    if not np.isfinite(cells).any():
+        return f"Heat map, {title}: no share for any of the seven components."
+    layer, component = np.unravel_index(np.nanargmax(cells), cells.shape)
+    return (
+        f"Heat map, {title}, {cells.shape[0]} layers by {cells.shape[1]} components: shares from "
+        f"{number(np.nanmin(cells))} to {number(np.nanmax(cells))}; largest at layer {layer}, {LABELS[component]}."
+    )
