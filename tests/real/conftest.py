@@ -1,0 +1,56 @@
+"""The real model: SmolLM2-135M-Instruct, measured once for all tests here."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from service.contracts.report import Report
+from service.contracts.request import MeasurementRequest
+from workers.measurement.program import measure
+from workers.measurement.progress import Narrator
+from workers.samples import CALIBRATION
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests/workers/measurement"))  # where the definitions are written a second time
+
+
+class Measured(NamedTuple):
+    """A measurement of the real model."""
+
+    path: Path
+    out: Path
+    report: Report
+    token_ids: torch.Tensor
+    """[N, S]"""
+
+    @property
+    def batches(self) -> Sequence[torch.Tensor]:
+        """The batches that were measured: int8's outlier columns are those of a batch."""
+        return self.token_ids.split(self.report.calibration.batch_sequences)
+
+    def rows(self, table: str, **only: Any) -> list[dict[str, Any]]:
+        filters = [(column, "==", value) for column, value in only.items()]
+        return pq.read_table(self.out / f"tables/{table}.parquet", filters=filters or None).to_pylist()
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """16 x 256 tokens of the bundled text, seed 0, under int8 and under nf4 in both types that it may compute in."""
+    script = ["bash", str(ROOT / "deploy/real_model.sh")]
+    path = Path(subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    out = tmp_path_factory.mktemp("real") / "out"
+    request = {"schemes": ["int8", "nf4", "nf4:compute_dtype=float32"], "sequences": 16, "sequence_length": 256}
+    request |= {"model": {"path": str(path)}, "calibration": {"path": str(CALIBRATION)}, "seed": 0}
+    measure(MeasurementRequest.model_validate(request), out, Narrator(out=io.StringIO()))
+    report = Report.model_validate_json((out / "report.json").read_bytes())
+    ids = pq.read_table(out / "tables/tokens.parquet", filters=[("scheme", "==", "int8")])["token_id"].to_numpy()
+    token_ids = torch.from_numpy(np.array(ids)).view(report.calibration.sequences, -1)
+    return Measured(path, out, report, token_ids)
