@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.cli import bundle, inputs, output, reporting
+from service.cli.client import Document
 from service.cli.connection import connect
 from service.cli.redrawing import check_report
 from service.cli.resources import checked_id
+from service.contracts.numbers import claim
+from service.contracts.report import Estimate
 from service.errors import InvalidRequest
 
 
@@ -34,12 +37,26 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
         output.document({"directory": str(out.absolute()), "page": str(page), "comparison": comparison})
         return
     console = output.results()
+    for difference in comparison["differences"]:
+        for scheme, found in difference["schemes"].items():
+            output.line(console, f"{difference['label']}, {scheme}: {_told(found['kl_divergence'])}")
     for warning in comparison["warnings"]:
         output.line(console, f"Warning: {warning['where']}: {warning['message']}")
     for difference in comparison["differences"]:
         for left_out in difference["not_compared"]:
             output.line(console, f"Not compared: {difference['label']}: {left_out['name']}: {left_out['reason']}")
     output.line(console, f"Comparison: {page}")
+
+
+def _told(change: Document) -> str:
+    """Say what became of the mean KL divergence, and on how many shared sequences that was seen."""
+    if change["difference"] is None:
+        return "a report has no mean KL"
+    difference = claim(Estimate.model_validate(change["difference"]), "nats")
+    if not change["paired"]:
+        return f"mean KL differs by {difference}, which says neither better nor worse: no scored sequence is shared"
+    word = "no clear difference" if not change["clear"] else "worse" if change["difference"]["value"] > 0 else "better"
+    return f"{word}; mean KL differs by {difference} over {change['sequences']} shared sequences"
 
 
 def _directories(reports: Sequence[str], fetched: Path) -> list[Path]:

@@ -33,12 +33,6 @@ def claim(figure: Estimate | None, unit: str = "") -> str:
     return _with(figure, "95% interval ", f" {unit}" if unit else "")
 
 
-def bounds(figure: Estimate | None) -> str:
-    """Return `low to high`, the 95% interval; `n/a` where there is none."""
-    written = _written(figure)
-    return ABSENT if written is None else f"{written[1]} to {written[2]}"
-
-
 def percent_estimate(share: Estimate | None) -> str:
     """Return a share and its 95% interval in percent; bounds outside of 0% to 100% are written as these."""
     if share is None:

@@ -137,7 +137,7 @@ class VerdictLimits(Frozen):
     kl_severe: Annotated[float, Field(gt=0, allow_inf_nan=False), NoBoolean] = 0.1
     """Must be larger than `kl_noticeable`."""
     ratio_noticeable: Annotated[float, Field(ge=1, allow_inf_nan=False), NoBoolean] = 1.01
-    """Perplexity over the reference's, which counts once its 95 % interval excludes 1."""
+    """Perplexity over the reference's, which counts once its 95% interval excludes 1."""
     ratio_severe: Annotated[float, Field(ge=1, allow_inf_nan=False), NoBoolean] = 1.05
     """Must be larger than `ratio_noticeable`."""
 

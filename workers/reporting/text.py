@@ -6,9 +6,9 @@ warnings) keeps its printable characters; anything that could hide, reorder or b
 
 from collections.abc import Iterable, Sequence
 
-from service.contracts.numbers import ABSENT, bounds, claim, estimate, number, percent_estimate
+from service.contracts.numbers import ABSENT, claim, estimate, number, percent_estimate
 
-__all__ = ["ABSENT", "bounds", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
+__all__ = ["ABSENT", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
            "percent_estimate", "plain", "ranges", "visible"]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.comparing import _told
 from service.contracts.comparison.records import Comparison
 from service.contracts.request import JobRequest
 
@@ -45,6 +46,8 @@ def test_reports_at_the_service_and_here_side_by_side(headroom, keep, stored, tm
     comparison = Comparison.model_validate_json((out / "comparison.json").read_bytes())
     assert [report.name for report in comparison.reports] == [kept, "stored", kept]
     assert comparison.differences[0].schemes["int8"].kl_divergence.paired
+    told = "int8: no clear difference; mean KL differs by 0 nats (95% interval 0 to 0) over 4 shared sequences"
+    assert f"{comparison.differences[0].label}, {told}" in ran.out.splitlines()
     assert (out / "figures" / "comparison_divergence.svg").is_file()
 
 
@@ -61,6 +64,22 @@ def test_warnings_are_printed_and_json_holds_the_comparison(headroom, stored, tm
     ran = headroom("reports", "compare", str(stored), str(other), "--out", str(tmp_path / "b"), "--json")
     assert ran.document["directory"] == str(tmp_path / "b")
     assert ran.document["comparison"] == json.loads((tmp_path / "b" / "comparison.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, "worse; mean KL differs by 0.0200 nats (95% interval 0.0100 to 0.0300) over 9 shared sequences"),
+     ({"difference": {"value": -0.02, "standard_error": 0.004, "interval": [-0.03, -0.01]}},
+      "better; mean KL differs by -0.0200 nats (95% interval -0.0300 to -0.0100) over 9 shared sequences"),
+     ({"clear": False}, "no clear difference; mean KL differs by 0.0200 nats (95% interval 0.0100 to 0.0300) over 9 "
+                        "shared sequences"),
+     ({"paired": False, "difference": {"value": 0.02, "standard_error": None}},
+      "mean KL differs by 0.02000 nats, which says neither better nor worse: no scored sequence is shared"),
+     ({"difference": None}, "a report has no mean KL")],
+)  # fmt: skip
+def test_a_difference_is_called_better_or_worse_only_on_shared_sequences(changes, told):
+    difference = {"value": 0.02, "standard_error": 0.004, "interval": [0.01, 0.03]}
+    assert _told({"difference": difference, "paired": True, "clear": True, "sequences": 9} | changes) == told
 
 
 def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path):

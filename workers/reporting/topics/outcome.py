@@ -6,7 +6,7 @@ from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, mean_kl
 from workers.reporting.columns import fp16_columns
 from workers.reporting.figures.style import scheme_title
-from workers.reporting.text import bounds, claim, counted, data_size, estimate, listing, number, percent_estimate
+from workers.reporting.text import claim, counted, data_size, estimate, listing, number, percent_estimate
 from workers.reporting.topics.records import joined
 from workers.reporting.verdict import Verdict, verdict
 
@@ -28,8 +28,6 @@ class Outcome(NamedTuple):
     cells: tuple[str, ...]
     """As `HEAD` says."""
     perplexity: str
-    interval: str
-    """The perplexity ratio's 95% interval."""
     not_quantised: str
     settings: str
     columns: str | None
@@ -58,7 +56,6 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
         verdict=verdict(report, scheme),
         cells=cells,
         perplexity=estimate(scheme.perplexity),
-        interval=bounds(scheme.perplexity_ratio),
         not_quantised=f"{counted(len(left), 'module')} ({listing(left, 6)})" if left else "",
         columns=fp16_columns(name, scheme),
         settings=", ".join(f"{key} {value}" for key, value in scheme.settings.items()) or "none",
