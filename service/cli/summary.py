@@ -157,11 +157,10 @@ def _verdicts(console: Console, summary: dict[str, Any]) -> None:
 
 def _columns(columns: Document) -> str:
     largest = columns["largest"]
-    most = f"; the most are {largest['prefill']:.1%}, at layer {largest['layer']} {largest['component']}"
-    return (
-        f"It computes {columns['prefill']:.1%} of the input columns in 16 bits per sequence, {columns['decode']:.1%} "
-        f"per token{most if largest['prefill'] else ''}"
-    )
+    shares = (columns["prefill"], columns["decode"], largest["prefill"])
+    prefill, decode, most = (f"{100 * share:.2g}%" for share in shares)
+    where = f"; the most are {most}, at layer {largest['layer']} {largest['component']}" if shares[2] else ""
+    return f"It computes {prefill} of the input columns in 16 bits per sequence, {decode} per token{where}"
 
 
 def _divergences(schemes: dict[str, Any]) -> Table:

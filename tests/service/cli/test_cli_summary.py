@@ -174,8 +174,8 @@ def test_columns_in_16_bits_are_told(report, told):
     assert not any("in 16 bits" in line for line in told())
     largest = {"layer": 3, "component": "attn.q", "prefill": 0.49}
     report["schemes"]["int8"]["fp16_columns"] = {"prefill": 0.1, "decode": 0.01, "components": {}, "largest": largest}
-    most = "the most are 49.0%, at layer 3 attn.q"
-    assert f"  It computes 10.0% of the input columns in 16 bits per sequence, 1.0% per token; {most}" in told()
+    most = "the most are 49%, at layer 3 attn.q"
+    assert f"  It computes 10% of the input columns in 16 bits per sequence, 1% per token; {most}" in told()
 
 
 @pytest.mark.parametrize(("probability", "begins"), [

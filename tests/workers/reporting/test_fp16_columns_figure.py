@@ -1,6 +1,7 @@
 """The map of columns in 16 bits is the table; the page, the summary and the cards say the same."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -37,6 +38,8 @@ def test_cells_are_the_tables_rows(make_report, draw, rows_of):
             assert bool(np.ma.getmaskarray(cells)[layer, column]) is (not rows)
             assert not rows or cells[layer, column] == rows[0]["prefill"]
     assert drawing.hover["cells"][0].startswith("layer 0, attn.q: 0.")
+    assert mesh_of(drawing).norm.vmin == 0
+    assert mesh_of(drawing).norm.vmax == max(row["prefill"] for row in rows_of(report, "fp16_columns"))
     assert "Hatched, n/a" in drawing.caption
     assert "Also measured, with the largest share over layers: mixer (" in drawing.caption
     assert "threshold 6.0" in drawing.caption
@@ -54,6 +57,13 @@ def test_a_report_without_int8_has_none_and_an_older_one_says_so(make_report, dr
         draw(report)
 
 
+def test_small_shares_are_pale(make_report, draw, edit_table):
+    report = make_report()
+    edit_table(report, "fp16_columns", lambda rows: [row.update(prefill=row["prefill"] / 100) for row in rows])
+    norm = mesh_of(draw(report)["fp16_columns_int8"]).norm
+    assert (norm.vmin, norm.vmax) == (0, 0.2)
+
+
 def test_a_map_without_any_share_is_hatched(make_report, draw, edit_table):
     report = make_report()
     edit_table(report, "fp16_columns", lambda rows: rows.clear())
@@ -68,8 +78,10 @@ def test_the_reader_is_told_beside_the_verdict(make_report):
     told = sentence("int8", facts)
     assert told is not None
     most = facts.fp16_columns.largest
-    assert f"The most are {100 * most.prefill:.1f} %, at layer {most.layer} {most.component}." in told
-    assert f"int8 computes {100 * facts.fp16_columns.prefill:.1f} % of the input columns in 16 bits" in told
+    shares = [facts.fp16_columns.prefill, facts.fp16_columns.decode, most.prefill]
+    assert [float(text) / 100 for text in re.findall(r"([\d.]+) %", told)] == pytest.approx(shares, rel=0.05)
+    assert told.startswith("int8 computes ")
+    assert told.endswith(f"%, at layer {most.layer} {most.component}.")
     assert [one.columns for one in outcomes(source.report)] == [told, None]
     assert f"- {told}" in summary(source, ()).replace("\\", "")
     none = facts.fp16_columns.model_copy(update={"largest": most.model_copy(update={"prefill": 0.0})})

@@ -39,6 +39,7 @@ def draw_map(
     bar: str,
     seen_as: tuple[str, ...],
     scale: Callable[[NDArray[np.float64]], tuple[Any, list[float]]] = median_norm,
+    colours: Any = style.DIVERGING,
 ) -> tuple[Any, Hover]:
     """Return the figure of the map, and what its cells say on hover.
 
@@ -48,6 +49,7 @@ def draw_map(
         bar: Beside the colour bar.
         seen_as: What hovering calls each component.
         scale: From the finite values to the norm of the colours and the ticks of the bar.
+        colours: The map of colours.
     """
     depth, width = cells.shape
     figure = Figure(figsize=(style.NARROW, float(np.clip(1.5 + 0.105 * depth, 3.6, 9.8))))
@@ -63,7 +65,7 @@ def draw_map(
     norm, ticks = scale(finite)
     edges = np.arange(width + 1) - 0.5, np.arange(depth + 1) - 0.5
     values = np.ma.masked_invalid(cells)
-    mesh = axes.pcolormesh(*edges, values, cmap=style.DIVERGING, norm=norm, zorder=1, gid="cells", clip_on=False)
+    mesh = axes.pcolormesh(*edges, values, cmap=colours, norm=norm, zorder=1, gid="cells", clip_on=False)
     _rule(axes, *edges)
     hover: dict[str, Sequence[str]] = {}
     hover["cells"] = [_cell(layer, name, row[i]) for layer, row in enumerate(cells) for i, name in enumerate(seen_as)]

@@ -5,19 +5,24 @@ columns when a call is one sequence, as in prefill: where it is large, int8 save
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contracts.report import MANY_FP16_COLUMNS
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
 from workers.reporting.columns import fp16_columns
 from workers.reporting.figures import style
 from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
 from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.scales import share_norm
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, percent, visible
 
 _TABLE = "fp16_columns"
+_scale = partial(share_norm, least=MANY_FP16_COLUMNS)
+"""So that a pale map is one without a problem, whatever its largest share is."""
 
 
 def draw(source: Source) -> Iterator[Drawing]:
@@ -29,7 +34,8 @@ def draw(source: Source) -> Iterator[Drawing]:
         rows = select(source.tables[_TABLE], scheme=scheme)
         cells = _cells(source, rows)
         title = f"Input columns in 16 bits: {style.scheme_title(scheme, facts)}"
-        figure, hover = draw_map(cells, title, "share of the input's columns (prefill)", COMPONENTS)
+        bar = "share of the input's columns (prefill)"
+        figure, hover = draw_map(cells, title, bar, COMPONENTS, _scale, style.SEQUENTIAL)
         yield Drawing(
             name=f"fp16_columns_{scheme}",
             title=title,
@@ -56,7 +62,7 @@ def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float
     parts = [
         f"Share of the input columns that bitsandbytes computes in 16 bits, layers by components: those with abs(x) at "
         f"or over the threshold in the call, of the reference's input cast to fp16. {settings}"
-        ". A call is one sequence; mean over calls. White is the median cell.",
+        ". A call is one sequence; mean over calls. Colours begin at 0.",
         fp16_columns(scheme, source.report.schemes[scheme]) or "",
     ]
     if np.isnan(cells).any():

@@ -67,6 +67,12 @@ def rising_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
     return Normalize(low, high), np.linspace(low, high, 5).tolist()
 
 
+def share_norm(values: NDArray[np.float64], least: float) -> tuple[Any, list[float]]:
+    """Return a linear norm from 0 to the largest share, or to `least` where that is larger, and five ticks."""
+    high = max(float(values.max()) if values.size else 0.0, least)
+    return Normalize(0, high), np.linspace(0, high, 5).tolist()
+
+
 def centred_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
     """Return a linear norm with 0 in the middle, as far to either side as the largest magnitude, and five ticks.
 
