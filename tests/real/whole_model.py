@@ -18,7 +18,10 @@ Site = tuple[int, str, str]
 
 
 class Whole:
-    """One pass of the whole model over batches of sequences, with the tensors at some sites kept."""
+    """One pass of the whole model over batches of sequences, with the tensors at some sites kept.
+
+    Logits are kept of the last batch alone: a vocabulary of them is most of the work.
+    """
 
     def __init__(
         self,
@@ -32,7 +35,9 @@ class Whole:
         for site in sites:
             self._watch(model, site)
         with torch.no_grad():
-            self.logits = torch.cat([model(input_ids=batch, use_cache=False).logits for batch in batches])
+            for batch in batches[:-1]:
+                model.model(input_ids=batch, use_cache=False)
+            self.logits = model(input_ids=batches[-1], use_cache=False).logits
 
     def at(self, layer: int, component: str, port: str) -> np.ndarray:
         """Return the tensor at a site, [N, S, d]."""

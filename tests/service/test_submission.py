@@ -197,6 +197,12 @@ def test_an_upload_with_a_strange_name_is_refused(store: JobStore, artifacts: Ar
     assert nothing_is_left(store, tmp_path)
 
 
+def test_a_setting_that_older_jobs_have_is_read_and_left_out() -> None:
+    stored = {"model": "sample", "heads": {"relative_peak": 15.0, "predicted_peak": 2.0}}
+    heads = JobRequest.model_validate(stored).heads
+    assert heads.model_dump() == {"relative_peak": 15.0, "damaged_sqnr_db": 20.0}
+
+
 def test_an_unknown_scheme_never_becomes_a_submission() -> None:
     with pytest.raises(ValidationError, match=r"Unknown scheme 'int3'. Available: int8, nf4"):
         JobSubmission(model="sample", schemes=("int3",))

@@ -260,6 +260,14 @@ def test_sets_by_other_thresholds_are_not_compared_and_the_thresholds_named(base
     assert set(found.differences[0].outliers) == {"massive_tensor", "massive_token", "median_quantile", "variance"}
 
 
+def test_the_threshold_of_a_prediction_that_is_no_longer_made_is_no_difference(baseline, other):
+    def without(report):
+        del report["heads"]["thresholds"]["predicted_peak"], report["analysis"]["heads"]["predicted_peak"]
+
+    restate(other, without)
+    assert compared(baseline, other).warnings == ()
+
+
 def test_the_errors_that_grew_most(baseline, other):
     def worsen_one(rows):
         for row in rows:
