@@ -68,10 +68,10 @@ def test_warnings_are_printed_and_json_holds_the_comparison(headroom, stored, tm
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({}, "worse; mean KL differs by 0.0200 nats (95% interval 0.0100 to 0.0300) over 9 shared sequences"),
+    [({}, "worse; mean KL differs by 0.020 nats (95% interval 0.010 to 0.030) over 9 shared sequences"),
      ({"difference": {"value": -0.02, "standard_error": 0.004, "interval": [-0.03, -0.01]}},
-      "better; mean KL differs by -0.0200 nats (95% interval -0.0300 to -0.0100) over 9 shared sequences"),
-     ({"clear": False}, "no clear difference; mean KL differs by 0.0200 nats (95% interval 0.0100 to 0.0300) over 9 "
+      "better; mean KL differs by -0.020 nats (95% interval -0.030 to -0.010) over 9 shared sequences"),
+     ({"clear": False}, "no clear difference; mean KL differs by 0.020 nats (95% interval 0.010 to 0.030) over 9 "
                         "shared sequences"),
      ({"paired": False, "difference": {"value": 0.02, "standard_error": None}},
       "mean KL differs by 0.02000 nats, which says neither better nor worse: no scored sequence is shared"),
