@@ -87,11 +87,7 @@ def analyze(
     ] = None,
     labelled: Annotated[
         Path | None,
-        typer.Option(
-            "--labelled",
-            metavar="FILE",
-            help="JSON Lines of prompts with a label or a score each; `sample` brings its own.",
-        ),
+        typer.Option("--labelled", metavar="FILE", help="JSON Lines of labelled or scored prompts; `sample` has some."),
     ] = None,
     sequences: Annotated[int | None, typer.Option("--sequences", metavar="N", help="Calibration sequences.")] = None,
     sequence_length: Annotated[

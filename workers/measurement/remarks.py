@@ -105,11 +105,12 @@ def warn_fp16_columns(columns: Mapping[str, Fp16ColumnFacts], narrator: Narrator
         many = {name: share for name, share in facts.components.items() if share >= MANY_FP16_COLUMNS}
         if many:
             shares = ", ".join(f"{share:.0%} of {name}'s" for name, share in many.items())
+            keep = ",".join(f"keep={name}" for name in many)
             narrator.warn(
                 "fp16-columns",
-                f"{scheme} computes {shares} input columns in 16 bits: little of its speed is won here. A "
-                "larger threshold leaves fewer (int8:threshold=8), at some cost in accuracy; keep=COMPONENT leaves "
-                "the whole module in 16 bits",
+                f"{scheme} computes {shares} input columns in 16 bits: little of its speed is won here. Give int8 a "
+                f"larger threshold (int8:threshold=8), at some cost in accuracy, or leave these modules in 16 bits "
+                f"(int8:{keep})",
                 scheme,
             )
 

@@ -119,6 +119,7 @@ def test_a_warning_names_components_from_a_fifth_on() -> None:
     assert warning.message.startswith(
         "int8 computes 49% of attn.q's, 20% of attn.o's input columns in 16 bits: little of its speed is won here."
     )
+    assert warning.message.endswith("(int8:keep=attn.q,keep=attn.o)")
 
 
 # The residual stream without its massive dimensions

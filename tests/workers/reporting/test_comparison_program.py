@@ -373,3 +373,22 @@ def test_the_same_reports_give_the_same_bytes(twins, tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
     svg = ElementTree.parse(tmp_path / "one" / "figures" / "comparison_divergence.svg")
     assert "Divergence of the predictions" in "".join(svg.getroot().itertext())
+
+
+def test_dimensions_of_a_definition_that_flags_most_are_counted_not_named(twins):
+    before, after = twins
+    outliers = json.loads((after / "report.json").read_text())["outliers"]
+    one = outliers["llm_int8"]["dimensions"][0]
+    outliers["llm_int8"]["dimensions"] = [one | {"dimension": j} for j in range(129)]
+    outliers["llm_int8_relative"]["dimensions"] = [one | {"dimension": 77}]
+    restate(after, outliers=outliers)
+    own = {
+        d["dimension"] for d in json.loads((before / "report.json").read_text())["outliers"]["llm_int8"]["dimensions"]
+    }
+    (grid,) = next(topic for topic in topics(gather([before, after])) if topic.name == "outliers").grids
+    rows = {row[0].partition(",")[0]: row[1:] for row in grid.rows}
+    kept = len(own & set(range(129)))
+    assert rows["llm_int8"] == tuple(
+        f"{count} (does not discriminate)" for count in (129 - kept, len(own) - kept, kept)
+    )
+    assert rows["llm_int8_relative"] == ("77", "-", "-")

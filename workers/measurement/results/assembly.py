@@ -80,12 +80,7 @@ def assemble(
         tables: writers by name.
         describe: names tokens.
     """
-    left_out = massive_dimensions(files, layers)
-    for layer, name in itertools.product(range(layers), PER_LAYER):
-        if name == "errors":
-            tables[name].append_table(with_typical(files.table(layer, name), files.channel_errors(layer), left_out))
-        elif name != "massive_activations":
-            tables[name].append_table(files.table(layer, name))
+    _append_layers(files, layers, tables)
     massive = _massive_activations(files, layers, describe)
     tables["massive_activations"].append_rows(massive)
     outliers = _outliers(files, layers, positions, analysis, hidden_size)
@@ -103,6 +98,16 @@ def assemble(
         paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in names},
         left={name: tuple((i, m) for i, f in enumerate(facts) for m in f.left[name]) for name in names},
     )
+
+
+def _append_layers(files: LayerFiles, layers: int, tables: Mapping[str, TableWriter]) -> None:
+    """Write the layers' rows of the tables, but for massive activations, which are ranked over all layers."""
+    left_out = massive_dimensions(files, layers)
+    for layer, name in itertools.product(range(layers), PER_LAYER):
+        if name == "errors":
+            tables[name].append_table(with_typical(files.table(layer, name), files.channel_errors(layer), left_out))
+        elif name != "massive_activations":
+            tables[name].append_table(files.table(layer, name))
 
 
 def _massive_activations(files: LayerFiles, layers: int, describe: Describe) -> list[Row]:

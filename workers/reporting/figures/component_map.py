@@ -59,8 +59,7 @@ def draw_map(
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xticks(range(width), LABELS, fontsize=8)
-    axes.set_yticks(range(0, depth, TICK_EVERY))
-    axes.set_ylabel("Layer")
+    axes.set(yticks=range(0, depth, TICK_EVERY), ylabel="Layer")
     finite = cells[np.isfinite(cells)]
     norm, ticks = scale(finite)
     edges = np.arange(width + 1) - 0.5, np.arange(depth + 1) - 0.5

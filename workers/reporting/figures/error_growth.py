@@ -91,35 +91,16 @@ def _growth(source: Source, scheme: str) -> Growth:
     return Growth(scheme, label, sqnr, typical, exact, worst, component)
 
 
-def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str) -> None:
-    look = style.mark(position)
-    axes.plot(
-        np.arange(len(values)),
-        values,
-        color=look.colour,
-        linestyle=look.line,
-        marker=look.marker,
-        markersize=4,
-        markevery=-(-len(values) // _MARKED),
-        gid=gid,
-    )
+def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str, **other: Any) -> None:
+    """Draw a scheme's line; `other` replaces parts of its look."""
+    mark = style.mark(position)
+    look = {"color": mark.colour, "linestyle": mark.line, "marker": mark.marker} | other
+    axes.plot(np.arange(len(values)), values, markersize=4, markevery=-(-len(values) // _MARKED), gid=gid, **look)
 
 
 def _apart(growths: Sequence[Growth]) -> bool:
     """Whether leaving out massive dimensions changes what the figure shows."""
     return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _SEEN_DB).any()) for growth in growths)
-
-
-def _typical_line(axes: Any, growth: Growth, position: int) -> None:
-    axes.plot(
-        np.arange(len(growth.typical)),
-        growth.typical,
-        color=style.mark(position).colour,
-        linestyle=_TYPICAL,
-        linewidth=1,
-        alpha=0.7,
-        gid=f"typical_{growth.scheme}",
-    )
 
 
 def _name_lines(axes: Any) -> None:
@@ -162,7 +143,8 @@ def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
     for position, growth in enumerate(growths):
         _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
         if apart:
-            _typical_line(axes, growth, position)
+            look = {"linestyle": _TYPICAL, "linewidth": 1, "alpha": 0.7, "marker": ""}
+            _line(axes, growth.typical, position, f"typical_{growth.scheme}", **look)
     if apart:
         _name_lines(axes)
     for position, level in zip(exact, levels, strict=True):
