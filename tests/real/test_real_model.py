@@ -67,7 +67,10 @@ def test_the_stated_massive_activations(measured: Measured) -> None:
 
 def test_the_stated_heads(measured: Measured) -> None:
     assert measured.report.heads.heads == LAYERS * HEADS == 270
-    assert measured.report.heads.measured_outliers == 23
+    # No head lies between 19.60 and 20.02 times the layer's root mean square: the middle of this gap divides the heads
+    # alike where a processor rounds otherwise. Two lie so near above 20 that they may then fall below.
+    assert sum(row["relative_peak"] >= 19.8 for row in measured.rows("heads")) == 23
+    assert 21 <= measured.report.heads.measured_outliers <= 23
 
 
 @pytest.mark.parametrize(("name", "mean"), [("int8", 0.0243), ("nf4", 0.268), ("nf4-compute-dtype-float32", 0.268)])
