@@ -54,10 +54,10 @@ def _by_definition(report: Document) -> dict[str, Any]:
     """Return the outlier dimensions, and how many a definition flags that does not discriminate among them."""
     found = {name: list(of["dimensions"]) for name, of in report["outliers"].items() if of and of["dimensions"]}
     size = report["model"]["hidden_size"]
-    silent = {name: len(dimensions) for name, dimensions in found.items() if not discriminating(len(dimensions), size)}
+    unnamed = {name: len(dimensions) for name, dimensions in found.items() if not discriminating(len(dimensions), size)}
     return {
-        "outlier_dimensions": {name: dimensions for name, dimensions in found.items() if name not in silent},
-        "not_discriminating": silent,
+        "outlier_dimensions": {name: dimensions for name, dimensions in found.items() if name not in unnamed},
+        "not_discriminating": unnamed,
     }
 
 

@@ -105,7 +105,7 @@ class Outliers(Record):
         found = {name: getattr(self, name) for name in DEFINITIONS}
         return {name: of for name, of in found.items() if of is not None}
 
-    def telling(self, hidden_size: int) -> dict[str, Definition]:
+    def named(self, hidden_size: int) -> dict[str, Definition]:
         """Return those that discriminate among so many dimensions: whose dimensions a reader is told by name."""
         return {
             name: of
@@ -113,10 +113,10 @@ class Outliers(Record):
             if of.discriminates and discriminating(len(of.dimensions), hidden_size)
         }
 
-    def silent(self, hidden_size: int) -> dict[str, int]:
+    def unnamed(self, hidden_size: int) -> dict[str, int]:
         """Return by the other definitions how many dimensions they flag."""
-        telling = self.telling(hidden_size)
-        return {name: len(of.dimensions) for name, of in self.present().items() if name not in telling}
+        named = self.named(hidden_size)
+        return {name: len(of.dimensions) for name, of in self.present().items() if name not in named}
 
 
 class MassiveActivation(Record):

@@ -44,7 +44,7 @@ def test_one_layer_one_head_and_nothing_that_stands_out(make_report):
     words = drawn(directory)
     for told in (
         "LlamaForCausalLM, 1 layer ",
-        "None of the 256 hidden dimensions is an outlier by any of the five definitions.",
+        "None of the 256 hidden dimensions is an outlier by any definition.",
         "The one attention head is no outlier",
         "The residual stream's peak stands out most after layer 0",
         "No labelled prompts were given.",
@@ -83,6 +83,8 @@ def small(make_report):
 
 @pytest.mark.parametrize("name", [*TABLES, "labelled"])
 def test_every_missing_column_is_named(small, name):
+    content = json.loads((small / "report.json").read_text())
+    (small / "report.json").write_text(json.dumps(content | {"schema_version": "1.99"}))  # newer than every column
     path = small / "tables" / f"{name}.parquet"
     whole = pq.read_table(path)
     for column in whole.column_names:

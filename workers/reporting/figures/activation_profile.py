@@ -151,8 +151,8 @@ def _meets(source: Source, dimension: int) -> list[str]:
     table = source.tables["outlier_dimensions"]
     layer = table["layer"].astype(np.float64)
     here = (table["dimension"] == dimension) & (np.isnan(layer) | (layer == source.report.profile.layer))
-    silent = source.report.outliers.silent(source.report.model.hidden_size)
-    return sorted({str(name) for name in table["definition"][here]} - silent.keys())
+    unnamed = source.report.outliers.unnamed(source.report.model.hidden_size)
+    return sorted({str(name) for name in table["definition"][here]} - unnamed.keys())
 
 
 def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], centre: float) -> str:

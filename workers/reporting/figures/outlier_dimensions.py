@@ -71,10 +71,10 @@ def draw(source: Source) -> Iterator[Drawing]:
 
 
 def _flagged(source: Source) -> list[Flagged]:
-    depth, silent = source.report.model.layers, source.report.outliers.silent(source.report.model.hidden_size)
+    depth, unnamed = source.report.model.layers, source.report.outliers.unnamed(source.report.model.hidden_size)
     whole = source.tables["outlier_dimensions"]
-    telling = ~np.isin(whole["definition"].astype(str), list(silent))
-    table = {name: values[telling] for name, values in whole.items()}
+    named = ~np.isin(whole["definition"].astype(str), list(unnamed))
+    table = {name: values[named] for name, values in whole.items()}
     here = np.isfinite(table["layer"].astype(np.float64))
     at: dict[int, dict[str, list[int]]] = {}
     for definition, dimension in zip(table["definition"][~here], table["dimension"][~here], strict=True):
@@ -218,7 +218,7 @@ def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> str:
     hidden_size = source.report.model.hidden_size
     parts += [
         f"{name} flags {count:,} of {hidden_size:,} dimensions and does not discriminate: it is left out here."
-        for name, count in source.report.outliers.silent(hidden_size).items()
+        for name, count in source.report.outliers.unnamed(hidden_size).items()
     ]
     parts.append(
         "Definitions: " + "; ".join(f"{n}: {text}" for n, text in thresholds(source.report.outliers).items()) + "."

@@ -49,22 +49,22 @@ def flagged_dimensions(report: Report) -> Flagged:
 
     One that flags more than half of the dimensions tells nothing of any of them.
     """
-    telling = report.outliers.telling(report.model.hidden_size)
-    return {name: {found.dimension: found for found in of.dimensions} for name, of in telling.items()}
+    named = report.outliers.named(report.model.hidden_size)
+    return {name: {found.dimension: found for found in of.dimensions} for name, of in named.items()}
 
 
 def _after_llm_int8(report: Report) -> dict[str, LlmInt8Outliers | LlmInt8RelativeOutliers]:
     """Return the definitions after LLM.int8() that discriminate, the fixed magnitude first."""
-    telling = report.outliers.telling(report.model.hidden_size)
-    return {n: of for n, of in telling.items() if isinstance(of, LlmInt8Outliers | LlmInt8RelativeOutliers)}
+    named = report.outliers.named(report.model.hidden_size)
+    return {n: of for n, of in named.items() if isinstance(of, LlmInt8Outliers | LlmInt8RelativeOutliers)}
 
 
 def lead(report: Report) -> str:
     """Say which dimensions are outliers, and first which definitions cannot tell."""
-    silent = report.outliers.silent(report.model.hidden_size)
+    unnamed = report.outliers.unnamed(report.model.hidden_size)
     width = f"{report.model.hidden_size:,}"
     told = [
-        f"{name} flags {count:,} of {width} dimensions, so it does not discriminate" for name, count in silent.items()
+        f"{name} flags {count:,} of {width} dimensions, so it does not discriminate" for name, count in unnamed.items()
     ]
     return "; ".join([*told, _found(report, width)])
 
