@@ -3,14 +3,13 @@
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from real_measurement import Measured
 
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
@@ -20,25 +19,6 @@ from workers.samples import CALIBRATION
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/workers/measurement"))  # where the definitions are written a second time
-
-
-class Measured(NamedTuple):
-    """A measurement of the real model."""
-
-    path: Path
-    out: Path
-    report: Report
-    token_ids: torch.Tensor
-    """[N, S]"""
-
-    @property
-    def batches(self) -> Sequence[torch.Tensor]:
-        """The batches that were measured: int8's outlier columns are those of a batch."""
-        return self.token_ids.split(self.report.calibration.batch_sequences)
-
-    def rows(self, table: str, **only: Any) -> list[dict[str, Any]]:
-        filters = [(column, "==", value) for column, value in only.items()]
-        return pq.read_table(self.out / f"tables/{table}.parquet", filters=filters or None).to_pylist()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Measured
 from oracle import configuration, head_figures, site_figures
+from real_measurement import Measured
 from whole_model import Whole, kl_divergence
 
 pytestmark = pytest.mark.real
