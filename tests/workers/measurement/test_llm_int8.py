@@ -122,8 +122,8 @@ def test_a_share_that_is_just_reached_is_enough(
         x[:, 2] = 9.0
         if layer == 1:
             x[:2, 0] = x[7:10, 1] = 6.0
-        one = LayerHits([50], 6.0)
-        one.add(0, x, (x >= 6).sum(dim=0))
+        one = LayerHits([50])
+        one.add(0, x, torch.full((50,), 6.0), (x >= 6).sum(dim=0))
         hits.append(one.hits())
     found = outlier_dimensions(hits.__getitem__, 4, 50, layers_fraction, positions_fraction)
     assert [one.dimension for one in found] == flagged

@@ -72,10 +72,10 @@ def test_what_hits_bring_over_early_changes_no_other_statistics(monkeypatch: pyt
     at_once, late = HostCopies(), copies_from_device(monkeypatch)
     found = []
     for copies in (at_once, late):
-        statistics, hits = SiteStatistics(5, 2.0, copies), LayerHits([18] * 4, 2.0, copies)
+        statistics, hits = SiteStatistics(5, 2.0, copies), LayerHits([18] * 4, copies)
         for batch in range(4):
             x = 4 * torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(batch))
-            hits.add(batch, x.flatten(0, 1), statistics.add(x).sum(dim=0))
+            hits.add(batch, x.flatten(0, 1), torch.full((18,), 2.0), statistics.add(x).sum(dim=0))
             copies.next_batch()
         found.append((statistics.token_abs_max.tolist(), statistics.range(), hits.hits().positions.tolist()))
     assert found[0] == found[1]

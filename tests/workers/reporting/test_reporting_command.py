@@ -56,6 +56,7 @@ def test_the_command_as_a_process(make_report, drawn_report):
         "component_heatmap_nf4_weight_error",
         "component_heatmap_nf4_relative_l2",
         "outlier_dimensions",
+        "fp16_columns_int8",
         "activation_profile",
         "channel_surface",
         "range_by_layer",
