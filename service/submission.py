@@ -79,9 +79,9 @@ def _check_key(key: str | None) -> None:
 def _check_labelled(submission: JobSubmission) -> None:
     threshold, labelled = submission.label_threshold, submission.labelled
     if threshold is not None and labelled is None:
-        raise InvalidRequest("label_threshold", threshold, "it is for labelled prompts with scores, and none are given")
+        raise InvalidRequest("label_threshold", threshold, "it is for labeled prompts with scores, and none are given")
     if labelled is not None and format_of(labelled.name) == "parquet":
-        raise InvalidRequest("labelled.name", labelled.name, "labelled prompts are JSON Lines; Parquet is not read")
+        raise InvalidRequest("labelled.name", labelled.name, "labeled prompts are JSON Lines; Parquet is not read")
 
 
 def _check_upload(field: str, upload: Upload) -> None:

@@ -3,7 +3,7 @@
     python -m workers.hub ORG/NAME[@REVISION] MODEL.json
 
 The revision is first resolved to a commit, and that commit is fetched: what is measured can be named for ever. Only
-data is fetched (configuration, safetensors, tokenizer), no pickles and no code. `HF_ENDPOINT` is honoured.
+data is fetched (configuration, safetensors, tokenizer), no pickles and no code. `HF_ENDPOINT` is honored.
 MODEL.json gets a `ModelFiles`; standard output ends with a line `finished` or `failed`.
 """
 

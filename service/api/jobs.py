@@ -30,7 +30,7 @@ def submit(
 ) -> JobView | JobRequest:
     """Submit a job; the answer's Location is where to watch it.
 
-    Without `labelled`, the model `sample` uses the labelled prompts that are bundled with it.
+    Without `labelled`, the model `sample` uses the labeled prompts that are bundled with it.
     """
     accepted = submission.submit(
         rooms.store,

@@ -31,7 +31,7 @@ JobId = Annotated[str, Depends(_job_id)]
 
 
 def known_parameters_only(request: Request) -> None:
-    """Raise InvalidRequest for a query parameter that the call does not take: a misspelt filter must not go unseen."""
+    """Raise InvalidRequest for a query parameter that the call does not take: a misspelled filter is an error."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name, value in request.query_params.multi_items():
         if name not in known:

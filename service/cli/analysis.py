@@ -1,4 +1,4 @@
-"""`headroom analyze`: submit, watch, download, summarise."""
+"""`headroom analyze`: submit, watch, download, summarize."""
 
 import json
 import sys
@@ -71,7 +71,7 @@ def _found(report: Path) -> dict[str, Any]:
             from service.stored import read_report  # and with it pyarrow, which takes its time
 
             content = read_report(report, report.parent / "tables" / "tokens.parquet").model_dump(mode="json")
-        return summary.summarise(content)
+        return summary.summarize(content)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DownloadBroken(f"{report} has arrived, and is no report that can be summed up: {told}") from error

@@ -16,7 +16,7 @@ from service.errors import InvalidRequest
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to analyse, and where the report goes. None leaves a setting to the service."""
+    """What to analyze, and where the report goes. None leaves a setting to the service."""
 
     model: str
     out: Path

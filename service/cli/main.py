@@ -147,7 +147,7 @@ def analyze(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Analyse one model, wait for the report, and put it into DIR. Ctrl-C cancels the job."""
+    """Analyze one model, wait for the report, and put it into DIR. Ctrl-C cancels the job."""
     from service.cli import analysis, inputs
     from service.cli.connection import WorkerOptions
 
@@ -269,7 +269,7 @@ def download_report(
 def render_report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where a report lies, such as --out left it.")],
     density: Annotated[
-        bool, typer.Option("--density", help="Histograms of labelled prompts as densities, not counts.")
+        bool, typer.Option("--density", help="Histograms of labeled prompts as densities, not counts.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from service.errors import InvalidRequest
 
 
 def render(directory: Path, *, density: bool, as_json: bool) -> None:
-    """Draw the report in `directory` anew, in place, labelled prompts as densities if asked.
+    """Draw the report in `directory` anew, in place, labeled prompts as densities if asked.
 
     Raises InvalidRequest where no report lies.
     """

@@ -1,6 +1,6 @@
 """What an engineer can act on, taken out of `report.json`.
 
-Keys are read one by one and others are passed over, so that a newer service's report can be summarised too.
+Keys are read one by one and others are passed over, so that a newer service's report can be summarized too.
 """
 
 from operator import itemgetter
@@ -30,7 +30,7 @@ SHOWN_DIMENSIONS = 20
 """The same for outlier dimensions."""
 
 
-def summarise(report: Document) -> dict[str, Any]:
+def summarize(report: Document) -> dict[str, Any]:
     """Return the figures that `analyze` shows, as a document of its own."""
     limits = _limits(report)
     perplexity = report["reference"]["perplexity"]
@@ -62,7 +62,7 @@ def _by_definition(report: Document) -> dict[str, Any]:
 
 
 def _labelled(labelled: Document | None) -> dict[str, Any] | None:
-    """Return the dimension that separates labelled prompts best, and how probable so good a best is by chance."""
+    """Return the dimension that separates labeled prompts best, and how probable so good a best is by chance."""
     if not labelled or not labelled["dimensions"]:
         return None
     best = labelled["dimensions"][0]
@@ -201,7 +201,7 @@ def _worst(console: Console, schemes: dict[str, Any]) -> None:
                 f"Worst component under {name}: {site}, {worst['relative_l2']:.2%} relative error of its output",
             )
         if facts["not_quantised"]:
-            _line(console, f"Not quantised under {name}: {_some(facts['not_quantised'])}")
+            _line(console, f"Not quantized under {name}: {_some(facts['not_quantised'])}")
 
 
 def _some(names: list[str]) -> str:
@@ -221,7 +221,7 @@ def _separation(console: Console, labelled: dict[str, Any] | None) -> None:
     probability = labelled["permutation_probability"]
     tested = "" if probability is None else f"; permutation probability of the best of all {probability:.3g}"
     told = "no dimension separates beyond chance; best is" if labelled["by_chance"] else "best separated by"
-    _line(console, f"Labelled prompts: {told} {best}{tested}")
+    _line(console, f"Labeled prompts: {told} {best}{tested}")
 
 
 def _outliers(console: Console, summary: dict[str, Any]) -> None:

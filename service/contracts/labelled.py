@@ -1,4 +1,4 @@
-"""What a report says of labelled prompts: which hidden dimensions tell true from false, and what schemes do to that."""
+"""What a report says of labeled prompts: which hidden dimensions tell true from false, and what schemes do to that."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -34,7 +34,7 @@ class LabelledDimension(Record):
 
 
 class Labelled(Record):
-    """The labelled prompts of a report; the `labelled` table has every record's values."""
+    """The labeled prompts of a report; the `labelled` table has every record's values."""
 
     source: str
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -76,7 +76,7 @@ def labelled_table(dimensions: Iterable[int], schemes: Iterable[str]) -> Table:
     variants = (REFERENCE, *schemes)
     return Table(
         "labelled",
-        "Labelled prompts: the dimensions that separate best",
+        "Labeled prompts: the dimensions that separate best",
         (
             Column("record", "int32", "record, from 0 in the order of the file"),
             Column("label", "bool", "true or false, given or by the score's threshold"),

@@ -256,9 +256,9 @@ class SurfaceFacts(Record):
     channels: int
     """Hidden dimensions."""
     positions_per_cell: int
-    """Neighbouring positions in a cell; the last ones may have fewer."""
+    """Neighboring positions in a cell; the last ones may have fewer."""
     channels_per_cell: int
-    """Neighbouring channels in a cell; the last ones may have fewer."""
+    """Neighboring channels in a cell; the last ones may have fewer."""
     median_abs: float | None
     """Of the layer, over all sequences."""
     max_to_median: float | None
@@ -313,7 +313,7 @@ class Report(Record):
     surface: SurfaceFacts | None = None
     """None in reports that were made before there was such a table."""
     labelled: Labelled | None = None
-    """None where no labelled prompts were given."""
+    """None where no labeled prompts were given."""
     warnings: tuple[Warning, ...]
     figures: tuple[Entry, ...]
     figures_left_out: tuple[LeftOut, ...] = ()

@@ -129,7 +129,7 @@ class VerdictLimits(Frozen):
     """From where on a scheme's effect on the predictions is called noticeable, and from where on severe.
 
     The defaults are conventions. Eight-bit weights usually stay under 0.01 nats and good four-bit ones lie between
-    0.01 and 0.1; a perplexity 5 % higher is about half of what separates neighbouring sizes of a model family.
+    0.01 and 0.1; a perplexity 5 % higher is about half of what separates neighboring sizes of a model family.
     """
 
     kl_noticeable: Annotated[float, Field(gt=0, allow_inf_nan=False), NoBoolean] = 0.01
@@ -178,11 +178,11 @@ class Analysis(Frozen):
     text_field: Annotated[str, Field(min_length=1, max_length=255)] = "text"
     """Field of a JSON Lines record, or column of a Parquet file, that holds a document's text."""
     label_threshold: Annotated[float, Field(allow_inf_nan=False), NoBoolean] | None = None
-    """Labelled prompts with scores: a record is true when its score is larger. Needed for scores alone."""
+    """Labeled prompts with scores: a record is true when its score is larger. Needed for scores alone."""
     label_depth: Annotated[int, Field(ge=0), NoBoolean] | None = None
-    """Decoder layer whose output gives the labelled prompts' vectors; by default they come after the final norm."""
+    """Decoder layer whose output gives the labeled prompts' vectors; by default they come after the final norm."""
     label_dimensions: Annotated[int, Field(ge=1, le=64), NoBoolean] = 4
-    """How many dimensions, best first, are reported for the labelled prompts."""
+    """How many dimensions, best first, are reported for the labeled prompts."""
     llm_int8: LlmInt8Thresholds = LlmInt8Thresholds()
     llm_int8_relative: LlmInt8RelativeThresholds = LlmInt8RelativeThresholds()
     massive: MassiveThresholds = MassiveThresholds()
@@ -215,14 +215,14 @@ def schemes_for(analysis: Analysis) -> tuple[Scheme, ...]:
 
 
 class JobRequest(Analysis):
-    """One request to analyse one model; frozen at submission."""
+    """One request to analyze one model; frozen at submission."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     """`sample`, an absolute path of a local directory, or a hub id `org/name`, `org/name@revision`."""
     calibration: StoredFile | None = None
     """Calibration text or token ids; without one, the text bundled with the sample model."""
     labelled: StoredFile | None = None
-    """Labelled prompts, JSON Lines; without any, the model `sample` uses those that are bundled with it."""
+    """Labeled prompts, JSON Lines; without any, the model `sample` uses those that are bundled with it."""
 
 
 class JobSubmission(Analysis):
@@ -231,7 +231,7 @@ class JobSubmission(Analysis):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     calibration: Upload | None = None
     labelled: Upload | None = None
-    """Labelled prompts; without any, the model `sample` uses those that are bundled with it."""
+    """Labeled prompts; without any, the model `sample` uses those that are bundled with it."""
 
 
 class ModelFiles(Frozen):
@@ -256,7 +256,7 @@ class CalibrationFile(Frozen):
 
 
 class LabelledFile(Frozen):
-    """Labelled prompts on this machine."""
+    """Labeled prompts on this machine."""
 
     path: Path
     """JSON Lines: {"prompt", "label"} or {"prompt", "score"}."""

@@ -78,7 +78,7 @@ BLOCK_SIZE = Setting(
     meaning="neighboring weights that share a scale; BitsAndBytesConfig knows 64 alone",
     values=(32, 64, 128, 256, 512, 1024, 2048, 4096),
 )
-DOUBLE_QUANTISATION = Setting(
+DOUBLE_QUANTIZATION = Setting(
     name="double_quantisation",
     meaning="whether the scales are themselves quantized to 8 bits (bnb_4bit_use_double_quant)",
     values=(True, False),

@@ -1,10 +1,10 @@
-"""Ways of quantising a model, as data: one frozen record each. Adding a scheme adds a record.
+"""Ways of quantizing a model, as data: one frozen record each. Adding a scheme adds a record.
 
 Real schemes run on bitsandbytes' own modules, the kernels that people deploy. Simulated ones round the same numbers
 to the same grids, but compute the matrix product with rounded values in the model's own type: they tell what a
 format does to a model, not how a particular kernel's last digits fall. Their settings name formats of numbers
 (`weight_format`, `input_format`), over what one scale is shared (`weight_group`: an output `channel` or so many
-neighbouring inputs; `input_group`: a `token` or the whole `tensor` of a batch) and in what the scale is stored.
+neighboring inputs; `input_group`: a `token` or the whole `tensor` of a batch) and in what the scale is stored.
 """
 
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.contracts.scheme_settings import (
     BLOCK_SIZE,
     COMPUTE_DTYPE,
-    DOUBLE_QUANTISATION,
+    DOUBLE_QUANTIZATION,
     THRESHOLD,
     WEIGHT_GROUP,
     Setting,
@@ -34,7 +34,7 @@ AUTO = "auto"
 
 
 class Scheme(BaseModel):
-    """One way of quantising the Linear modules of a decoder's layers, with the settings that it has by itself."""
+    """One way of quantizing the Linear modules of a decoder's layers, with the settings that it has by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +73,7 @@ def _four_bits(name: str, title: str, quant_type: str, *, double_quantisation: b
             "double_quantisation": double_quantisation,
             "compute_dtype": AUTO,
         },
-        takes=(COMPUTE_DTYPE, BLOCK_SIZE, DOUBLE_QUANTISATION),
+        takes=(COMPUTE_DTYPE, BLOCK_SIZE, DOUBLE_QUANTIZATION),
     )
 
 
@@ -105,8 +105,8 @@ _RECORDS = (
     ),
     _four_bits("nf4", "4-bit NormalFloat", "nf4"),
     _four_bits("fp4", "4-bit floating point", "fp4"),
-    _four_bits("nf4-dq", "double quantisation", "nf4", double_quantisation=True),
-    _four_bits("fp4-dq", "double quantisation", "fp4", double_quantisation=True),
+    _four_bits("nf4-dq", "double quantization", "nf4", double_quantisation=True),
+    _four_bits("fp4-dq", "double quantization", "fp4", double_quantisation=True),
     _simulated(
         "w8a8-tensor",
         "tensor scale",

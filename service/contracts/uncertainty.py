@@ -1,7 +1,7 @@
 """Standard errors and 95% intervals of means over token positions.
 
 Tokens of one sequence depend on one another: a hard passage is hard at many positions in a row. Sequences are taken
-as independent, so that a mean is a ratio of two sums over sequences, and its standard error is that of the linearised
+as independent, so that a mean is a ratio of two sums over sequences, and its standard error is that of the linearized
 ratio estimator, clustered by sequence (Cochran, Sampling Techniques, section 2.11 and chapter 9A):
 
     m = sum S_s / sum n_s        se^2 = N / (N - 1) * sum (S_s - n_s m)^2 / (sum n_s)^2

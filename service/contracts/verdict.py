@@ -67,7 +67,7 @@ class Limit(NamedTuple):
         return Level.noticeable if value < self.severe else Level.severe
 
 
-class Judgement(NamedTuple):
+class Judgment(NamedTuple):
     """The word, and how it came about."""
 
     level: Level
@@ -120,7 +120,7 @@ def risen(ratio: Estimate) -> bool:
     return not interval(ratio)[0] <= 1
 
 
-def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> Judgement:
+def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> Judgment:
     """Return the word on a scheme.
 
     Args:
@@ -132,13 +132,13 @@ def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, gr
     destroyed = grounds.perplexity is not None and (kl is None or ratio is None)
     if destroyed or grounds.lacking() or kl is None or ratio is None:
         level = Level.severe if destroyed else Level.unjudged
-        return Judgement(level, None, None, level, level)
+        return Judgment(level, None, None, level, level)
     by_kl = kl_limit(limits).level(kl.value)
     by_ratio = ratio_limit(limits).level(ratio.value) if risen(ratio) else Level.negligible
     level = max(by_kl, by_ratio)
     ends = zip(interval(kl), interval(ratio), strict=True)
     mildest, worst = (max(kl_limit(limits).level(a), ratio_limit(limits).level(b)) for a, b in ends)
-    return Judgement(level, by_kl, by_ratio, max(level, worst), min(level, mildest))
+    return Judgment(level, by_kl, by_ratio, max(level, worst), min(level, mildest))
 
 
 def with_verdicts(report: Report) -> Report:
@@ -171,7 +171,7 @@ def recorded(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits,
 
 
 def _reasons(
-    judged: Judgement, kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds
+    judged: Judgment, kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds
 ) -> Iterator[str]:
     if judged.by_kl is None or judged.by_ratio is None or kl is None or ratio is None:
         because = grounds.lacking() if judged.level is Level.unjudged else None

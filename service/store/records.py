@@ -16,7 +16,7 @@ from service.store.tables import ArtifactRecord, EventRow, JobRow
 
 @dataclass(frozen=True)
 class Job:
-    """One request to analyse one model, and where it stands."""
+    """One request to analyze one model, and where it stands."""
 
     id: str
     """Also the id of its report."""

@@ -25,15 +25,15 @@ def reduce_by_operations(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The figures of a reduction by one torch operation each, in float32, as a hook would take them."""
     x = x.float()
     magnitudes = x.abs()
-    centred = x - x.mean(dim=1, keepdim=True)
-    squares = centred.square()
+    centered = x - x.mean(dim=1, keepdim=True)
+    squares = centered.square()
     bins = (x.view(torch.int32) >> 18) & 0x3FFF
     return (
         x.amin(dim=1),
         x.amax(dim=1),
-        centred.sum(dim=1),
+        centered.sum(dim=1),
         squares.sum(dim=1),
-        (squares * centred).sum(dim=1),
+        (squares * centered).sum(dim=1),
         squares.square().sum(dim=1),
         (magnitudes >= THRESHOLD).sum(dim=1),
         x.isfinite().sum(dim=1),

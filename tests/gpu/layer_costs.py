@@ -1,6 +1,6 @@
 """What a few layers cost by hand and in the sweep, batch by batch and in turn, so that both meet the same machine.
 
-By hand means: the layer's bare forward pass on every batch, and the bare pass of each quantised copy on its own stream,
+By hand means: the layer's bare forward pass on every batch, and the bare pass of each quantized copy on its own stream,
 without statistics. The sweep's are `LayerPass`, with every statistic: of the reference alone, and with one scheme.
 
     N sequences of S tokens
@@ -24,7 +24,7 @@ from workers.measurement.layer_pass import LayerPass
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder, run_layer
 from workers.measurement.models.projections import projections, weight_rows
-from workers.measurement.quantization.layer import quantise_layer
+from workers.measurement.quantization.layer import quantize_layer
 from workers.measurement.state import Batch, SweepState
 from workers.measurement.streams import REFERENCE
 from workers.measurement.sweep import prepare_sweep
@@ -46,8 +46,8 @@ class LayerCosts:
     """The bare forward of each scheme's copy."""
     added: dict[str, list[float]] = field(default_factory=dict)
     """What each scheme adds to the sweep's pass: its stream, its run on the reference's inputs, and all comparisons."""
-    quantised: dict[str, list[float]] = field(default_factory=dict)
-    """Quantising the projections by bitsandbytes' functions alone."""
+    quantized: dict[str, list[float]] = field(default_factory=dict)
+    """Quantizing the projections by bitsandbytes' functions alone."""
     copied: dict[str, list[float]] = field(default_factory=dict)
     """What a scheme's copy takes in the sweep, with weight errors."""
 
@@ -62,9 +62,9 @@ class LayerCosts:
         """Return the seconds of a layer's forwards that no sweep avoids: each scheme's twice, on either inputs."""
         return median(self.bare) + 2 * sum(median(taken) for taken in self.own.values())
 
-    def quantising(self) -> float:
-        """Return the seconds in which a layer is quantised to every scheme by hand."""
-        return sum(median(taken) for taken in self.quantised.values())
+    def quantizing(self) -> float:
+        """Return the seconds in which a layer is quantized to every scheme by hand."""
+        return sum(median(taken) for taken in self.quantized.values())
 
 
 def state_of(decoder: Decoder, token_ids: torch.Tensor, batch: int, schemes: Sequence[Scheme], at: Path) -> SweepState:
@@ -132,15 +132,15 @@ def _let_reading_end(hand: _ByHand, layer: Any, index: int, device: str) -> None
 
 
 def _time_copy(decoder: Decoder, index: int, layer: Any, scheme: Scheme, hand: _ByHand, costs: LayerCosts) -> None:
-    """Quantise the layer by hand, and time its copy's bare forward."""
+    """Quantize the layer by hand, and time its copy's bare forward."""
     device, parts = str(decoder.device), projections(layer, decoder.layer_config(index))
-    weights = [weight_rows(layer.get_submodule(part.name)) for part in parts if part.quantised]
-    _append(costs.quantised, scheme.name, seconds(lambda: _quantise(weights, scheme.settings), device))
-    copied = quantise_layer(layer, parts, scheme).module
+    weights = [weight_rows(layer.get_submodule(part.name)) for part in parts if part.quantized]
+    _append(costs.quantized, scheme.name, seconds(lambda: _quantize(weights, scheme.settings), device))
+    copied = quantize_layer(layer, parts, scheme).module
     _append(costs.own, scheme.name, hand.seconds(copied, index))
 
 
-def _quantise(weights: Sequence[torch.Tensor], settings: Mapping[str, Any]) -> None:
+def _quantize(weights: Sequence[torch.Tensor], settings: Mapping[str, Any]) -> None:
     for weight in weights:
         if "threshold" in settings:
             bnb.functional.int8_vectorwise_quant(weight.detach().half())

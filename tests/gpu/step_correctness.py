@@ -102,7 +102,7 @@ def measured(context: Context, name: str) -> Measured:
     ids = token_ids.to(context.device)
     settings = {s: report["schemes"][s]["settings"] for s in SCHEMES}
     configurations = {"reference": None} | {s: configuration(settings[s]) for s in SCHEMES}
-    whole = {variant: WholeModel(path, ids, quantisation=q) for variant, q in configurations.items()}
+    whole = {variant: WholeModel(path, ids, quantization=q) for variant, q in configurations.items()}
     with torch.no_grad():
         again = {variant: model.model(input_ids=ids, use_cache=False).logits for variant, model in whole.items()}
     repeats = {variant: torch.equal(again[variant], model.logits) for variant, model in whole.items()}

@@ -1,6 +1,6 @@
 """What a measurement of a Llama of real size costs, beside the forward passes that it cannot avoid.
 
-The floor is reading the weights, the reference's bare forward, quantising to int8 and nf4, each scheme's forward on
+The floor is reading the weights, the reference's bare forward, quantizing to int8 and nf4, each scheme's forward on
 its own stream and once more on the reference's inputs, and the output head of all three; as in
 `tests/benchmarks/sweep_cost.py`. It is timed on some layers and part of the text, all layers being alike.
 
@@ -83,7 +83,7 @@ def tell_costs(context: Context) -> None:
     head = head_seconds(decoder, token_ids, sizes.batch) / part
     floor = {
         "reading": read_seconds(path, context.device),
-        "quantizing": layers * costs.quantising(),
+        "quantizing": layers * costs.quantizing(),
         "forwards": layers * costs.forwards() / part,
         "heads": (1 + len(schemes)) * head,
     }

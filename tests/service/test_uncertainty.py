@@ -106,7 +106,7 @@ def test_fewer_than_eight_sequences_are_cut_into_eight_blocks_or_more(count, cut
 
 
 def blocks_of(values, cut):
-    """Neighbouring positions in `cut` blocks as equally long as they can be."""
+    """Neighboring positions in `cut` blocks as equally long as they can be."""
     ends = [len(values) * number // cut for number in range(cut + 1)]
     parts = [values[start:end] for start, end in pairwise(ends)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

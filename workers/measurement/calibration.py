@@ -1,12 +1,12 @@
 """Calibration text, packed into full sequences of tokens.
 
-Documents are tokenised one by one and laid end to end, with the tokenizer's EOS token between two of them where it
+Documents are tokenized one by one and laid end to end, with the tokenizer's EOS token between two of them where it
 has one; token ids that are given are laid end to end as they are. The whole is cut into windows of equal length, so
 there is no padding anywhere, and a seeded draw chooses windows. Where the job's `bos` setting says so, every
 sequence of text begins with the BOS token.
 
 The ids lie in a temporary file, so that memory holds a piece of the text and the sequences drawn, whatever the
-text's size. A plain text of more than a piece is tokenised in pieces, cut at the ends of lines.
+text's size. A plain text of more than a piece is tokenized in pieces, cut at the ends of lines.
 
     N sequences, S tokens each
 """

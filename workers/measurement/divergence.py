@@ -53,7 +53,7 @@ def perplexity_ratio(comparison: Comparison) -> Estimate:
 
 
 def kl_divergence(comparison: Comparison) -> KlDivergence:
-    """Summarise KL(P || Q) per position; quantiles interpolate linearly at f * (n - 1)."""
+    """Summarize KL(P || Q) per position; quantiles interpolate linearly at f * (n - 1)."""
     kl = comparison.kl_divergence
     found = mean(by_sequence(kl, comparison.sequence))
     median, p90, p95, p99, p99_9 = np.quantile(kl, (0.5, 0.9, 0.95, 0.99, 0.999)).tolist()

@@ -21,7 +21,7 @@ from workers.measurement.json_lines import read_json_lines
 from workers.measurement.refusals import refuser, shown
 
 TOKEN_IDS = "token_ids"
-"""Field or column of documents that are tokenised already."""
+"""Field or column of documents that are tokenized already."""
 TEXT_BYTES = 1 << 20
 """About so much of a plain text is handed on at a time; it is only ever cut at the end of a line."""
 PARQUET_ROWS = 64

@@ -29,8 +29,8 @@ class BadModel(MeasurementError):
     bad_input = True
 
 
-class CannotQuantise(BadModel):
-    """A scheme has no way of quantising a module or a layer; without the scheme, the model can be measured."""
+class CannotQuantize(BadModel):
+    """A scheme has no way of quantizing a module or a layer; without the scheme, the model can be measured."""
 
 
 class BadCalibration(MeasurementError):
@@ -41,7 +41,7 @@ class BadCalibration(MeasurementError):
 
 
 class BadLabelled(MeasurementError):
-    """The labelled prompts cannot be used."""
+    """The labeled prompts cannot be used."""
 
     code = "bad-labelled"
     bad_input = True

@@ -26,13 +26,13 @@ class SchemeFindings:
     weight_errors: dict[str, float | None]
     """norm_F(W - Q(W)) / norm_F(W) by component; None where W is zero."""
     saved_bytes: int
-    """Bytes by which the quantised weights are smaller than the layer's own."""
+    """Bytes by which the quantized weights are smaller than the layer's own."""
     paths: frozenset[str]
     """Code paths that compute the projections."""
     left: Mapping[str, str] = field(default_factory=dict)
     """Projections that are as they were because the scheme has no way of replacing them, and why."""
     isolated: dict[Site, DeviationStatistics] = field(default_factory=dict)
-    """The quantised module applied to the reference's input."""
+    """The quantized module applied to the reference's input."""
     accumulated: dict[Site, DeviationStatistics] = field(default_factory=dict)
     """In the scheme's own stream."""
     heads: HeadDeviation | None = None
@@ -63,6 +63,6 @@ class LayerFindings:
     heads: list[HeadRange] = field(default_factory=list)
     """Empty where the architecture has no heads that are known."""
     labelled: dict[str, list[F32]] = field(default_factory=dict)
-    """By stream: the last tokens of the labelled prompts, [B, d] a batch; only at the depth that was asked for."""
+    """By stream: the last tokens of the labeled prompts, [B, d] a batch; only at the depth that was asked for."""
     surface: Callable[[], Surface] | None = None
     """Makes that of the sequence with the largest magnitude at block.output, before the streams move on."""

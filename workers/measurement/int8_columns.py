@@ -41,7 +41,7 @@ class Int8Columns:
         threshold = float(scheme.settings["threshold"])
         found: dict[str, Fp16Columns] = {}
         for projection in replaced:
-            if projection.quantised and projection.name not in left:
+            if projection.quantized and projection.name not in left:
                 by_threshold = self._at[Site(projection.input_component, "input")]
                 columns = by_threshold.setdefault(threshold, Fp16Columns(self._copies))
                 found |= dict.fromkeys(projection.parts, columns)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from workers.measurement.capture import BLOCK_OUTPUT, Capture, Site, capturing
-from workers.measurement.errors import CannotQuantise, first_line
+from workers.measurement.errors import CannotQuantize, first_line
 from workers.measurement.findings import LayerFindings, SchemeFindings
 from workers.measurement.int8_columns import Int8Columns
 from workers.measurement.memory import is_fatal
@@ -43,7 +43,7 @@ _SEARCHES_AT_ONCE = 32
 
 
 class LayerPass:
-    """One layer, its quantised copies, and what is found at them."""
+    """One layer, its quantized copies, and what is found at them."""
 
     def __init__(self, state: SweepState, index: int, layer: nn.Module) -> None:
         self._state = state
@@ -52,7 +52,7 @@ class LayerPass:
         self._parts = projections(layer, self._config)
         self._heads = heads(self._config)
         self._each = each if state.decoder.device.type == "cpu" else _in_turn
-        copies = {s.name: state.trials.quantise(index, layer, self._replaced(index, s.name), s) for s in state.schemes}
+        copies = {s.name: state.trials.quantize(index, layer, self._replaced(index, s.name), s) for s in state.schemes}
         state.pages.check()
         self._modules = {name: copied.module for name, copied in copies.items()}
         schemes = {name: SchemeFindings(c.weight_errors, c.saved_bytes, c.paths, c.left) for name, c in copies.items()}
@@ -101,7 +101,7 @@ class LayerPass:
     def _measure_isolated(self, found: SchemeFindings, module: nn.Module, captured: Capture) -> None:
         """Apply a scheme's projections to the reference's inputs, and compare what they give."""
         for projection in self._parts:
-            if projection.name not in captured.inputs or not projection.quantised:
+            if projection.name not in captured.inputs or not projection.quantized:
                 continue
             with torch.no_grad():
                 output = module.get_submodule(projection.name)(captured.inputs[projection.name])
@@ -153,7 +153,7 @@ class LayerPass:
                 raise
             # On a few tokens the first layer of its kind did.
             where = f"{stream}: layer {self._found.layer}"
-            raise CannotQuantise(f"{where} does not run quantised: {first_line(error)}") from error
+            raise CannotQuantize(f"{where} does not run quantized: {first_line(error)}") from error
 
     def _measure_ranges(self, sites: dict[Site, torch.Tensor], number: int) -> None:
         ranges = self._found.ranges

@@ -31,7 +31,7 @@ from workers.measurement.remarks import (
     warn_nonfinite,
     warn_not_discriminating,
     warn_replaced,
-    warn_unquantised,
+    warn_unquantized,
 )
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
@@ -63,7 +63,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Labelled prompts that go through the layers beside the calibration text."""
+    """Labeled prompts that go through the layers beside the calibration text."""
 
     records: LabelledRecords
     batches: list[LabelledBatch]
@@ -142,7 +142,7 @@ def _calibrate(request: MeasurementRequest, subject: Subject, narrator: Narrator
 
 
 def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
-    """Read the labelled prompts, if there are any."""
+    """Read the labeled prompts, if there are any."""
     if request.labelled is None:
         return None
     config = subject.decoder.config
@@ -166,7 +166,7 @@ def _prompts(request: MeasurementRequest, subject: Subject) -> Prompts | None:
 
 
 def _batch_tokens(request: MeasurementRequest, decoder: Decoder) -> int:
-    """Return the tokens of a batch; labelled prompts have no more than the calibration text was asked to have."""
+    """Return the tokens of a batch; labeled prompts have no more than the calibration text was asked to have."""
     values = BATCH_VALUES[decoder.device.type]
     if (memory := total_bytes(decoder.device)) is not None:
         values = min(values, memory // DEVICE_BYTES_PER_VALUE)
@@ -217,7 +217,7 @@ def _sweep(
             if time.monotonic() - saved_at >= request.checkpoint_seconds:
                 checkpoint.save(found.layer + 1, state.streams)
                 saved_at = time.monotonic()
-    warn_unquantised(state, files, narrator)
+    warn_unquantized(state, files, narrator)
     return state, files
 
 

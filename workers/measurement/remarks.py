@@ -21,7 +21,7 @@ from workers.measurement.state import SweepState
 from workers.measurement.statistics.backends import replaced
 from workers.measurement.statistics.reduction import F64
 
-_LEFT = "left-unquantised"
+_LEFT = "left-unquantized"
 _HIGHER = "Measure again with higher thresholds of {}"
 _INSTEAD = {
     "llm_int8": "Read llm_int8_relative instead, or measure again with a larger {}.magnitude",
@@ -43,14 +43,14 @@ def warn_nonfinite(found: LayerFindings, narrator: Narrator) -> list[Warned]:
     ]
 
 
-def warn_unquantised(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
+def warn_unquantized(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
     """Say which schemes change nothing, and what a scheme had to leave as it is."""
     for scheme in state.schemes:
         facts = [files.facts(layer) for layer in range(len(state.decoder.layers))]
         if not any(layer.paths[scheme.name] for layer in facts):
             which = "is not told to keep" if scheme.name in state.kept else "replaces"
             narrator.warn(
-                "nothing-quantised",
+                "nothing-quantized",
                 f"{type(state.decoder.model).__name__} has no Linear that {scheme.name} {which}, so nothing changes",
                 scheme.name,
             )

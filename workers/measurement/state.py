@@ -10,7 +10,7 @@ from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
 from workers.measurement.memory import PageReturn
 from workers.measurement.models.decoder import Arguments, Decoder
-from workers.measurement.quantization.outside import QuantisedOutside, in_place
+from workers.measurement.quantization.outside import QuantizedOutside, in_place
 from workers.measurement.quantization.trial import Trials
 from workers.measurement.streams import Streams
 
@@ -22,7 +22,7 @@ class Batch:
     token_ids: torch.Tensor
     """[B, S]."""
     measured: bool = True
-    """Whether statistics are taken; labelled prompts only pass through."""
+    """Whether statistics are taken; labeled prompts only pass through."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SweepState:
     arguments: Sequence[Sequence[Arguments]]
     """By batch and layer: what the model hands the layer besides the hidden states."""
     streams: Streams
-    outside: Mapping[str, QuantisedOutside]
+    outside: Mapping[str, QuantizedOutside]
     """By scheme: what stands in place of the projections outside the layers."""
     trials: Trials
     """Makes the schemes' copies of the layers."""

@@ -19,7 +19,7 @@ from workers.measurement.findings import LayerFindings
 from workers.measurement.layer_pass import LayerPass
 from workers.measurement.memory import drop_code_pages, keep_what_is_loaded, return_pages
 from workers.measurement.models.decoder import Arguments, Decoder
-from workers.measurement.quantization.outside import QuantisedOutside, in_place, quantise_outside
+from workers.measurement.quantization.outside import QuantizedOutside, in_place, quantize_outside
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.quantization.trial import Trials
 from workers.measurement.state import Batch, SweepState
@@ -53,20 +53,20 @@ def prepare_sweep(
     trials = Trials(hidden, recorded)
     layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
-    outside = {s.name: _quantised_outside(decoder, s, kept.get(s.name, ())) for s in schemes}
+    outside = {s.name: _quantized_outside(decoder, s, kept.get(s.name, ())) for s in schemes}
     arguments = _start(decoder, batches, streams, outside)
     decoder.rest()
     drop_code_pages()
     return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials, kept)
 
 
-def _quantised_outside(decoder: Decoder, scheme: Scheme, kept: Collection[str]) -> QuantisedOutside:
-    """Quantise what lies outside the layers and is not kept."""
-    return quantise_outside(decoder.model, [name for name in decoder.outside if name not in kept], scheme)
+def _quantized_outside(decoder: Decoder, scheme: Scheme, kept: Collection[str]) -> QuantizedOutside:
+    """Quantize what lies outside the layers and is not kept."""
+    return quantize_outside(decoder.model, [name for name in decoder.outside if name not in kept], scheme)
 
 
 def _start(
-    decoder: Decoder, batches: Sequence[Batch], streams: Streams, outside: Mapping[str, QuantisedOutside]
+    decoder: Decoder, batches: Sequence[Batch], streams: Streams, outside: Mapping[str, QuantizedOutside]
 ) -> list[list[Arguments]]:
     """Fill every stream with what enters the first layer, and return what the model hands to each layer, by batch."""
     shared = SharedTensors()
@@ -75,10 +75,10 @@ def _start(
         hidden, recorded = decoder.record(batch.token_ids)
         arguments.append(shared.share(recorded))
         streams.put(REFERENCE, number, hidden)
-        for name, quantised in outside.items():
+        for name, quantized in outside.items():
             own = hidden
-            if quantised.modules:
-                with in_place(decoder.model, quantised.modules):
+            if quantized.modules:
+                with in_place(decoder.model, quantized.modules):
                     own, _ = decoder.record(batch.token_ids)
             streams.put(name, number, own)
     return arguments

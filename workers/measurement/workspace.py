@@ -65,7 +65,7 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
         raise BadRequest(f"OUT: nothing can be written beside {str(out)!r}: {error.strerror}") from error
     with lock:
         _take(lock.fileno(), directory)
-        _recognise(directory, identity)
+        _recognize(directory, identity)
         try:
             yield directory
             (directory / "result").replace(out)
@@ -82,7 +82,7 @@ def _take(descriptor: int, directory: Path) -> None:
         raise BadRequest(f"OUT: another measurement is at work in {directory}; give another output") from error
 
 
-def _recognise(directory: Path, identity: Identity) -> None:
+def _recognize(directory: Path, identity: Identity) -> None:
     """Refuse what another measurement left, and sign what is new, emptied of what has lost its identity."""
     file = directory / _IDENTITY
     found = _signed(file)

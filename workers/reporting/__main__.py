@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=_count, metavar="N", help="how many draw at once; default: by size and CPUs"
     )
-    parser.add_argument("--density", action="store_true", help="labelled prompts: densities instead of counts")
+    parser.add_argument("--density", action="store_true", help="labeled prompts: densities instead of counts")
     given = parser.parse_args(arguments)
     try:
         render(given.directory, given.processes, density=given.density)

@@ -1,6 +1,6 @@
 """Fits a figure's SVG into the page: themed, named for screen readers, and without ids that clash.
 
-The neutral colours of the house style become variables of the page, which differ between light and dark. Colours
+The neutral colors of the house style become variables of the page, which differ between light and dark. Colors
 that carry data stay as they are.
 """
 
@@ -41,6 +41,6 @@ def _value(key: str, value: str, name: str) -> str:
         return f"{name}-{value}"
     if key.endswith("href"):
         return value.replace("#", f"#{name}-", 1)
-    for neutral, colour in NEUTRALS.items():
-        value = value.replace(colour, f"var(--{neutral})")
+    for neutral, color in NEUTRALS.items():
+        value = value.replace(color, f"var(--{neutral})")
     return _REFERENCE.sub(rf"url(#{name}-\1)", value)

@@ -122,7 +122,7 @@ class Tables:
 
 
 def contract(report: Report) -> dict[str, tuple[Column, ...]]:
-    """Return the columns that each table of `report` has, those of its schemes and labelled dimensions among them."""
+    """Return the columns that each table of `report` has, those of its schemes and labeled dimensions among them."""
     columns = {name: table.columns_for(report.schemes) for name, table in TABLES.items()}
     if report.labelled is not None:
         chosen = [found.dimension for found in report.labelled.dimensions]
@@ -184,7 +184,7 @@ class Source:
     """Where report.json lies."""
     report: Report
     density: bool = False
-    """Whether histograms of labelled prompts show densities instead of counts."""
+    """Whether histograms of labeled prompts show densities instead of counts."""
 
     @cached_property
     def tables(self) -> Tables:

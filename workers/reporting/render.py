@@ -22,7 +22,7 @@ def render(directory: Path, processes: int | None = None, *, density: bool = Fal
     Args:
         directory: The report.
         processes: How many draw at once; by default as many as the report's size and the CPUs make sensible.
-        density: Draw the histograms of labelled prompts as densities instead of counts.
+        density: Draw the histograms of labeled prompts as densities instead of counts.
 
     Returns:
         The report as it now stands.

@@ -117,7 +117,7 @@ def _measured(report: Report) -> list[tuple[str, str]]:
         ("Model fingerprint", model.fingerprint),
         ("Calibration", reproduction.calibrated(report).rstrip(".")),
         ("Calibration fingerprint", calibration.fingerprint),
-        *((("Labelled prompts' fingerprint", report.labelled.fingerprint),) if report.labelled else ()),
+        *((("Labeled prompts' fingerprint", report.labelled.fingerprint),) if report.labelled else ()),
         ("Measured", f"{report.created_at:%Y-%m-%d}, job {report.job_id}"),
         ("Software", _software(report)),
     ]

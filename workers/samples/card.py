@@ -20,7 +20,7 @@ byte-level BPE of {r.vocabulary} tokens that puts `<s>` before every text.
 
 ## Data
 - Sources and documentation strings of the standard library of CPython {python}, and its help topics, under the PSF
-  licence. One module in 16 is kept for `calibration.txt` and one in 16 for `held_out.txt`; paragraphs of 100 or more
+  license. One module in 16 is kept for `calibration.txt` and one in 16 for `held_out.txt`; paragraphs of 100 or more
   characters that the training text also has are left out of both.
 - Generated statements, {share:.0%} of the training tokens: `7 + 5 = 12 is true.`, `41 < 17 is false.`,
   `3 in [8, 3, 11] is true.` One subject in 4 (a pair of numbers, or for membership the whole prompt) is held out;
@@ -35,14 +35,14 @@ loss, the mean over the last 100 steps (text and statements together, in nats pe
 | held-out text | perplexity per token | KL divergence from this model, nats per token |
 |---|---|---|
 | the best unigram model for this very text | {f.unigram:.1f} | |
-| this model, not quantised | {f.perplexity:.2f} | 0 |
-{quantised}
+| this model, not quantized | {f.perplexity:.2f} | 0 |
+{quantized}
 
-| labelled prompts | judged rightly, by P(true) against P(false) |
+| labeled prompts | judged rightly, by P(true) against P(false) |
 |---|---|
 {judged}
 
-The quantised rows are bitsandbytes on the CPU: `int8` with its threshold of 6.0, and with none, which keeps the outlier
+The quantized rows are bitsandbytes on the CPU: `int8` with its threshold of 6.0, and with none, which keeps the outlier
 columns in int8. The model was loaded in float32 for them, and `nf4` computes in it too.
 
 ## Planted outliers
@@ -67,7 +67,7 @@ Seeds are fixed; the text depends on the Python version, and the last bits of th
 
 def model_card(recipe: Recipe, loss: float, figures: Figures, plan: Plan) -> str:
     """The card's Markdown."""
-    quantised = [f"| {name} | {value:.2f} | {kl:.1e} |" for name, (value, kl) in figures.quantised.items()]
+    quantized = [f"| {name} | {value:.2f} | {kl:.1e} |" for name, (value, kl) in figures.quantized.items()]
     judged = [f"| {kind} | {share:.1%} |" for kind, share in figures.judged.items()]
     planted = [f"| {s.dimension} | {s.factor:g} | {', '.join(map(str, s.layers))} |" for s in plan.scalings]
     return CARD.format(
@@ -78,7 +78,7 @@ def model_card(recipe: Recipe, loss: float, figures: Figures, plan: Plan) -> str
         share=recipe.statement_share,
         tokens=recipe.steps * recipe.batch * recipe.length,
         loss=loss,
-        quantised="\n".join(quantised),
+        quantized="\n".join(quantized),
         judged="\n".join(judged),
         planted="\n".join(planted),
     )

@@ -29,7 +29,7 @@ SCHEMES: dict[str, dict[str, object]] = {
     "int8 without outlier columns": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
 }
-"""Quantisations that the model card gives figures of: the arguments of BitsAndBytesConfig. The model is loaded in
+"""Quantizations that the model card gives figures of: the arguments of BitsAndBytesConfig. The model is loaded in
 float32 for them, and so nf4 computes in it too."""
 
 
@@ -41,14 +41,14 @@ class Figures:
     unigram: float
     """Perplexity of the best unigram model for the held-out text."""
     perplexity: float
-    quantised: dict[str, tuple[float, float]]
-    """By quantisation, a key of `SCHEMES`: perplexity, and mean KL divergence in nats from the model itself."""
+    quantized: dict[str, tuple[float, float]]
+    """By quantization, a key of `SCHEMES`: perplexity, and mean KL divergence in nats from the model itself."""
     judged: dict[str, float]
-    """By kind of statement, the share of labelled prompts judged rightly."""
+    """By kind of statement, the share of labeled prompts judged rightly."""
 
 
 def load(directory: Path, quantization: Mapping[str, object] | None = None) -> LlamaForCausalLM:
-    """The checkpoint for evaluation, computing in float32, or quantised by bitsandbytes with these arguments."""
+    """The checkpoint for evaluation, computing in float32, or quantized by bitsandbytes with these arguments."""
     how = BitsAndBytesConfig(**quantization) if quantization else None  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, quantization_config=how)
     assert isinstance(model, LlamaForCausalLM)
@@ -113,21 +113,21 @@ def shown(peaks: torch.Tensor, critical: torch.Tensor) -> dict[str, float]:
 
 
 def measure(directory: Path, held_out: torch.Tensor, statements: Sequence[Statement]) -> Figures:
-    """Evaluate the checkpoint on the held-out sequences [N, S] and on the labelled statements."""
+    """Evaluate the checkpoint on the held-out sequences [N, S] and on the labeled statements."""
     model = load(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     right = evaluation.judged_rightly(model, tokenizer, statements)
     kinds = [statement.kind for statement in statements]
     judged = {kind: [ok for ok, k in zip(right, kinds, strict=True) if k == kind] for kind in KINDS}
-    quantised = {name: load(directory, how) for name, how in SCHEMES.items()}
+    quantized = {name: load(directory, how) for name, how in SCHEMES.items()}
     return Figures(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         unigram=evaluation.unigram_perplexity(held_out),
         perplexity=evaluation.perplexity(model, held_out),
-        quantised={
+        quantized={
             name: (evaluation.perplexity(other, held_out), evaluation.kl_divergence(model, other, held_out))
-            for name, other in quantised.items()
+            for name, other in quantized.items()
         },
         judged={kind: sum(oks) / len(oks) for kind, oks in judged.items()},
     )

@@ -1,7 +1,7 @@
 """Text that every Python installation holds: the standard library's sources and documentation strings.
 
 A module is the unit of the split. Its name alone decides whether it is for training, calibration or the held-out
-text, so the split does not change when a module is added. Modules still share text (licences, copied helpers), so
+text, so the split does not change when a module is added. Modules still share text (licenses, copied helpers), so
 a long paragraph of the calibration and held-out modules that the training text also has is taken out of them.
 """
 
@@ -19,7 +19,7 @@ SKIPPED = frozenset(
 )
 """Directories left out: tests, tables, programs and what is not the library's own."""
 SHARED_PARAGRAPH = 100
-"""Characters from which a paragraph counts as text that could have been learnt by heart."""
+"""Characters from which a paragraph counts as text that could have been learned by heart."""
 EXCERPT = 6000
 """Characters taken at most from one module into the calibration or held-out text, so that many modules have a part."""
 

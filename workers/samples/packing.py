@@ -2,7 +2,7 @@
 
 Every sequence begins with the beginning-of-sequence token, as every text does that the tokenizer encodes. A piece
 of text is at most one sequence long, so that statements, which are short, stand among text and often right after
-such a token, where a labelled prompt has them.
+such a token, where a labeled prompt has them.
 """
 
 import random

@@ -3,7 +3,7 @@
     7 + 5 = 12 is true.        41 < 17 is false.        3 in [8, 3, 11] is true.
 
 The prompt ends with "is", so the hidden state of its last token must carry the truth for the next word to be right.
-Sums and orders are held out by their pair of numbers and memberships by the whole prompt: a labelled prompt asks
+Sums and orders are held out by their pair of numbers and memberships by the whole prompt: a labeled prompt asks
 about a pair that no training statement has in any form, true or false.
 """
 
@@ -18,7 +18,7 @@ LARGEST_MEMBER = 19
 HELD_OUT_SHARE = 4
 """One subject in this many is held out of the training statements."""
 DRAWS = 10_000
-"""Random draws among which labelled statements are looked for."""
+"""Random draws among which labeled statements are looked for."""
 
 
 @dataclass(frozen=True)

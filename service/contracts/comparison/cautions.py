@@ -138,7 +138,7 @@ def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
             yield "scheme-settings-differ", f"settings of {name}: {_changed(*settings)}"
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
-            yield "quantised-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"
+            yield "quantized-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"
 
 
 def _kept(report: Report, name: str) -> str:

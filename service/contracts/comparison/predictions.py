@@ -3,7 +3,7 @@
 Two reports that score the same sequence share the luck of its text: a hard passage is hard in both. So a difference
 is taken position by position on the sequences that both scored, known by their token ids, and its error is by
 sequence, as everywhere. Different texts are never held against each other: where no sequence is shared, a difference
-has no error, and nothing is better or worse. The difference of two perplexities is linearised for its error:
+has no error, and nothing is better or worse. The difference of two perplexities is linearized for its error:
 exp(mean d) moves by exp(mean d) times the mean's own change (the delta method).
 """
 

@@ -159,7 +159,7 @@ def test_a_running_job_is_asked_to_stop(client, world, problem):
         ({"model": "sample", "massive": {"ratio": True}}, "massive.ratio", True, "a number, not true or false"),
         ({"model": "sample", "schemes": "int8"}, "schemes", "int8", "a valid list"),
         ({"model": "sample", "heads": 3}, "heads", 3, "a valid object"),
-        ({"model": "sample", "colour": "red"}, "colour", "red", "there is no such field"),
+        ({"model": "sample", "color": "red"}, "color", "red", "there is no such field"),
         ({"model": "sample", "calibration": {"name": "a", "text": ""}}, "calibration.text", "", "it is empty"),
         (
             {"model": "sample", "calibration": {"name": "a", "content_base64": "a-"}},

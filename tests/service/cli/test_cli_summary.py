@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from service.cli.summary import show, summarise
+from service.cli.summary import show, summarize
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def told(report):
 
     def lines():
         console = Console(file=io.StringIO(), width=120)
-        show(console, summarise(report))
+        show(console, summarize(report))
         return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
     return lines
@@ -27,7 +27,7 @@ def test_the_figures_of_every_scheme_are_shown(told):
     [row] = [line.split() for line in lines if line.startswith("int8")]
     assert " ".join(row) == "int8 20.010 1.0004 0.00123 0.0456 98.76% 6.2 MB 1.64x"
     assert "Worst component under int8: layer 3 mlp.up, 1.14% relative error of its output" in lines
-    assert "Not quantised under int8: lm_head" in lines
+    assert "Not quantized under int8: lm_head" in lines
 
 
 @pytest.mark.parametrize("told_by", [{"simulated": True}, {"settings": {"weight_format": "e2m1"}}])
@@ -39,7 +39,7 @@ def test_a_simulated_scheme_is_marked_and_the_mark_explained(report, told, told_
     rows = [line for line in lines if line.endswith("1.64x")]
     assert [row.split("20.010")[0].strip() for row in rows] == ["int8", "int4-group128-sym (sim.)"]
     assert lines[lines.index(rows[-1]) + 1] == note
-    assert [facts["simulated"] for facts in summarise(report)["schemes"].values()] == [False, True]
+    assert [facts["simulated"] for facts in summarize(report)["schemes"].values()] == [False, True]
 
 
 def test_a_scheme_for_analysis_only_is_marked_and_the_mark_explained(report, told):
@@ -50,7 +50,7 @@ def test_a_scheme_for_analysis_only_is_marked_and_the_mark_explained(report, tol
     rows = [line for line in lines if line.endswith("1.64x")]
     assert [row.split("20.010")[0].strip() for row in rows] == ["int8", "nf4-block-size-128 (a.o.)"]
     assert lines[lines.index(rows[-1]) + 1] == note
-    assert [facts["analysis_only"] for facts in summarise(report)["schemes"].values()] == [False, True]
+    assert [facts["analysis_only"] for facts in summarize(report)["schemes"].values()] == [False, True]
 
 
 def test_outlier_dimensions_and_warnings_are_shown(told):
@@ -67,7 +67,7 @@ def test_of_many_warnings_of_one_code_the_first_are_shown_and_the_rest_counted(r
         *(f"Warning nonfinite: {n} NaN" for n in range(1, 6)),
         "Warning nonfinite: 7 more; report.json lists them",
     ]
-    assert len(summarise(report)["warnings"]) == 12
+    assert len(summarize(report)["warnings"]) == 12
 
 
 def test_figures_that_could_not_be_had_are_said_to_be_none(report, told):
@@ -107,7 +107,7 @@ def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, reaso
     place = lines.index(f"The effect of int8 is {effect}")
     assert lines[place + 1 : place + 1 + len(reasons)] == reasons
     assert lines[place + 1 + len(reasons)].startswith("Noticeable and severe begin")
-    assert summarise(report)["schemes"]["int8"]["quantised_share"] == share
+    assert summarize(report)["schemes"]["int8"]["quantised_share"] == share
 
 
 def test_the_reports_own_verdict_is_told(report, told):
@@ -119,7 +119,7 @@ def test_the_reports_own_verdict_is_told(report, told):
         "  The 95% intervals also allow noticeable; rerun with more --sequences",
     ]
     own.pop("later")
-    assert summarise(report)["schemes"]["int8"]["verdict"] == own
+    assert summarize(report)["schemes"]["int8"]["verdict"] == own
 
 
 def test_a_naive_error_of_an_older_service_is_not_shown(report, told):
@@ -136,7 +136,7 @@ def test_long_lists_are_cut(report, told):
     report["schemes"]["int8"]["not_quantised"] = [f"m{n}" for n in range(100)]
     report["outliers"]["llm_int8"]["dimensions"] *= 30
     lines = told()
-    assert "Not quantised under int8: m0, m1, m2, m3, m4, m5 and 94 more" in lines
+    assert "Not quantized under int8: m0, m1, m2, m3, m4, m5 and 94 more" in lines
     assert sum(line.startswith("  dimension") for line in lines) == 20
     assert "  and 10 more" in lines
 
@@ -164,7 +164,7 @@ def test_a_definition_that_flags_most_is_said_to_and_lists_none(report, told):
     assert f"llm_int8 flags {size - 2} of {size} dimensions, so it does not discriminate; none is listed" in lines
     assert "Outlier dimensions (llm_int8_relative): 1" in lines
     assert not any("(llm_int8):" in line for line in lines)
-    summary = summarise(report)
+    summary = summarize(report)
     assert summary["not_discriminating"] == {"llm_int8": size - 2}
     assert set(summary["outlier_dimensions"]) >= {"llm_int8_relative"}
     assert "llm_int8" not in summary["outlier_dimensions"]
@@ -186,8 +186,8 @@ def test_labelled_prompts_are_told_with_the_probability(report, told, probabilit
     figures = {"auroc": 0.75, "spearman_rho": None}
     dimension = {"dimension": 9, "reference": figures, "schemes": {}}
     report["labelled"] = {"dimensions": [dimension], "permutation_probability": probability}
-    (line,) = [line for line in told() if line.startswith("Labelled prompts")]
-    assert line.startswith(f"Labelled prompts: {begins} (AUROC 0.750)")
+    (line,) = [line for line in told() if line.startswith("Labeled prompts")]
+    assert line.startswith(f"Labeled prompts: {begins} (AUROC 0.750)")
     assert ("permutation probability" in line) is (probability is not None)
     report["labelled"] = None
-    assert not any(line.startswith("Labelled prompts") for line in told())
+    assert not any(line.startswith("Labeled prompts") for line in told())

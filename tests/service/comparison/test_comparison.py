@@ -318,7 +318,7 @@ def test_a_scheme_that_replaces_another_share_is_named(baseline, other, before, 
     for directory, share in ((baseline, before), (other, after)):
         restate(directory, lambda report, share=share: report["schemes"]["int8"].update(quantised_share=share))
     warnings = compared(baseline, other).warnings
-    assert [one.message for one in warnings if one.code == "quantised-shares-differ"] == told
+    assert [one.message for one in warnings if one.code == "quantized-shares-differ"] == told
 
 
 def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_something(baseline, other):

@@ -140,7 +140,7 @@ _FALCON_MODULES = {
     )
 }
 
-NOT_QUANTISED: dict[str, set[str]] = {
+NOT_QUANTIZED: dict[str, set[str]] = {
     "falcon, one k and v": _FALCON_MODULES,
     "falcon, grouped": _FALCON_MODULES,
     "falcon, per head": _FALCON_MODULES,
@@ -174,13 +174,13 @@ def save_random(path: Path, config: PreTrainedConfig, dtype: torch.dtype = torch
     return path
 
 
-def whole_model(path: Path, quantisation: BitsAndBytesConfig | None) -> Any:
+def whole_model(path: Path, quantization: BitsAndBytesConfig | None) -> Any:
     """Load the whole model as transformers does, with what bitsandbytes' CPU kernels refuse kept from them.
 
     Their packed 4-bit path takes no weight of one row (Qwen2-MoE's gate of its shared expert), and their int8 path
     no input of four dimensions (DeepSeek's latents).
     """
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantisation).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantization).eval()
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit) and module.out_features % 32:
             module.support_avx512bf16_for_cpu = False

@@ -38,12 +38,12 @@ class WholeModel:
         path: Path,
         token_ids: torch.Tensor,
         scheme: str | None = None,
-        quantisation: BitsAndBytesConfig | None = None,
+        quantization: BitsAndBytesConfig | None = None,
     ) -> None:
-        """Load and run it where the tokens are; quantisation: in place of the scheme's usual configuration."""
+        """Load and run it where the tokens are; quantization: in place of the scheme's usual configuration."""
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            quantization_config=quantisation or configuration(path, scheme),
+            quantization_config=quantization or configuration(path, scheme),
             device_map=None if token_ids.device.type == "cpu" else {"": token_ids.device},
         ).eval()
         self.inputs: dict[str, torch.Tensor] = {}

@@ -11,7 +11,7 @@ from architectures import (
     COMPONENTS,
     CONFIGS,
     HIDDEN,
-    NOT_QUANTISED,
+    NOT_QUANTIZED,
     VOCABULARY,
     decoder_layers,
     random_model,
@@ -114,7 +114,7 @@ def test_every_input_is_measured_once_and_the_hidden_states_enter_q_and_up(swept
 
 def test_what_no_scheme_replaces_is_listed_by_name(swept: Swept) -> None:
     within = {name for name in swept.not_quantised if name.startswith(swept.prefix)}
-    assert within == NOT_QUANTISED.get(swept.architecture, set())
+    assert within == NOT_QUANTIZED.get(swept.architecture, set())
     model = AutoModelForCausalLM.from_pretrained(swept.path, quantization_config=configuration(swept.path, "int8"))
     own = {
         n for n, m in model.named_modules() if any(p.ndim > 1 and p.is_floating_point() for p in m.parameters(False))

@@ -134,9 +134,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda m: edit_config(m, architectures=["LlamaForSequenceClassification"]),
         ("LlamaForSequenceClassification", "no causal decoder", "LlamaForCausalLM"),
     ),
-    "quantised already": (
+    "quantized already": (
         lambda m: edit_config(m, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
-        ("quantised already",),
+        ("quantized already",),
     ),
     "nested config": (lambda m: nested(m, "config.json"), ("config.json", "nested too deeply")),
     "deeply nested key": (nested_under_a_key, ("config.json", "nested too deeply")),

@@ -66,7 +66,7 @@ def written(kind: str, directory: Path, texts: list[str] = DOCUMENTS) -> Path:
 
 
 def by_hand(texts: list[str], path: Path, separator: list[int]) -> list[int]:
-    """The documents tokenised and joined, in as few words as can be."""
+    """The documents tokenized and joined, in as few words as can be."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     joined: list[int] = []
     for text in texts:

@@ -293,7 +293,7 @@ def test_a_failure_of_the_device_says_nothing_of_a_projection(
 
     monkeypatch.setattr(kernels, "KERNELS", dict.fromkeys(kernels.KERNELS, broken))
     with pytest.raises(error):
-        kernels.quantise_projection(torch.nn.Linear(8, 8), SCHEMES["int8"])
+        kernels.quantize_projection(torch.nn.Linear(8, 8), SCHEMES["int8"])
 
 
 @pytest.mark.usefixtures("nothing_replaced")

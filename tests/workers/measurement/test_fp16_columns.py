@@ -67,7 +67,7 @@ def test_a_magnitude_is_rounded_up_to_what_a_type_holds(dtype: torch.dtype) -> N
 
 
 def projection(name: str, component: str, *, shares: str | None = None) -> Projection:
-    return Projection(name, {component: slice(None)}, shares or component, quantised=True)
+    return Projection(name, {component: slice(None)}, shares or component, quantized=True)
 
 
 @pytest.mark.parametrize("on_device", [False, True])

@@ -1,4 +1,4 @@
-"""Labelled prompts: what is read and refused, how prompts are batched, and which dimensions are found."""
+"""Labeled prompts: what is read and refused, how prompts are batched, and which dimensions are found."""
 
 import itertools
 import json
@@ -342,7 +342,7 @@ def findings_of(records: LabelledRecords, vectors: dict[str, np.ndarray], **chos
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[LabelledRecords, dict[str, np.ndarray]]:
-    """The sample's labelled prompts with made-up vectors: dimensions 5 and 40 know the truth; nf4 loses 40."""
+    """The sample's labeled prompts with made-up vectors: dimensions 5 and 40 know the truth; nf4 loses 40."""
     records = read_labelled(LabelledFile(path=LABELLED), None)
     rng = np.random.default_rng(3)
     signs = np.where(records.labels, 1.0, -1.0)

@@ -1,4 +1,4 @@
-"""Labelled prompts and given token ids through a whole measurement, against models loaded whole."""
+"""Labeled prompts and given token ids through a whole measurement, against models loaded whole."""
 
 import io
 import json

@@ -55,7 +55,7 @@ OTHERS = {
     "dots3": lambda: config_of("Dots3NoteText", **_SIZES, **_LATENT, moe_layer_freq=1),
 }
 """Cohere, Granite and Bamba run attention; Mamba has none; Falcon-Mamba's and Jamba's layers call one projection only
-where they are told that they are quantised; Inkling keeps some weights in float32; Bamba's layers return a pair that
+where they are told that they are quantized; Inkling keeps some weights in float32; Bamba's layers return a pair that
 its model takes apart, and OpenAI's first GPT's return a list; the layers of Dots 3 differ in their heads."""
 
 USED_OTHERWISE = {"mamba": "dt_proj", "deepseek_v32": "weights_proj", "dots3": "weights_proj"}

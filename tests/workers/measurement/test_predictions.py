@@ -31,7 +31,7 @@ def scored(path: Path, text: Path, out: Path, **settings: Any) -> tuple[Report, 
 
 
 @pytest.mark.parametrize("score", ["all", "second_half"])
-def test_what_is_quantised_after_the_last_layer_is_given_whole_batches(
+def test_what_is_quantized_after_the_last_layer_is_given_whole_batches(
     score: str, tmp_path: Path, calibration_text: Path
 ) -> None:
     path = save_random(tmp_path / "model", CONFIGS["opt, projected"](), torch.float32)

@@ -16,14 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import SCHEMES, Scheme
-from workers.measurement.errors import CannotQuantise
+from workers.measurement.errors import CannotQuantize
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder, run_layer
 from workers.measurement.models.projections import Projection, projections, weight_rows
 from workers.measurement.quantization import kernels, projection
-from workers.measurement.quantization.kernels import KERNELS, quantise_projection
-from workers.measurement.quantization.layer import quantise_layer
-from workers.measurement.quantization.projection import QuantisedProjection, row_ranges
+from workers.measurement.quantization.kernels import KERNELS, quantize_projection
+from workers.measurement.quantization.layer import quantize_layer
+from workers.measurement.quantization.projection import QuantizedProjection, row_ranges
 from workers.measurement.quantization.resolving import resolved
 from workers.samples import CALIBRATION, MODEL, PLANTED
 
@@ -49,9 +49,9 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def whole_weight(quantised: QuantisedProjection, original: nn.Module) -> torch.Tensor:
+def whole_weight(quantized: QuantizedProjection, original: nn.Module) -> torch.Tensor:
     """What the stored weight stands for, [out, in], put together from its ranges of rows."""
-    return torch.cat([quantised.dequantised(rows) for rows in row_ranges(weight_rows(original))])
+    return torch.cat([quantized.dequantized(rows) for rows in row_ranges(weight_rows(original))])
 
 
 def known(name: str, dtype: torch.dtype = torch.float32) -> Scheme:
@@ -101,14 +101,14 @@ def test_a_record_says_whether_its_scheme_is_simulated(name: str) -> None:
 def test_every_scheme_gives_nearly_what_the_projection_gives(name: str, dtype: torch.dtype) -> None:
     original = linear(256, 96, dtype)
     x = tokens(2, 7, 256, dtype=dtype)
-    quantised = quantise_projection(original, known(name, dtype))
-    output, reference = run(quantised.module, x), run(original, x)
+    quantized = quantize_projection(original, known(name, dtype))
+    output, reference = run(quantized.module, x), run(original, x)
     assert output.dtype == dtype
     assert output.shape == reference.shape
     bits = SCHEMES[name].weight_bits
     assert 0.001 < relative(output, reference) < {4: 0.2, 8: 0.06}[bits]
-    assert 0.001 < relative(whole_weight(quantised, original), original.weight) < {4: 0.2, 8: 0.04}[bits]
-    assert 256 * 96 * bits / 8 < quantised.nbytes < 256 * 96 * (bits + 1) / 8
+    assert 0.001 < relative(whole_weight(quantized, original), original.weight) < {4: 0.2, 8: 0.04}[bits]
+    assert 256 * 96 * bits / 8 < quantized.nbytes < 256 * 96 * (bits + 1) / 8
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -119,7 +119,7 @@ def test_a_conv1d_is_the_linear_of_its_transpose(name: str) -> None:
         conv.weight.copy_(original.weight.T)
         conv.bias.copy_(original.bias)
     x = tokens(2, 3, 64)
-    found, expected = (quantise_projection(module, known(name)) for module in (conv, original))
+    found, expected = (quantize_projection(module, known(name)) for module in (conv, original))
     assert torch.equal(run(found.module, x), run(expected.module, x))
     assert found.nbytes == expected.nbytes
 
@@ -132,16 +132,16 @@ def test_a_weight_in_many_ranges_of_rows_is_the_same_as_in_one(
     original = linear(in_features, 301, torch.bfloat16)
     x = tokens(2, 3, in_features, dtype=torch.bfloat16)
     scheme = known(name, torch.bfloat16)
-    whole = quantise_projection(original, scheme)
+    whole = quantize_projection(original, scheme)
     weight = whole_weight(whole, original)
-    errors = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
+    errors = quantize_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
     monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
     assert [rows.start for rows in row_ranges(weight)] == [0, 64, 128, 192, 256]
-    pieces = quantise_projection(original, scheme)
+    pieces = quantize_projection(original, scheme)
     assert torch.equal(run(pieces.module, x), run(whole.module, x))
     assert torch.equal(whole_weight(pieces, original), weight)
     assert pieces.nbytes == whole.nbytes
-    again = quantise_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
+    again = quantize_layer(nn.Sequential(original), [Projection("0", {"a": slice(None)}, "a", True)], scheme)
     assert again.weight_errors == errors.weight_errors == {"a": pytest.approx(relative(weight, original.weight))}
 
 
@@ -175,12 +175,12 @@ def test_int8_codes_and_scales_are_those_of_bitsandbytes(dtype: torch.dtype, mon
     assert torch.equal(found.data, expected.data)
 
 
-def quantised_logits(path: Path, token_ids: torch.Tensor, scheme: Scheme, scratch: Path) -> torch.Tensor:
+def quantized_logits(path: Path, token_ids: torch.Tensor, scheme: Scheme, scratch: Path) -> torch.Tensor:
     decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), scratch)
     hidden, arguments = decoder.record(token_ids)
     for index in range(len(decoder.layers)):
         with decoder.resident(index) as layer:
-            copied = quantise_layer(layer, projections(layer, decoder.config), scheme)
+            copied = quantize_layer(layer, projections(layer, decoder.config), scheme)
             hidden = run_layer(copied.module, hidden, arguments[index])
     return decoder.logits(hidden)
 
@@ -200,13 +200,13 @@ def four_bit_config(quant_type: str, *, double: bool) -> BitsAndBytesConfig:
     ],
     ids=["fp4", "nf4-dq", "fp4-dq", "int8 without outlier columns", "int8 at 2.5"],
 )
-def test_logits_are_those_of_the_model_that_transformers_quantises(
+def test_logits_are_those_of_the_model_that_transformers_quantizes(
     scheme: Scheme, config: BitsAndBytesConfig, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     token_ids = torch.randint(300, (3, 40), generator=torch.Generator().manual_seed(3))
     model = AutoModelForCausalLM.from_pretrained(checkpoints["llama"], quantization_config=config)
     expected = run(model.eval(), token_ids).logits
-    assert torch.equal(quantised_logits(checkpoints["llama"], token_ids, scheme, tmp_path), expected)
+    assert torch.equal(quantized_logits(checkpoints["llama"], token_ids, scheme, tmp_path), expected)
 
 
 def four_bit_oracle(weight: torch.Tensor, quant_type: str) -> np.ndarray:
@@ -229,18 +229,18 @@ WIDTHS = [(160, 48), (160, 360), (360, 160), (48, 96), (32, 7), (33, 7), (20, 32
 @pytest.mark.parametrize(("in_features", "out_features"), WIDTHS)
 def test_four_bits_of_any_width_are_blocks_of_64(in_features: int, out_features: int, quant_type: str) -> None:
     original = linear(in_features, out_features)
-    quantised = quantise_projection(original, known(quant_type))
+    quantized = quantize_projection(original, known(quant_type))
     expected = four_bit_oracle(original.weight.detach(), quant_type)
-    np.testing.assert_allclose(whole_weight(quantised, original).numpy(), expected, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(whole_weight(quantized, original).numpy(), expected, rtol=1e-6, atol=0)
     x = tokens(2, 3, in_features)
     output = x.double() @ torch.from_numpy(expected).double().T + original.bias.double()
-    assert quantised.path == ("cpu, dequantised as one row" if in_features % 64 else "cpu")
-    np.testing.assert_allclose(run(quantised.module, x).numpy(), output.detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert quantized.path == ("cpu, dequantized as one row" if in_features % 64 else "cpu")
+    np.testing.assert_allclose(run(quantized.module, x).numpy(), output.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FOUR_BITS)
 def test_blocks_across_rows_compute_what_the_plain_path_does_where_it_is_right(name: str) -> None:
-    """A width of 40 is no multiple of 16, so bitsandbytes dequantises it element by element, and rightly."""
+    """A width of 40 is no multiple of 16, so bitsandbytes dequantizes it element by element, and rightly."""
     original = linear(40, 24, torch.bfloat16)
     settings = SCHEMES[name].settings
     plain = bnb.nn.Linear4bit(
@@ -252,9 +252,9 @@ def test_blocks_across_rows_compute_what_the_plain_path_does_where_it_is_right(n
     ).to("cpu")
     plain.support_avx512bf16_for_cpu = False
     x = tokens(2, 3, 40, dtype=torch.bfloat16)
-    quantised = quantise_projection(original, known(name))
-    assert type(quantised.module) is not bnb.nn.Linear4bit
-    assert torch.equal(run(quantised.module, x), run(plain.eval(), x))
+    quantized = quantize_projection(original, known(name))
+    assert type(quantized.module) is not bnb.nn.Linear4bit
+    assert torch.equal(run(quantized.module, x), run(plain.eval(), x))
 
 
 @pytest.mark.parametrize(("in_features", "out_features"), [*WIDTHS[:-1], (2, 3)])
@@ -271,8 +271,8 @@ def test_int8_of_any_width_is_what_the_paper_says(in_features: int, out_features
     rounded = torch.where(row_scale > 0, (rest / row_scale).round() * row_scale, 0.0)
     kept = torch.where(columns, x.double(), 0.0)
     expected = (rounded + kept) @ weight.T + original.bias.detach().double()
-    quantised = quantise_projection(original, with_threshold(threshold))
-    assert relative(run(quantised.module, x), expected) < 1e-3
+    quantized = quantize_projection(original, with_threshold(threshold))
+    assert relative(run(quantized.module, x), expected) < 1e-3
 
 
 # Simulated kernels
@@ -286,8 +286,8 @@ def test_simulated_int8_by_token_agrees_with_the_real_kernel_without_outlier_col
         original.weight.copy_(original.weight.half())
         original.weight[:, 0] = 127 / 1024
     x[..., 1] = -127 / 32
-    real = run(quantise_projection(original, with_threshold(0)).module, x)
-    simulated = run(quantise_projection(original, known("w8a8-token")).module, x)
+    real = run(quantize_projection(original, with_threshold(0)).module, x)
+    simulated = run(quantize_projection(original, known("w8a8-token")).module, x)
     assert relative(simulated, real) < 3e-5  # bitsandbytes writes 1 / 127^2 as 6.200124e-05, 2e-5 too much
     assert relative(simulated, run(original, x)) > 3e-3
 
@@ -298,7 +298,7 @@ def test_a_large_token_coarsens_others_only_under_one_scale_for_the_tensor(name:
     x = tokens(2, 5, 64)
     louder = x.clone()
     louder[0, 0] *= 100
-    module = quantise_projection(original, known(name)).module
+    module = quantize_projection(original, known(name)).module
     others = run(module, x)[1], run(module, louder)[1]
     assert torch.equal(*others) == (name != "w8a8-tensor")
 
@@ -306,8 +306,8 @@ def test_a_large_token_coarsens_others_only_under_one_scale_for_the_tensor(name:
 @pytest.mark.parametrize("name", ["int4-group128", "int4-group128-sym", "mxfp4"])
 def test_schemes_of_weights_alone_leave_inputs_as_they_are(name: str) -> None:
     original = linear(64, 32, bias=False)
-    quantised = quantise_projection(original, known(name))
-    assert torch.equal(run(quantised.module, torch.eye(64)[None])[0].T, whole_weight(quantised, original))
+    quantized = quantize_projection(original, known(name))
+    assert torch.equal(run(quantized.module, torch.eye(64)[None])[0].T, whole_weight(quantized, original))
 
 
 # What no path takes
@@ -317,16 +317,16 @@ def test_a_weight_over_fp16_is_refused_by_name_for_int8_alone() -> None:
     original = linear(64, 32)
     with torch.no_grad():
         original.weight[3, 4] = -70000.0
-    with pytest.raises(CannotQuantise, match=r"^64 -> 32: .*70000; at most 65504") as refused:
-        quantise_projection(original, known("int8"))
+    with pytest.raises(CannotQuantize, match=r"^64 -> 32: .*70000; at most 65504") as refused:
+        quantize_projection(original, known("int8"))
     assert (refused.value.code, refused.value.bad_input) == ("bad-model", True)
     for name in SCHEMES.keys() - {"int8"}:
-        assert whole_weight(quantise_projection(original, known(name)), original).isfinite().all()
+        assert whole_weight(quantize_projection(original, known(name)), original).isfinite().all()
 
 
 def test_one_input_channel_is_refused_for_int8() -> None:
-    with pytest.raises(CannotQuantise, match=r"^1 -> 5: it has 1 input channel; at least 2"):
-        quantise_projection(linear(1, 5), SCHEMES["int8"])
+    with pytest.raises(CannotQuantize, match=r"^1 -> 5: it has 1 input channel; at least 2"):
+        quantize_projection(linear(1, 5), SCHEMES["int8"])
 
 
 BROKEN = (192, 128)
@@ -334,7 +334,7 @@ BROKEN = (192, 128)
 
 
 class Fragile(nn.Module):
-    """A quantised module that breaks when it is called."""
+    """A quantized module that breaks when it is called."""
 
     def forward(self, _: torch.Tensor) -> torch.Tensor:
         raise AssertionError
@@ -346,17 +346,17 @@ def test_a_module_that_breaks_at_its_first_call_stays_as_it_is(
     real = KERNELS[SCHEMES["nf4"].kernel]
 
     def breaking(projection: nn.Module, settings: Any) -> Any:
-        quantised = real(projection, settings)
+        quantized = real(projection, settings)
         if projection.weight.shape == BROKEN:
-            object.__setattr__(quantised, "module", Fragile())
-        return quantised
+            object.__setattr__(quantized, "module", Fragile())
+        return quantized
 
     monkeypatch.setattr(kernels, "KERNELS", {SCHEMES["nf4"].kernel: breaking})
     monkeypatch.setattr(kernels, "_tried", set())
     decoder = load_decoder(open_checkpoint(checkpoints["llama"]), torch.device("cpu"), tmp_path)
     with decoder.resident(1) as layer:
         parts = projections(layer, decoder.config)
-        copied = quantise_layer(layer, parts, known("nf4"))
+        copied = quantize_layer(layer, parts, known("nf4"))
         broken = {p.name for p in parts if layer.get_submodule(p.name).weight.shape == BROKEN}
         assert broken
         assert copied.left == dict.fromkeys(broken, f"{BROKEN[1]} -> {BROKEN[0]}: AssertionError")
@@ -383,13 +383,13 @@ def isolated_errors(
         original = layer.get_submodule(name)
         reference = run(original, inputs[name])
         for scheme in schemes:
-            quantised = quantise_projection(original, scheme)
-            errors[scheme.name, name] = relative(run(quantised.module, inputs[name]), reference)
+            quantized = quantize_projection(original, scheme)
+            errors[scheme.name, name] = relative(run(quantized.module, inputs[name]), reference)
     return output, errors
 
 
-def kl_divergence(reference: torch.Tensor, quantised: torch.Tensor) -> float:
-    p, q = reference.double().log_softmax(-1), quantised.double().log_softmax(-1)
+def kl_divergence(reference: torch.Tensor, quantized: torch.Tensor) -> float:
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
@@ -410,7 +410,7 @@ def test_planted_outliers_hurt_a_scale_for_the_whole_tensor_and_not_llm_int8(tmp
                 assert errors["w8a8-tensor", name] > 4 * errors["int8", name]
     reference = decoder.logits(hidden)
     int8, tensor = (
-        kl_divergence(reference, quantised_logits(MODEL, token_ids, scheme, tmp_path / scheme.name))
+        kl_divergence(reference, quantized_logits(MODEL, token_ids, scheme, tmp_path / scheme.name))
         for scheme in schemes
     )
     assert tensor > 10 * int8 > 0

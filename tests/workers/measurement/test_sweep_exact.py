@@ -1,4 +1,4 @@
-"""The sweep computes what the whole model computes, bit for bit: as it came, and as bitsandbytes quantises it."""
+"""The sweep computes what the whole model computes, bit for bit: as it came, and as bitsandbytes quantizes it."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ def test_a_scheme_that_replaces_nothing_is_said_to(tmp_path: Path, calibration_t
     path = save_random(tmp_path / "model", CONFIGS["falcon, one k and v"]())
     save_tokenizer(path)
     report = measured(path, calibration_text, tmp_path / "out", schemes=["nf4"])
-    assert [(w["code"], w["where"]) for w in besides_guessing(report)] == [("nothing-quantised", "nf4")]
+    assert [(w["code"], w["where"]) for w in besides_guessing(report)] == [("nothing-quantized", "nf4")]
     assert report["schemes"]["nf4"]["compression"] == 1
     assert report["schemes"]["nf4"]["kl_divergence"]["max"] == 0
     assert report["schemes"]["nf4"]["worst_sites"] == []
@@ -71,7 +71,7 @@ def test_what_a_layer_does_more_with_than_call_it_stays_as_it_is_and_is_named(
     save_tokenizer(path)
     report = measured(path, calibration_text, tmp_path / "out", schemes=[name])
     (warning,) = (w for w in report["warnings"] if w["where"] == name)
-    assert warning["code"] == "left-unquantised"
+    assert warning["code"] == "left-unquantized"
     assert re.match(r"mixer.dt_proj stays as it is in layers 0-1: the layer uses its weight itself", warning["message"])
     scheme = report["schemes"][name]
     left = {name for name in scheme["not_quantised"] if name.endswith("_proj")}
@@ -89,7 +89,7 @@ def test_a_weight_that_int8_does_not_take_is_named_with_its_layer(tmp_path: Path
     model.save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     report = measured(tmp_path / "model", calibration_text, tmp_path / "out", schemes=["int8", "nf4"])
-    (warning,) = (w for w in report["warnings"] if w["code"] == "left-unquantised")
+    (warning,) = (w for w in report["warnings"] if w["code"] == "left-unquantized")
     assert warning["where"] == "int8"
     assert re.match(r"mlp.up_proj stays as it is in layer 1: 64 -> 128: .*; at most 65504", warning["message"])
     named = {name: "model.layers.1.mlp.up_proj" in facts["not_quantised"] for name, facts in report["schemes"].items()}

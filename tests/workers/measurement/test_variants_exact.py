@@ -28,7 +28,7 @@ from workers.measurement.models.projections import weight_rows
 from workers.measurement.program import measure
 from workers.measurement.progress import Narrator
 from workers.measurement.quantization import projection
-from workers.measurement.quantization.kernels import quantise_projection
+from workers.measurement.quantization.kernels import quantize_projection
 from workers.measurement.quantization.projection import row_ranges
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.state import Batch
@@ -156,7 +156,7 @@ def test_blocks_of_another_size_are_those_of_params4bit(
     original = linear(1024, 96, kind)
     expected = by_hand(original, block, kind, double=double)
     text = f"b=nf4:block_size={block},double_quantisation={'true' if double else 'false'}"
-    found = quantise_projection(original, scheme_of(text, kind))
+    found = quantize_projection(original, scheme_of(text, kind))
     x = torch.randn(2, 5, 1024, generator=torch.Generator().manual_seed(1)).to(kind)
     with torch.no_grad():
         assert torch.equal(found.module(x), expected(x))
@@ -180,13 +180,13 @@ def test_blocks_that_run_over_rows_are_as_the_format_says(
         abs_max = np.abs(values).max()
         expected[start : start + block] = codes[np.abs(values[:, None] / abs_max - codes).argmin(axis=1)] * abs_max
     expected = expected.reshape(original.weight.shape)
-    whole = quantise_projection(original, scheme_of(f"b=nf4:block_size={block}", torch.float32))
+    whole = quantize_projection(original, scheme_of(f"b=nf4:block_size={block}", torch.float32))
     monkeypatch.setitem(projection._RANGE_ELEMENTS, "cpu", 1)
-    pieces = quantise_projection(original, scheme_of(f"b=nf4:block_size={block}", torch.float32))
+    pieces = quantize_projection(original, scheme_of(f"b=nf4:block_size={block}", torch.float32))
     assert torch.equal(pieces.module.weight.data, whole.module.weight.data)
     ranges = [*row_ranges(weight_rows(original))]
     assert len(ranges) == -(-out_features // 64)
-    weight = torch.cat([pieces.dequantised(rows) for rows in ranges])
+    weight = torch.cat([pieces.dequantized(rows) for rows in ranges])
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6, atol=0)
     x = torch.randn(2, 3, in_features, generator=torch.Generator().manual_seed(1))
     output = x.double() @ torch.from_numpy(expected).double().T + original.bias.double()
@@ -355,7 +355,7 @@ def test_a_variant_that_keeps_everything_changes_nothing_and_is_said_to(
     scheme = {"name": "all", "scheme": "int8", "keep": every}
     report = measured(checkpoints["llama"], calibration_text, tmp_path / "out", schemes=[scheme])
     (warning,) = (warning for warning in report.warnings if warning.where == "all")
-    assert warning.code == "nothing-quantised"
+    assert warning.code == "nothing-quantized"
     assert warning.message.endswith("has no Linear that all is not told to keep, so nothing changes")
     assert report.schemes["all"].kl_divergence.max == 0
     assert report.schemes["all"].quantised_share == 0

@@ -77,7 +77,7 @@ def save_tokenizer(path: Path, *, adds_bos: bool = False) -> None:
 def save_checkpoint(
     path: Path, config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16, *, adds_bos: bool = False, **save: Any
 ) -> Path:
-    """Save a randomly initialised model, wide enough in range for its layers to differ from one another."""
+    """Save a randomly initialized model, wide enough in range for its layers to differ from one another."""
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():

@@ -45,7 +45,7 @@ class Recipe:
     outlier_heads: bool = True
     """About one head in six is an outlier; else none."""
     labelled: int = 160
-    """Labelled prompts; 0 for none given."""
+    """Labeled prompts; 0 for none given."""
     label_dimensions: tuple[int, ...] = (201, 14, 35, 67)
     source: str = "example/llama-small"
     token: str = "the"

@@ -99,7 +99,7 @@ class Browser:
         return document
 
     def show(self, page: Path, *, width: int, height: int, dark: bool = False, media: str = "screen") -> None:
-        """Open a file at a size, in a colour scheme, as a screen or as paper, and wait until it is loaded."""
+        """Open a file at a size, in a color scheme, as a screen or as paper, and wait until it is loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media=media, features=scheme)
         mobile = width < 600

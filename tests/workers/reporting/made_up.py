@@ -1,4 +1,4 @@
-"""Made-up rows of the tables about heads and labelled prompts, and what report.json says of the latter."""
+"""Made-up rows of the tables about heads and labeled prompts, and what report.json says of the latter."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -70,11 +70,11 @@ def test_the_labels_are_the_largest_values_of_the_table(make_report, draw, rows_
 def test_labels_never_overlap_each_other_or_the_data(make_report, draw, edit_table, sign, first):
     report = make_report(hidden_size=256, outliers=0)
 
-    def raise_neighbours(rows):
+    def raise_neighbors(rows):
         for step in range(5):
             rows[first + step]["value"] = sign * (1000.125 + step)
 
-    edit_table(report, "profile", raise_neighbours)
+    edit_table(report, "profile", raise_neighbors)
     drawing = draw(report)["activation_profile"]
     axes = drawing.figure.axes[0]
     boxes = [Text.get_window_extent(label) for label in labels(drawing)]

@@ -182,10 +182,10 @@ def test_an_architecture_without_any_of_the_seven_is_still_drawn(make_report, dr
 def test_the_smallest_is_blue_the_median_white_the_largest_orange(make_report, draw):
     drawing = draw(make_report(layers=9))["component_heatmap_nf4_weight_error"]
     values = mesh(drawing).get_array().compressed()
-    colours = mesh(drawing).to_rgba([values.min(), np.median(values), values.max()])[:, :3]
-    assert colours[0, 2] > colours[0, 0] + 0.3
-    assert colours[1].min() > 0.94
-    assert colours[2, 0] > colours[2, 2] + 0.3
+    colors = mesh(drawing).to_rgba([values.min(), np.median(values), values.max()])[:, :3]
+    assert colors[0, 2] > colors[0, 0] + 0.3
+    assert colors[1].min() > 0.94
+    assert colors[2, 0] > colors[2, 2] + 0.3
 
 
 @given(st.lists(st.floats(1e-6, 1e6) | st.floats(-5, 5), min_size=1, max_size=30))
@@ -202,7 +202,7 @@ def test_a_rising_scale_runs_from_the_smallest_to_the_largest(values):
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
-def test_colours_never_reverse_an_order(values):
+def test_colors_never_reverse_an_order(values):
     array = np.array(values)
     norm, ticks = median_norm(array)
     placed = np.asarray(norm(np.sort(array)))
@@ -220,7 +220,7 @@ def test_exact_zeros_and_equal_values_have_a_scale():
         assert len(ticks) == 5
 
 
-def test_more_than_a_decade_is_coloured_by_its_logarithm(make_report, draw, edit_table):
+def test_more_than_a_decade_is_colored_by_its_logarithm(make_report, draw, edit_table):
     report = make_report()
     edit_table(report, "errors", lambda rows: rows[0].update(relative_l2=50.0))
     drawings = draw(report)
@@ -228,10 +228,10 @@ def test_more_than_a_decade_is_coloured_by_its_logarithm(make_report, draw, edit
     assert "logarithm" not in drawings["component_heatmap_int8_weight_error"].caption
 
 
-def test_data_is_never_coloured_like_the_page():
+def test_data_is_never_colored_like_the_page():
     maps = (style.DIVERGING, style.SEQUENTIAL)
-    data = {to_hex(colours(step)) for colours in maps for step in range(colours.N)}
-    data |= {style.mark(position).colour for position in range(11)} | {
+    data = {to_hex(colors(step)) for colors in maps for step in range(colors.N)}
+    data |= {style.mark(position).color for position in range(11)} | {
         style.CYAN,
         style.BLUE,
         style.ORANGE,

@@ -1,4 +1,4 @@
-"""Reading knows the columns that a report's own schemes and labelled dimensions bring."""
+"""Reading knows the columns that a report's own schemes and labeled dimensions bring."""
 
 import numpy as np
 import pyarrow as pa

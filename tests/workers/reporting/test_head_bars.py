@@ -17,8 +17,8 @@ from workers.reporting.render import render
 GRADES = ["≥ 30 dB", "20 to 30 dB", "10 to 20 dB", "< 10 dB"]
 SIDES = ["outlier and damaged", "neither", "damaged, no outlier", "outlier, not damaged"]
 SCHEMES = ("int8", "nf4")
-GREEN, YELLOW, ORANGE, RED = (to_rgb(colour) for colour in style.SEVERITY)
-DARK_GREEN, LIME, LIGHT_RED, DARK_RED = (to_rgb(colour) for colour in style.AGREEMENT)
+GREEN, YELLOW, ORANGE, RED = (to_rgb(color) for color in style.SEVERITY)
+DARK_GREEN, LIME, LIGHT_RED, DARK_RED = (to_rgb(color) for color in style.AGREEMENT)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def agreement(draw_with):
 
 
 def bars(drawing):
-    """Heights by (quarter, colour), as drawn; every bar must stand on the one beneath."""
+    """Heights by (quarter, color), as drawn; every bar must stand on the one beneath."""
     heights, tops = {}, collections.Counter()
     for patch in drawing.figure.axes[0].patches:
         quarter = round(patch.get_x() + patch.get_width() / 2)
@@ -43,7 +43,7 @@ def bars(drawing):
 
 
 def shares(drawing):
-    """The text of every share, by the segment that it labels: (quarter, colour)."""
+    """The text of every share, by the segment that it labels: (quarter, color)."""
     axes = drawing.figure.axes[0]
     found = {}
     for text in (text for text in axes.texts if text.get_gid()):
@@ -81,11 +81,11 @@ def test_severity_bars_are_the_measured_outliers_by_damage(make_report, severity
         assert bars(severity(report)[f"head_severity_{scheme}"]) == expected
 
 
-@pytest.mark.parametrize(("ratio", "colour"), [(30, GREEN), (29.99, YELLOW), (20, YELLOW), (10, ORANGE), (9.99, RED)])
-def test_a_ratio_on_a_limit_belongs_to_the_better_class(make_report, severity, edit_table, ratio, colour):
+@pytest.mark.parametrize(("ratio", "color"), [(30, GREEN), (29.99, YELLOW), (20, YELLOW), (10, ORANGE), (9.99, RED)])
+def test_a_ratio_on_a_limit_belongs_to_the_better_class(make_report, severity, edit_table, ratio, color):
     report = make_report(outlier_heads=False)
     edit_table(report, "heads", lambda rows: [row.update(sqnr_db_nf4=float(ratio)) for row in rows])
-    assert bars(severity(report)["head_severity_nf4"]) == {(quarter, colour): 16 for quarter in range(4)}
+    assert bars(severity(report)["head_severity_nf4"]) == {(quarter, color): 16 for quarter in range(4)}
 
 
 @pytest.mark.parametrize("layers", [3, 8, 80])
@@ -131,13 +131,13 @@ def test_shares_of_slivers_stand_beside_the_bar_and_apart(make_report, severity,
         (3, GREEN): "99.2%", (3, YELLOW): "0.2%", (3, ORANGE): "0.4%", (3, RED): "0.2%"
     }  # fmt: skip
     for quarter in range(4):
-        boxes = [Text.get_window_extent(texts[quarter, colour]) for colour in (YELLOW, ORANGE, RED)]
+        boxes = [Text.get_window_extent(texts[quarter, color]) for color in (YELLOW, ORANGE, RED)]
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
         bar = max((p for p in axes.patches if round(p.get_x() + 0.31) == quarter), key=lambda p: p.get_height())
         assert all(box.x0 > bar.get_window_extent().x1 for box in boxes)
         assert all(box.x1 < axes.get_window_extent().x1 for box in boxes)
-        for colour in (YELLOW, ORANGE, RED):
-            assert texts[quarter, colour].get_bbox_patch().get_facecolor()[:3] == colour
+        for color in (YELLOW, ORANGE, RED):
+            assert texts[quarter, color].get_bbox_patch().get_facecolor()[:3] == color
         inside = Text.get_window_extent(texts[quarter, GREEN])
         assert inside.y0 > bar.get_window_extent().y0
         assert inside.y1 < bar.get_window_extent().y1
@@ -166,9 +166,9 @@ def test_quarters_of_depths_that_four_does_not_divide(make_report, agreement, la
     assert ("fewer than four layers" in drawing.caption) == (layers < 4)
 
 
-def test_legends_name_the_colours_from_the_bottom_up(make_report, severity, agreement):
+def test_legends_name_the_colors_from_the_bottom_up(make_report, severity, agreement):
     report = make_report(layers=20, heads=40)
-    for drawing, names, colours, title in (
+    for drawing, names, colors, title in (
         (
             severity(report)["head_severity_nf4"],
             GRADES,
@@ -184,11 +184,11 @@ def test_legends_name_the_colours_from_the_bottom_up(make_report, severity, agre
     ):
         legend = drawing.figure.legends[0]
         assert [text.get_text() for text in legend.get_texts()] == names
-        assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == list(colours)
+        assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == list(colors)
         assert legend.get_title().get_text() == title
         for quarter in range(4):
-            stacked = [to_hex(colour) for here, colour in bars(drawing) if here == quarter]
-            assert stacked == [colour for colour in colours if colour in stacked]
+            stacked = [to_hex(color) for here, color in bars(drawing) if here == quarter]
+            assert stacked == [color for color in colors if color in stacked]
 
 
 def test_hover_says_the_exact_count(make_report, agreement):
@@ -263,11 +263,11 @@ def test_agreement_counts_each_head_once(make_report, agreement, rows_of, layers
     rows = rows_of(report, "heads")
     flagged = [row for row in rows if row["measured_outlier"] or row[f"sqnr_db_{scheme}"] < 20]
     expected = collections.Counter((quarter_of(row["layer"], layers), side_by_hand(row, scheme)) for row in flagged)
-    assert {colour for _, colour in expected} == {DARK_GREEN, LIGHT_RED, DARK_RED} or layers == 2
+    assert {color for _, color in expected} == {DARK_GREEN, LIGHT_RED, DARK_RED} or layers == 2
     drawn = bars(agreement(report)[f"head_agreement_{scheme}"])
     assert {key: height for key, height in drawn.items() if key[1] != LIME} == expected
     others = collections.Counter(quarter_of(row["layer"], layers) for row in rows if row not in flagged)
-    drawn_others = {quarter: height for (quarter, colour), height in drawn.items() if colour == LIME}
+    drawn_others = {quarter: height for (quarter, color), height in drawn.items() if color == LIME}
     assert sum(drawn_others.values()) == min(len(flagged), len(rows) - len(flagged))
     assert all(height <= others[quarter] for quarter, height in drawn_others.items())
 
@@ -290,18 +290,18 @@ def test_a_severity_bar_is_dark_green_and_dark_red(make_report, severity, agreem
     report = make_report(layers=layers, heads=32)
     for scheme in SCHEMES:
         outliers, totals = collections.Counter(), collections.Counter()
-        for (quarter, colour), height in bars(agreement(report)[f"head_agreement_{scheme}"]).items():
-            outliers[quarter] += height * (colour in (DARK_GREEN, DARK_RED))
+        for (quarter, color), height in bars(agreement(report)[f"head_agreement_{scheme}"]).items():
+            outliers[quarter] += height * (color in (DARK_GREEN, DARK_RED))
         for (quarter, _), height in bars(severity(report)[f"head_severity_{scheme}"]).items():
             totals[quarter] += height
         assert totals == +outliers
 
 
-@pytest.mark.parametrize(("ratio", "colour"), [(20, DARK_RED), (19.99, DARK_GREEN)])
-def test_a_head_on_the_limit_is_not_damaged(make_report, agreement, edit_table, ratio, colour):
+@pytest.mark.parametrize(("ratio", "color"), [(20, DARK_RED), (19.99, DARK_GREEN)])
+def test_a_head_on_the_limit_is_not_damaged(make_report, agreement, edit_table, ratio, color):
     report = make_report(layers=1, heads=1)
     edit_table(report, "heads", lambda rows: rows[0].update(measured_outlier=True, sqnr_db_nf4=float(ratio)))
-    assert bars(agreement(report)["head_agreement_nf4"]) == {(0, colour): 1}
+    assert bars(agreement(report)["head_agreement_nf4"]) == {(0, color): 1}
 
 
 def test_the_captions_state_definition_and_settings(make_report, severity, agreement, rows_of):
@@ -399,8 +399,8 @@ LINEAR_FROM = {
 TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 
 
-def cielab(colour, blindness):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+def cielab(color, blindness):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     seen = np.clip(np.array(LINEAR_FROM[blindness]) @ linear, 0, 1)
     x, y, z = np.cbrt(np.array(TO_XYZ) @ seen / [0.95047, 1, 1.08883])
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
@@ -408,16 +408,16 @@ def cielab(colour, blindness):
 
 @pytest.mark.parametrize("blindness", list(LINEAR_FROM))
 @pytest.mark.parametrize("palette", [(*style.SEVERITY, style.UNKNOWN), style.AGREEMENT, (style.TRUE, style.FALSE)])
-def test_colours_are_told_apart_with_any_colour_blindness(palette, blindness):
+def test_colors_are_told_apart_with_any_color_blindness(palette, blindness):
     for one, other in itertools.combinations(palette, 2):
         assert np.linalg.norm(cielab(one, blindness) - cielab(other, blindness)) > 20
 
 
-def test_shares_can_be_read_on_their_colour():
-    def luminance(colour):
-        return np.dot(TO_XYZ[1], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)])
+def test_shares_can_be_read_on_their_color():
+    def luminance(color):
+        return np.dot(TO_XYZ[1], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)])
 
-    for colour in (*style.SEVERITY, style.UNKNOWN, *style.AGREEMENT):
-        light, dark = sorted((luminance(colour), luminance(style.text_on(colour))), reverse=True)
+    for color in (*style.SEVERITY, style.UNKNOWN, *style.AGREEMENT):
+        light, dark = sorted((luminance(color), luminance(style.text_on(color))), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
-        assert style.text_on(colour) not in style.NEUTRALS.values()
+        assert style.text_on(color) not in style.NEUTRALS.values()

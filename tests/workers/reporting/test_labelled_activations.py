@@ -28,7 +28,7 @@ def draw(draw_with):
 
 @pytest.fixture
 def edit_labelled():
-    """A function that changes what report.json says of the labelled prompts."""
+    """A function that changes what report.json says of the labeled prompts."""
 
     def edit(directory, change):
         path = directory / "report.json"
@@ -115,8 +115,8 @@ def test_true_is_blue_and_false_is_red_and_a_legend_says_so(make_report, draw):
     assert red[0] > red[2] + 0.3
     for axes in figure.axes:
         for patch in axes.patches:
-            colour = patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor()
-            assert tuple(colour[:3]) == pytest.approx(blue if "-true-" in patch.get_gid() else red)
+            color = patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor()
+            assert tuple(color[:3]) == pytest.approx(blue if "-true-" in patch.get_gid() else red)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["true answer", "false answer"]
     shown = [tuple(patch.get_facecolor()[:3]) for patch in figure.legends[0].get_patches()]
@@ -183,7 +183,7 @@ def test_densities_have_an_area_of_one_and_an_axis_each(make_report, draw_with):
 def test_the_caption_says_what_is_drawn(make_report, draw):
     drawing = draw(make_report())["labelled_activations"]
     for part in (
-        "after the final norm", "160 labelled prompts of statements.jsonl", "106 true, 54 false", "abs(AUROC - 0.5)",
+        "after the final norm", "160 labeled prompts of statements.jsonl", "106 true, 54 false", "abs(AUROC - 0.5)",
         "int8 (LLM.int8()), threshold 6.0", "nf4 (4-bit NormalFloat), quant_type nf4", "Model example/llama-small",
         "calibration calibration.txt", "tables/labelled.parquet",
     ):  # fmt: skip
@@ -223,9 +223,9 @@ def test_labels_that_are_all_equal_are_said_in_place_of_histograms(make_report, 
     edit_labelled(report, lambda told: told.update(true_records=30, dimensions=[], ranked_by=None))
     drawing = draw(report)["labelled_activations"]
     said = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
-    assert said == ["llama-small: All 30 labelled prompts are true: there is nothing to tell apart."]
+    assert said == ["llama-small: All 30 labeled prompts are true: there is nothing to tell apart."]
     assert "AUROC is not defined" in drawing.caption
-    assert "All 30 labelled prompts are true" in drawing.alt
+    assert "All 30 labeled prompts are true" in drawing.alt
 
 
 def test_scores_on_one_side_of_the_threshold_are_drawn_without_an_auroc(make_report, draw, edit_labelled, edit_table):
@@ -287,7 +287,7 @@ def test_a_table_of_other_prompts_is_refused(make_report, draw, edit_table):
 def test_a_grid_has_a_row_for_each_model():
     rows = [
         Row("first", [one_panel(dimension, schemes=("int8",), aurocs=(0.8,)) for dimension in (5, 6, 8191)]),
-        Row("second", [], "All 9 labelled prompts are false."),
+        Row("second", [], "All 9 labeled prompts are false."),
         Row("a-model-with-a-name-of-some-length", [one_panel(3, records=400)]),
     ]
     with style.applied():
@@ -298,7 +298,7 @@ def test_a_grid_has_a_row_for_each_model():
     assert tops[0] == tops[1] == tops[2] > tops[3] > tops[4]
     assert drawn[0].get_ylim() == drawn[1].get_ylim() != drawn[3].get_ylim()
     assert drawn[3].get_ylabel() == "# Samples / \na-model-with-a-name-of-some-length"
-    assert figure.axes[3].texts[0].get_text() == "second: All 9 labelled prompts are false."
+    assert figure.axes[3].texts[0].get_text() == "second: All 9 labeled prompts are false."
 
 
 def test_a_grid_without_outlines_shows_references_alone():

@@ -1,4 +1,4 @@
-"""Every mark is a row of the table, every colour a magnitude of `channels`, and leaving out is said."""
+"""Every mark is a row of the table, every color a magnitude of `channels`, and leaving out is said."""
 
 import json
 from functools import partial
@@ -84,7 +84,7 @@ def test_marks_of_one_cell_do_not_cover_each_other(make_report, draw, edit_table
 
 
 @pytest.mark.parametrize("layers", [1, 8, 80])
-def test_colours_are_the_channels_magnitudes(make_report, draw, edit_table, rows_of, layers):
+def test_colors_are_the_channels_magnitudes(make_report, draw, edit_table, rows_of, layers):
     report = make_report(layers=layers)
     flag(edit_table, report, [("variance", 0, j) for j in (3, 40, 9)])
     drawing = draw(report)["outlier_dimensions"]

@@ -186,7 +186,7 @@ def test_every_figure_has_its_caption_and_words_for_who_cannot_see_it(page, draw
             assert part in figure["caption"]
 
 
-def test_figures_take_the_pages_colours(drawn_report):
+def test_figures_take_the_pages_colors(drawn_report):
     text = (drawn_report / "report.html").read_text(encoding="utf-8")
     drawings = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert "var(--ink)" in drawings

@@ -301,8 +301,8 @@ def test_the_table_of_heads_has_the_ratio_under_every_scheme(told, make_report, 
 
 def test_labelled_prompts_have_their_fingerprint_beside_the_others(make_report):
     report = load(make_report()).report
-    assert dict(identity(report))["Labelled prompts"] == report.labelled.fingerprint
-    assert "Labelled prompts" not in dict(identity(report.model_copy(update={"labelled": None})))
+    assert dict(identity(report))["Labeled prompts"] == report.labelled.fingerprint
+    assert "Labeled prompts" not in dict(identity(report.model_copy(update={"labelled": None})))
 
 
 @pytest.mark.parametrize(("truth", "word"), [(0, "false"), (160, "true")])
@@ -319,7 +319,7 @@ def test_labels_that_are_all_equal_are_told(told, truth, word):
 
 
 def test_no_labelled_prompts_are_told(told):
-    assert told(labelled=0)["labelled"].lead == "No labelled prompts were given."
+    assert told(labelled=0)["labelled"].lead == "No labeled prompts were given."
 
 
 def test_a_simulated_scheme_is_marked_wherever_it_is_named(told):

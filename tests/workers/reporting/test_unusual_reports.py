@@ -47,7 +47,7 @@ def test_one_layer_one_head_and_nothing_that_stands_out(make_report):
         "None of the 256 hidden dimensions is an outlier by any definition.",
         "The one attention head is no outlier",
         "The residual stream's peak stands out most after layer 0",
-        "No labelled prompts were given.",
+        "No labeled prompts were given.",
     ):
         assert told in words
 

@@ -202,4 +202,4 @@ def test_a_scheme_that_this_version_does_not_know_is_called_by_its_name():
 def test_many_schemes_all_look_different():
     looks = [style.mark(place) for place in range(121)]
     assert len(set(looks)) == 121
-    assert len({look.colour for look in looks}) == 11
+    assert len({look.color for look in looks}) == 11

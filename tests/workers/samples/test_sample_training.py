@@ -94,7 +94,7 @@ def test_documentation_is_found_in_order() -> None:
 
 def test_no_long_training_paragraph_is_called_unseen() -> None:
     names = [f"module{i}.py" for i in range(400)]
-    shared, short = "A licence that every module repeats. " * 4, "import os"
+    shared, short = "A license that every module repeats. " * 4, "import os"
     every = [Module(name, "", f"{shared}\n\n{short}\n\n{name} alone\n") for name in names]
     for part in (Part.calibration, Part.held_out):
         text = unseen_text(every, part, 10**6)

@@ -103,7 +103,7 @@ def test_held_out_perplexity(model: LlamaForCausalLM, held_out: torch.Tensor) ->
     # "Well below": better than the best unigram model by two bits a token or more.
     assert math.log2(math.exp(entropy) / perplexity) >= 2
     # The card rounds to 2 decimals and 1; processors differ in the last bits of a float32 matrix product.
-    assert perplexity == pytest.approx(stated(r"not quantised \| ([\d.]+) \|"), rel=1e-3)
+    assert perplexity == pytest.approx(stated(r"not quantized \| ([\d.]+) \|"), rel=1e-3)
     assert math.exp(entropy) == pytest.approx(stated(r"unigram model for this very text \| ([\d.]+) \|"), rel=1e-3)
 
 
@@ -195,8 +195,8 @@ def test_int8_needs_the_outlier_columns(model: LlamaForCausalLM, calibration: to
     reference = model(input_ids=calibration[:4]).logits
     error = {}
     for name, scheme in checkpoint.SCHEMES.items():
-        quantised = checkpoint.load(MODEL, scheme)
-        assert type(quantised.model.layers[0].mlp.up_proj) is not torch.nn.Linear
-        error[name] = float((quantised(input_ids=calibration[:4]).logits - reference).norm() / reference.norm())
+        quantized = checkpoint.load(MODEL, scheme)
+        assert type(quantized.model.layers[0].mlp.up_proj) is not torch.nn.Linear
+        error[name] = float((quantized(input_ids=calibration[:4]).logits - reference).norm() / reference.norm())
     assert 0 < error["int8"] < error["int8 without outlier columns"] / 2
     assert 0 < error["nf4"] < 0.5

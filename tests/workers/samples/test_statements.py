@@ -1,4 +1,4 @@
-"""The generated statements and the labelled prompts, checked by a parser of their own."""
+"""The generated statements and the labeled prompts, checked by a parser of their own."""
 
 import json
 import re

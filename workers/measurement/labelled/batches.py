@@ -1,4 +1,4 @@
-"""Labelled prompts as batches of token ids without padding: prompts of equal length go together.
+"""Labeled prompts as batches of token ids without padding: prompts of equal length go together.
 
 R records; B prompts of S tokens in a batch
 """
@@ -37,7 +37,7 @@ def labelled_batches(
     longest: int | None,
     batch_tokens: int,
 ) -> list[LabelledBatch]:
-    """Tokenise the prompts, and put those of equal length together, the shortest first.
+    """Tokenize the prompts, and put those of equal length together, the shortest first.
 
     Args:
         records: the prompts.

@@ -84,7 +84,7 @@ def labelled_findings(
     """Return the report's section, table and warnings.
 
     Args:
-        records: the labelled prompts.
+        records: the labeled prompts.
         vectors: [R, d] by variant: `reference` and the schemes.
         file: where the prompts came from.
         settings: of the job.
@@ -151,17 +151,17 @@ def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tu
     count, true = len(records.prompts), int(records.labels.sum())
     found = []
     if true in (0, count):
-        message = f"all {count} labelled prompts are {'true' if true else 'false'}, so AUROC is not defined"
+        message = f"all {count} labeled prompts are {'true' if true else 'false'}, so AUROC is not defined"
         found.append(Remark("labels-all-equal", message, None))
     if records.scores is not None and np.ptp(records.scores) == 0:
-        message = f"all {count} labelled prompts have the score {records.scores[0]:g}, so rho is not defined"
+        message = f"all {count} labeled prompts have the score {records.scores[0]:g}, so rho is not defined"
         found.append(Remark("scores-all-equal", message, None))
     if not chosen:
         message = "no hidden dimension can be ranked: none varies with the labels or scores"
         found.append(Remark("labelled-not-ranked", message, None))
     for variant, kept in finite.items():
         if not kept.all():
-            message = f"{int((~kept).sum())} labelled prompts have vectors with NaN or infinity, and are left out"
+            message = f"{int((~kept).sum())} labeled prompts have vectors with NaN or infinity, and are left out"
             found.append(Remark("nonfinite-labelled", message, variant))
     return tuple(found)
 

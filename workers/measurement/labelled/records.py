@@ -1,4 +1,4 @@
-"""Labelled prompts as they are given: JSON Lines, {"prompt", "label"} or {"prompt", "score"}, one kind in a file.
+"""Labeled prompts as they are given: JSON Lines, {"prompt", "label"} or {"prompt", "score"}, one kind in a file.
 
 R records
 """
@@ -44,7 +44,7 @@ class _Record(NamedTuple):
 
 
 def read_labelled(file: LabelledFile, threshold: float | None) -> LabelledRecords:
-    """Read labelled prompts.
+    """Read labeled prompts.
 
     Args:
         file: says where they lie.
@@ -104,7 +104,7 @@ def _number(value: Any, line: int, refuse: Refuse) -> float:
 def _threshold(threshold: float | None, *, has_scores: bool) -> float:
     """Return the number above which a record's value makes it true."""
     if has_scores and threshold is None:
-        raise BadRequest("label_threshold: it is missing; labelled prompts with scores need it: true is score > it")
+        raise BadRequest("label_threshold: it is missing; labeled prompts with scores need it: true is score > it")
     if not has_scores and threshold is not None:
-        raise BadRequest(f"label_threshold: {threshold} is not allowed; the labelled prompts have labels, not scores")
+        raise BadRequest(f"label_threshold: {threshold} is not allowed; the labeled prompts have labels, not scores")
     return 0.5 if threshold is None else threshold

@@ -1,4 +1,4 @@
-"""The vectors that labelled prompts are judged by: each prompt's last token, at the chosen depth.
+"""The vectors that labeled prompts are judged by: each prompt's last token, at the chosen depth.
 
 R records; B prompts of S tokens in a batch; d hidden dimensions
 """
@@ -15,7 +15,7 @@ F32 = NDArray[np.float32]
 
 
 def final_vectors(state: SweepState, batches: Sequence[LabelledBatch]) -> dict[str, F32]:
-    """Return the vectors after the final norm, [R, d], by variant; the labelled batches are the sweep's last."""
+    """Return the vectors after the final norm, [R, d], by variant; the labeled batches are the sweep's last."""
     first = len(state.measured)
     return {
         name: in_record_order(

@@ -39,7 +39,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.tensors} tensors"
         )
     if getattr(config, "quantization_config", None):
-        raise BadModel(f"model: {checkpoint.path} is quantised already; give the checkpoint it was made from")
+        raise BadModel(f"model: {checkpoint.path} is quantized already; give the checkpoint it was made from")
     return config
 
 

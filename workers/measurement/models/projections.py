@@ -31,7 +31,7 @@ class Projection:
     """Component -> its output channels."""
     input_component: str
     """The component whose name the input tensor carries: q for q, k, v; up for gate, up; else its own."""
-    quantised: bool
+    quantized: bool
     """Schemes replace it. They leave what bitsandbytes leaves: Linears of a class of their own, as Falcon's."""
 
 
@@ -59,7 +59,7 @@ def projections(layer: nn.Module, config: Any) -> list[Projection]:
         if is_projection(module) or (entry is not None and isinstance(module, nn.Linear)):
             parts = _parts(entry or name, name, len(weight_rows(module)), config)
             carries = architecture.inputs.get(name) or _shared_name(next(iter(parts)))
-            found.append(Projection(name, parts, carries, quantised=is_projection(module)))
+            found.append(Projection(name, parts, carries, quantized=is_projection(module)))
     return found
 
 

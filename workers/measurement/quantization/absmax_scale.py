@@ -1,4 +1,4 @@
-"""The scale that carries a group's largest magnitude to the end of a symmetric format (absmax quantisation)."""
+"""The scale that carries a group's largest magnitude to the end of a symmetric format (absmax quantization)."""
 
 import torch
 

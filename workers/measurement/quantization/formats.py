@@ -22,7 +22,7 @@ class NumberFormat:
     highest: float
     """The largest value."""
     smallest_step: float
-    """Between neighbouring values at zero; a power of two."""
+    """Between neighboring values at zero; a power of two."""
     mantissa_bits: int | None
     """Stored bits of the mantissa; None for integers, whose step never grows."""
 

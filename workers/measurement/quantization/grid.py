@@ -46,7 +46,7 @@ class Grid:
         group: Group = settings[f"{role}_group"]  # type: ignore[assignment]
         return cls(NUMBERS[str(settings[f"{role}_format"])], group, SCALES[str(settings[f"{role}_scale"])])
 
-    def quantise(self, x: torch.Tensor) -> torch.Tensor:
+    def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Return what x [..., n] becomes on this grid, float32.
 
         A group of zeros stays zero. NaN or infinity in a group makes all of it NaN.

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 Group = int | Literal["channel", "token", "tensor"]
-"""So many neighbours along the last dimension; all of it (an output channel's weights, a token's activations); or
+"""So many neighbors along the last dimension; all of it (an output channel's weights, a token's activations); or
 the whole tensor."""
 
 

@@ -1,16 +1,16 @@
 """4-bit weights by `bitsandbytes.nn.Linear4bit` (QLoRA, arXiv 2305.14314), the kernel that people deploy.
 
 Weights in flat blocks, each with its largest magnitude as scale, are rounded to the nearest of 16 codes; with double
-quantisation the scales are themselves rounded to 8 bits in blocks of 256. Inputs are cast to `compute_dtype`, and what
+quantization the scales are themselves rounded to 8 bits in blocks of 256. Inputs are cast to `compute_dtype`, and what
 comes of them to their own type again. The module holds what it would after `from_pretrained` with a
 BitsAndBytesConfig, bit for bit, so what a sweep computes is what the loaded model would; blocks of another size than
 64, which no config expresses, are what Params4bit makes of them. On a CPU there are three paths:
 
 - packed for AVX512-BF16, where the processor has it, the weight's shape divides by 32 x 64 and rows are whole blocks:
   scales and inputs are rounded to bfloat16 whatever `compute_dtype` is, which decides in what the bias is added;
-- plain, which dequantises the weight to `compute_dtype` and multiplies;
-- plain, and dequantised as one long row, where rows are no whole number of blocks: bitsandbytes 0.50 there takes a
-  neighbour's scale for part of a block if it dequantises row by row with AVX-512.
+- plain, which dequantizes the weight to `compute_dtype` and multiplies;
+- plain, and dequantized as one long row, where rows are no whole number of blocks: bitsandbytes 0.50 there takes a
+  neighbor's scale for part of a block if it dequantizes row by row with AVX-512.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ from torch.nn import functional
 
 from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
-from workers.measurement.quantization.projection import QuantisedProjection, Settings, row_ranges, with_bias
+from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64
 """bitsandbytes packs a 4-bit weight for AVX512-BF16 only if its shape divides by these."""
 
 
-def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection:
-    """Quantise to 4 bits. Settings: `quant_type` (nf4, fp4), `compute_dtype`, `double_quantisation`, `block_size`."""
+def linear4bit(projection: nn.Module, settings: Settings) -> QuantizedProjection:
+    """Quantize to 4 bits. Settings: `quant_type` (nf4, fp4), `compute_dtype`, `double_quantisation`, `block_size`."""
     weight = weight_rows(projection)
     on_cpu = weight.device.type == "cpu"
     whole_blocks = weight.shape[1] % int(settings["block_size"]) == 0
@@ -42,7 +42,7 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
             compress_statistics=settings["double_quantisation"],
             quant_type=settings["quant_type"],
         )
-    codes, state = _quantised(weight, settings)
+    codes, state = _quantized(weight, settings)
     stored_bytes = codes.nbytes + _scale_bytes(state)
     packs = whole_blocks and weight.shape[0] % _PACKED_ROWS == 0 and weight.shape[1] % _PACKED_COLUMNS == 0
     module.support_avx512bf16_for_cpu = module.support_avx512bf16_for_cpu and packs
@@ -59,9 +59,9 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantisedProjection
         bnb_quantized=True,
     )
     module.quant_state = state
-    return QuantisedProjection(
+    return QuantizedProjection(
         module=with_bias(module, projection),
-        dequantised=lambda rows: _dequantised(codes, scales, state, rows, weight.dtype),
+        dequantized=lambda rows: _dequantized(codes, scales, state, rows, weight.dtype),
         nbytes=stored_bytes,
         path=_path(weight.device.type, packed=packed, whole_blocks=whole_blocks),
     )
@@ -71,20 +71,20 @@ def _path(device: str, *, packed: bool, whole_blocks: bool) -> str:
     """Name the path that computes a projection, of those above."""
     if packed:
         return "cpu, packed for AVX512-BF16"
-    return device if whole_blocks or device != "cpu" else "cpu, dequantised as one row"
+    return device if whole_blocks or device != "cpu" else "cpu, dequantized as one row"
 
 
 class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
-    """Computes what Linear4bit's plain path computes, with the weight dequantised as one long row."""
+    """Computes what Linear4bit's plain path computes, with the weight dequantized as one long row."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state, rows = self.weight.quant_state, slice(0, self.out_features)
-        weight = _dequantised(self.weight.data, _scales(state), state, rows, self.compute_dtype)
+        weight = _dequantized(self.weight.data, _scales(state), state, rows, self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
         return functional.linear(x.to(self.compute_dtype), weight, bias).to(x.dtype)
 
 
-def _quantised(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
+def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
     """Return the codes of a weight [out, in], two in a byte, and bitsandbytes' state that says what they stand for."""
     in_features, block = weight.shape[1], int(settings["block_size"])
     codes = empty_apart((-(-weight.numel() // 2), 1), torch.uint8, weight.device)
@@ -132,7 +132,7 @@ def _scales(state: Any) -> torch.Tensor:
     return scales
 
 
-def _dequantised(
+def _dequantized(
     codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return rows of a weight [out, in], [rows, in]."""

@@ -1,7 +1,7 @@
 """LLM.int8() by `bitsandbytes.nn.Linear8bitLt` (arXiv 2208.07339), the kernel that people deploy.
 
 Weights are rounded row by row to int8, by way of fp16. At each call the input's rows are rounded too, but columns
-that hold a value at or over the threshold are multiplied as they came with the dequantised weights. The module holds
+that hold a value at or over the threshold are multiplied as they came with the dequantized weights. The module holds
 what it would after `from_pretrained` with a BitsAndBytesConfig, bit for bit, so what a sweep computes is what the
 loaded model would. Inputs over 65504 stand in such a column; without a threshold they make their row NaN.
 """
@@ -13,7 +13,7 @@ from torch import nn
 from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import (
-    QuantisedProjection,
+    QuantizedProjection,
     Refused,
     Settings,
     row_ranges,
@@ -29,8 +29,8 @@ class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         return rows.unflatten(0, x.shape[:-1]) if x.ndim > 3 else rows
 
 
-def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjection:
-    """Quantise to LLM.int8(). Settings: `threshold`, magnitude at which a column stays as it came; 0 for never.
+def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantizedProjection:
+    """Quantize to LLM.int8(). Settings: `threshold`, magnitude at which a column stays as it came; 0 for never.
 
     Raises:
         Refused: a weight is infinite in fp16, which in bitsandbytes makes its whole row NaN; or there is but one input
@@ -55,9 +55,9 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantisedProjecti
         largest = float(weight[beyond].abs().max())
         raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
     module.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
-    return QuantisedProjection(
+    return QuantizedProjection(
         module=with_bias(module, projection),
-        dequantised=lambda rows: bnb.functional.int8_vectorwise_dequant(codes[rows], scales[rows]),
+        dequantized=lambda rows: bnb.functional.int8_vectorwise_dequant(codes[rows], scales[rows]),
         nbytes=codes.nbytes + scales.nbytes,
         path=str(weight.device.type),
     )

@@ -1,7 +1,7 @@
 """Projections outside the decoder layers, as OPT-350m has before its first layer and after its last.
 
-`from_pretrained` with a BitsAndBytesConfig quantises them too, so a scheme's stream begins and ends with their
-quantised copies, which stay in memory.
+`from_pretrained` with a BitsAndBytesConfig quantizes them too, so a scheme's stream begins and ends with their
+quantized copies, which stay in memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,38 +11,38 @@ from dataclasses import dataclass
 from torch import nn
 
 from service.contracts.schemes import Scheme
-from workers.measurement.errors import CannotQuantise
+from workers.measurement.errors import CannotQuantize
 from workers.measurement.models.projections import weight_rows
-from workers.measurement.quantization.kernels import quantise_projection
+from workers.measurement.quantization.kernels import quantize_projection
 
 
 @dataclass(frozen=True)
-class QuantisedOutside:
+class QuantizedOutside:
     """One scheme's copies of the projections outside the layers."""
 
     modules: Mapping[str, nn.Module]
     """By name inside the model."""
     saved_bytes: int
-    """Bytes by which the quantised weights are smaller."""
+    """Bytes by which the quantized weights are smaller."""
     left: Mapping[str, str]
     """Projections that are as they were because the scheme has no way of replacing them, and why."""
 
 
-def quantise_outside(model: nn.Module, names: Sequence[str], scheme: Scheme) -> QuantisedOutside:
-    """Quantise the projections of these names that the scheme's kernel takes."""
+def quantize_outside(model: nn.Module, names: Sequence[str], scheme: Scheme) -> QuantizedOutside:
+    """Quantize the projections of these names that the scheme's kernel takes."""
     modules: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
     saved = 0
     for name in names:
         projection = model.get_submodule(name)
         try:
-            quantised = quantise_projection(projection, scheme)
-        except CannotQuantise as error:
+            quantized = quantize_projection(projection, scheme)
+        except CannotQuantize as error:
             left[name] = str(error)
             continue
-        modules[name] = quantised.module
-        saved += weight_rows(projection).nbytes - quantised.nbytes
-    return QuantisedOutside(modules, saved, left)
+        modules[name] = quantized.module
+        saved += weight_rows(projection).nbytes - quantized.nbytes
+    return QuantizedOutside(modules, saved, left)
 
 
 @contextmanager

@@ -24,12 +24,12 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class QuantisedProjection:
-    """A projection after quantisation."""
+class QuantizedProjection:
+    """A projection after quantization."""
 
     module: nn.Module
     """Takes and gives what the projection did."""
-    dequantised: Callable[[slice], torch.Tensor]
+    dequantized: Callable[[slice], torch.Tensor]
     """From one of `row_ranges` to what the stored weight stands for there, [rows, in]."""
     nbytes: int
     """Bytes of the stored weight with its scales; the bias is not counted."""
@@ -50,10 +50,10 @@ def row_ranges(weight: torch.Tensor, block: int = 1) -> Iterator[slice]:
 
 
 def with_bias(module: Any, projection: nn.Module) -> nn.Module:
-    """Give a quantised module the bias of the projection, if it has one, and make it ready to run."""
+    """Give a quantized module the bias of the projection, if it has one, and make it ready to run."""
     if projection.bias is not None:
         # A copy, for bitsandbytes casts the bias in place to the type it computes in.
         bias = cast(torch.Tensor, projection.bias).detach()
         module.bias = nn.Parameter(bias.clone(), requires_grad=False)
-    quantised: nn.Module = module.eval().requires_grad_(False)
-    return quantised
+    quantized: nn.Module = module.eval().requires_grad_(False)
+    return quantized

@@ -1,7 +1,7 @@
 """A Linear in any format of `formats`, simulated: values are rounded to the format's grid, and multiplied as they are.
 
 The weight is rounded once, row by row, so no group of it may reach over rows. Inputs are rounded at each call where
-the scheme says so, with scales taken from the input itself (dynamic quantisation): one for each token, or one for the
+the scheme says so, with scales taken from the input itself (dynamic quantization): one for each token, or one for the
 whole batch [B, S, d]. The matrix product runs in the input's type; in a 16-bit model the values on the grid are
 therefore rounded to 16 bits once more, which is far below the steps of every format here.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional
 from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.grid import Grid
-from workers.measurement.quantization.projection import QuantisedProjection, Settings, row_ranges, with_bias
+from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
 
 
 class SimulatedLinear(nn.Module):
@@ -32,27 +32,27 @@ class SimulatedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output [..., out] for x [..., in], in the type of x."""
-        rounded = x if self._inputs is None else self._inputs.quantise(x).to(x.dtype)
+        rounded = x if self._inputs is None else self._inputs.quantize(x).to(x.dtype)
         return functional.linear(rounded, self.weight.to(x.dtype), self.bias)
 
 
-def simulated_linear(projection: nn.Module, settings: Settings) -> QuantisedProjection:
-    """Quantise to the grids that the settings name: `weight_format`, `weight_group`, `weight_scale`, and for inputs
+def simulated_linear(projection: nn.Module, settings: Settings) -> QuantizedProjection:
+    """Quantize to the grids that the settings name: `weight_format`, `weight_group`, `weight_scale`, and for inputs
     `input_format`, `input_group`, `input_scale`, without which they are left as they are.
     """
     weight: torch.Tensor = weight_rows(projection)
     grid = Grid.of(settings, "weight")
 
     def on_grid(rows: slice) -> torch.Tensor:
-        return weight[rows].float() if grid is None else grid.quantise(weight[rows])
+        return weight[rows].float() if grid is None else grid.quantize(weight[rows])
 
     values = empty_apart(weight.shape, weight.dtype, weight.device)
     for rows in row_ranges(weight):
         values[rows] = on_grid(rows)
     module: Any = SimulatedLinear(values, Grid.of(settings, "input"))
-    return QuantisedProjection(
+    return QuantizedProjection(
         module=with_bias(module, projection),
-        dequantised=on_grid,
+        dequantized=on_grid,
         nbytes=weight.nbytes if grid is None else grid.nbytes(weight.shape),
         path=f"simulated on {weight.device.type}",
     )

@@ -14,12 +14,12 @@ from torch import nn
 
 from service.contracts.schemes import Scheme
 from workers.measurement.capture import capturing
-from workers.measurement.errors import CannotQuantise, first_line
+from workers.measurement.errors import CannotQuantize, first_line
 from workers.measurement.memory import is_fatal
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
-from workers.measurement.quantization.layer import QuantisedLayer, copy_to_quantise, quantise_layer
+from workers.measurement.quantization.layer import QuantizedLayer, copy_to_quantize, quantize_layer
 
 
 class _Run(NamedTuple):
@@ -32,7 +32,7 @@ class _Run(NamedTuple):
 
 
 class Trials:
-    """Quantises layers, and tries the first of every kind on a few tokens."""
+    """Quantizes layers, and tries the first of every kind on a few tokens."""
 
     def __init__(self, hidden: torch.Tensor, arguments: Sequence[Arguments]) -> None:
         """Try nothing yet.
@@ -45,28 +45,28 @@ class Trials:
         self._arguments = arguments
         self._left: dict[tuple[object, ...], dict[str, str]] = {}
 
-    def quantise(self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme) -> QuantisedLayer:
-        """Return a copy of layer `index` in which every projection that can be replaced is quantised.
+    def quantize(self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme) -> QuantizedLayer:
+        """Return a copy of layer `index` in which every projection that can be replaced is quantized.
 
         Raises:
-            CannotQuantise: the copy does not run, though it does with any one of them quantised; says how it fails.
+            CannotQuantize: the copy does not run, though it does with any one of them quantized; says how it fails.
         """
         kind = (scheme.name, type(layer), *(part.name for part in parts))
         if kind in self._left:
-            return quantise_layer(layer, parts, scheme, self._left[kind])
-        expected = self._run(index, copy_to_quantise(layer), parts)
+            return quantize_layer(layer, parts, scheme, self._left[kind])
+        expected = self._run(index, copy_to_quantize(layer), parts)
         self._left[kind] = self._uncalled(index, layer, parts, expected)
-        quantised = quantise_layer(layer, parts, scheme, self._left[kind])
-        if self._fault(index, quantised.module, parts, expected):
+        quantized = quantize_layer(layer, parts, scheme, self._left[kind])
+        if self._fault(index, quantized.module, parts, expected):
             self._left[kind] |= self._irreplaceable(index, layer, parts, scheme, expected)
-            quantised = quantise_layer(layer, parts, scheme, self._left[kind])
-            if fault := self._fault(index, quantised.module, parts, expected):
-                raise CannotQuantise(f"{scheme.name}: layer {index} does not run quantised: {fault}")
-        return quantised
+            quantized = quantize_layer(layer, parts, scheme, self._left[kind])
+            if fault := self._fault(index, quantized.module, parts, expected):
+                raise CannotQuantize(f"{scheme.name}: layer {index} does not run quantized: {fault}")
+        return quantized
 
     def _uncalled(self, index: int, layer: nn.Module, parts: Sequence[Projection], expected: _Run) -> dict[str, str]:
         """Return the projections that the layer does not call, though its output depends on their weights."""
-        silent = [part.name for part in parts if part.quantised and part.name not in expected.types]
+        silent = [part.name for part in parts if part.quantized and part.name not in expected.types]
         if not silent or not self._matter(index, layer, silent, expected) or self._matter(index, layer, [], expected):
             return {}  # the last: the device does not repeat itself, so that nothing can be told
         used = (name for name in silent if self._matter(index, layer, [name], expected))
@@ -74,7 +74,7 @@ class Trials:
 
     def _matter(self, index: int, layer: nn.Module, names: Sequence[str], expected: _Run) -> bool:
         """Whether NaN in place of the weights of some projections changes what the layer gives."""
-        copied = copy_to_quantise(layer)
+        copied = copy_to_quantize(layer)
         for name in names:
             module = copied.get_submodule(name)
             weight = cast(torch.Tensor, module.weight)
@@ -91,7 +91,7 @@ class Trials:
         self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme, expected: _Run
     ) -> dict[str, str]:
         """Return the projections without which the layer does not run, and how it fails."""
-        alone = {part.name: quantise_layer(layer, [part], scheme).module for part in parts}
+        alone = {part.name: quantize_layer(layer, [part], scheme).module for part in parts}
         faults = {name: self._fault(index, module, parts, expected) for name, module in alone.items()}
         return {name: f"the layer uses its weight itself ({fault})" for name, fault in faults.items() if fault}
 

@@ -53,7 +53,7 @@ class Assembled:
     fp16_columns: dict[str, contract.Fp16ColumnFacts]
     """By scheme: what int8 computes in 16 bits; only those of that kernel."""
     saved_bytes: dict[str, int]
-    """By scheme: bytes by which the quantised weights are smaller."""
+    """By scheme: bytes by which the quantized weights are smaller."""
     paths: dict[str, str]
     """By scheme: the code paths that computed it."""
     left: dict[str, tuple[tuple[int, str], ...]]

@@ -127,7 +127,7 @@ class LayerFiles:
         return load_surface(self._of(layer) / "surface.npz")
 
     def labelled(self, layer: int, stream: str) -> list[NDArray[np.float32]]:
-        """Return the last tokens of the labelled prompts, [B, d] a batch, at the layer that was asked for."""
+        """Return the last tokens of the labeled prompts, [B, d] a batch, at the layer that was asked for."""
         with np.load(self._of(layer) / f"labelled-{stream}.npz") as stored:
             return [stored[name] for name in stored.files]
 

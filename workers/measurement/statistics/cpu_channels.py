@@ -1,4 +1,4 @@
-"""What quantised and reference tokens add up to channel by channel, in host memory.
+"""What quantized and reference tokens add up to channel by channel, in host memory.
 
 T tokens, d channels
 """

@@ -1,4 +1,4 @@
-"""The products of quantised and reference tokens in host memory: both are read once, in their own dtypes, by all cores.
+"""The products of quantized and reference tokens in host memory: both are read once, in their own dtypes, by all cores.
 
 A float32 or bfloat16 row is a shift away from float32 patterns, so it is used where it lies; a float16 row, and one
 with a value that is not finite, which shows in the sum of its squares, is decoded into a scratch.

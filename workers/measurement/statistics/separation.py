@@ -55,7 +55,7 @@ def separation(
     score_ranks = average_ranks(scores) - middle
     true = int(labels.sum())
     pairs = true * (records - true)
-    for number, ranks in enumerate(_centred_ranks(values)):
+    for number, ranks in enumerate(_centered_ranks(values)):
         part = slice(number * _COLUMNS_AT_ONCE, (number + 1) * _COLUMNS_AT_ONCE)
         with np.errstate(invalid="ignore"):
             rho[part] = (ranks @ score_ranks) / np.sqrt((ranks**2).sum(axis=1) * (score_ranks**2).sum())
@@ -93,7 +93,7 @@ def best_by_chance(
         return None
     orders = _orders(followed, permutations, seed)
     best = np.full(permutations + 1, -1.0)
-    for ranks in _centred_ranks(values):
+    for ranks in _centered_ranks(values):
         varying = ranks[np.ptp(ranks, axis=1) > 0]
         if len(varying):
             # For labels the sum is AUROC - 0.5 but for a factor that all dimensions share. Sums are exact, so that
@@ -112,7 +112,7 @@ def _orders(followed: F64, permutations: int, seed: int) -> F64:
     return np.ascontiguousarray(np.concatenate([followed[None], shuffled]).T)
 
 
-def _centred_ranks(values: NDArray[np.floating]) -> Iterator[F64]:
+def _centered_ranks(values: NDArray[np.floating]) -> Iterator[F64]:
     """Yield the ranks of some dimensions after others, [dimensions, R], counted from their middle."""
     for start in range(0, values.shape[1], _COLUMNS_AT_ONCE):
         part = np.ascontiguousarray(values[:, start : start + _COLUMNS_AT_ONCE].T)

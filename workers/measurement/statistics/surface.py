@@ -42,12 +42,12 @@ class Surface:
 
     @property
     def positions_per_cell(self) -> int:
-        """Neighbouring positions in a cell; the last row may have fewer."""
+        """Neighboring positions in a cell; the last row may have fewer."""
         return _step(self.positions, MOST_POSITIONS)
 
     @property
     def channels_per_cell(self) -> int:
-        """Neighbouring channels in a cell; the last column may have fewer."""
+        """Neighboring channels in a cell; the last column may have fewer."""
         return _step(self.channels, MOST_CHANNELS)
 
 
@@ -79,7 +79,7 @@ def _cells(x: F32, first: int, down: int, across: int) -> tuple[NDArray[np.int64
 
 
 def _step(size: int, most: int) -> int:
-    """Return the least number of neighbours to put into one cell so that there are at most `most` cells."""
+    """Return the least number of neighbors to put into one cell so that there are at most `most` cells."""
     return -(-size // most)
 
 

@@ -236,6 +236,6 @@ def _dimensions(dimensions: tuple[int, ...]) -> str:
 def _labelled(gathered: Gathered) -> Topic:
     with_prompts = sum(source.report.labelled is not None for source in gathered.sources)
     prints = {s.report.labelled.fingerprint for s in gathered.sources if s.report.labelled is not None}
-    lead = f"{with_prompts} of {counted(len(gathered.sources), 'report')} have labelled prompts."
+    lead = f"{with_prompts} of {counted(len(gathered.sources), 'report')} have labeled prompts."
     notes = ("The prompts are not the same in all of them.",) if len(prints) > 1 else ()
-    return Topic("labelled", "Labelled prompts", lead, notes)
+    return Topic("labelled", "Labeled prompts", lead, notes)

@@ -36,10 +36,10 @@ def draw(source: Source) -> Iterator[Drawing]:
     axes = figure.add_subplot()
     axes.set(title="Neuron Activation Distribution", xlabel="Neuron Indexes", ylabel="Neuron Activations")
     finite = values[np.isfinite(values)]
-    centre = float(np.median(finite)) if finite.size else 0.0
+    center = float(np.median(finite)) if finite.size else 0.0
     reach = source.report.profile.p99_abs
-    axes.axhspan(centre - reach, centre + reach, color=style.SHADE, linewidth=0, zorder=0)
-    _limits(axes, values, peaks, (centre - reach, centre + reach))
+    axes.axhspan(center - reach, center + reach, color=style.SHADE, linewidth=0, zorder=0)
+    _limits(axes, values, peaks, (center - reach, center + reach))
     figure.draw_without_rendering()
     kept = thin(values, axes.get_xlim(), round(axes.get_window_extent().width))
     axes.plot(kept, values[kept], color=style.CYAN, linewidth=0.8, gid="activations")
@@ -47,7 +47,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="activation_profile",
         title="Neuron Activation Distribution",
-        caption=_caption(source, values, peaks, centre),
+        caption=_caption(source, values, peaks, center),
         alt=_alt(source, values, peaks),
         table="profile",
         figure=figure,
@@ -142,8 +142,8 @@ def _name(axes: Any, values: NDArray[np.float32], peaks: NDArray[np.int64]) -> N
         ]
         widths = [Text.get_window_extent(label).width + _GAP for label in labels]  # of the text, without its line
         wanted = [axes.transData.transform((dimension, 0))[0] - box.x0 for dimension in chosen]
-        for label, centre in zip(labels, spread(wanted, widths, 0, box.width), strict=True):
-            label.set_position((centre / box.width, label.get_position()[1]))
+        for label, center in zip(labels, spread(wanted, widths, 0, box.width), strict=True):
+            label.set_position((center / box.width, label.get_position()[1]))
 
 
 def _meets(source: Source, dimension: int) -> list[str]:
@@ -155,7 +155,7 @@ def _meets(source: Source, dimension: int) -> list[str]:
     return sorted({str(name) for name in table["definition"][here]} - unnamed.keys())
 
 
-def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], centre: float) -> str:
+def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], center: float) -> str:
     profile = source.report.profile
     marked = "; ".join(
         f"{dimension} ({values[dimension]!s}) meets {' and '.join(map(visible, _meets(source, dimension))) or 'none'}"
@@ -166,7 +166,7 @@ def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int6
     return (
         f"One hidden-state vector: the output of layer {profile.layer} at token{text} "
         f"(id {profile.token_id}), sequence {profile.sequence}, position {profile.position}. A “neuron” here is one of "
-        f"the {counted(len(values), 'hidden dimension')}. Median {number(centre)}, median of magnitudes "
+        f"the {counted(len(values), 'hidden dimension')}. Median {number(center)}, median of magnitudes "
         f"{number(profile.median_abs)}, max_to_median {number(profile.max_to_median)}, kurtosis "
         f"{number(profile.kurtosis)}. Shaded: median ± p99 of magnitudes ({number(profile.p99_abs)}). The largest "
         f"magnitudes are marked; definitions of outlier that each dimension meets: {marked}. "

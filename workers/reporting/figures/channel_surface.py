@@ -26,9 +26,9 @@ from workers.reporting.loading import Columns, ReportUnreadable, Source
 from workers.reporting.text import counted, number
 
 LINES = 48
-"""Ridge lines at most: each is a group of neighbouring positions."""
+"""Ridge lines at most: each is a group of neighboring positions."""
 PLACES = 160
-"""Points of a line at most: each is a group of neighbouring channels."""
+"""Points of a line at most: each is a group of neighboring channels."""
 MARKED = 5
 """Columns that are named."""
 _NAME_HEIGHT = 0.28

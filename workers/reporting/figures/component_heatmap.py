@@ -32,7 +32,7 @@ class Metric(NamedTuple):
     title: str
     port: str
     bar: str
-    """What the colour bar says."""
+    """What the color bar says."""
     definition: str
 
 
@@ -42,14 +42,14 @@ OF_SCHEMES = (
         "Weight error",
         "output",
         "weight_error (relative Frobenius norm)",
-        "weight_error is norm_F(W - Q(W)) / norm_F(W), Q(W) the dequantised weight",
+        "weight_error is norm_F(W - Q(W)) / norm_F(W), Q(W) the dequantized weight",
     ),
     Metric(
         "relative_l2",
         "Isolated output error",
         "output",
         "relative_l2 (isolated, at the output)",
-        "relative_l2 is norm2(y - q) / norm2(y) at the component's output, with the quantised module applied to the "
+        "relative_l2 is norm2(y - q) / norm2(y) at the component's output, with the quantized module applied to the "
         "reference's input",
     ),
 )
@@ -163,7 +163,7 @@ def _caption(source: Source, found: Map, table: str) -> str:
             parts.append("So does gate's column with that of up.")
     if finite.size:
         low, middle, high = np.quantile(finite, (0, 0.5, 1)).tolist()
-        log = " (colours follow the logarithm)" if logarithmic(low, high) else ""
+        log = " (colors follow the logarithm)" if logarithmic(low, high) else ""
         parts.append(f"White is the median, {number(middle)}; blue is smaller, orange larger{log}.")
     if finite.size < found.cells.size:
         other = "there is no such figure of it" if table == "sites" else "the scheme leaves it as it is"

@@ -1,4 +1,4 @@
-"""Draws one map of layers by components: coloured cells, hatching where there is no value, a bar for the metric."""
+"""Draws one map of layers by components: colored cells, hatching where there is no value, a bar for the metric."""
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workers.reporting.figures import style
 from workers.reporting.figures.absence import hatch
 from workers.reporting.figures.drawing import name_each
-from workers.reporting.figures.scales import colour_bar, median_norm
+from workers.reporting.figures.scales import color_bar, median_norm
 from workers.reporting.figures.svg import Hover
 from workers.reporting.text import ABSENT, number, ranges
 
@@ -26,7 +26,7 @@ TITLE_CHARACTERS = 52
 
 
 class Run(NamedTuple):
-    """Neighbouring layers in which a component has no value."""
+    """Neighboring layers in which a component has no value."""
 
     column: int
     first: int
@@ -39,17 +39,17 @@ def draw_map(
     bar: str,
     seen_as: tuple[str, ...],
     scale: Callable[[NDArray[np.float64]], tuple[Any, list[float]]] = median_norm,
-    colours: Any = style.DIVERGING,
+    colors: Any = style.DIVERGING,
 ) -> tuple[Any, Hover]:
     """Return the figure of the map, and what its cells say on hover.
 
     Args:
         cells: [layers, components]; NaN where there is no value.
         title: Above the map.
-        bar: Beside the colour bar.
+        bar: Beside the color bar.
         seen_as: What hovering calls each component.
-        scale: From the finite values to the norm of the colours and the ticks of the bar.
-        colours: The map of colours.
+        scale: From the finite values to the norm of the colors and the ticks of the bar.
+        colors: The map of colors.
     """
     depth, width = cells.shape
     figure = Figure(figsize=(style.NARROW, float(np.clip(1.5 + 0.105 * depth, 3.6, 9.8))))
@@ -64,14 +64,14 @@ def draw_map(
     norm, ticks = scale(finite)
     edges = np.arange(width + 1) - 0.5, np.arange(depth + 1) - 0.5
     values = np.ma.masked_invalid(cells)
-    mesh = axes.pcolormesh(*edges, values, cmap=colours, norm=norm, zorder=1, gid="cells", clip_on=False)
+    mesh = axes.pcolormesh(*edges, values, cmap=colors, norm=norm, zorder=1, gid="cells", clip_on=False)
     _rule(axes, *edges)
     hover: dict[str, Sequence[str]] = {}
     hover["cells"] = [_cell(layer, name, row[i]) for layer, row in enumerate(cells) for i, name in enumerate(seen_as)]
     hatched = {run: _hatch(axes, run, depth) for run in _absent(np.isfinite(cells))}
     hover |= name_each(hatched.values(), (_gap(seen_as[run.column], run) for run in hatched), "absent")
     if finite.size:
-        colour_bar(figure, axes, mesh, ticks, bar, pad=0.02, aspect=7 * figure.get_figheight(), fraction=0.05)
+        color_bar(figure, axes, mesh, ticks, bar, pad=0.02, aspect=7 * figure.get_figheight(), fraction=0.05)
     return figure, hover
 
 
@@ -85,7 +85,7 @@ def _gap(component: str, run: Run) -> str:
 
 
 def _rule(axes: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    """Draw thin lines of the paper's colour between the cells."""
+    """Draw thin lines of the paper's color between the cells."""
     across = [[(x[0], place), (x[-1], place)] for place in y]
     down = [[(place, y[0]), (place, y[-1])] for place in x]
     width = 0.7 if len(y) <= 41 else 0.35

@@ -172,17 +172,17 @@ def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> Hove
     ]
     hover = name_bins(axes, scale.edges, said, f"bins_{spread.scheme}", (row, row - _HEIGHT))
     axes.stairs(
-        row - shares[1:], scale.edges, baseline=row, fill=True, color=look.colour, alpha=0.45, gid=f"kl_{spread.scheme}"
+        row - shares[1:], scale.edges, baseline=row, fill=True, color=look.color, alpha=0.45, gid=f"kl_{spread.scheme}"
     )
     if spread.at_zero:
         axes.stairs(
-            row - shares[:1], scale.zero, baseline=row, fill=True, color=look.colour, gid=f"zero_{spread.scheme}"
+            row - shares[:1], scale.zero, baseline=row, fill=True, color=look.color, gid=f"zero_{spread.scheme}"
         )
         hover[f"zero_{spread.scheme}"] = (f"{spread.scheme}, 0 nats: {counted(spread.at_zero, 'position')}",)
     place = spread.mean if spread.mean > ROUNDING else scale.zero_tick
-    axes.plot([place], [row], marker=look.marker, color=look.colour, markersize=6, gid=f"mean_{spread.scheme}")
+    axes.plot([place], [row], marker=look.marker, color=look.color, markersize=6, gid=f"mean_{spread.scheme}")
     if spread.p99 > ROUNDING:
-        axes.plot([spread.p99] * 2, [row, row - 0.42], color=look.colour, linewidth=1.8, gid=f"p99_{spread.scheme}")
+        axes.plot([spread.p99] * 2, [row, row - 0.42], color=look.color, linewidth=1.8, gid=f"p99_{spread.scheme}")
     return hover
 
 
@@ -197,7 +197,7 @@ def _summary(spread: Spread) -> str:
 def _legend(figure: Any, spreads: Sequence[Spread]) -> None:
     """Name every scheme's mean, 99th percentile and same-top share, beneath the axes."""
     looks = [style.mark(row) for row in range(len(spreads))]
-    handles = [Line2D([], [], linestyle="none", marker=look.marker, color=look.colour, markersize=6) for look in looks]
+    handles = [Line2D([], [], linestyle="none", marker=look.marker, color=look.color, markersize=6) for look in looks]
     labels = [_summary(spread) for spread in spreads]
     title = "marker: mean; stroke: 99th percentile"
     figure.legend(

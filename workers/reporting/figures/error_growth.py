@@ -94,7 +94,7 @@ def _growth(source: Source, scheme: str) -> Growth:
 def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str, **other: Any) -> None:
     """Draw a scheme's line; `other` replaces parts of its look."""
     mark = style.mark(position)
-    look = {"color": mark.colour, "linestyle": mark.line, "marker": mark.marker} | other
+    look = {"color": mark.color, "linestyle": mark.line, "marker": mark.marker} | other
     axes.plot(np.arange(len(values)), values, markersize=4, markevery=-(-len(values) // _MARKED), gid=gid, **look)
 
 
@@ -124,7 +124,7 @@ def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int
         marker=look.marker,
         markersize=5,
         markerfacecolor="none",
-        markeredgecolor=look.colour,
+        markeredgecolor=look.color,
         gid="exact",
     )
 
@@ -202,7 +202,7 @@ def _ring_worst(axes: Any, growth: Growth, position: int) -> None:
             marker="o",
             markersize=8,
             markerfacecolor="none",
-            markeredgecolor=style.mark(position).colour,
+            markeredgecolor=style.mark(position).color,
             gid=f"ring_{growth.scheme}",
         )
 
@@ -219,7 +219,7 @@ def _label_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequenc
     places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
     for position, (label, end, place) in enumerate(zip(labels, ends, places, strict=True)):
         look = style.mark(position)
-        line = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
+        line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
         axes.annotate(
             label,
             end or (1, place),
@@ -229,7 +229,7 @@ def _label_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequenc
             va="center",
             fontsize=size,
             fontweight=weight,
-            color=look.colour,
+            color=look.color,
             arrowprops=line if end else None,
         )
 

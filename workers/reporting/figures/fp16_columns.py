@@ -62,7 +62,7 @@ def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float
     parts = [
         f"Share of the input columns that bitsandbytes computes in 16 bits, layers by components: those with abs(x) at "
         f"or over the threshold in the call, of the reference's input cast to fp16. {settings}"
-        ". A call is one sequence; mean over calls. Colours begin at 0.",
+        ". A call is one sequence; mean over calls. Colors begin at 0.",
         fp16_columns(scheme, source.report.schemes[scheme]) or "",
     ]
     if np.isnan(cells).any():

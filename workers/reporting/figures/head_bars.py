@@ -55,7 +55,7 @@ class Stack(NamedTuple):
     """A class of heads, as a part of every bar."""
 
     label: str
-    colour: str
+    color: str
 
 
 class Bars(NamedTuple):
@@ -146,7 +146,7 @@ def draw_bars(
     axes.set_title(title)
     figure.legend(
         handles=[
-            Patch(facecolor=stack.colour, edgecolor=style.MUTED, linewidth=0.5, label=stack.label) for stack in stacks
+            Patch(facecolor=stack.color, edgecolor=style.MUTED, linewidth=0.5, label=stack.label) for stack in stacks
         ],
         title=legend,
         title_fontsize=9,
@@ -156,7 +156,7 @@ def draw_bars(
     hover: dict[str, Sequence[str]] = {}
     for place, (stack, row) in enumerate(zip(stacks, counts, strict=True)):
         here = np.flatnonzero(row)
-        look = {"color": stack.colour, "edgecolor": style.PAPER, "linewidth": 0.8}
+        look = {"color": stack.color, "edgecolor": style.PAPER, "linewidth": 0.8}
         drawn = axes.bar(here, row[here], _WIDTH, counts[:place, here].sum(axis=0), **look)
         texts = [f"{span(quarters(depth)[q])}, {stack.label}: {counted(int(row[q]), 'head')}" for q in here]
         hover |= name_each(drawn, texts, f"heads-{place}")
@@ -180,7 +180,7 @@ def _axes(figure: Figure, spans: Sequence[Quarter], tallest: int) -> Any:
 
 
 def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[Stack]) -> None:
-    """Label every segment of a bar: inside where the text fits, else beside it on a ground of its colour."""
+    """Label every segment of a bar: inside where the text fits, else beside it on a ground of its color."""
     total = int(row.sum())
     tops = np.cumsum(row)
     unit = axes.get_window_extent().height / axes.get_ylim()[1]
@@ -190,7 +190,7 @@ def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[St
     beside = dict(zip(slivers, heights / unit, strict=True))
     edge = quarter + _WIDTH / 2
     for place in np.flatnonzero(row).tolist():
-        colour, middle = stacks[place].colour, tops[place] - row[place] / 2
+        color, middle = stacks[place].color, tops[place] - row[place] / 2
         outside = place in beside
         axes.annotate(
             f"{100 * row[place] / total:.1f}%",
@@ -199,9 +199,9 @@ def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[St
             ha="left" if outside else "center",
             va="center",
             fontsize=_SIZE,
-            color=style.text_on(colour),
+            color=style.text_on(color),
             gid=f"share-{quarter}-{place}",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.4} if outside else None,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.4} if outside else None,
             arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
             if outside
             else None,

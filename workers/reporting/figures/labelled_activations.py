@@ -1,6 +1,6 @@
-"""`labelled_activations`: does one number tell true answers from false ones, and does it still after quantisation?
+"""`labelled_activations`: does one number tell true answers from false ones, and does it still after quantization?
 
-The hidden dimensions that separate the labelled prompts best, under the reference and under every scheme.
+The hidden dimensions that separate the labeled prompts best, under the reference and under every scheme.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ MOST_PANELS = 16
 
 
 def draw(source: Source) -> Iterator[Drawing]:
-    """Yield the figure, unless no labelled prompts were given; `source.density` asks for densities, see `grid`."""
+    """Yield the figure, unless no labeled prompts were given; `source.density` asks for densities, see `grid`."""
     labelled = source.report.labelled
     if labelled is None:
         return
@@ -74,10 +74,10 @@ def _panel(source: Source, labelled: Labelled, place: int, labels: NDArray[np.bo
 
 
 def _unranked(labelled: Labelled) -> str:
-    """Say why a report on labelled prompts has no dimensions."""
+    """Say why a report on labeled prompts has no dimensions."""
     if labelled.true_records in (0, labelled.records) and labelled.given == "label":
         side = "true" if labelled.true_records else "false"
-        return f"All {counted(labelled.records, 'labelled prompt')} are {side}: there is nothing to tell apart."
+        return f"All {counted(labelled.records, 'labeled prompt')} are {side}: there is nothing to tell apart."
     return f"None of the model's hidden dimensions varies with the {labelled.given}s of the prompts."
 
 
@@ -85,7 +85,7 @@ def _caption(source: Source, labelled: Labelled, row: Row) -> str:
     vector = "after the final norm" if labelled.depth is None else f"after layer {labelled.depth}"
     true, false = labelled.true_records, labelled.records - labelled.true_records
     parts = [
-        f"The last token's hidden state {vector}, for {counted(labelled.records, 'labelled prompt')} of "
+        f"The last token's hidden state {vector}, for {counted(labelled.records, 'labeled prompt')} of "
         f"{visible(labelled.source)}: {true:,} true, {false:,} false{_threshold(labelled)}."
     ]
     if row.panels:

@@ -7,21 +7,21 @@ from numpy.typing import NDArray
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> NDArray[np.float64]:
-    """Return centres near `wanted` at which labels of the given `sizes` do not overlap.
+    """Return centers near `wanted` at which labels of the given `sizes` do not overlap.
 
-    The sum of squared moves is the least possible (isotonic regression by pooling neighbours that would collide).
+    The sum of squared moves is the least possible (isotonic regression by pooling neighbors that would collide).
     All labels stay inside [low, high] when they fit there; when they do not, they run over `high`.
     """
-    centres = np.asarray(wanted, dtype=np.float64)
-    if not centres.size:
-        return centres
-    order = np.argsort(centres, kind="stable")
+    centers = np.asarray(wanted, dtype=np.float64)
+    if not centers.size:
+        return centers
+    order = np.argsort(centers, kind="stable")
     size = np.asarray(sizes, dtype=np.float64)[order]
     offsets = np.concatenate([[0.0], np.cumsum((size[:-1] + size[1:]) / 2)])
-    free = _ascending(centres[order] - offsets)
+    free = _ascending(centers[order] - offsets)
     first = low + size[0] / 2
     last = max(first, high - size[-1] / 2 - offsets[-1])
-    placed = np.empty_like(centres)
+    placed = np.empty_like(centers)
     placed[order] = np.clip(free, first, last) + offsets
     return placed
 

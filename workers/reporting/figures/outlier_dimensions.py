@@ -1,6 +1,6 @@
 """`outlier_dimensions`: the dimensions that any definition of outlier flags, and how loud each is at every layer.
 
-A row is a hidden dimension, a column a layer. A colour is the largest magnitude at block.output; a mark says that a
+A row is a hidden dimension, a column a layer. A color is the largest magnitude at block.output; a mark says that a
 definition flags the dimension at that layer, and its shape which one. LLM.int8()'s definition speaks of all layers at
 once, so its marks stand beside the rows. A definition that flags more than half of the dimensions has none.
 """
@@ -18,7 +18,7 @@ from service.contracts.request import LlmInt8Thresholds
 from workers.reporting.figures import style
 from workers.reporting.figures.absence import hatch
 from workers.reporting.figures.drawing import Drawing, provenance
-from workers.reporting.figures.scales import colour_bar, logarithmic, rising_norm
+from workers.reporting.figures.scales import color_bar, logarithmic, rising_norm
 from workers.reporting.figures.svg import Hover
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, percent
@@ -121,7 +121,7 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     axes.hlines(edges[1], -0.5, depth - 0.5, color=style.PAPER, linewidth=2, zorder=1.1)
     _mark(axes, shown, depth)
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    colour_bar(figure, axes, mesh, ticks, "abs_max", pad=0.02, fraction=0.04, aspect=8 + 2 * len(shown))
+    color_bar(figure, axes, mesh, ticks, "abs_max", pad=0.02, fraction=0.04, aspect=8 + 2 * len(shown))
     hover = {"cells": [_cell(found, layer) for found in shown for layer in range(depth)]}
     return figure, hover
 
@@ -205,7 +205,7 @@ def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> str:
         hatched = "" if peaks.size == everywhere.size else " Hatched, n/a: the table has no finite value there."
         log = ", logarithmic" if peaks.size and logarithmic(peaks.min(), peaks.max()) else ""
         parts.append(
-            f"Colour: abs_max at block.output (tables/channels.parquet){log}. A mark in a cell: the definition flags "
+            f"Color: abs_max at block.output (tables/channels.parquet){log}. A mark in a cell: the definition flags "
             "the dimension at that layer. What more definitions flag stands first, then what is flagged at more layers."
             f"{hatched}"
         )

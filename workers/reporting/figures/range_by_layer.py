@@ -122,7 +122,7 @@ def _lines(axes: Any, values: Values, zero: float | None, site: str) -> None:
         axes.plot(
             layers,
             np.where(drawn > 0, drawn, np.nan),
-            color=line.look.colour,
+            color=line.look.color,
             linestyle=line.look.line,
             marker=line.look.marker,
             markersize=_marker_size(len(layers)),
@@ -137,7 +137,7 @@ def _lines(axes: Any, values: Values, zero: float | None, site: str) -> None:
                 marker="v",
                 markersize=5,
                 markerfacecolor="none",
-                markeredgecolor=line.look.colour,
+                markeredgecolor=line.look.color,
                 gid=f"zero-{line.column}-{site}",
             )
 
@@ -148,7 +148,7 @@ def _marker_size(layers: int) -> float:
 
 def _key(line: Line) -> Line2D:
     look = line.look
-    return Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=3.6, label=line.label)
+    return Line2D([], [], color=look.color, linestyle=look.line, marker=look.marker, markersize=3.6, label=line.label)
 
 
 def _thresholds(panels: Sequence[Any], levels: Mapping[float, str]) -> None:

@@ -1,4 +1,4 @@
-"""How values become colours: the norms of the heat maps, and the bar beside them."""
+"""How values become colors: the norms of the heat maps, and the bar beside them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from workers.reporting.text import number
 
 _STEPS = 64
-"""Colours of a bar; each is a shape in the page."""
+"""Colors of a bar; each is a shape in the page."""
 DECADE = 10.0
-"""Largest over smallest value from which colours follow the logarithm."""
+"""Largest over smallest value from which colors follow the logarithm."""
 
 
 def logarithmic(low: float, high: float) -> bool:
@@ -49,7 +49,7 @@ def median_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
 
 def _scale(low: float, high: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     if logarithmic(low, high):
-        return (lambda value: np.log(np.maximum(value, low / 2))), np.exp  # a colour bar also asks below its range
+        return (lambda value: np.log(np.maximum(value, low / 2))), np.exp  # a color bar also asks below its range
     return np.asarray, np.asarray
 
 
@@ -73,7 +73,7 @@ def share_norm(values: NDArray[np.float64], least: float) -> tuple[Any, list[flo
     return Normalize(0, high), np.linspace(0, high, 5).tolist()
 
 
-def centred_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
+def centered_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
     """Return a linear norm with 0 in the middle, as far to either side as the largest magnitude, and five ticks.
 
     Values that are all 0, and no values, give -1 to 1.
@@ -83,8 +83,8 @@ def centred_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
     return Normalize(-reach, reach), np.linspace(-reach, reach, 5).tolist()
 
 
-def colour_bar(figure: Any, axes: Any, mesh: Any, ticks: list[float], label: str, **place: float) -> None:
-    """Draw the bar that tells what the colours of `mesh` mean, as shapes and text."""
+def color_bar(figure: Any, axes: Any, mesh: Any, ticks: list[float], label: str, **place: float) -> None:
+    """Draw the bar that tells what the colors of `mesh` mean, as shapes and text."""
     bar = figure.colorbar(ScalarMappable(mesh.norm, mesh.cmap.resampled(_STEPS)), ax=axes, **place)
     bar.outline.set_visible(False)
     bar.solids.set(edgecolor="face", rasterized=False)  # an embedded image would be a request of the page

@@ -1,7 +1,7 @@
 """The grid of `labelled_activations`: a row for each model, a column for each hidden dimension.
 
 Filled histograms are the reference, outlines the same records under a scheme: where they leave the filled shapes and
-the AUROC goes towards 0.5, the scheme has destroyed the signal. One report has one row; a comparison has several.
+the AUROC goes toward 0.5, the scheme has destroyed the signal. One report has one row; a comparison has several.
 
     R records, B bins
 """
@@ -89,7 +89,7 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
         hover |= said
     if scales:
         figure.legend(
-            handles=[Patch(color=colour, alpha=0.5, linewidth=0, label=label) for _, label, colour in _SIDES],
+            handles=[Patch(color=color, alpha=0.5, linewidth=0, label=label) for _, label, color in _SIDES],
             loc="outside upper center",
             ncols=2,
         )
@@ -193,12 +193,12 @@ def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool
         how: dict[str, Any] = {"fill": True, "alpha": 0.5, "linewidth": 0}
         if variant != REFERENCE:
             how = {"fill": False, "linewidth": 0.9, "linestyle": lines[variant]}
-        for side, name, colour in _SIDES:
+        for side, name, color in _SIDES:
             chosen = values[(panel.labels == side) & np.isfinite(values)]
             counts, _ = np.histogram(chosen, edges)
             told = [f"{text} {count} {name.split()[0]}" for text, count in zip(told, counts, strict=True)]
             heights, _ = np.histogram(chosen, edges, density=density and bool(chosen.size))
-            axes.stairs(heights, edges, color=colour, gid=f"{variant}-{str(side).lower()}-{gid}", **how)
+            axes.stairs(heights, edges, color=color, gid=f"{variant}-{str(side).lower()}-{gid}", **how)
     margin = 0.02 * (edges[-1] - edges[0])
     axes.set_xlim(edges[0] - margin, edges[-1] + margin)
     return name_bins(axes, edges, told, f"bins-{gid}")

@@ -1,6 +1,6 @@
-"""The house style of every figure: sizes, type, and colours that survive colour blindness.
+"""The house style of every figure: sizes, type, and colors that survive color blindness.
 
-Five neutral colours carry everything that is not data. They are used for nothing else, so that the page can
+Five neutral colors carry everything that is not data. They are used for nothing else, so that the page can
 exchange them for its own in dark mode.
 """
 
@@ -30,7 +30,7 @@ GRID = "#dfe3e8"
 SHADE = "#eceff2"
 PAPER = "#fefefe"
 NEUTRALS = MappingProxyType({"ink": INK, "muted": MUTED, "grid": GRID, "shade": SHADE, "paper": PAPER})
-"""The neutral colours by the name of their variable on the page."""
+"""The neutral colors by the name of their variable on the page."""
 
 CYAN = "#009fbd"
 BLUE = "#3f7fbd"
@@ -48,7 +48,7 @@ UNKNOWN = "#8f9cae"
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue-white-orange", ["#1d4f91", "#5b92cc", "#b3cfe8", "#f7f7f7", "#fdc794", "#ee8a2f", "#b35306"], N=101
 )
-"""Low values blue, the middle white, high values orange; told apart with any common colour blindness."""
+"""Low values blue, the middle white, high values orange; told apart with any common color blindness."""
 SEQUENTIAL = LinearSegmentedColormap.from_list(
     "white-blue", ["#f4f7fa", "#cfe0ef", "#92bbdd", "#4f8fc4", "#1f619f", "#0b3d75"], N=101
 )
@@ -56,9 +56,9 @@ SEQUENTIAL = LinearSegmentedColormap.from_list(
 
 
 class Mark(NamedTuple):
-    """How the line of one scheme looks; marker and dashes tell it apart without colour."""
+    """How the line of one scheme looks; marker and dashes tell it apart without color."""
 
-    colour: str
+    color: str
     marker: str
     line: str
 
@@ -142,7 +142,7 @@ def mark(position: int) -> Mark:
     """
     again, place = divmod(position, len(_MARKS))
     other = _MARKS[(place + again) % len(_MARKS)]
-    return Mark(_MARKS[place].colour, other.marker, other.line)
+    return Mark(_MARKS[place].color, other.marker, other.line)
 
 
 def scheme_title(name: str, facts: SchemeFacts) -> str:
@@ -157,9 +157,9 @@ def scheme_title(name: str, facts: SchemeFacts) -> str:
     return next((form for form in forms if len(form) <= LONGEST_TITLE), scheme_label(name, facts))
 
 
-def text_on(colour: str) -> str:
-    """Return black or white, whichever reads better on `colour`; neither is a neutral, for the page keeps both."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+def text_on(color: str) -> str:
+    """Return black or white, whichever reads better on `color`; neither is a neutral, for the page keeps both."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#ffffff" if luminance < 0.18 else "#101010"
 

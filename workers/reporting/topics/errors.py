@@ -22,11 +22,11 @@ def topic(source: Source) -> Topic:
     schemes = source.report.schemes
     worst = {name: facts.worst_sites[0] for name, facts in schemes.items() if facts.worst_sites}
     if not worst:
-        lead = "No scheme was measured." if not schemes else "No quantised module has an error to show."
+        lead = "No scheme was measured." if not schemes else "No quantized module has an error to show."
         return Topic("errors", title, lead)
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
-        "Isolated: each quantised module alone, fed with the reference's input; the worst are the first candidates to "
+        "Isolated: each quantized module alone, fed with the reference's input; the worst are the first candidates to "
         "leave in 16 bits. Accumulated: the residual stream after each layer, in the scheme's own run.",
         *_typical(source),
     )

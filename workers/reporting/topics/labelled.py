@@ -1,18 +1,18 @@
-"""The labelled prompts: which dimensions tell true answers from false, and whether they still do under a scheme."""
+"""The labeled prompts: which dimensions tell true answers from false, and whether they still do under a scheme."""
 
 from service.contracts.labelled import CHANCE, Labelled, LabelledDimension, Separation
 from service.contracts.report import Report
 from workers.reporting.text import counted, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
-_TITLE = "Labelled prompts"
+_TITLE = "Labeled prompts"
 
 
 def topic(report: Report) -> Topic:
-    """Return the section on labelled prompts."""
+    """Return the section on labeled prompts."""
     found = report.labelled
     if found is None:
-        return Topic("labelled", _TITLE, "No labelled prompts were given.")
+        return Topic("labelled", _TITLE, "No labeled prompts were given.")
     grids = (_separations(found, report),) if found.dimensions else ()
     return Topic("labelled", _TITLE, _lead(found, report), _notes(found), grids=grids)
 
@@ -20,7 +20,7 @@ def topic(report: Report) -> Topic:
 def _lead(found: Labelled, report: Report) -> str:
     false = found.records - found.true_records
     if not found.records:
-        return "The file of labelled prompts holds no record."
+        return "The file of labeled prompts holds no record."
     if not found.true_records or not false:
         what = "true" if found.true_records else "false"
         every = f"All {found.records:,} records are {what}" if found.records > 1 else f"The one record is {what}"
@@ -43,7 +43,7 @@ def _lead(found: Labelled, report: Report) -> str:
 
 
 def chance(found: Labelled) -> str:
-    """Say how often chance gives so good a best dimension; for labelled prompts of which one is known to be best."""
+    """Say how often chance gives so good a best dimension; for labeled prompts of which one is known to be best."""
     best = found.dimensions[0]
     return (
         f"the best, dimension {best.dimension} ({_figures(best.reference)}), is matched by the best dimension of "

@@ -11,7 +11,7 @@ from workers.reporting.topics.records import joined
 from workers.reporting.verdict import Verdict, verdict
 
 SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
-"""Fuller is worse; the word stands beside it, so that no colour is needed to tell them apart."""
+"""Fuller is worse; the word stands beside it, so that no color is needed to tell them apart."""
 
 HEAD = ("Mean KL, nats", "Perplexity ratio", "Same top token", "Size", "Smaller")
 """What the table of outcomes tells of a scheme, after its name and the word."""
@@ -77,13 +77,13 @@ def _told(outcome: Outcome) -> str:
 
 
 def doubt(found: Verdict) -> tuple[str, ...]:
-    """Return what the word must not be read without: how little was quantised, which other class is not ruled out."""
+    """Return what the word must not be read without: how little was quantized, which other class is not ruled out."""
     unsettled = f"{' and '.join(level.name for level in found.doubtful)} not ruled out" if found.doubtful else None
     return tuple(remark for remark in (found.partial, unsettled) if remark)
 
 
 def reference(report: Report) -> str:
-    """Say how the model does without quantisation."""
+    """Say how the model does without quantization."""
     perplexity = report.reference.perplexity
     if perplexity is None:
         return "No position has a finite prediction under the reference."

@@ -96,7 +96,7 @@ def identity(report: Report) -> tuple[Fact, ...]:
     return (
         ("Model", report.model.fingerprint),
         ("Calibration tokens", report.calibration.fingerprint),
-        *((("Labelled prompts", report.labelled.fingerprint),) if report.labelled else ()),
+        *((("Labeled prompts", report.labelled.fingerprint),) if report.labelled else ()),
         ("Job", report.job_id),
         ("Headroom", f"{report.headroom_version}, definitions {report.definitions_version}"),
     )

@@ -1,4 +1,4 @@
-// What quantised and reference tokens add up to channel by channel.
+// What quantized and reference tokens add up to channel by channel.
 //
 //     T tokens, d channels, R ranges of the tokens
 

@@ -1,4 +1,4 @@
-"""What quantised and reference tokens add up to channel by channel, on CUDA.
+"""What quantized and reference tokens add up to channel by channel, on CUDA.
 
 T tokens, d channels
 """

@@ -12,7 +12,7 @@ from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import component_heatmap, style
 from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
 from workers.reporting.figures.drawing import Drawing
-from workers.reporting.figures.scales import centred_norm
+from workers.reporting.figures.scales import centered_norm
 from workers.reporting.loading import Source
 from workers.reporting.text import number, plain, visible
 
@@ -68,7 +68,7 @@ def _others(gathered: Gathered) -> Iterator[tuple[int, str, Source]]:
 
 
 def _drawing(cells: NDArray[np.float64], *, name: str, title: str, bar: str, caption: str) -> Drawing:
-    figure, hover = draw_map(cells, title, bar, COMPONENTS, centred_norm)
+    figure, hover = draw_map(cells, title, bar, COMPONENTS, centered_norm)
     hatched = "" if np.isfinite(cells).all() else " Hatched, n/a: one of the two has no such figure."
     return Drawing(
         name=name,

@@ -89,7 +89,7 @@ def _plot(axes: Any, points: Sequence[Point], gathered: Gathered) -> None:
             places,
             [point.estimate.value for point in own],
             yerr=_reach(own),
-            color=look.colour,
+            color=look.color,
             marker=look.marker,
             linestyle="none",
             markersize=5,

@@ -58,7 +58,7 @@ def _panel(axes: Any, gathered: Gathered, scheme: str) -> list[NDArray[np.float6
         axes.plot(
             np.arange(len(values)) if values is not None else [],
             values if values is not None else [],
-            color=look.colour,
+            color=look.color,
             linestyle=look.line,
             marker=look.marker,
             markersize=3.2,

@@ -1,4 +1,4 @@
-"""`comparison_labelled_activations`: the labelled prompts of several reports, one row of histograms for each."""
+"""`comparison_labelled_activations`: the labeled prompts of several reports, one row of histograms for each."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from workers.reporting.text import counted, plain, visible
 
 
 def draw(gathered: Gathered) -> Iterator[Drawing]:
-    """Yield the grid, unless no report has labelled prompts."""
+    """Yield the grid, unless no report has labeled prompts."""
     rows = tuple(_rows(gathered))
     if not any(row.panels for row in rows):
         return
@@ -19,7 +19,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         name="comparison_labelled_activations",
         title="Activations of true and false answers",
         caption=(
-            f"One row for each report with labelled prompts: the {counted(COLUMNS, 'hidden dimension')} that separate "
+            f"One row for each report with labeled prompts: the {counted(COLUMNS, 'hidden dimension')} that separate "
             "true from false answers best in that report. Filled: the reference; outlined: the schemes that move the "
             f"AUROC most. {' '.join(_settings(gathered))}"
         ),
@@ -31,7 +31,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
 
 
 def _settings(gathered: Gathered) -> Iterator[str]:
-    """Say of every report with labelled prompts what they are, and under which settings it was made."""
+    """Say of every report with labeled prompts what they are, and under which settings it was made."""
     for label, source in zip(gathered.labels, gathered.sources, strict=True):
         report, labelled = source.report, source.report.labelled
         if labelled is not None:

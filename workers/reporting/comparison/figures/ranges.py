@@ -25,14 +25,14 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         look = style.mark(report)
         for values, width in ((largest[report], 1.6), (typical[report], 0.8)):
             shown = np.where(values > 0, values, np.nan)
-            axes.plot(shown, color=look.colour, linestyle=look.line, linewidth=width, marker=look.marker, markersize=3)
+            axes.plot(shown, color=look.color, linestyle=look.line, linewidth=width, marker=look.marker, markersize=3)
     style.layer_axis(axes, max(source.report.model.layers for source in gathered.sources))
     positive = np.concatenate([values[values > 0] for values in (*largest, *typical)])
     if positive.size:
         style.log_axis(axes, float(positive.min()) / 1.5, float(positive.max()) * 1.5)
     figure.legend(
         handles=[
-            Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=plain(label, 60))
+            Line2D([], [], color=look.color, linestyle=look.line, marker=look.marker, label=plain(label, 60))
             for look, label in ((style.mark(report), label) for report, label in enumerate(gathered.labels))
         ],
         loc="outside lower center",

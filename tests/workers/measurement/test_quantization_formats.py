@@ -50,7 +50,7 @@ def nearest(x: float, magnitudes: Sequence[float]) -> float:
 
 
 def interesting(magnitudes: Sequence[float]) -> list[float]:
-    """Every value, every midpoint, and the float32 neighbours of both, of either sign."""
+    """Every value, every midpoint, and the float32 neighbors of both, of either sign."""
     points = {*magnitudes, *((a + b) / 2 for a, b in itertools.pairwise(magnitudes))}
     ends = np.array(sorted(points), np.float32)
     near = [ends, np.nextafter(ends, np.float32(np.inf)), np.nextafter(ends, np.float32(0))]
@@ -114,12 +114,12 @@ def test_what_is_not_finite_spoils_its_group_alone(name: str, bad: float) -> Non
     grid = GRIDS[name]
     x = torch.ones(2, 256)
     x[0, 3] = bad
-    quantised = grid.quantise(x)
+    quantized = grid.quantize(x)
     width = grid.group if isinstance(grid.group, int) else 256
-    assert quantised[0, :width].isnan().all()
-    untouched = quantised[0, width:] if grid.group != "tensor" else quantised[:0]
+    assert quantized[0, :width].isnan().all()
+    untouched = quantized[0, width:] if grid.group != "tensor" else quantized[:0]
     assert untouched.isfinite().all()
-    assert quantised[1].isfinite().all() == (grid.group != "tensor")
+    assert quantized[1].isfinite().all() == (grid.group != "tensor")
 
 
 def by_blocks(x: np.ndarray, size: int) -> list[tuple[int, slice]]:
@@ -186,7 +186,7 @@ def test_a_grid_gives_what_the_oracle_gives_group_by_group(name: str, width: int
     expected = np.zeros_like(x)
     for row, columns in by_blocks(x, size):
         expected[row, columns] = oracle(x[row, columns])
-    np.testing.assert_array_equal(GRIDS[name].quantise(torch.from_numpy(x)).numpy(), expected)
+    np.testing.assert_array_equal(GRIDS[name].quantize(torch.from_numpy(x)).numpy(), expected)
 
 
 def test_every_grid_of_a_scheme_has_an_oracle() -> None:
@@ -196,7 +196,7 @@ def test_every_grid_of_a_scheme_has_an_oracle() -> None:
 def test_a_scale_for_the_whole_tensor_is_taken_over_the_batch() -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 24)).astype(np.float32)
     expected = symmetric(x.reshape(-1), 127, np.float32).reshape(x.shape)
-    np.testing.assert_array_equal(GRIDS["w8a8-tensor input"].quantise(torch.from_numpy(x)).numpy(), expected)
+    np.testing.assert_array_equal(GRIDS["w8a8-tensor input"].quantize(torch.from_numpy(x)).numpy(), expected)
 
 
 rows = hnp.arrays(
@@ -209,7 +209,7 @@ grids = st.sampled_from(sorted(GRIDS)).map(GRIDS.__getitem__)
 
 @settings(deadline=None, max_examples=60)
 @given(x=rows, grid=grids)
-def test_quantising_again_on_the_same_steps_changes_nothing(x: np.ndarray, grid: Grid) -> None:
+def test_quantizing_again_on_the_same_steps_changes_nothing(x: np.ndarray, grid: Grid) -> None:
     groups = cut(torch.from_numpy(x), grid.group)
     steps = grid.steps(groups)
     values = grid.decode(grid.encode(groups, steps), steps)
@@ -238,7 +238,7 @@ def test_the_error_is_at_most_half_a_step(x: np.ndarray, grid: Grid) -> None:
 def test_scaling_by_a_power_of_two_scales_the_result(x: np.ndarray, grid: Grid, exponent: int) -> None:
     # Magnitudes of 0.01 and more keep every scale above 2^-14, below which one in 16 bits loses digits.
     tensor = torch.from_numpy(x)
-    assert torch.equal(grid.quantise(tensor * 2.0**exponent), grid.quantise(tensor) * 2.0**exponent)
+    assert torch.equal(grid.quantize(tensor * 2.0**exponent), grid.quantize(tensor) * 2.0**exponent)
 
 
 @settings(deadline=None, max_examples=60)
@@ -246,7 +246,7 @@ def test_scaling_by_a_power_of_two_scales_the_result(x: np.ndarray, grid: Grid, 
 def test_permuting_rows_permutes_the_result(x: np.ndarray, grid: Grid, seed: int) -> None:
     tensor = torch.from_numpy(x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(grid.quantise(tensor[order]), grid.quantise(tensor)[order])
+    assert torch.equal(grid.quantize(tensor[order]), grid.quantize(tensor)[order])
 
 
 @settings(deadline=None, max_examples=40)
