@@ -15,9 +15,15 @@ from pyarrow import ArrowException, parquet
 
 from service.api import downloads
 from service.api.rooms import Rooms, Within
-from service.contracts.comparison.records import Comparison
-from service.contracts.comparison.sides import MOST, NotComparable, Side, check_count, check_schema_version
-from service.contracts.comparison.whole import compare
+from service.comparison.comparable_report import (
+    MAX_REPORTS,
+    ComparableReport,
+    NotComparable,
+    check_count,
+    check_schema_version,
+)
+from service.comparison.compare import compare
+from service.contracts.comparison import Comparison
 from service.contracts.report import Report
 from service.contracts.restating import restated
 from service.contracts.scored import COLUMNS, Rows
@@ -28,7 +34,9 @@ router = APIRouter(prefix="/v1/comparisons")
 _ID = r"^[0-9A-Za-z_-]{1,64}$"
 ReportIds = Annotated[
     list[Annotated[str, Query(pattern=_ID)]],
-    Query(description=f"Ids of 2 to {MOST} reports; the first is the baseline that the others are held against."),
+    Query(
+        description=f"Ids of 2 to {MAX_REPORTS} reports; the first is the baseline that the others are held against."
+    ),
 ]
 
 
@@ -54,7 +62,7 @@ def comparison(rooms: Within, request: Request, report: ReportIds) -> Response:
     return Response(content, media_type="application/json", headers=downloads.headers(etag))
 
 
-def _side(rooms: Rooms, report_id: str) -> Side:
+def _side(rooms: Rooms, report_id: str) -> ComparableReport:
     report = _report(rooms, report_id)
     listed = {table.name for table in report.tables}
 
@@ -71,7 +79,7 @@ def _side(rooms: Rooms, report_id: str) -> Side:
             raise ReportDamaged(f"report {report_id}: {name}: column {missing[0]!r} is missing")
         return rows
 
-    return Side(report_id, restated(report, lambda: read("tokens", COLUMNS)), read)
+    return ComparableReport(report_id, restated(report, lambda: read("tokens", COLUMNS)), read)
 
 
 def _report(rooms: Rooms, report_id: str) -> Report:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.contracts.comparison.records import Comparison
+from service.contracts.comparison import Comparison
 
 STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.comparing import _told
-from service.contracts.comparison.records import Comparison
+from service.contracts.comparison import Comparison
 from service.contracts.request import JobRequest
 
 STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"

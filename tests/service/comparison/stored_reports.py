@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.contracts.comparison.sides import Side
+from service.comparison.comparable_report import ComparableReport
 from service.contracts.report import Report
 from service.contracts.restating import restated
 from service.contracts.scored import COLUMNS
@@ -41,7 +41,7 @@ def restate(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def side(directory: Path, name: str | None = None) -> Side:
+def side(directory: Path, name: str | None = None) -> ComparableReport:
     """Return a report on disk as a side of a comparison."""
     report = Report.model_validate_json((directory / "report.json").read_bytes())
     listed = {table.name for table in report.tables}
@@ -50,4 +50,4 @@ def side(directory: Path, name: str | None = None) -> Side:
         path = directory / "tables" / f"{table}.parquet"
         return pq.read_table(path, columns=list(columns)).to_pydict() if table in listed else None
 
-    return Side(name or directory.name, restated(report, lambda: read("tokens", COLUMNS)), read)
+    return ComparableReport(name or directory.name, restated(report, lambda: read("tokens", COLUMNS)), read)

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from stored_reports import copy, edit, restate, side
 
-from service.contracts.comparison.records import Comparison
-from service.contracts.comparison.sides import NotComparable, labels
-from service.contracts.comparison.whole import compare
+from service.comparison.comparable_report import NotComparable, labels
+from service.comparison.compare import compare
+from service.contracts.comparison import Comparison
 
 
 @pytest.fixture

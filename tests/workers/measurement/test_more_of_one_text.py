@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from service.contracts.comparison.records import Difference
-from service.contracts.comparison.sides import Side
-from service.contracts.comparison.whole import compare
+from service.comparison.comparable_report import ComparableReport
+from service.comparison.compare import compare
+from service.contracts.comparison import Difference
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement.program import measure
@@ -16,7 +16,7 @@ from workers.measurement.progress import Narrator
 from workers.samples import CALIBRATION, MODEL
 
 
-def measured(out: Path, sequences: int, seed: int = 0) -> Side:
+def measured(out: Path, sequences: int, seed: int = 0) -> ComparableReport:
     """Measure the sample model under nf4; what is measured of a sequence does not depend on the others."""
     asked = {
         "model": {"path": str(MODEL)},
@@ -36,20 +36,20 @@ def measured(out: Path, sequences: int, seed: int = 0) -> Side:
         ).to_pydict()
         return rows
 
-    return Side(out.name, report, read)
+    return ComparableReport(out.name, report, read)
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory: pytest.TempPathFactory) -> Side:
+def eight(tmp_path_factory: pytest.TempPathFactory) -> ComparableReport:
     return measured(tmp_path_factory.mktemp("eight") / "eight", 8)
 
 
-def difference(baseline: Side, other: Side) -> Difference:
+def difference(baseline: ComparableReport, other: ComparableReport) -> Difference:
     [found] = compare([baseline, other], "0.1.0").differences
     return found
 
 
-def test_more_sequences_of_one_text_change_nothing(eight: Side, tmp_path: Path) -> None:
+def test_more_sequences_of_one_text_change_nothing(eight: ComparableReport, tmp_path: Path) -> None:
     more = measured(tmp_path / "more", 32)
     found = difference(eight, more)
     nf4 = found.schemes["nf4"]
@@ -62,7 +62,7 @@ def test_more_sequences_of_one_text_change_nothing(eight: Side, tmp_path: Path) 
         assert (change.difference.units, change.difference.degrees_of_freedom) == ("sequences", 7)
 
 
-def test_sequences_of_another_seed_are_another_text(eight: Side, tmp_path: Path) -> None:
+def test_sequences_of_another_seed_are_another_text(eight: ComparableReport, tmp_path: Path) -> None:
     other = measured(tmp_path / "other", 8, seed=5)
     own, theirs = ({tuple(ids) for ids in _sequences(side)} for side in (eight, other))
     change = difference(eight, other).schemes["nf4"].kl_divergence
@@ -71,7 +71,7 @@ def test_sequences_of_another_seed_are_another_text(eight: Side, tmp_path: Path)
     assert (change.clear is None) is (shared == 0)
 
 
-def _sequences(side: Side) -> list[list[object]]:
+def _sequences(side: ComparableReport) -> list[list[object]]:
     rows = side.read("tokens", ("token_id",))
     assert rows is not None
     ids = list(rows["token_id"])

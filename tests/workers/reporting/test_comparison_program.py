@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from service.contracts.comparison.records import Change, Comparison
+from service.contracts.comparison import Change, Comparison
 from service.contracts.report import Estimate
 from workers.reporting.comparison.__main__ import main
 from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges

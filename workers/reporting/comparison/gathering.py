@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.contracts.comparison.records import Comparison
-from service.contracts.comparison.sides import NotComparable, Side, check_count
-from service.contracts.comparison.whole import compare
+from service.comparison.comparable_report import ComparableReport, NotComparable, check_count
+from service.comparison.compare import compare
+from service.contracts.comparison import Comparison
 from service.contracts.report import SchemeFacts
 from service.contracts.scored import Rows
 from service.errors import HeadroomError
@@ -71,7 +71,7 @@ def _loaded(directory: Path) -> Source:
         raise ReportUnreadable(message if str(directory) in message else f"{directory}: {message}") from error
 
 
-def _side(source: Source) -> Side:
+def _side(source: Source) -> ComparableReport:
     @cache
     def read(table: str, columns: tuple[str, ...]) -> Rows | None:
         path = source.directory / "tables" / f"{table}.parquet"
@@ -83,4 +83,4 @@ def _side(source: Source) -> Side:
             raise ReportUnreadable(f"{path}: not a whole Parquet file: {error}") from error
         return rows
 
-    return Side(source.directory.resolve().name, source.report, read)
+    return ComparableReport(source.directory.resolve().name, source.report, read)

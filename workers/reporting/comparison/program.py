@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from service.contracts.comparison.records import Comparison
+from service.contracts.comparison import Comparison
 from service.errors import HeadroomError
 from workers.reporting.comparison.figures.registry import draw_all
 from workers.reporting.comparison.gathering import gather

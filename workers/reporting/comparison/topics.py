@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from service.contracts.comparison.records import Change, Difference, OutlierDifference, SchemeDifference
+from service.contracts.comparison import Change, Difference, OutlierDifference, SchemeDifference
 from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
 from service.contracts.uncertainty import FEWEST

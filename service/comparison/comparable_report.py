@@ -7,7 +7,7 @@ from typing import NamedTuple
 from service.contracts.report import SCHEMA_VERSION, Report
 from service.contracts.scored import Rows
 
-FEWEST, MOST = 2, 8
+MIN_REPORTS, MAX_REPORTS = 2, 8
 """Reports in one comparison."""
 
 
@@ -15,7 +15,7 @@ class NotComparable(ValueError):
     """Reports that cannot be held against each other; the message names them and the reason."""
 
 
-class Side(NamedTuple):
+class ComparableReport(NamedTuple):
     """One report, and how to read its tables."""
 
     name: str
@@ -37,12 +37,12 @@ def check_schema_version(name: str, version: str) -> None:
 
 def check_count(count: int) -> None:
     """Raise NotComparable for too few reports, or too many."""
-    if not FEWEST <= count <= MOST:
+    if not MIN_REPORTS <= count <= MAX_REPORTS:
         reports = "1 report" if count == 1 else f"{count} reports"
-        raise NotComparable(f"{reports} cannot be compared at once; {FEWEST} to {MOST} can")
+        raise NotComparable(f"{reports} cannot be compared at once; {MIN_REPORTS} to {MAX_REPORTS} can")
 
 
-def labels(sides: Sequence[Side]) -> list[str]:
+def labels(sides: Sequence[ComparableReport]) -> list[str]:
     """Return what to call each report: its model, with as much more as tells the reports apart."""
     plain = [_model_name(side.report) for side in sides]
     told = [

@@ -7,7 +7,7 @@ difference means: that is a warning. Where a difference would mean nothing, the 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.contracts.comparison.sides import NotComparable
+from service.comparison.comparable_report import NotComparable
 from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import LeftOut, Report, Warning
 from service.contracts.request import Thresholds

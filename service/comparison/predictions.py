@@ -10,8 +10,8 @@ exp(mean d) moves by exp(mean d) times the mean's own change (the delta method).
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from service.contracts.comparison.records import Change
-from service.contracts.comparison.sides import Side
+from service.comparison.comparable_report import ComparableReport
+from service.contracts.comparison import Change
 from service.contracts.report import Estimate, SchemeFacts
 from service.contracts.scored import COLUMNS, Position, ScoredSequence, scored_sequences
 from service.contracts.uncertainty import exp, mean, moved
@@ -32,7 +32,7 @@ Paired = Sequence[Sequence[Pair]]
 """The positions that both reports score, by shared sequence."""
 
 
-def pairs(baseline: Side, other: Side, before: str, after: str) -> Paired:
+def pairs(baseline: ComparableReport, other: ComparableReport, before: str, after: str) -> Paired:
     """Return the positions that both reports score, under one scheme of each.
 
     A sequence is shared where its token ids are the same, whatever its number. One that a report has several times is
@@ -111,6 +111,6 @@ def _of_exp(values: Sequence[Sequence[tuple[float, float]]]) -> Estimate:
     return moved(of_moves, after - before)
 
 
-def _sequences(side: Side, scheme: str) -> list[ScoredSequence]:
+def _sequences(side: ComparableReport, scheme: str) -> list[ScoredSequence]:
     rows = side.read("tokens", COLUMNS)
     return [] if rows is None else scored_sequences(rows, scheme)

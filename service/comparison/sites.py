@@ -4,8 +4,8 @@ import math
 import statistics
 from collections.abc import Mapping
 
-from service.contracts.comparison.records import ErrorChange, RangeChange, RangeDifference
-from service.contracts.comparison.sides import Side
+from service.comparison.comparable_report import ComparableReport
+from service.contracts.comparison import ErrorChange, RangeChange, RangeDifference
 
 LISTED = 10
 """Sites named at each end."""
@@ -14,7 +14,7 @@ Site = tuple[int, str, str]
 """Layer, component, port."""
 
 
-def range_changes(baseline: Side, other: Side) -> tuple[list[RangeChange], int, int] | None:
+def range_changes(baseline: ComparableReport, other: ComparableReport) -> tuple[list[RangeChange], int, int] | None:
     """Return every site of both reports, and how many only the baseline and only the other has.
 
     None where a report has no table of sites.
@@ -37,7 +37,7 @@ def range_changes(baseline: Side, other: Side) -> tuple[list[RangeChange], int, 
     return changes, len(before.keys() - after.keys()), len(after.keys() - before.keys())
 
 
-def range_difference(baseline: Side, other: Side) -> RangeDifference | None:
+def range_difference(baseline: ComparableReport, other: ComparableReport) -> RangeDifference | None:
     """Return the summary of all changes of range; None where a report has no table of sites."""
     found = range_changes(baseline, other)
     if found is None:
@@ -57,7 +57,7 @@ def range_difference(baseline: Side, other: Side) -> RangeDifference | None:
     )
 
 
-def error_growth(baseline: Side, other: Side, scheme: str) -> tuple[ErrorChange, ...]:
+def error_growth(baseline: ComparableReport, other: ComparableReport, scheme: str) -> tuple[ErrorChange, ...]:
     """Return the projections whose isolated error under `scheme` grew most."""
     before, after = _errors(baseline, scheme), _errors(other, scheme)
     grown = [
@@ -73,7 +73,7 @@ def error_growth(baseline: Side, other: Side, scheme: str) -> tuple[ErrorChange,
     return tuple(sorted(grown, key=lambda c: math.inf if c.change_db is None else c.change_db, reverse=True)[:LISTED])
 
 
-def final_sqnr(side: Side, scheme: str) -> float | None:
+def final_sqnr(side: ComparableReport, scheme: str) -> float | None:
     """Return sqnr_db of the scheme's own stream after the last layer; None where it is exact or not known."""
     rows = side.read("errors", ("scheme", "layer", "component", "port", "mode", "sqnr_db"))
     if rows is None:
@@ -84,7 +84,7 @@ def final_sqnr(side: Side, scheme: str) -> float | None:
     return next((row[-1] for row in found if row[:-1] == wanted), None)
 
 
-def _ranges(side: Side) -> Mapping[Site, tuple[float | None, float]] | None:
+def _ranges(side: ComparableReport) -> Mapping[Site, tuple[float | None, float]] | None:
     rows = side.read("sites", ("layer", "component", "port", "range_bits", "abs_max"))
     if rows is None:
         return None
@@ -92,7 +92,7 @@ def _ranges(side: Side) -> Mapping[Site, tuple[float | None, float]] | None:
     return dict(zip(sites, zip(map(_known, rows["range_bits"]), rows["abs_max"], strict=True), strict=True))
 
 
-def _errors(side: Side, scheme: str) -> Mapping[tuple[int, str], float]:
+def _errors(side: ComparableReport, scheme: str) -> Mapping[tuple[int, str], float]:
     rows = side.read("errors", ("scheme", "layer", "component", "port", "mode", "relative_l2"))
     if rows is None:
         return {}

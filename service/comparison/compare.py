@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from service.contracts.comparison import cautions, predictions, sites
-from service.contracts.comparison.records import (
+from service.comparison import cautions, predictions, sites
+from service.comparison.comparable_report import ComparableReport, check_count, check_schema_version, labels
+from service.contracts.comparison import (
     COMPARISON_VERSION,
     Compared,
     Comparison,
@@ -11,11 +12,10 @@ from service.contracts.comparison.records import (
     OutlierDifference,
     SchemeDifference,
 )
-from service.contracts.comparison.sides import Side, check_count, check_schema_version, labels
 from service.contracts.report import LeftOut
 
 
-def compare(sides: Sequence[Side], headroom_version: str) -> Comparison:
+def compare(sides: Sequence[ComparableReport], headroom_version: str) -> Comparison:
     """Hold every report after the first against the first, the baseline.
 
     Raises:
@@ -44,13 +44,13 @@ def compare(sides: Sequence[Side], headroom_version: str) -> Comparison:
     )
 
 
-def _compared(label: str, side: Side) -> Compared:
+def _compared(label: str, side: ComparableReport) -> Compared:
     report = side.report
     shared = {name: getattr(report, name) for name in Compared.model_fields if name not in ("label", "name")}
     return Compared(label=label, name=side.name, **shared)
 
 
-def _difference(label: str, baseline: Side, other: Side) -> Difference:
+def _difference(label: str, baseline: ComparableReport, other: ComparableReport) -> Difference:
     before, after = baseline.report.schemes, other.report.schemes
     shared = [scheme for scheme in before if scheme in after]
     paired = {scheme: predictions.pairs(baseline, other, scheme, scheme) for scheme in shared}
@@ -74,7 +74,7 @@ def _difference(label: str, baseline: Side, other: Side) -> Difference:
     )
 
 
-def _not_compared(baseline: Side, other: Side, layers: str | None) -> Iterator[LeftOut]:
+def _not_compared(baseline: ComparableReport, other: ComparableReport, layers: str | None) -> Iterator[LeftOut]:
     if layers:
         yield LeftOut(name="range", reason=layers)
         yield LeftOut(name="errors by component", reason=layers)
@@ -83,7 +83,7 @@ def _not_compared(baseline: Side, other: Side, layers: str | None) -> Iterator[L
     yield from cautions.uncomparable_outliers(baseline.report, other.report)
 
 
-def _outliers(baseline: Side, other: Side) -> dict[str, OutlierDifference]:
+def _outliers(baseline: ComparableReport, other: ComparableReport) -> dict[str, OutlierDifference]:
     refused = {left_out.name for left_out in cautions.uncomparable_outliers(baseline.report, other.report)}
     found = {}
     definitions = [side.report.outliers.present() for side in (baseline, other)]
@@ -100,7 +100,7 @@ def _outliers(baseline: Side, other: Side) -> dict[str, OutlierDifference]:
 
 
 def _scheme(
-    baseline: Side, other: Side, scheme: str, paired: predictions.Paired, same_layers: bool
+    baseline: ComparableReport, other: ComparableReport, scheme: str, paired: predictions.Paired, same_layers: bool
 ) -> SchemeDifference:
     before, after = baseline.report.schemes[scheme], other.report.schemes[scheme]
     return SchemeDifference(
