@@ -34,9 +34,7 @@ router = APIRouter(prefix="/v1/comparisons")
 _ID = r"^[0-9A-Za-z_-]{1,64}$"
 ReportIds = Annotated[
     list[Annotated[str, Query(pattern=_ID)]],
-    Query(
-        description=f"Ids of 2 to {MAX_REPORTS} reports; the first is the baseline that the others are held against."
-    ),
+    Query(description=f"Ids of 2 to {MAX_REPORTS} reports. The first is the baseline."),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The walls between the parts: they stand, each of them stops what it should, and the service starts light."""
+"""Import contracts: each holds, each refuses what it forbids, and the service starts without heavy libraries."""
 
 import json
 import os
@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # For every contract in pyproject.toml: a module, and an import in it that the contract forbids.
 FORBIDDEN = {
     "The service never imports the workers": ("service/scheduler.py", "import workers.app"),
-    "Workers know the service by its contracts, store, queue, settings and errors alone": (
+    "Workers import the service's contracts, comparison, store, queue, settings and errors alone": (
         "workers/lease.py",
         "import service.submission",
     ),
     "The measurement knows no queue, database or network": ("workers/measurement/errors.py", "import service.queue"),
     "Drawing never measures": ("workers/reporting/text.py", "import torch"),
     "Contracts stand on pydantic alone": ("service/contracts/schemes.py", "import service.store.records"),
-    "Inside the service, doors stand on rooms": ("service/store/records.py", "import service.submission"),
+    "The service's folders form layers": ("service/store/records.py", "import service.submission"),
 }
 HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate", "numba", "matplotlib")
 
