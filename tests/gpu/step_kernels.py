@@ -1,8 +1,8 @@
 """Holds the CUDA kernels against plain torch: a table of checks, a table of inputs.
 
 What is no sum must be equal to the bit. A sum of n terms may be off by (n + 8) * 2^-53 of the sum of their
-magnitudes, and so may plain torch's; what stands on float32 exponentials, by 1e-6. In a dry run Triton's kernels run in
-its interpreter, and the C++ sources on the host, where there is a compiler.
+magnitudes, and so may plain torch's; what stands on sums of exponentials, by 1e-9 nats. In a dry run Triton's kernels
+run in its interpreter, and the C++ sources on the host, where there is a compiler.
 
     N sequences of S tokens, d channels; T tokens
 """
@@ -148,9 +148,9 @@ def divergence(module: Any, x: torch.Tensor) -> Tensors:
 
 
 def exponentials(x: torch.Tensor) -> Tensors:
-    """Return how far what stands on float32 exponentials may be apart, in nats."""
-    one = torch.tensor(1e-6, dtype=torch.float64, device=x.device)
-    return {"log-sum-exp": one, "divergence": one}
+    """Return how far what stands on sums of exponentials may be apart, in nats."""
+    nats = torch.tensor(1e-9, dtype=torch.float64, device=x.device)
+    return {"log-sum-exp": nats, "divergence": nats}
 
 
 CHECKS = (

@@ -52,8 +52,8 @@ WRONG = SimpleNamespace(
     count_reaching=lambda *arguments: plain.count_reaching(*arguments) + 1,
     channel_products=lambda y, q: plain.channel_products(y, q) * (1 + 1e-12),
     token_products=lambda y, q: plain.token_products(y, q) * (1 + 1e-12),
-    score_logits=lambda *arguments: plain.score_logits(*arguments) + 2e-6,
-    compare_logits=lambda *arguments: plain.compare_logits(*arguments) + 2e-6,
+    score_logits=lambda *arguments: plain.score_logits(*arguments) + 2e-9,
+    compare_logits=lambda *arguments: plain.compare_logits(*arguments) + 2e-9,
 )
 FAULTS = {
     "reduction": ["power_sums is off", "over differs", "token_abs_max differs"],
