@@ -123,15 +123,17 @@ def channel_rounding(x: torch.Tensor) -> Tensors:
 
 
 def hits(module: Any, x: torch.Tensor) -> Tensors:
-    """Return where values reach the threshold."""
-    tokens = x.flatten(0, 1)
-    limits = torch.full((len(tokens),), THRESHOLD, device=x.device)
-    reached = tokens.isfinite() & (tokens.float().abs() >= THRESHOLD)
-    dimensions = reached.any(dim=0).nonzero().flatten()
-    if not len(dimensions):
-        return {}
-    positions, peaks, keys = module.note_hits(tokens, dimensions, int(reached.sum()), limits, 20)
-    return {"positions": positions, "peaks": peaks, "keys": keys.sort().values}
+    """Return where values reach the threshold, and where they reach a limit that all do which are finite."""
+    tokens, figures = x.flatten(0, 1), {}
+    for which, limit in (("few", THRESHOLD), ("all", 0.0)):
+        limits = torch.full((len(tokens),), limit, device=x.device)
+        reached = tokens.isfinite() & (tokens.float().abs() >= limit)
+        dimensions = reached.any(dim=0).nonzero().flatten()
+        if len(dimensions):
+            positions, peaks, keys = module.note_hits(tokens, dimensions, int(reached.sum()), limits, 20)
+            noted = {"positions": positions, "peaks": peaks, "keys": keys.sort().values}
+            figures |= {f"{name} of {which}": figure for name, figure in noted.items()}
+    return figures
 
 
 def divergence(module: Any, x: torch.Tensor) -> Tensors:

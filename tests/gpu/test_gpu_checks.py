@@ -60,7 +60,7 @@ FAULTS = {
     "typical values": ["values differs"],
     "histogram": ["histogram differs", "in a bin differs"],
     "limits of tokens": ["limits differs", "counts differs"],
-    "hits": ["keys differs"],
+    "hits": ["keys of few differs", "keys of all differs"],
     "channel products": ["sums is off"],
     "token products": ["sums is off", "peak differs"],
     "divergence": ["exact differs", "log-sum-exp is off", "divergence is off"],

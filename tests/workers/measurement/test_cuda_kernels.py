@@ -87,14 +87,15 @@ def test_histograms_and_the_values_of_a_bin(shape: tuple[int, int, int], dtype: 
 
 @pytest.mark.usefixtures("on_host")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("low", "high"), [(2.5, 6.0), (0.0, 0.0), (torch.inf, torch.inf)])
 @pytest.mark.parametrize("tokens", [1, 31, 300])
-def test_hits(tokens: int, dtype: torch.dtype) -> None:
+def test_hits(tokens: int, low: float, high: float, dtype: torch.dtype) -> None:
     x = random_tensor((1, tokens, 40), dtype)[0]
-    limits = torch.where(torch.arange(tokens) % 3 == 1, 2.5, 6.0)
+    limits = torch.where(torch.arange(tokens) % 3 == 1, low, high)
     for chosen in (x, x.repeat_interleave(2, dim=0)[::2]):
         reached = chosen.float().isfinite() & (chosen.float().abs() >= limits[:, None])
-        dimensions = reached.any(dim=0).nonzero().flatten()
-        assert tokens == 1 or len(dimensions) > 3
+        dimensions = reached.any(dim=0).nonzero().flatten() if low < torch.inf else torch.arange(0, 40, 3)
+        assert tokens == 1 or len(dimensions) > (3 if low else 32)
         positions, peaks, keys = hits.note_hits(chosen, dimensions, int(reached.sum()), limits, 20)
         columns = chosen.float()[:, dimensions].numpy()
         assert (positions.numpy() == np.packbits(reached[:, dimensions].numpy().T, axis=1)).all()
