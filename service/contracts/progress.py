@@ -33,6 +33,7 @@ class Warned(Frozen):
     code: str
     message: str
     where: str | None = None
+    advice: str | None = None
 
 
 class Finished(Frozen):
