@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from workers.measurement.errors import BadRequest, DeviceOutOfMemory, MissingLibrary, first_line
+from workers.measurement.errors import BadRequest, DeviceOutOfMemory, MissingLibrary, device_full, first_line
 from workers.measurement.memory import device_is_full
 
 _ASKED = re.compile(
@@ -85,17 +85,11 @@ def device_memory(device: torch.device, batch: Sequence[int] | None = None) -> I
 
 
 def _full(device: torch.device, error: RuntimeError, batch: Sequence[int] | None) -> str:
-    """Say what was needed, and which settings of a job ask for less."""
+    """Return the message for torch's error: what its allocator was asked for, as far as it says."""
     asked = _ASKED.search(str(error))
     needed = (
         "tried to allocate {asked} with {free} of {total} free".format(**asked.groupdict())
         if asked
         else first_line(error)
     )
-    at = less = ""
-    if batch:
-        sequences, length = batch
-        at = f", at {sequences} {'sequence' if sequences == 1 else 'sequences'} of {length} tokens in a batch"
-        fewer = f"batch_sequences to {sequences // 2} or less, or " if sequences > 1 else ""
-        less = f"set {fewer}a shorter sequence_length, or "
-    return f"{device} ran out of memory: {needed}{at}; {less}use a device with more free memory"
+    return device_full(str(device), needed, batch)

@@ -195,7 +195,8 @@ def _sweep(
     checkpoint = StreamCheckpoint(work / "checkpoint")
     first = checkpoint.layers_done()
     kept = kept_modules(request.schemes, decoder)
-    with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
+    batch = len(batches[0].token_ids)
+    with narrator.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
         state = prepare_sweep(
             decoder,
             batches,

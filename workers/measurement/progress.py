@@ -26,10 +26,16 @@ class Narrator:
         return time.monotonic() - self.began
 
     @contextmanager
-    def stage(self, stage: Stage, total: int = 1, done: int = 0) -> Iterator["StageProgress"]:
-        """Announce a stage of `total` units, `done` of them before, and its end; its seconds go into the report."""
+    def stage(
+        self, stage: Stage, total: int = 1, done: int = 0, batch_sequences: int | None = None
+    ) -> Iterator["StageProgress"]:
+        """Announce a stage of `total` units, `done` of them before, and its end; its seconds go into the report.
+
+        `batch_sequences`: sequences in a batch, where the stage takes batches through the model.
+        """
         started = self.elapsed
-        self._say(Progress(stage=stage, done=done, total=total, elapsed_seconds=started))
+        first = Progress(stage=stage, done=done, total=total, elapsed_seconds=started, batch_sequences=batch_sequences)
+        self._say(first)
         yield StageProgress(self, stage, total)
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
         self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))

@@ -336,11 +336,15 @@ def test_the_program_says_what_it_does(tmp_path: Path, checkpoints: dict[str, Pa
     assert lines[-1] == {"kind": "finished"}
     stages = [line["stage"] for line in lines if line["kind"] == "progress"]
     assert list(dict.fromkeys(stages)) == ["load", "calibrate", "sweep", "divergence", "write"]
-    assert [(x["done"], x["total"]) for x in lines if x.get("stage") == "sweep"] == [(0, 2), (1, 2), (2, 2), (2, 2)]
+    sweep = [line for line in lines if line.get("stage") == "sweep"]
+    assert [(line["done"], line["total"]) for line in sweep] == [(0, 2), (1, 2), (2, 2), (2, 2)]
     elapsed = [line["elapsed_seconds"] for line in lines if line["kind"] == "progress"]
     assert elapsed == sorted(elapsed)
     warnings = [line["code"] for line in lines if line["kind"] == "warning"]
     assert set(warnings) == {"short-calibration", "reference-guesses"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [w["code"] for w in report["warnings"]] == warnings
+    assert {n: line["batch_sequences"] for n, line in enumerate(lines) if "batch_sequences" in line} == {
+        lines.index(sweep[0]): report["calibration"]["batch_sequences"]
+    }
     assert report["timing"]["peak_memory_bytes"]["resident"] > 10**8
