@@ -36,6 +36,7 @@ class Warned(Frozen):
     code: str
     message: str
     where: str | None = None
+    advice: str | None = None
 
 
 class Finished(Frozen):

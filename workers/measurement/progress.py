@@ -40,9 +40,9 @@ class Narrator:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
         self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))
 
-    def warn(self, code: str, message: str, where: str | None = None) -> Warned:
+    def warn(self, code: str, message: str, where: str | None = None, advice: str | None = None) -> Warned:
         """Say something that the reader of the report must know."""
-        warning = Warned(code=code, message=message, where=where)
+        warning = Warned(code=code, message=message, where=where, advice=advice)
         self.recall([warning])
         return warning
 

@@ -223,7 +223,7 @@ def build_report(findings: Findings, assembled: Assembled, profile: Profile, nar
         schemes={scheme.name: scheme_facts(scheme, findings, assembled) for scheme in state.schemes},
         profile=profile_facts(profile, findings),
         surface=assembled.surface,
-        warnings=tuple(contract.Warning(code=w.code, message=w.message, where=w.where) for w in narrator.warnings),
+        warnings=tuple(contract.Warning(**w.model_dump(exclude={"kind"})) for w in narrator.warnings),
         figures=(),
         labelled=labelled.section if labelled else None,
         tables=tuple(
