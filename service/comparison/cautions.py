@@ -1,7 +1,7 @@
-"""What differs between two reports besides the numbers, said by name.
+"""Warnings about what differs between two reports besides the numbers.
 
-A difference in calibration, definitions or settings leaves most figures comparable, but changes what their
-difference means: that is a warning. Where a difference would mean nothing, the figure is not compared at all.
+With another calibration, definitions or settings most values stay comparable, but their difference has another
+meaning: that is a warning. A value whose difference has no meaning is not compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ def check_definitions(name: str, baseline: Report, other: Report) -> None:
     versions = baseline.definitions_version, other.definitions_version
     if versions[0].partition(".")[0] != versions[1].partition(".")[0]:
         raise NotComparable(
-            f"{name}: definitions_version {versions[1]!r} cannot be compared with the baseline's {versions[0]!r}: "
-            "the same names stand for other figures"
+            f"{name}: compare needs definitions_version {versions[0].partition('.')[0]}.x, as in the baseline; got "
+            f"{versions[1]!r}, whose values are defined differently"
         )
 
 
 def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterator[Warning]:
-    """Yield what the reader of the differences must know.
+    """Yield what differs between the reports and changes the meaning of the differences.
 
     Args:
         label: The other report's.
-        baseline: The report that it is held against.
+        baseline: The report that it is compared with.
         other: The other report.
         shared: Sequences that both scored.
     """
@@ -44,7 +44,7 @@ def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterat
 
 
 def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
-    """Yield the definitions of outlier dimensions whose sets cannot be held against each other."""
+    """Yield the definitions of outlier dimensions whose sets cannot be compared."""
     widths = baseline.model.hidden_size, other.model.hidden_size
     before, after = (report.outliers.present() for report in (baseline, other))
     for definition in [name for name in DEFINITIONS if name in before or name in after]:
@@ -54,9 +54,9 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
         limits = [found[definition].thresholds.model_dump() for found in (before, after)]
         reason = ""
         if widths[0] != widths[1]:
-            reason = f"hidden sizes of {widths[0]:,} and {widths[1]:,}: the dimensions are not the same"
+            reason = f"different hidden sizes, {widths[0]:,} and {widths[1]:,}"
         elif limits[0] != limits[1]:
-            reason = f"other thresholds: {_changed(*limits)}"
+            reason = f"different thresholds: {_changed(*limits)}"
         if reason:
             yield LeftOut(name=f"outliers.{definition}", reason=reason)
 
@@ -64,35 +64,35 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
 def uncomparable_layers(baseline: Report, other: Report) -> str | None:
     """Return why a layer of one model is not the same layer of the other; None where it is."""
     depths = baseline.model.layers, other.model.layers
-    return None if depths[0] == depths[1] else f"{depths[0]} layers and {depths[1]}: layer by layer they do not match"
+    return None if depths[0] == depths[1] else f"different numbers of layers, {depths[0]} and {depths[1]}"
 
 
 def _definitions(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
     if baseline.definitions_version != other.definitions_version:
         yield (
             "definitions-differ",
-            f"definitions {baseline.definitions_version} and {other.definitions_version}: "
-            "some figures may be defined otherwise",
+            f"different definitions, {baseline.definitions_version} and {other.definitions_version}: "
+            "some values may be defined differently",
         )
 
 
 def _calibration(baseline: Report, other: Report, shared: int) -> Iterator[tuple[str, str]]:
     if baseline.calibration.fingerprint != other.calibration.fingerprint:
-        texts = f"other calibration tokens: {_described(baseline)} and {_described(other)}"
+        texts = f"different calibration tokens: {_described(baseline)} and {_described(other)}"
         if shared:
-            only = "1 sequence that both scored" if shared == 1 else f"{shared} sequences that both scored"
-            yield "calibration-differs", f"{texts}. Differences of the predictions are over the {only}, and no others"
+            only = f"{shared} sequence{'' if shared == 1 else 's'} that both scored"
+            yield "calibration-differs", f"{texts}. Differences of the predictions use only the {only}"
         else:
             yield (
                 "calibration-differs",
-                f"{texts}. They share no sequence, so that no difference of the predictions is better or worse; "
-                "measure both on one text to compare them",
+                f"{texts}. The reports share no sequence, so no difference of the predictions means better or worse; "
+                "measure both on the same text to compare them",
             )
     elif baseline.analysis.score != other.analysis.score:
         yield (
             "scoring-differs",
-            f"positions scored: {baseline.analysis.score} and {other.analysis.score}. Paired differences are over the "
-            "positions that both scored",
+            f"different scored positions: {baseline.analysis.score} and {other.analysis.score}. Differences use only "
+            "the positions that both scored",
         )
 
 
@@ -108,8 +108,7 @@ def _model(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
     if baseline.model.fingerprint != other.model.fingerprint:
         yield (
             "models-differ",
-            "other weights: a layer, head or dimension of one is the same of the other only where one model was made "
-            "from the other",
+            "different weights: layers, heads and dimensions correspond only if one model was derived from the other",
         )
 
 
@@ -124,7 +123,10 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
             limits[definition] = found[0].thresholds, found[1].thresholds
     for name, (before, after) in limits.items():
         if before != after:
-            yield "thresholds-differ", f"thresholds of {name}: {_changed(before.model_dump(), after.model_dump())}"
+            yield (
+                "thresholds-differ",
+                f"different thresholds of {name}: {_changed(before.model_dump(), after.model_dump())}",
+            )
 
 
 def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
@@ -135,10 +137,13 @@ def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
             for report, one in ((baseline, before), (other, after))
         ]
         if settings[0] != settings[1]:
-            yield "scheme-settings-differ", f"settings of {name}: {_changed(*settings)}"
+            yield "scheme-settings-differ", f"different settings of {name}: {_changed(*settings)}"
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
-            yield "quantized-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"
+            yield (
+                "quantized-shares-differ",
+                f"{name} quantizes different shares of the layers' weights: {shares[0]} and {shares[1]}",
+            )
 
 
 def _kept(report: Report, name: str) -> str:
@@ -153,10 +158,10 @@ def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
     for scheme in [scheme for scheme in paths[0] if scheme in paths[1]]:
         before[f"kernel of {scheme}"], after[f"kernel of {scheme}"] = paths[0][scheme], paths[1][scheme]
     if before != after:
-        yield "environment-differs", f"measured elsewhere, so that last digits may differ: {_changed(before, after)}"
+        yield "environment-differs", f"different environments, so the last digits may differ: {_changed(before, after)}"
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Say which values differ: `threshold 6.0 and 0.0`."""
+    """Return which values differ: `threshold 6.0 and 0.0`."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name, 'absent')} and {after.get(name, 'absent')}" for name in names)
