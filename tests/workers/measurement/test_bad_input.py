@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError, first_line
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.results.tables import TableWriter
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.table_writer import TableWriter
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from tiny_models import VOCABULARY, request_for, save_tokenizer, words
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from service.contracts.request import CalibrationFile, MeasurementRequest
-from workers.measurement import documents
-from workers.measurement.calibration import Calibration, calibrate
 from workers.measurement.errors import BadCalibration, BadModel, BadRequest
-from workers.measurement.tokenizer import LazyTokenizer
+from workers.measurement.inputs import documents
+from workers.measurement.inputs.calibration import Calibration, calibrate
+from workers.measurement.inputs.tokenizer import LazyTokenizer
 
 DOCUMENTS = [words(150, seed) for seed in range(4)]
 BOS, EOS = 0, 1

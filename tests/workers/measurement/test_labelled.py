@@ -18,11 +18,11 @@ from tiny_models import save_tokenizer
 from service.contracts.labelled import CHANCE, Labelled, Separation
 from service.contracts.request import Analysis, LabelledFile
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
-from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
-from workers.measurement.labelled.findings import LabelledFindings, labelled_findings, rank_dimensions
-from workers.measurement.labelled.records import LabelledRecords, read_labelled
+from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
+from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
+from workers.measurement.inputs.tokenizer import LazyTokenizer, bos_token
+from workers.measurement.predictions.label_separation import LabelledFindings, labelled_findings, rank_dimensions
 from workers.measurement.statistics.separation import average_ranks, best_by_chance, separation
-from workers.measurement.tokenizer import LazyTokenizer, bos_token
 from workers.samples import LABELLED, MODEL
 
 SMALL = st.floats(-4, 4, width=16)

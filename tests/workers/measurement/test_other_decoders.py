@@ -16,12 +16,12 @@ from transformers import BartConfig, BertConfig, ViTConfig
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
 from workers.measurement.errors import BadModel
+from workers.measurement.layers.streams import REFERENCE
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder
 from workers.measurement.models.probe import probe_layers
-from workers.measurement.state import Batch
-from workers.measurement.streams import REFERENCE
-from workers.measurement.sweep import prepare_sweep, sweep_layers
 
 TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(5))
 _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}

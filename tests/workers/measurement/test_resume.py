@@ -20,7 +20,7 @@ from service.contracts.progress import Progress
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 
 class Killed(BaseException):

@@ -17,12 +17,13 @@ from transformers.pytorch_utils import Conv1D
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import SCHEMES, Scheme
 from workers.measurement.errors import CannotQuantize
+from workers.measurement.layers import quantize_projection as kernels
+from workers.measurement.layers.quantize_layer import quantize_layer
+from workers.measurement.layers.quantize_projection import KERNELS, quantize_projection
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder, run_layer
 from workers.measurement.models.projections import Projection, projections, weight_rows
-from workers.measurement.quantization import kernels, projection
-from workers.measurement.quantization.kernels import KERNELS, quantize_projection
-from workers.measurement.quantization.layer import quantize_layer
+from workers.measurement.quantization import projection
 from workers.measurement.quantization.projection import QuantizedProjection, row_ranges
 from workers.measurement.quantization.resolving import resolved
 from workers.samples import CALIBRATION, MODEL, PLANTED

@@ -16,7 +16,7 @@ from tiny_models import request_for, save_tokenizer
 from service.contracts.report import SchemeFacts
 from service.contracts.schemes import SCHEMES
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 
 def measured(path: Path, text: Path, out: Path, **settings: Any) -> dict[str, Any]:

@@ -21,18 +21,18 @@ from service.contracts.report import Report
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import BadRequest
-from workers.measurement.kept import kept_modules
+from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.kept_modules import kept_modules
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
 from workers.measurement.quantization import projection
-from workers.measurement.quantization.kernels import quantize_projection
 from workers.measurement.quantization.projection import row_ranges
 from workers.measurement.quantization.resolving import resolved
-from workers.measurement.state import Batch
-from workers.measurement.sweep import prepare_sweep, sweep_layers
+from workers.measurement.runtime.progress import Narrator
 
 TOKEN_IDS = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5))
 DTYPES = ("bfloat16", "float16", "float32")

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from workers.measurement.errors import BadModel
-from workers.measurement.refusals import shown
+from workers.measurement.inputs.file_errors import shown
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

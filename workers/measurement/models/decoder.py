@@ -23,7 +23,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workers.measurement.errors import BadModel, first_line
-from workers.measurement.memory import drop_file_pages, is_fatal
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.config import read_config, reason
 from workers.measurement.models.kept_precision import keep_in_float32
@@ -32,6 +31,7 @@ from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.projections import is_projection
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, hidden_of, standing_in
+from workers.measurement.runtime.memory import drop_file_pages, is_fatal
 
 _MEASURED_TYPES = ("BF16", "F16", "F32")
 """Of a layer's weights, as safetensors names them."""

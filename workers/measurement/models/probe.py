@@ -19,7 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from workers.measurement.errors import BadModel, first_line
-from workers.measurement.memory import is_fatal
+from workers.measurement.inputs.file_errors import shown
 from workers.measurement.models.stand_ins import (
     Arguments,
     Recorded,
@@ -29,7 +29,7 @@ from workers.measurement.models.stand_ins import (
     standing_in,
     taken_apart,
 )
-from workers.measurement.refusals import shown
+from workers.measurement.runtime.memory import is_fatal
 
 _SEES_LATER = 1e-2
 """Relative change at a position, when only a later one changed, that rounding cannot explain."""
