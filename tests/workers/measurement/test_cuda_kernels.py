@@ -23,9 +23,9 @@ from tiny_models import request_for
 
 import workers.measurement.__main__ as program
 from service.contracts.schemes import SCHEMES
-from workers.measurement.progress import Narrator
-from workers.measurement.quantization import kernels
-from workers.measurement.remarks import warn_replaced
+from workers.measurement.layers import quantize_projection as kernels
+from workers.measurement.results.report_warnings import warn_replaced
+from workers.measurement.runtime.progress import Narrator
 from workers.measurement.statistics import backends, plain
 from workers.measurement.statistics.cuda import channels, histogram, hits, nvrtc, reduction
 from workers.measurement.statistics.cuda.check import run_trials, trials

@@ -14,18 +14,16 @@ from typing import Any
 import torch
 
 from workers.measurement.errors import first_line
-from workers.measurement.memory import is_fatal
-from workers.measurement.statistics import (
-    cpu_channels,
-    cpu_divergence,
-    cpu_histogram,
-    cpu_products,
-    cpu_reaching,
-    cpu_reduction,
-    cpu_typical,
-    plain,
-)
-from workers.measurement.statistics.patterns import DTYPES
+from workers.measurement.runtime.memory import is_fatal
+from workers.measurement.statistics import plain
+from workers.measurement.statistics.cpu import channels as cpu_channels
+from workers.measurement.statistics.cpu import divergence as cpu_divergence
+from workers.measurement.statistics.cpu import histogram as cpu_histogram
+from workers.measurement.statistics.cpu import products as cpu_products
+from workers.measurement.statistics.cpu import reaching as cpu_reaching
+from workers.measurement.statistics.cpu import reduction as cpu_reduction
+from workers.measurement.statistics.cpu import typical as cpu_typical
+from workers.measurement.statistics.cpu.bit_patterns import DTYPES
 from workers.measurement.statistics.reduction import Reduction, Stream
 
 CUDA_KERNELS = {
