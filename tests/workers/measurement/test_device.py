@@ -65,7 +65,7 @@ def test_a_cpu_is_left_alone(cards: list[Any]) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(cards: list[Any]) -> None:
-    with pytest.raises(BadRequest, match="device: 'cuda:2' is not there; this machine has 2 CUDA devices"):
+    with pytest.raises(BadRequest, match="device: 'cuda:2' does not exist; this machine has 2 CUDA devices"):
         choose_device("cuda:2")
     assert cards == []
 

@@ -89,7 +89,9 @@ def _join(pieces: Iterator[Piece], bos: str, tokenizer: Tokenizer, vocabulary: i
     first = next(pieces)  # there is one: a file that holds nothing has been refused
     given = not isinstance(first.content, str)
     if given and bos == "always":
-        raise BadRequest("bos: 'always' is not allowed; the calibration holds token ids, which are used as they are")
+        raise BadRequest(
+            "bos: 'always' is not allowed, because the calibration file holds token ids, which are used unchanged"
+        )
     begin = None if given else bos_token(tokenizer, bos, vocabulary)
     end = None if given else eos_token(tokenizer, vocabulary)
     tokens = documents = latest = 0
@@ -114,7 +116,7 @@ def _draw(file: IO[bytes], joined: _Joined, request: MeasurementRequest) -> NDAr
     windows = joined.tokens // length
     if windows == 0:
         raise refuser(BadCalibration, "calibration", request.calibration)(
-            f"is {joined.tokens} tokens long, shorter than one sequence; at least {length} are needed for "
+            f"has {joined.tokens} tokens, fewer than one sequence; at least {length} are needed for "
             f"sequence_length={request.sequence_length}"
         )
     chosen = np.sort(np.random.default_rng(request.seed).permutation(windows)[: request.sequences])

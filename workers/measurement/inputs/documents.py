@@ -55,9 +55,9 @@ def read_documents(file: CalibrationFile, text_field: str, vocabulary: int) -> I
     except OSError as error:
         raise reader.refuse(f"cannot be read: {error.strerror}") from error
     if parquet and file.format != "parquet":
-        raise reader.refuse(f"is a Parquet file, and its name stands for {file.format}; a name ends in .parquet then")
+        raise reader.refuse(f"is a Parquet file, but its name stands for {file.format}; its name must end in .parquet")
     if file.format == "parquet" and not parquet:
-        raise reader.refuse("is no Parquet file; it must begin with the bytes PAR1")
+        raise reader.refuse("is not a Parquet file; it must begin with the bytes PAR1")
     empty = True
     for piece in {"text": reader.text, "jsonl": reader.json_lines, "parquet": reader.parquet}[file.format]():
         empty = empty and isinstance(piece.content, str) and not piece.content.strip()
@@ -118,12 +118,15 @@ class _Reader:
         found = [name for name in wanted if name in names]
         if len(found) == 1:
             if (times := list(names).count(found[0])) > 1:
-                raise self.refuse(f"has {times} columns {found[0]!r}; which is meant cannot be told, leave one")
+                raise self.refuse(f"has {times} columns named {found[0]!r}; only one is allowed")
             return found[0]
         if found:
-            raise self.refuse(f"{where}: it has both {self._text_field!r} and {TOKEN_IDS!r}; leave one of them out")
+            raise self.refuse(
+                f"{where}: it has both {self._text_field!r} and {TOKEN_IDS!r}; only one of them is allowed"
+            )
         raise self.refuse(
-            f"{where}: there is no field {' or '.join(map(repr, wanted))}; it has {shown(sorted(map(str, names)))}"
+            f"{where}: there is no field {' or '.join(map(repr, wanted))}; the fields are "
+            f"{shown(sorted(map(str, names)))}"
         )
 
     def _checked(self, value: Any, field: str, where: str) -> str | list[int]:
@@ -135,7 +138,9 @@ class _Reader:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise self.refuse(f"{where}: {self._text_field!r} holds half a surrogate pair, which is no text") from error
+            raise self.refuse(
+                f"{where}: {self._text_field!r} has half of a surrogate pair, which is not valid text"
+            ) from error
         return value
 
     def _token_ids(self, value: Any, where: str) -> list[int]:

@@ -60,7 +60,7 @@ def read_labelled(file: LabelledFile, threshold: float | None) -> LabelledRecord
         record = _record(fields, line, refuse)
         if records and record.kind != records[0].kind:
             first = f"line {records[0].line} has a {records[0].kind!r}"
-            raise refuse(f"line {line}: it has a {record.kind!r}, and {first}; one kind in a file is allowed")
+            raise refuse(f"line {line}: it has a {record.kind!r}, but {first}; a file must have one kind only")
         records.append(record)
     if len(records) < FEWEST:
         raise refuse(f"holds {len(records)} records; at least {FEWEST} are needed")
@@ -80,7 +80,7 @@ def _record(fields: dict[str, Any], line: int, refuse: Refuse) -> _Record:
     if not isinstance(prompt, str) or not prompt:
         raise refuse(f"line {line}: 'prompt' is {shown(prompt)}; text is needed")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise refuse(f"line {line}: 'prompt' holds half a surrogate pair, which is no text")
+        raise refuse(f"line {line}: 'prompt' has half of a surrogate pair, which is not valid text")
     kinds = [kind for kind in ("label", "score") if kind in fields]
     if kinds == ["label"]:
         if not isinstance(fields["label"], bool):
@@ -104,7 +104,10 @@ def _number(value: Any, line: int, refuse: Refuse) -> float:
 def _threshold(threshold: float | None, *, has_scores: bool) -> float:
     """Return the number above which a record's value makes it true."""
     if has_scores and threshold is None:
-        raise BadRequest("label_threshold: it is missing; labeled prompts with scores need it: true is score > it")
+        raise BadRequest(
+            "label_threshold: it is missing; the labeled prompts have scores, and a prompt is true when its score is "
+            "larger than the threshold"
+        )
     if not has_scores and threshold is not None:
         raise BadRequest(f"label_threshold: {threshold} is not allowed; the labeled prompts have labels, not scores")
     return 0.5 if threshold is None else threshold

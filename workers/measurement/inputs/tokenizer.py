@@ -79,7 +79,7 @@ def bos_token(tokenizer: Tokenizer, bos: str, vocabulary: int) -> int | None:
     token = tokenizer.bos_token_id
     if bos == "always" and token is None:
         raise BadRequest(
-            "bos: 'always' is not allowed; the model's tokenizer has no BOS token, so 'auto' or 'never' is left"
+            "bos: 'always' is not allowed, because the model's tokenizer has no BOS token; use 'auto' or 'never'"
         )
     if bos == "never" or (bos == "auto" and list(tokenizer("a").input_ids[:1]) != [token]):
         return None
@@ -104,5 +104,5 @@ def encode(tokenizer: Tokenizer, text: str, vocabulary: int) -> NDArray[np.int64
 
 def _in_embedding(token: int | None, vocabulary: int) -> int | None:
     if token is not None and token >= vocabulary:
-        raise BadModel(f"model: the tokenizer gives the token id {token}, the embedding has {vocabulary} rows")
+        raise BadModel(f"model: the tokenizer gives the token id {token}, but the embedding has {vocabulary} rows")
     return token

@@ -41,11 +41,11 @@ def quantize_projection(projection: nn.Module, scheme: Scheme) -> QuantizedProje
             with torch.no_grad():
                 output = quantized.module(weight.new_zeros(1, 2, in_features))
             if output.shape != (1, 2, out_features):
-                raise Refused(f"two tokens give an output of shape {list(output.shape)}")
+                raise Refused(f"its output for two tokens has the shape {list(output.shape)}")
             _tried.add(form)
     except (Refused, AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
         if is_fatal(error):
             raise
         reason = str(error).strip() or type(error).__name__
-        raise CannotQuantize(f"{in_features} -> {out_features}: {reason}") from error
+        raise CannotQuantize(f"{reason} (it has {in_features} inputs and {out_features} outputs)") from error
     return quantized

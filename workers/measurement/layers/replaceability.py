@@ -70,7 +70,7 @@ class Trials:
         if not silent or not self._matter(index, layer, silent, expected) or self._matter(index, layer, [], expected):
             return {}  # the last: the device does not repeat itself, so that nothing can be told
         used = (name for name in silent if self._matter(index, layer, [name], expected))
-        return dict.fromkeys(used, "the layer uses its weight itself, and does not call it")
+        return dict.fromkeys(used, "the layer uses the weight directly and does not call the module")
 
     def _matter(self, index: int, layer: nn.Module, names: Sequence[str], expected: _Run) -> bool:
         """Whether NaN in place of the weights of some projections changes what the layer gives."""
@@ -93,7 +93,7 @@ class Trials:
         """Return the projections without which the layer does not run, and how it fails."""
         alone = {part.name: quantize_layer(layer, [part], scheme).module for part in parts}
         faults = {name: self._fault(index, module, parts, expected) for name, module in alone.items()}
-        return {name: f"the layer uses its weight itself ({fault})" for name, fault in faults.items() if fault}
+        return {name: f"the layer uses the weight directly ({fault})" for name, fault in faults.items() if fault}
 
     def _fault(self, index: int, copied: nn.Module, parts: Sequence[Projection], expected: _Run) -> str | None:
         """Say how a copy of a layer fails to do what the layer does; None if it does not fail."""
@@ -104,7 +104,7 @@ class Trials:
                 raise
             return first_line(error)
         differing = (name for name, kind in expected.types.items() if found.get(name, kind) != kind)
-        return next((f"{name} gives {found[name]} in place of {expected.types[name]}" for name in differing), None)
+        return next((f"{name} gives {found[name]} instead of {expected.types[name]}" for name in differing), None)
 
     def _run(self, index: int, module: nn.Module, parts: Sequence[Projection]) -> _Run:
         with capturing(module, parts) as captured:

@@ -56,7 +56,7 @@ class _Resolver:
             elif pattern in self._outside():
                 elsewhere.add(pattern)
             else:
-                raise BadRequest(f"{self._where(pattern)} is no module of the model; {self._nearest(pattern)}")
+                raise BadRequest(f"{self._where(pattern)} is not a module of the model; {self._nearest(pattern)}")
         return frozenset(elsewhere | {name for name in self._modules if self._is_kept(name, places)})
 
     def _outside(self) -> Mapping[str, object]:
@@ -73,9 +73,11 @@ class _Resolver:
         kept = [component for component in projection.parts if (index, component) in places]
         if kept and len(kept) < len(projection.parts):
             blamed = next(p for p in self._variant.keep if (index, kept[0]) in self._places.get(p, ()))
+            before = f"layers.{index}." if blamed.startswith("layers.") else ""
+            together = ",".join(f"keep={before}{component}" for component in projection.parts)
             raise BadRequest(
                 f"{self._where(blamed)} is a part of {name}, which computes {', '.join(projection.parts)} together; "
-                "allowed: all of them, or none"
+                f"keep all of them ({together}) or none"
             )
         return bool(kept)
 

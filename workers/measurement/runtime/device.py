@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         raise BadRequest(
-            f"device: {name!r} is not there; this machine has {count} CUDA devices; 'cpu' and 'auto' always work"
+            f"device: {name!r} does not exist; this machine has {count} CUDA devices; 'cpu' and 'auto' always work"
         )
     torch.cuda.set_device(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -65,8 +65,8 @@ def require_bitsandbytes(device: torch.device) -> None:
     if device.type == "cuda" and not isinstance(cextension.lib, cextension.CudaBNBNativeLibrary):
         why = getattr(cextension.lib, "error_msg", "") or "its library for CUDA was not loaded"
         raise MissingLibrary(
-            f"bitsandbytes cannot quantize on {device}: {why}; install a bitsandbytes that fits CUDA "
-            f"{torch.version.cuda}, or measure on the cpu"
+            f"bitsandbytes cannot quantize on {device}: {why}; install a bitsandbytes that supports CUDA "
+            f"{torch.version.cuda}, or measure on device 'cpu'"
         )
 
 

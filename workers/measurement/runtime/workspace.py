@@ -62,7 +62,7 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("w")
     except OSError as error:
-        raise BadRequest(f"OUT: nothing can be written beside {str(out)!r}: {error.strerror}") from error
+        raise BadRequest(f"OUT: the directory of {str(out)!r} cannot be written: {error.strerror}") from error
     with lock:
         _take(lock.fileno(), directory)
         _recognize(directory, identity)
@@ -79,7 +79,7 @@ def _take(descriptor: int, directory: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise BadRequest(f"OUT: another measurement is at work in {directory}; give another output") from error
+        raise BadRequest(f"OUT: another measurement is using {directory}; give another output directory") from error
 
 
 def _recognize(directory: Path, identity: Identity) -> None:
@@ -90,8 +90,8 @@ def _recognize(directory: Path, identity: Identity) -> None:
         differing = sorted(key for key in identity if found.get(key) != identity[key])
         if differing:
             raise BadRequest(
-                f"OUT: {directory} holds an unfinished measurement of another {' and '.join(differing)}; "
-                "remove it, or give another output"
+                f"OUT: {directory} holds an unfinished measurement of something else (other {', '.join(differing)}); "
+                "remove it, or give another output directory"
             )
         shutil.rmtree(directory / "result", ignore_errors=True)
     else:
