@@ -38,8 +38,7 @@ def check_schema_version(name: str, version: str) -> None:
 def check_count(count: int) -> None:
     """Raise NotComparable for too few reports, or too many."""
     if not MIN_REPORTS <= count <= MAX_REPORTS:
-        reports = "1 report" if count == 1 else f"{count} reports"
-        raise NotComparable(f"{reports} cannot be compared at once; {MIN_REPORTS} to {MAX_REPORTS} can")
+        raise NotComparable(f"compare needs {MIN_REPORTS} to {MAX_REPORTS} reports; got {count}")
 
 
 def labels(sides: Sequence[ComparableReport]) -> list[str]:
