@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service.cli import bundle, inputs, output, summary
+from service.cli import bundle, inputs, output, summary, summary_text
 from service.cli.client import Document, DownloadBroken
 from service.cli.connection import Service, connect, with_options
 from service.cli.display import display
@@ -42,7 +42,7 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
         output.document(_told(job, out, found))
         return
     results = output.results()
-    summary.show(results, found)
+    summary_text.show(results, found)
     output.line(results, f"Report: {out / 'report.html'}")
 
 

@@ -270,7 +270,11 @@ class Warning(Record):
 
     code: str
     message: str
+    """What is wrong or unusual, in whole sentences."""
     where: str | None
+    """The variant, site, module or report that it is about; None where it is about the whole report."""
+    advice: str | None = None
+    """What to do next, in one sentence; None in earlier reports."""
 
 
 class Entry(Record):
