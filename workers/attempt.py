@@ -166,8 +166,10 @@ class Attempt:
         one before left, if anything, cannot be gone on from.
         """
         self._discard(unfinished(self._out))
-        message = f"{full.message}; measured anew with batch_sequences of {sequences}"
-        Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message))
+        batch = "1 sequence" if sequences == 1 else f"{sequences} sequences"
+        message = f"{full.message}. The measurement began again with {batch} in a batch."
+        advice = f"Give --batch-sequences {sequences} next time, which saves the first try."
+        Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message, advice=advice))
         return _with_batch(request, sequences)
 
     def _run_measurement(self) -> None:

@@ -41,7 +41,8 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
         for scheme, found in difference["schemes"].items():
             output.line(console, f"{difference['label']}, {scheme}: {_told(found['kl_divergence'])}")
     for warning in comparison["warnings"]:
-        output.line(console, f"Warning: {warning['where']}: {warning['message']}")
+        advice = f" {warning['advice']}" if warning.get("advice") else ""
+        output.line(console, f"Warning: {warning['where']}: {warning['message']}{advice}")
     for difference in comparison["differences"]:
         for left_out in difference["not_compared"]:
             output.line(console, f"Not compared: {difference['label']}: {left_out['name']}: {left_out['reason']}")

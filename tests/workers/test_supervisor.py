@@ -186,7 +186,7 @@ def test_every_warning_is_stored(bench: Bench) -> None:
     warn = "for n in range(3): say(kind='warning', code='nonfinite', message=str(n), where='layer')\n"
     bench.run(warn + MEASURE)
     warnings = [event.data for event in bench.store.events(bench.job_id) if event.kind == "warning"]
-    assert warnings == [{"code": "nonfinite", "message": str(n), "where": "layer"} for n in range(3)]
+    assert warnings == [{"code": "nonfinite", "message": str(n), "where": "layer", "advice": None} for n in range(3)]
 
 
 def test_garbage_on_standard_output_is_ignored(bench: Bench) -> None:
@@ -321,8 +321,10 @@ def test_a_device_that_is_full_is_tried_again_with_half_the_batch(
     measured = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
     assert (measured.batch_sequences, measured.sequences) == (half, bench.job.request.sequences)
     warnings = [event.data for event in bench.store.events(job.id) if event.kind == "warning"]
-    message = f"cuda:1 is full at {used}; measured anew with batch_sequences of {half}"
-    assert warnings == [{"code": "smaller-batch", "message": message, "where": None}]
+    batch = "1 sequence" if half == 1 else f"{half} sequences"
+    message = f"cuda:1 is full at {used}. The measurement began again with {batch} in a batch."
+    advice = f"Give --batch-sequences {half} next time, which saves the first try."
+    assert warnings == [{"code": "smaller-batch", "message": message, "where": None, "advice": advice}]
     assert bench.no_work_is_left()
 
 
@@ -402,7 +404,7 @@ def test_a_library_that_ends_the_process_on_a_full_device_is_tried_again_with_ha
     (warning,) = [event.data for event in events if event.kind == "warning"]
     assert warning["code"] == "smaller-batch"
     assert warning["message"].startswith(f"{start}set batch_sequences to 4 or less, or a shorter sequence_length, or ")
-    assert warning["message"].endswith("; measured anew with batch_sequences of 4")
+    assert warning["message"].endswith(". The measurement began again with 4 sequences in a batch.")
     sweep = [event.data for event in events if event.kind == "progress" and event.data["stage"] == "sweep"]
     assert [line.get("batch_sequences", "left out") for line in sweep] == [8, "left out"]
 

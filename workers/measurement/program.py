@@ -25,12 +25,14 @@ from workers.measurement.predictions import Predictions, compare_predictions, fi
 from workers.measurement.profile import pick_profile
 from workers.measurement.progress import Narrator
 from workers.measurement.remarks import (
-    warn_few_sequences,
+    warn_calibration,
     warn_fp16_columns,
-    warn_guessing,
     warn_nonfinite,
     warn_not_discriminating,
+    warn_overflow,
+    warn_predictions,
     warn_replaced,
+    warn_unknown_architecture,
     warn_unquantized,
 )
 from workers.measurement.results.assembly import assemble
@@ -121,23 +123,14 @@ def _load(
                 f"sequence_length: {request.sequence_length} is not allowed; the model takes at most {longest}"
             )
         if decoder.config.model_type not in ARCHITECTURES:
-            narrator.warn(
-                "unknown-architecture",
-                f"{type(decoder.model).__name__} is not in the table of component names: components carry their "
-                "module names, and outlier dimensions after LLM.int8() are not looked for",
-            )
+            warn_unknown_architecture(type(decoder.model).__name__, narrator)
         return Subject(model_fingerprint, decoder, load_tokenizer(checkpoint.path))
 
 
 def _calibrate(request: MeasurementRequest, subject: Subject, narrator: Narrator) -> Calibration:
     with narrator.stage("calibrate"):
         calibration = calibrate(request, subject.tokenizer, subject.decoder.config.vocab_size)
-        if len(calibration.token_ids) < request.sequences:
-            narrator.warn(
-                "short-calibration",
-                f"the calibration text holds {len(calibration.token_ids)} sequences of {request.sequence_length} "
-                f"tokens; {request.sequences} were asked for",
-            )
+        warn_calibration(request, calibration, narrator)
         return calibration
 
 
@@ -219,6 +212,7 @@ def _sweep(
                 checkpoint.save(found.layer + 1, state.streams)
                 saved_at = time.monotonic()
     warn_unquantized(state, files, narrator)
+    warn_overflow(state, files, narrator)
     return state, files
 
 
@@ -228,14 +222,7 @@ def _compare(
     first = first_scored(request.score, request.sequence_length)
     with narrator.stage("divergence", total=len(calibration.token_ids)) as progress:
         predictions = compare_predictions(state, calibration.token_ids, first, table, progress)
-    for where, count in predictions.not_finite.items():
-        narrator.warn(
-            "nonfinite-predictions",
-            f"{count} positions with predictions that are not finite are left out of perplexity and divergence",
-            where,
-        )
-    warn_guessing(predictions.reference_nll, state.decoder.config.vocab_size, narrator)
-    warn_few_sequences(predictions, narrator)
+    warn_predictions(predictions, state.decoder.config.vocab_size, narrator)
     return predictions
 
 
@@ -281,7 +268,10 @@ def _write(
             findings.describe_token,
         )
         warn_not_discriminating(assembled.outliers, state.decoder.config.hidden_size, narrator)
-        warn_fp16_columns(assembled.fp16_columns, narrator)
+        thresholds = {
+            one.name: float(one.settings["threshold"]) for one in state.schemes if "threshold" in one.settings
+        }
+        warn_fp16_columns(assembled.fp16_columns, thresholds, narrator)
         profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)

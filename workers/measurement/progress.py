@@ -40,8 +40,8 @@ class Narrator:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
         self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))
 
-    def warn(self, code: str, message: str, where: str | None = None, advice: str | None = None) -> Warned:
-        """Say something that the reader of the report must know."""
+    def warn(self, code: str, message: str, advice: str, where: str | None = None) -> Warned:
+        """Say something that the reader of the report must know, and what to do next."""
         warning = Warned(code=code, message=message, where=where, advice=advice)
         self.recall([warning])
         return warning

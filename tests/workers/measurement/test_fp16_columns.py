@@ -113,13 +113,16 @@ def test_a_warning_names_components_from_a_fifth_on() -> None:
     shares = {"attn.q": 0.4949, "attn.o": 0.2, "mlp.up": 0.1999}
     few = Fp16ColumnFacts(prefill=0.1, decode=0.0, components={"attn.q": 0.19}, largest=largest)
     many = few.model_copy(update={"components": shares})
-    warn_fp16_columns({"lossless": few, "int8": many}, narrator)
+    warn_fp16_columns({"lossless": few, "int8": many}, {"lossless": 4.0, "int8": 6.0}, narrator)
     (warning,) = narrator.warnings
     assert (warning.code, warning.where) == ("fp16-columns", "int8")
-    assert warning.message.startswith(
-        "int8 computes 49% of attn.q's, 20% of attn.o's input columns in 16 bits: little of its speed is won here."
+    assert warning.message == (
+        "int8 computes 49% of attn.q's, 20% of attn.o's input columns in 16 bits. Little of its speed is won there."
     )
-    assert warning.message.endswith("(int8:keep=attn.q,keep=attn.o)")
+    assert warning.advice == (
+        "Rerun with a threshold over 6, which costs some accuracy, or keep these modules in 16 bits with "
+        "keep=attn.q,keep=attn.o."
+    )
 
 
 # The residual stream without its massive dimensions

@@ -146,6 +146,6 @@ def test_a_scaled_gain_changes_the_fixed_definition_alone(
     (warning,) = (w for w in scaled.warnings if w.code == "not-discriminating")
     assert warning.where == "llm_int8"
     assert f"llm_int8 flags {flagged} of {scaled.model.hidden_size} dimensions" in warning.message
-    assert "Read llm_int8_relative instead" in warning.message
+    assert warning.advice == "Read llm_int8_relative instead, or rerun with a larger --set llm_int8.magnitude=VALUE."
     rows = pq.read_table(tmp_path / "out/tables/outlier_dimensions.parquet").to_pylist()
     assert sum(r["definition"] == "llm_int8" for r in rows) == flagged  # the table keeps them all

@@ -356,7 +356,8 @@ def test_a_variant_that_keeps_everything_changes_nothing_and_is_said_to(
     report = measured(checkpoints["llama"], calibration_text, tmp_path / "out", schemes=[scheme])
     (warning,) = (warning for warning in report.warnings if warning.where == "all")
     assert warning.code == "nothing-quantized"
-    assert warning.message.endswith("has no Linear that all is not told to keep, so nothing changes")
+    assert warning.message == "all keeps every Linear module of LlamaForCausalLM in 16 bits, so it changes nothing."
+    assert warning.advice == "Rerun with fewer keep=... in all."
     assert report.schemes["all"].kl_divergence.max == 0
     assert report.schemes["all"].quantised_share == 0
 

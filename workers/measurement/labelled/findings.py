@@ -47,7 +47,8 @@ class Remark(NamedTuple):
 
     code: str
     message: str
-    where: str | None
+    advice: str
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,23 @@ def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tu
     count, true = len(records.prompts), int(records.labels.sum())
     found = []
     if true in (0, count):
-        message = f"all {count} labeled prompts are {'true' if true else 'false'}, so AUROC is not defined"
-        found.append(Remark("labels-all-equal", message, None))
+        labels = f"{'true' if true else 'false'}, so AUROC is not defined."
+        both = "Give prompts with both labels, true and false."
+        split = "Rerun with a --label-threshold that lies between the scores."
+        advice = both if records.scores is None else split
+        found.append(Remark("labels-all-equal", f"All {count} labeled prompts are {labels}", advice))
     if records.scores is not None and np.ptp(records.scores) == 0:
-        message = f"all {count} labeled prompts have the score {records.scores[0]:g}, so rho is not defined"
-        found.append(Remark("scores-all-equal", message, None))
+        message = f"All {count} labeled prompts have the score {records.scores[0]:g}, so rho is not defined."
+        found.append(Remark("scores-all-equal", message, "Give prompts with different scores."))
     if not chosen:
-        message = "no hidden dimension can be ranked: none varies with the labels or scores"
-        found.append(Remark("labelled-not-ranked", message, None))
+        message = "No hidden dimension can be ranked, because none varies with the labels or scores."
+        advice = "Give prompts that differ at their last token, with different labels or scores."
+        found.append(Remark("labelled-not-ranked", message, advice))
     for variant, kept in finite.items():
         if not kept.all():
-            message = f"{int((~kept).sum())} labeled prompts have vectors with NaN or infinity, and are left out"
-            found.append(Remark("nonfinite-labelled", message, variant))
+            message = f"The vectors of {int((~kept).sum())} labeled prompts have NaN or infinity. They are left out."
+            advice = f"Read the figures of {variant} as those of the other {int(kept.sum())} prompts."
+            found.append(Remark("nonfinite-labelled", message, advice, variant))
     return tuple(found)
 
 
