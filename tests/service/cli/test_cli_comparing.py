@@ -89,8 +89,8 @@ def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path)
     out = str(place / "out")
     newer = keep(schema_version="2.0")
     for arguments, named in (
-        ([str(stored)], "1 report cannot be compared at once"),
-        ([str(stored)] * 9, "9 reports cannot be compared at once"),
+        ([str(stored)], "compare needs 2 to 8 reports; got 1"),
+        ([str(stored)] * 9, "compare needs 2 to 8 reports; got 9"),
         ([str(stored), str(tmp_path / "none")], "it must be the directory of a report"),
         ([str(stored), str(place)], "it must be the directory of a report"),
         ([str(stored), "a b"], "an id has letters"),
