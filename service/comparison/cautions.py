@@ -1,7 +1,7 @@
-"""What differs between two reports besides the numbers, said by name.
+"""Warnings about what differs between two reports besides the numbers.
 
-A difference in calibration, definitions or settings leaves most figures comparable, but changes what their
-difference means: that is a warning. Where a difference would mean nothing, the figure is not compared at all.
+With another calibration, definitions or settings most values stay comparable, but their difference has another
+meaning: that is a warning. A value whose difference has no meaning is not compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,17 +21,17 @@ def check_definitions(name: str, baseline: Report, other: Report) -> None:
     versions = baseline.definitions_version, other.definitions_version
     if versions[0].partition(".")[0] != versions[1].partition(".")[0]:
         raise NotComparable(
-            f"{name}: definitions_version {versions[1]!r} cannot be compared with the baseline's {versions[0]!r}: "
-            "the same names stand for other figures"
+            f"{name}: compare needs definitions_version {versions[0].partition('.')[0]}.x, as in the baseline; got "
+            f"{versions[1]!r}, whose values are defined differently"
         )
 
 
 def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterator[Warning]:
-    """Yield what the reader of the differences must know.
+    """Yield what differs between the reports and changes the meaning of the differences.
 
     Args:
         label: The other report's.
-        baseline: The report that it is held against.
+        baseline: The report that it is compared with.
         other: The other report.
         shared: Sequences that both scored.
     """
@@ -47,7 +47,7 @@ def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterat
 
 
 def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
-    """Yield the definitions of outlier dimensions whose sets cannot be held against each other."""
+    """Yield the definitions of outlier dimensions whose sets cannot be compared."""
     widths = baseline.model.hidden_size, other.model.hidden_size
     before, after = (report.outliers.present() for report in (baseline, other))
     for definition in [name for name in DEFINITIONS if name in before or name in after]:
@@ -57,9 +57,9 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
         limits = [found[definition].thresholds.model_dump() for found in (before, after)]
         reason = ""
         if widths[0] != widths[1]:
-            reason = f"hidden sizes of {widths[0]:,} and {widths[1]:,}: the dimensions are not the same"
+            reason = f"different hidden sizes, {widths[0]:,} and {widths[1]:,}"
         elif limits[0] != limits[1]:
-            reason = f"other thresholds: {_changed(*limits)}"
+            reason = f"different thresholds: {_changed(*limits)}"
         if reason:
             yield LeftOut(name=f"outliers.{definition}", reason=reason)
 
@@ -67,7 +67,7 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
 def uncomparable_layers(baseline: Report, other: Report) -> str | None:
     """Return why a layer of one model is not the same layer of the other; None where it is."""
     depths = baseline.model.layers, other.model.layers
-    return None if depths[0] == depths[1] else f"{depths[0]} layers and {depths[1]}: layer by layer they do not match"
+    return None if depths[0] == depths[1] else f"different numbers of layers, {depths[0]} and {depths[1]}"
 
 
 def _definitions(baseline: Report, other: Report) -> Iterator[Caution]:
@@ -182,6 +182,6 @@ def _machine(baseline: Report, other: Report) -> Iterator[Caution]:
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Say which values differ: `threshold 6.0 and 0.0`."""
+    """Return which values differ: `threshold 6.0 and 0.0`."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name, 'absent')} and {after.get(name, 'absent')}" for name in names)

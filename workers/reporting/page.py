@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from service.contracts.report import LeftOut
 from service.contracts.warnings import by_code
-from workers.reporting.figures.drawing import Saved
+from workers.reporting.figures.drawing import Saved, measured
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import Source
 from workers.reporting.templates import Placed, environment, placed_figure, style_sheet
@@ -133,6 +133,7 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
             limits=printed_limits(report.analysis.verdict),
             topics=told,
             figures=figures,
+            measured_on=measured(report),
             left_out=_left_out(gallery),
             others=figures.get(OTHER, []),
             calibrated=reproduction.calibrated(report),

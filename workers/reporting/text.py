@@ -26,7 +26,7 @@ def plain(text: str, limit: int = 32) -> str:
 
 def percent(share: float, places: int = 1) -> str:
     """Return a share as a percentage."""
-    return f"{100 * share:.{places}f} %"
+    return f"{100 * share:.{places}f}%"
 
 
 def data_size(size: float) -> str:

@@ -10,6 +10,7 @@ from stored_reports import copy, edit, restate, side
 
 from service.comparison.comparable_report import NotComparable, labels
 from service.comparison.compare import compare
+from service.comparison.sites import carried
 from service.contracts.comparison import Comparison
 
 
@@ -257,8 +258,29 @@ def test_sets_by_other_thresholds_are_not_compared_and_the_thresholds_named(base
         ("thresholds-differ", "The thresholds of llm_int8 differ: magnitude 6.0 and 5.0.")
     ]
     [left_out] = found.differences[0].not_compared
-    assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "other thresholds: magnitude 6.0 and 5.0")
+    assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "different thresholds: magnitude 6.0 and 5.0")
     assert set(found.differences[0].outliers) == {"massive_tensor", "massive_token", "median_quantile", "variance"}
+
+
+def test_a_massive_activation_carried_through_layers_is_one_of_the_ten_changes(baseline, other):
+    """Layers 1 to 3 of the residual stream gain one value; ten other sites gain range too, and one fewer is listed."""
+    grown = {(layer, "block", "output"): 9.0 for layer in (1, 2, 3)}
+    grown |= {(layer, part, "output"): 1.0 + layer for layer in range(5) for part in ("attn.q", "attn.k", "mlp.up")}
+
+    def grow(rows):
+        for row in rows:
+            site = row["layer"], row["component"], row["port"]
+            row["range_bits"] += grown.get(site, 0.0)
+            row["abs_max"] = 512.0 if site[1] == "block" and site in grown else row["abs_max"]
+
+    edit(baseline, "sites", lambda rows: [row.update(abs_max=2.0) for row in rows if row["component"] == "block"])
+    edit(other, "sites", grow)
+    growth = compared(baseline, other).differences[0].range.growth
+    assert [(one.layer, one.component) for one in growth[:3]] == [(1, "block"), (2, "block"), (3, "block")]
+    expected = sorted((by for site, by in grown.items() if site[1] != "block"), reverse=True)[:9]
+    assert [one.change_bits for one in growth[3:]] == pytest.approx(expected)
+    groups = carried(growth)
+    assert [len(group) for group in groups] == [3] + [1] * 9
 
 
 def test_the_threshold_of_a_prediction_that_is_no_longer_made_is_no_difference(baseline, other):
@@ -330,8 +352,8 @@ def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_somet
     assert found.range is None
     assert found.outliers == {}
     reasons = {left_out.name: left_out.reason for left_out in found.not_compared}
-    assert reasons["range"] == "5 layers and 4: layer by layer they do not match"
-    assert reasons["outliers.variance"] == "hidden sizes of 64 and 32: the dimensions are not the same"
+    assert reasons["range"] == "different numbers of layers, 5 and 4"
+    assert reasons["outliers.variance"] == "different hidden sizes, 64 and 32"
     assert len(reasons) == 7
     assert found.schemes["nf4"].growth == ()
     assert found.schemes["nf4"].kl_divergence.difference.value == 0
@@ -342,11 +364,11 @@ def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_somet
     [
         (
             {"schema_version": "2.0"},
-            "after: schema_version '2.0' cannot be compared; this version of Headroom reads 1.x",
+            "after: compare needs schema_version 1.x; got '2.0'",
         ),
         (
             {"definitions_version": "2.0"},
-            "after: definitions_version '2.0' cannot be compared with the baseline's '1.0'",
+            "after: compare needs definitions_version 1.x, as in the baseline; got '2.0', whose",
         ),
     ],
 )
@@ -358,7 +380,7 @@ def test_other_major_versions_are_refused_by_name(baseline, other, change, said)
 
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_too_few_and_too_many_are_refused(baseline, count):
-    with pytest.raises(NotComparable, match=rf"{count} reports? cannot be compared at once; 2 to 8 can"):
+    with pytest.raises(NotComparable, match=f"compare needs 2 to 8 reports; got {count}"):
         compare([side(baseline)] * count, "0.1.0")
 
 

@@ -44,7 +44,10 @@ def cases(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     statements = samples.LABELLED.read_text(encoding="utf-8").splitlines(keepends=True)
     labelled.write_text("".join(statements[:: len(statements) // 24]), encoding="utf-8")
     for name, settings in SAMPLE.items():
-        files = {"model": {"path": str(samples.MODEL)}, "calibration": {"path": str(samples.CALIBRATION)}}
+        files = {
+            "model": {"path": str(samples.MODEL), "source": "sample"},
+            "calibration": {"path": str(samples.CALIBRATION)},
+        }
         where = {"labelled": {"path": str(labelled)}} if "labelled" in settings else {}
         yield f"sample, {name}", SHORT | settings | files | where
     for module in (tiny_models, architectures):

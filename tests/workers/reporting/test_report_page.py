@@ -175,15 +175,11 @@ def test_the_range_table_holds_the_streams_figures(page, drawn_report):
             assert f"{row['range_bits']:.2f}" in page.inside["td"]
 
 
-def test_every_figure_has_its_caption_and_words_for_who_cannot_see_it(page, drawn_report):
+def test_every_figure_has_an_alternative_text(page, drawn_report):
     report = json.loads((drawn_report / "report.json").read_text())
     images = [attributes for tag, attributes in page.elements if tag == "svg"]
     assert len(images) == len(report["figures"]) > 5
     assert all(image["role"] == "img" and len(image["aria-label"]) > 60 for image in images)
-    for figure in report["figures"]:
-        assert figure["caption"] in page.inside["figcaption"]
-        for part in ("example/llama-small", "calibration.txt", "seed 0", "tables/"):
-            assert part in figure["caption"]
 
 
 def test_figures_take_the_pages_colors(drawn_report):
@@ -307,4 +303,4 @@ def test_many_figures_of_one_kind_are_folded_and_one_of_a_kind_is_not(make_repor
     everywhere = re.findall(r'<figure id="figure-([^"]+)"', text)
     assert inside == {f"component_heatmap_{s}_{m}" for s in ("int8", "nf4") for m in ("weight_error", "relative_l2")}
     assert len(everywhere) == len(set(everywhere)) > len(inside) + 4
-    assert "4 figures, from" in folded
+    assert "4 figures, &ldquo;" in folded

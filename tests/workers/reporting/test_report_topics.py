@@ -78,8 +78,8 @@ def test_outlier_dimensions_stand_in_one_table_by_definition(told):
     assert table.head == ("Dimension", "llm_int8", "llm_int8_relative", "massive_tensor", "massive_token",
                           "median_quantile", "variance", "abs max")  # fmt: skip
     assert set(table.rows) == {
-        ("201", "75 %, 40.0 %", "-", "-", "-", "-", "50 %", "301"),
-        ("7", "-", "-", "-", "50 %", "-", "50 %", "107"),
+        ("201", "75%, 40.0%", "-", "-", "-", "-", "50%", "301"),
+        ("7", "-", "-", "-", "50%", "-", "50%", "107"),
     }
 
 
@@ -133,7 +133,7 @@ def test_dimensions_by_chance_are_told_first(told):
 
     found = told(change)["labelled"]
     assert found.lead.startswith("No dimension separates beyond chance: the best, dimension 201 (AUROC ")
-    assert found.lead.endswith("is matched by the best dimension of 31.0 % of 999 random orders of the labels.")
+    assert found.lead.endswith("is matched by the best dimension of 31.0% of 999 random orders of the labels.")
 
     def beyond(content):
         content["labelled"] |= {"permutation_probability": 0.05, "permutations": 999}
@@ -214,7 +214,7 @@ def test_the_worst_module_and_its_streams_way_are_told(make_report, told, rows_o
     }
     found = told(directory=directory)["errors"]
     assert found.lead == (
-        f"The largest error of a single module is {100 * worst['relative_l2']:.1f} %, at layer {worst['layer']} "
+        f"The largest error of a single module is {100 * worst['relative_l2']:.1f}%, at layer {worst['layer']} "
         f"{worst['component']} under {worst['scheme']}; from the first layer to the last its stream goes from "
         f"{stream[0]:.1f} dB to {stream[7]:.1f} dB of signal over noise."
     )
