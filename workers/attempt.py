@@ -31,7 +31,7 @@ from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.children import Ended, run_child, without_secrets
 from workers.lease import Lease
 from workers.measurement.errors import device_full
-from workers.measurement.workspace import unfinished
+from workers.measurement.runtime.workspace import unfinished
 from workers.relay import Relay
 from workers.samples import CALIBRATION, LABELLED, MODEL
 

@@ -10,21 +10,26 @@ import torch
 
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
-from workers.measurement.calibration import Calibration, calibrate
-from workers.measurement.device import card_name, choose_device, device_memory, require_bitsandbytes, total_bytes
 from workers.measurement.errors import BadRequest
-from workers.measurement.kept import kept_modules
-from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
-from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
-from workers.measurement.labelled.records import LabelledRecords, read_labelled
-from workers.measurement.labelled.vectors import final_vectors, in_record_order
+from workers.measurement.inputs.calibration import Calibration, calibrate
+from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
+from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
+from workers.measurement.inputs.tokenizer import LazyTokenizer, bos_token, load_tokenizer
+from workers.measurement.layers.streams import REFERENCE, StreamCheckpoint
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from workers.measurement.models.components import ARCHITECTURES
 from workers.measurement.models.decoder import Decoder, load_decoder
-from workers.measurement.predictions import Predictions, compare_predictions, first_scored
-from workers.measurement.profile import pick_profile
-from workers.measurement.progress import Narrator
-from workers.measurement.remarks import (
+from workers.measurement.models.kept_modules import kept_modules
+from workers.measurement.predictions.comparison import Predictions, compare_predictions, first_scored
+from workers.measurement.predictions.label_separation import LabelledFindings, labelled_findings
+from workers.measurement.predictions.labelled_vectors import final_vectors, in_record_order
+from workers.measurement.results.assembly import assemble
+from workers.measurement.results.layer_files import LayerFiles
+from workers.measurement.results.profile import pick_profile
+from workers.measurement.results.report import Findings, build_report
+from workers.measurement.results.report_warnings import (
     warn_calibration,
     warn_fp16_columns,
     warn_nonfinite,
@@ -35,16 +40,17 @@ from workers.measurement.remarks import (
     warn_unknown_architecture,
     warn_unquantized,
 )
-from workers.measurement.results.assembly import assemble
-from workers.measurement.results.layer_files import LayerFiles
-from workers.measurement.results.report import Findings, build_report
-from workers.measurement.results.tables import TableWriter, table_writers
-from workers.measurement.state import Batch, SweepState
+from workers.measurement.runtime.device import (
+    card_name,
+    choose_device,
+    device_memory,
+    require_bitsandbytes,
+    total_bytes,
+)
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.table_writer import TableWriter, table_writers
+from workers.measurement.runtime.workspace import identity_of, workspace
 from workers.measurement.statistics.cuda.check import check_kernels
-from workers.measurement.streams import REFERENCE, StreamCheckpoint
-from workers.measurement.sweep import prepare_sweep, sweep_layers
-from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
-from workers.measurement.workspace import identity_of, workspace
 
 BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,

@@ -15,7 +15,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 PLANTED = {5: 64.0, 77: -64.0, 100: 64.0}
 """Dimension -> factor on the norms' weights in the planted layers."""
@@ -43,7 +43,7 @@ def layer_inputs(path: Path, request: Any) -> list[np.ndarray]:
     """[2, T, d] for each layer: what enters attention and MLP, of the same text as the report's."""
     from transformers import AutoTokenizer
 
-    from workers.measurement.calibration import calibrate
+    from workers.measurement.inputs.calibration import calibrate
 
     token_ids = calibrate(request, AutoTokenizer.from_pretrained(path), 10**9).token_ids
     whole = WholeModel(path, token_ids)

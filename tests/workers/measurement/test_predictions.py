@@ -18,8 +18,8 @@ from tiny_models import request_for, save_checkpoint, save_tokenizer
 from service.contracts.report import Report
 from service.contracts.verdict import verdict_of
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_guessing
+from workers.measurement.results.report_warnings import warn_guessing
+from workers.measurement.runtime.progress import Narrator
 
 
 def scored(path: Path, text: Path, out: Path, **settings: Any) -> tuple[Report, dict[str, list[Any]]]:

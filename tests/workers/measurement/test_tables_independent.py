@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from service.contracts.report import Report
 from service.contracts.tables import TABLES
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 BIN = 1 / 32
 """Relative width of a histogram bin: the stated error of a quantile."""

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, request_for, save_checkpoint
 from transformers import AutoModelForCausalLM
+from workers.measurement.quantization.kernels import quantize_projection
 
 from service.contracts.outliers import DEFINITIONS, Outliers
 from service.contracts.report import Estimate, Report
 from service.contracts.request import Analysis, MeasurementRequest, schemes_for
 from service.contracts.restating import few_sequences
-from workers.measurement.calibration import Calibration
+from workers.measurement.inputs.calibration import Calibration
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.quantization.kernels import quantize_projection
-from workers.measurement.remarks import warn_calibration, warn_not_discriminating
+from workers.measurement.results.report_warnings import warn_calibration, warn_not_discriminating
+from workers.measurement.runtime.progress import Narrator
 
 IN_FP16 = ("zero=int8:threshold=0", "half=nf4:compute_dtype=float16")
 """Schemes that cast every input of a replaced module to fp16."""

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from service.contracts.schemes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8, Scheme
-from workers.measurement.capture import Port, Site
+from workers.measurement.layers.capture import Port, Site
+from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.projections import Projection, projections
 from workers.measurement.results.layer_files import LayerFiles
-from workers.measurement.state import SweepState
 
 FP16_INFINITE = 65520.0
 """From this magnitude on, halfway from 65504 to the next power of two, a value is rounded to infinity."""

@@ -17,19 +17,19 @@ from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
 from service.contracts.verdict import with_verdicts
-from workers.measurement.calibration import Calibration
-from workers.measurement.device import device_name, peak_bytes
-from workers.measurement.divergence import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
-from workers.measurement.labelled.findings import LabelledFindings
+from workers.measurement.inputs.calibration import Calibration
+from workers.measurement.inputs.tokenizer import LazyTokenizer
+from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.projections import is_projection
-from workers.measurement.predictions import Predictions
-from workers.measurement.profile import Profile
-from workers.measurement.progress import Narrator
+from workers.measurement.predictions.comparison import Predictions
+from workers.measurement.predictions.label_separation import LabelledFindings
+from workers.measurement.predictions.metrics import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
 from workers.measurement.results.assembly import Assembled
-from workers.measurement.state import SweepState
-from workers.measurement.tokenizer import LazyTokenizer
+from workers.measurement.results.profile import Profile
+from workers.measurement.runtime.device import device_name, peak_bytes
+from workers.measurement.runtime.progress import Narrator
 
 
 @dataclass(frozen=True)
