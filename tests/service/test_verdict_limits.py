@@ -76,8 +76,8 @@ def test_without_predictions_the_reference_decides():
 @pytest.mark.parametrize(
     ("lacks", "told"),
     [({"perplexity": 4096.0}, "no better than a random guess among its 4,096 tokens"),
-     ({"quantised_share": 0.0}, "replaces none of the decoder layers' weights"),
-     ({"perplexity": None}, "No position has a finite prediction")],
+     ({"quantised_share": 0.0}, "quantizes none of the decoder layers' weights"),
+     ({"perplexity": None}, "no finite prediction at any position")],
 )  # fmt: skip
 def test_figures_that_cannot_tell_give_no_word(lacks, told):
     grounds = FIRM._replace(**lacks)
