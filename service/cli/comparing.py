@@ -27,7 +27,7 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
     try:
         check_count(len(reports))
     except NotComparable as error:
-        raise InvalidRequest("REPORT", list(reports), str(error)) from error
+        raise InvalidRequest("REPORT", list(reports), str(error), message=str(error)) from error
     with tempfile.TemporaryDirectory(prefix="headroom-compare-") as fetched:
         directories = _directories(reports, Path(fetched))
         reporting.run(reporting.COMPARISON, [str(path) for path in (out.absolute(), *directories)])

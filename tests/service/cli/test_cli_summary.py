@@ -150,18 +150,17 @@ def test_a_report_without_outliers_or_schemes_says_so(report, told):
 
 
 JUDGED = [
-    "  The mean KL is 0.001230 nats (95% interval 0.001210 to 0.001250), which is negligible: under 0.01.",
-    "  The perplexity ratio is 1.00040 (95% interval 1.00020 to 1.00060), which is negligible: under 1.01.",
+    "  Mean KL divergence is 0.001230 nats (95% interval 0.001210 to 0.001250): negligible (under 0.01).",
+    "  Perplexity ratio is 1.00040 (95% interval 1.00020 to 1.00060): negligible (under 1.01).",
 ]
 
 
 @pytest.mark.parametrize(
     ("share", "effect", "reasons"),
     [(None, "negligible", JUDGED), (0.97, "negligible", JUDGED),
-     (0.2, "negligible", [*JUDGED, "  The scheme replaces 20.0% of the layers' weights; the values show their "
-                                   "effect."]),
-     (0.0, "unjudged", ["  The scheme replaces none of the decoder layers' weights: these figures say nothing about "
-                        "it."])],
+     (0.2, "negligible", [*JUDGED, "  Only 20.0% of the decoder layers' weights are quantized."]),
+     (0.0, "unjudged", ["  The scheme quantizes none of the decoder layers' weights, so these figures say nothing "
+                        "about it."])],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, reasons):
     report["schemes"]["int8"]["quantised_share"] = share
@@ -190,8 +189,8 @@ def test_a_naive_error_of_an_older_service_is_not_shown(report, told):
     report["reference"]["perplexity"].pop("interval")
     lines = told()
     assert lines[1] == "Perplexity without quantization: 20.00 over 100 tokens"
-    assert "  The mean KL is 0.001230 nats, which is negligible: under 0.01." in lines
-    assert "  The report has no interval for these values, so other levels cannot be ruled out." in lines
+    assert "  Mean KL divergence is 0.001230 nats: negligible (under 0.01)." in lines
+    assert "  These values have no 95% interval, so other levels are possible." in lines
 
 
 def test_long_lists_are_cut(report, told):

@@ -146,7 +146,9 @@ def test_the_verdict_is_part_of_the_report(exact: tuple[Report, dict[str, np.nda
     for facts in report.schemes.values():
         assert facts.verdict is not None
         assert facts.verdict.level == "unjudged"  # a model of random weights only guesses
-        assert facts.verdict.reasons[0].startswith("The reference predicts the text no better than a guess among its")
+        assert facts.verdict.reasons[0].startswith(
+            "The reference predicts this text no better than a random guess among its"
+        )
         knowing = report.model_copy(update={"model": report.model.model_copy(update={"vocabulary": 10**9})})
         judged = verdict_of(knowing, facts)
         kl, ratio = facts.kl_divergence.mean, facts.perplexity_ratio

@@ -138,6 +138,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
     compared = len(comparison.same_top) > 0
     left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name])}
     left |= set(findings.state.kept.get(name, ()))
+    names = not_quantised(decoder, left)
     return contract.SchemeFacts(
         scheme=next(variant.scheme for variant in findings.request.schemes if variant.name == name),
         settings=scheme.settings,
@@ -151,7 +152,8 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
         quantised_share=_quantised_share(decoder, left),
-        not_quantised=not_quantised(decoder, left),
+        not_quantised=names,
+        not_quantised_bytes=_matrix_bytes(decoder, names),
         worst_sites=assembled.worst_sites[name],
         fp16_columns=assembled.fp16_columns.get(name),
     )
@@ -180,6 +182,17 @@ def _quantised_share(decoder: Decoder, left: Collection[str]) -> float:
             whole += size
             replaced += size if is_projection(module) and f"{decoder.prefix}{index}.{name}" not in left else 0
     return replaced / (whole or 1)
+
+
+def _matrix_bytes(decoder: Decoder, names: Collection[str]) -> int:
+    """Return the bytes of the modules' own weight matrices; one that modules share counts once."""
+    matrices = [
+        parameter
+        for name in names
+        for parameter in decoder.model.get_submodule(name).parameters(recurse=False)
+        if parameter.ndim >= 2
+    ]
+    return sum({id(matrix): matrix.nbytes for matrix in matrices}.values())
 
 
 def _matrix_elements(module: nn.Module) -> int:

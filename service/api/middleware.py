@@ -1,7 +1,7 @@
-"""What every request passes before anything reads it: the API key, then the size of its body.
+"""Checks every request before a route reads it: first the API key, then the size of the body.
 
-Both stand in front of the routes, so an unknown caller learns nothing and can make the service parse nothing,
-and a body is never held in memory beyond the limit. `/healthz` and `/readyz` alone need no key.
+So an unknown caller cannot make the service parse anything, and no body above the limit is held in memory. Only
+`/healthz` and `/readyz` need no key.
 """
 
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +16,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class KeyRequired:
-    """Answers 401 to a request without a known key in `Authorization: Bearer` or `X-API-Key`."""
+    """Answers 401 unless `Authorization: Bearer` or `X-API-Key` has a known key."""
 
     def __init__(self, app: ASGIApp, keys: KeyStore) -> None:
         self.app = app
@@ -28,9 +28,9 @@ class KeyRequired:
             return
         presented = _presented_key(Headers(scope=scope))
         if presented is None:
-            refusal = "an API key is required: send Authorization: Bearer KEY, or X-API-Key: KEY"
+            refusal = "an API key is required; send the header Authorization: Bearer KEY, or X-API-Key: KEY"
         elif await run_in_threadpool(self.keys.verify, presented) is None:
-            refusal = "the API key is not known to this service"
+            refusal = "the service does not know this API key; send another key"
         else:
             await self.app(scope, receive, send)
             return
@@ -39,7 +39,7 @@ class KeyRequired:
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `limit` bytes, whether or not it announces its length."""
+    """Answers 413 to a body of more than `limit` bytes, with or without a Content-Length."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
@@ -49,7 +49,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = f"the body is larger than the {self.limit} bytes that are allowed"
+        refusal = f"the body is too large; allowed: {self.limit} bytes (HEADROOM_MAX_UPLOAD_BYTES of the service)"
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.limit:
             await problem("body-too-large", 413, refusal)(scope, receive, send)

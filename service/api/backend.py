@@ -1,4 +1,4 @@
-"""What the routes work with, handed to each of them by FastAPI."""
+"""The parts of the service that the routes use; FastAPI passes them to each route."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,7 +13,7 @@ from service.store.keys import KeyStore
 
 
 @dataclass(frozen=True)
-class Rooms:
+class Backend:
     """The parts of the service behind the API."""
 
     settings: Settings
@@ -21,13 +21,13 @@ class Rooms:
     artifacts: ArtifactStore
     keys: KeyStore
     broker: Celery | None
-    """Sends to the queue; None where the scheduler alone does."""
+    """Sends messages to the queue; None: only the scheduler sends them."""
 
 
-def _rooms(request: Request) -> Rooms:
-    rooms = request.app.state.rooms
-    assert isinstance(rooms, Rooms)
-    return rooms
+def _backend(request: Request) -> Backend:
+    backend = request.app.state.backend
+    assert isinstance(backend, Backend)
+    return backend
 
 
-Within = Annotated[Rooms, Depends(_rooms)]
+FromApp = Annotated[Backend, Depends(_backend)]
