@@ -141,7 +141,7 @@ def test_dimensions_by_chance_are_told_first(told):
     found = told(beyond, name="beyond")["labelled"]
     assert found.lead.startswith("Dimension 201 separates the ")
     assert found.notes[0].startswith("Permutation test under the reference: the best, dimension 201 (AUROC ")
-    assert "Above 5 %, no dimension separates beyond chance." in found.notes[0]
+    assert "Above 5%, no dimension separates beyond chance." in found.notes[0]
 
 
 def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table, told):
