@@ -12,6 +12,9 @@ from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import LeftOut, Report, Warning
 from service.contracts.request import Thresholds
 
+Caution = tuple[str, str, str]
+"""Code, message and advice of a warning."""
+
 
 def check_definitions(name: str, baseline: Report, other: Report) -> None:
     """Raise NotComparable where the reports' definitions have another major version."""
@@ -32,7 +35,7 @@ def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterat
         other: The other report.
         shared: Sequences that both scored.
     """
-    for code, message in (
+    for code, message, advice in (
         *_definitions(baseline, other),
         *_calibration(baseline, other, shared),
         *_model(baseline, other),
@@ -40,7 +43,7 @@ def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterat
         *_schemes(baseline, other),
         *_machine(baseline, other),
     ):
-        yield Warning(code=code, message=message, where=label)
+        yield Warning(code=code, message=message, where=label, advice=advice)
 
 
 def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
@@ -67,32 +70,38 @@ def uncomparable_layers(baseline: Report, other: Report) -> str | None:
     return None if depths[0] == depths[1] else f"different numbers of layers, {depths[0]} and {depths[1]}"
 
 
-def _definitions(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _definitions(baseline: Report, other: Report) -> Iterator[Caution]:
     if baseline.definitions_version != other.definitions_version:
         yield (
             "definitions-differ",
-            f"different definitions, {baseline.definitions_version} and {other.definitions_version}: "
-            "some values may be defined differently",
+            f"The reports use definitions {baseline.definitions_version} and {other.definitions_version}, so some "
+            "figures may be defined differently.",
+            "Measure both models with one version of Headroom.",
         )
 
 
-def _calibration(baseline: Report, other: Report, shared: int) -> Iterator[tuple[str, str]]:
+def _calibration(baseline: Report, other: Report, shared: int) -> Iterator[Caution]:
     if baseline.calibration.fingerprint != other.calibration.fingerprint:
-        texts = f"different calibration tokens: {_described(baseline)} and {_described(other)}"
+        texts = f"The calibration tokens differ: {_described(baseline)}, and {_described(other)}."
         if shared:
-            only = f"{shared} sequence{'' if shared == 1 else 's'} that both scored"
-            yield "calibration-differs", f"{texts}. Differences of the predictions use only the {only}"
+            count = "1 sequence" if shared == 1 else f"{shared} sequences"
+            yield (
+                "calibration-differs",
+                f"{texts} Differences of the predictions are over the {count} that both scored.",
+                "Measure both models on one text to compare them on all of it.",
+            )
         else:
             yield (
                 "calibration-differs",
-                f"{texts}. The reports share no sequence, so no difference of the predictions means better or worse; "
-                "measure both on the same text to compare them",
+                f"{texts} They share no sequence, so no difference of the predictions is called better or worse.",
+                "Measure both models on one text to compare them.",
             )
     elif baseline.analysis.score != other.analysis.score:
         yield (
             "scoring-differs",
-            f"different scored positions: {baseline.analysis.score} and {other.analysis.score}. Differences use only "
-            "the positions that both scored",
+            f"The scored positions differ: {baseline.analysis.score} and {other.analysis.score}. Paired differences "
+            "are over the positions that both scored.",
+            "Measure both models with the same --score to compare them on all positions.",
         )
 
 
@@ -104,15 +113,16 @@ def _described(report: Report) -> str:
     )
 
 
-def _model(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _model(baseline: Report, other: Report) -> Iterator[Caution]:
     if baseline.model.fingerprint != other.model.fingerprint:
         yield (
             "models-differ",
-            "different weights: layers, heads and dimensions correspond only if one model was derived from the other",
+            "The weights differ.",
+            "Compare single layers, heads and dimensions only if one model was made from the other.",
         )
 
 
-def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _thresholds(baseline: Report, other: Report) -> Iterator[Caution]:
     limits: dict[str, tuple[Thresholds, Thresholds]] = {
         "massive": (baseline.outliers.massive_tensor.thresholds, other.outliers.massive_tensor.thresholds),
         "heads": (baseline.heads.thresholds, other.heads.thresholds),
@@ -125,11 +135,12 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
         if before != after:
             yield (
                 "thresholds-differ",
-                f"different thresholds of {name}: {_changed(before.model_dump(), after.model_dump())}",
+                f"The thresholds of {name} differ: {_changed(before.model_dump(), after.model_dump())}.",
+                "Measure both models with the same thresholds (--set) to compare what they flag.",
             )
 
 
-def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _schemes(baseline: Report, other: Report) -> Iterator[Caution]:
     for name in [name for name in baseline.schemes if name in other.schemes]:
         before, after = baseline.schemes[name], other.schemes[name]
         settings = [
@@ -137,12 +148,17 @@ def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
             for report, one in ((baseline, before), (other, after))
         ]
         if settings[0] != settings[1]:
-            yield "scheme-settings-differ", f"different settings of {name}: {_changed(*settings)}"
+            yield (
+                "scheme-settings-differ",
+                f"The settings of {name} differ: {_changed(*settings)}.",
+                f"Measure both models with the same settings of {name}, unless these are what you compare.",
+            )
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
             yield (
                 "quantized-shares-differ",
-                f"{name} quantizes different shares of the layers' weights: {shares[0]} and {shares[1]}",
+                f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights.",
+                "Compare the sizes too, because what is not replaced adds no error.",
             )
 
 
@@ -151,14 +167,18 @@ def _kept(report: Report, name: str) -> str:
     return ", ".join(next((variant.keep for variant in report.analysis.schemes if variant.name == name), ())) or "none"
 
 
-def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _machine(baseline: Report, other: Report) -> Iterator[Caution]:
     names = {"device", "torch", "transformers", "bitsandbytes"}
     before, after = (report.environment.model_dump(include=names) for report in (baseline, other))
     paths = baseline.environment.kernels, other.environment.kernels
     for scheme in [scheme for scheme in paths[0] if scheme in paths[1]]:
         before[f"kernel of {scheme}"], after[f"kernel of {scheme}"] = paths[0][scheme], paths[1][scheme]
     if before != after:
-        yield "environment-differs", f"different environments, so the last digits may differ: {_changed(before, after)}"
+        yield (
+            "environment-differs",
+            f"The environments differ, so the last digits may too: {_changed(before, after)}.",
+            "Measure both models in one environment if the last digits matter.",
+        )
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

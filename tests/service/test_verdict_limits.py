@@ -75,7 +75,7 @@ def test_without_predictions_the_reference_decides():
 
 @pytest.mark.parametrize(
     ("lacks", "told"),
-    [({"perplexity": 4096.0}, "no better than a guess among its 4,096 tokens"),
+    [({"perplexity": 4096.0}, "no better than a random guess among its 4,096 tokens"),
      ({"quantised_share": 0.0}, "replaces none of the decoder layers' weights"),
      ({"perplexity": None}, "No position has a finite prediction")],
 )  # fmt: skip

@@ -13,9 +13,9 @@ def fp16_columns(name: str, facts: SchemeFacts) -> str | None:
         return f"{name} computes no input column in 16 bits."
     most = columns.largest
     return (
-        f"{name} computes {share(columns.prefill)} of the input columns in 16 bits when a call is one sequence, and "
-        f"{share(columns.decode)} when it is one token (means over layers and components). The largest share is "
-        f"{share(most.prefill)}, at layer {most.layer} {most.component}."
+        f"{name} computes {share(columns.prefill)} of the input columns in 16 bits per sequence and "
+        f"{share(columns.decode)} per token (means over layers and components); at most {share(most.prefill)}, at "
+        f"layer {most.layer} {most.component}."
     )
 
 

@@ -103,7 +103,10 @@ def _warnings(report: Report) -> tuple[str, ...]:
         return ()
     told = []
     for kind in by_code(report.warnings, attrgetter("code")):
-        told += [f"{one.message}{f' ({one.where})' if one.where else ''} [{kind.code}]" for one in kind.first]
+        for one in kind.first:
+            place = f" ({one.where})" if one.where else ""
+            advice = f" {one.advice}" if one.advice else ""
+            told.append(f"{one.message}{place}{advice} [{kind.code}]")
         if kind.rest:
             told.append(f"{len(kind.rest):,} more in the report [{kind.code}]")
     return ("## Warnings\n", bullets(told))

@@ -60,7 +60,7 @@ def test_analyze_downloads_the_report_and_sums_it_up(headroom, remote, work, rep
     out = tmp_path / "out"
     ran = headroom("analyze", "sample", "--out", str(out), "--scheme", "int8", "--sequences", "3", "--seed", "5")
     assert ran.code == 0, ran.err
-    assert "Reference perplexity 20.00 (95% interval 19.20 to 20.80)" in ran.out
+    assert "Perplexity without quantization: 20.00 (95% interval 19.20 to 20.80)" in ran.out
     assert ran.out.splitlines()[-1] == f"Report: {out / 'report.html'}"
     assert "sweep over the layers: 1/2 layers" in ran.err
     assert json.loads((out / "report.json").read_text()) == report

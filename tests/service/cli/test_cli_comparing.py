@@ -59,7 +59,8 @@ def test_warnings_are_printed_and_json_holds_the_comparison(headroom, stored, tm
     (other / "report.json").write_text(json.dumps(report))
     ran = headroom("reports", "compare", str(stored), str(other), "--out", str(tmp_path / "a"))
     assert ran.code == 0
-    assert "Warning: example/tiny-llama (other): different calibration tokens" in ran.out
+    assert "Warning: example/tiny-llama (other): The calibration tokens differ: " in ran.out
+    assert " that both scored. Measure both models on one text to compare them on all of it." in ran.out
     assert (
         "Not compared: example/tiny-llama (other): outliers.variance: different thresholds: ratio 5.0 and 7.0"
         in ran.out

@@ -123,7 +123,8 @@ def test_reports_that_share_no_sequence_differ_without_an_error(baseline, other)
     assert (warning.code, warning.where) == ("calibration-differs", "example/tiny-llama (after)")
     assert "words.txt, 4 x 64 tokens" in warning.message
     assert "other.txt, 4 x 64 tokens" in warning.message
-    assert "The reports share no sequence, so no difference of the predictions means better or worse" in warning.message
+    assert "They share no sequence, so no difference of the predictions is called better or worse." in warning.message
+    assert warning.advice == "Measure both models on one text to compare them."
     changes = found.differences[0]
     for change in (changes.schemes["nf4"].kl_divergence, changes.schemes["nf4"].perplexity_ratio,
                    changes.schemes["nf4"].same_top_token, changes.reference_perplexity):  # fmt: skip
@@ -138,7 +139,7 @@ def test_sequences_are_known_by_their_tokens_and_not_by_their_numbers(baseline, 
     found = compared(baseline, other)
     change = found.differences[0].schemes["nf4"].kl_divergence
     assert (change.sequences, change.difference.value, change.clear) == (4, 0, False)
-    assert "Differences of the predictions use only the 4 sequences that both scored" in found.warnings[0].message
+    assert "Differences of the predictions are over the 4 sequences that both scored" in found.warnings[0].message
 
 
 def test_a_report_on_more_of_a_text_is_compared_on_what_both_scored(baseline, other):
@@ -254,7 +255,7 @@ def test_sets_by_other_thresholds_are_not_compared_and_the_thresholds_named(base
     restate(other, lambda report: report["outliers"]["llm_int8"]["thresholds"].update(magnitude=5.0))
     found = compared(baseline, other)
     assert [(w.code, w.message) for w in found.warnings] == [
-        ("thresholds-differ", "different thresholds of llm_int8: magnitude 6.0 and 5.0")
+        ("thresholds-differ", "The thresholds of llm_int8 differ: magnitude 6.0 and 5.0.")
     ]
     [left_out] = found.differences[0].not_compared
     assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "different thresholds: magnitude 6.0 and 5.0")
@@ -323,18 +324,20 @@ def test_other_settings_weights_and_machines_are_named(baseline, other):
         report["definitions_version"] = "1.7"
 
     restate(other, change)
-    told = {warning.code: warning.message for warning in compared(baseline, other).warnings}
-    assert told["scheme-settings-differ"] == "different settings of int8: threshold 6.0 and 0.0"
-    assert "different weights" in told["models-differ"]
+    warnings = compared(baseline, other).warnings
+    assert all(warning.advice for warning in warnings)
+    told = {warning.code: warning.message for warning in warnings}
+    assert told["scheme-settings-differ"] == "The settings of int8 differ: threshold 6.0 and 0.0."
+    assert told["models-differ"] == "The weights differ."
     assert "and 0.48.0" in told["environment-differs"]
-    assert "different definitions, 1.0 and 1.7" in told["definitions-differ"]
+    assert "definitions 1.0 and 1.7" in told["definitions-differ"]
     assert len(told) == 4
 
 
 @pytest.mark.parametrize(
     ("before", "after", "told"),
-    [(1.0, 0.2, ["int8 quantizes different shares of the layers' weights: 100% and 20%"]), (0.998, 0.996, []),
-     (None, 0.2, []), (0.2, None, [])],
+    [(1.0, 0.2, ["int8 replaces 100% and 20% of the layers' weights."]), (0.998, 0.996, []), (None, 0.2, []),
+     (0.2, None, [])],
 )  # fmt: skip
 def test_a_scheme_that_replaces_another_share_is_named(baseline, other, before, after, told):
     for directory, share in ((baseline, before), (other, after)):

@@ -12,13 +12,14 @@ from tiny_models import request_for, words
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement import __main__ as main
-from workers.measurement import layer_pass, program
-from workers.measurement.device import card_name, choose_device, device_memory, device_name
+from workers.measurement import program
 from workers.measurement.errors import BadRequest, DeviceOutOfMemory
-from workers.measurement.memory import device_is_full, ran_out
-from workers.measurement.progress import Narrator
+from workers.measurement.layers import layer_pass
 from workers.measurement.results.report import timing
-from workers.measurement.workspace import identity_of
+from workers.measurement.runtime.device import card_name, choose_device, device_memory, device_name
+from workers.measurement.runtime.memory import device_is_full, ran_out
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.workspace import identity_of
 
 FULL = (
     "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 1 has a total capacity of 14.57 GiB of which 1.58 GiB is free."
@@ -64,7 +65,7 @@ def test_a_cpu_is_left_alone(cards: list[Any]) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(cards: list[Any]) -> None:
-    with pytest.raises(BadRequest, match="device: 'cuda:2' is not there; this machine has 2 CUDA devices"):
+    with pytest.raises(BadRequest, match="device: 'cuda:2' does not exist; this machine has 2 CUDA devices"):
         choose_device("cuda:2")
     assert cards == []
 

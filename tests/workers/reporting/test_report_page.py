@@ -235,6 +235,19 @@ def test_warnings_stand_before_the_findings(make_report):
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_a_warning_s_advice_follows_its_message(make_report):
+    advised = ("few-sequences", "The text has 4 sequences.", None, "Rerun with --sequences 8 or more.")
+    directory = make_report(schemes=(), warnings=(advised, ("other", "Of an earlier report", "layer 2")))
+    render(directory)
+    text = " ".join(page_of(directory).text.split())
+    assert "The text has 4 sequences. Rerun with --sequences 8 or more. few-sequences" in text
+    assert "Of an earlier report (layer 2) other" in text
+    summary = (directory / "summary.md").read_text()
+    assert "- The text has 4 sequences. Rerun with --sequences 8 or more. " in summary
+    assert "- Of an earlier report (layer 2) " in summary
+
+
+@pytest.mark.usefixtures("one_figure")
 def test_of_many_warnings_of_one_code_the_first_stand_for_all(make_report):
     many = tuple(("nonfinite", f"{n} values are NaN", f"layer {n}") for n in range(1, 13))
     directory = make_report(schemes=(), warnings=(*many, ("other", "Something else", None)))

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
+from workers.measurement.runtime.memory import empty_apart
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64
 """bitsandbytes packs a 4-bit weight for AVX512-BF16 only if its shape divides by these."""

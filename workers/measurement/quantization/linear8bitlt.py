@@ -10,7 +10,6 @@ import bitsandbytes as bnb
 import torch
 from torch import nn
 
-from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import (
     QuantizedProjection,
@@ -19,6 +18,7 @@ from workers.measurement.quantization.projection import (
     row_ranges,
     with_bias,
 )
+from workers.measurement.runtime.memory import empty_apart
 
 
 class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from workers.measurement.memory import empty_apart
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.grid import Grid
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
+from workers.measurement.runtime.memory import empty_apart
 
 
 class SimulatedLinear(nn.Module):

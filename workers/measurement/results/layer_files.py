@@ -22,10 +22,10 @@ from pyarrow import feather
 from service.contracts.progress import Warned
 from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
-from workers.measurement.capture import BLOCK_OUTPUT
-from workers.measurement.findings import LayerFindings
+from workers.measurement.layers.capture import BLOCK_OUTPUT
+from workers.measurement.layers.layer_results import LayerFindings
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
-from workers.measurement.results.tables import TableRows
+from workers.measurement.runtime.table_writer import TableRows
 from workers.measurement.statistics.llm_int8 import Hits, load_hits, save_hits
 from workers.measurement.statistics.surface import Surface, load_surface, save_surface
 

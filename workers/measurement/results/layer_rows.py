@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contracts.request import HeadThresholds
-from workers.measurement.capture import BLOCK_OUTPUT
-from workers.measurement.findings import LayerFindings
-from workers.measurement.results.tables import Repeated, TableRows
+from workers.measurement.layers.capture import BLOCK_OUTPUT
+from workers.measurement.layers.layer_results import LayerFindings
+from workers.measurement.runtime.table_writer import Repeated, TableRows
 from workers.measurement.statistics.histogram import occupied_bins
 
 PER_LAYER = (

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from workers.measurement.statistics import backends
-from workers.measurement.statistics.compiling import compiled
-from workers.measurement.statistics.patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.reduction import F32, F64, I64
 from workers.measurement.statistics.transfers import HostCopies
 

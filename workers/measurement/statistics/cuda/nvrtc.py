@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from workers.measurement.statistics.patterns import KINDS
+from workers.measurement.statistics.cpu.bit_patterns import KINDS
 from workers.measurement.statistics.reduction import BINS, FP16_MAX, PIVOT_TOKENS, SHIFT
 
 SOURCES = ("patterns", "histogram", "reduction", "hits", "channels")

@@ -42,8 +42,8 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         parts=Caption(
             "Accumulated error of every shared scheme by layer, in each report.",
             (
-                "sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, in the scheme's own stream. A layer that "
-                "equals the same report's reference has no point.",
+                "sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, in the scheme's own stream against its "
+                "own reference. A layer that equals the reference has no point.",
             ),
             "Higher is better; a falling line accumulates error.",
         ),
