@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from service.cli.option_types import Device, JobId, Json, Limit, Memory, ModelFilter, Out, PageToken
 from service.cli.options import number, whole_number
 from service.cli.running import run
 
@@ -28,34 +29,6 @@ jobs = typer.Typer(help="List, show, cancel and retry jobs.", no_args_is_help=Tr
 reports = typer.Typer(help="List, download, compare and redraw reports.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(reports, name="reports")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the report: new or empty.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Keep hidden states above SIZE, such as 4GiB, in files. Default: HEADROOM_MEMORY, 2GiB.",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Device: auto, cpu, cuda or cuda:N. Default: HEADROOM_DEVICE, auto.",
-    ),
-]
-Limit = Annotated[
-    int,
-    typer.Option("--limit", parser=whole_number("--limit", 1, 200), metavar="N", help="Entries to print, 1 to 200."),
-]
-PageToken = Annotated[
-    str | None, typer.Option("--page-token", help="Continue a list; the previous page prints the token.")
-]
-ModelFilter = Annotated[str | None, typer.Option("--model", help="List only entries of this model.")]
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 The text form of a variant is `[LABEL=]SCHEME[:KEY=VALUE,...]`: `int8`, `nf4:compute_dtype=float32`,
 `lossless=int8:threshold=4`. KEY is a setting of the scheme, or `keep`: a pattern of modules that stay in 16 bits;
-`keep` may be repeated. The JSON form is an object: `{"name": ..., "scheme": ..., "settings": {...}, "keep": [...]}`. Tables,
-figures, files and addresses use the variant's name, so the names of a job's variants differ.
+`keep` may be repeated. The JSON form is an object: `{"name": ..., "scheme": ..., "settings": {...}, "keep": [...]}`.
+Tables, figures, files and addresses use the variant's name, so the names of a job's variants differ.
 """
 
 import re

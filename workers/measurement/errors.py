@@ -88,3 +88,9 @@ def first_line(error: BaseException) -> str:
         return type(error).__name__
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it, cut when long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

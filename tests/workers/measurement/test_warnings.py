@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, request_for, save_checkpoint
 from transformers import AutoModelForCausalLM
-from workers.measurement.quantization.kernels import quantize_projection
 
 from service.contracts.outliers import DEFINITIONS, Outliers
 from service.contracts.report import Estimate, Report
 from service.contracts.request import Analysis, MeasurementRequest, schemes_for
 from service.contracts.restating import few_sequences
 from workers.measurement.inputs.calibration import Calibration
+from workers.measurement.layers.quantize_projection import quantize_projection
 from workers.measurement.program import measure
 from workers.measurement.results.report_warnings import warn_calibration, warn_not_discriminating
 from workers.measurement.runtime.progress import Narrator

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from service.contracts.files import PARQUET_MAGIC
 from service.contracts.request import CalibrationFile
-from workers.measurement.errors import BadCalibration, first_line
-from workers.measurement.inputs.file_errors import refuser, shown
+from workers.measurement.errors import BadCalibration, first_line, shown
+from workers.measurement.inputs.file_errors import refuser
 from workers.measurement.inputs.json_lines import read_json_lines
 
 TOKEN_IDS = "token_ids"

@@ -19,9 +19,3 @@ def refuser(kind: type[MeasurementError], parameter: str, file: CalibrationFile 
         return kind(f"{parameter}: {name!r}{between}{problem}")
 
     return refuse
-
-
-def shown(value: object) -> str:
-    """Return a value as an error shows it, cut when long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

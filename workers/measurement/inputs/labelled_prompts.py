@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contracts.request import LabelledFile
-from workers.measurement.errors import BadLabelled, BadRequest
-from workers.measurement.inputs.file_errors import Refuse, refuser, shown
+from workers.measurement.errors import BadLabelled, BadRequest, shown
+from workers.measurement.inputs.file_errors import Refuse, refuser
 from workers.measurement.inputs.json_lines import read_json_lines
 
 FEWEST = 2

@@ -20,7 +20,7 @@ F32 = NDArray[np.float32]
 
 
 @dataclass
-class SchemeFindings:
+class SchemeResults:
     """What one scheme does at a layer."""
 
     weight_errors: dict[str, float | None]
@@ -44,11 +44,11 @@ class SchemeFindings:
 
 
 @dataclass
-class LayerFindings:
+class LayerResults:
     """What was found at one layer."""
 
     layer: int
-    schemes: dict[str, SchemeFindings]
+    schemes: dict[str, SchemeResults]
     llm_int8: LayerHits
     """Where the magnitude of LLM.int8() was reached."""
     llm_int8_relative: LayerHits

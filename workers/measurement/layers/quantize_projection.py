@@ -1,7 +1,8 @@
-"""Every kernel by name, and what a projection must pass before its quantized module is used."""
+"""Quantizes a projection by the kernel of a scheme, and tries what comes of it before it is used."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from workers.measurement.quantization.projection import QuantizedProjection, Ref
 from workers.measurement.quantization.simulated_linear import simulated_linear
 from workers.measurement.runtime.memory import is_fatal
 
-KERNELS: Mapping[str, Callable[[nn.Module, Settings], QuantizedProjection]] = MappingProxyType(
+Kernel = Callable[[torch.Tensor, torch.Tensor | None, Settings], QuantizedProjection]
+"""From a weight [out, in], a bias [out] or None, and settings."""
+KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {BITSANDBYTES_INT8: linear8bitlt, BITSANDBYTES_4BIT: linear4bit, SIMULATED: simulated_linear}
 )
 """By the `kernel` of a scheme."""
@@ -35,7 +38,7 @@ def quantize_projection(projection: nn.Module, scheme: Scheme) -> QuantizedProje
     out_features, in_features = weight.shape
     try:
         kernel = KERNELS[scheme.kernel]
-        quantized = kernel(projection, scheme.settings)
+        quantized = kernel(weight, cast(torch.Tensor | None, projection.bias), scheme.settings)
         form = (kernel, *sorted(scheme.settings.items()), weight.shape, weight.dtype, weight.device)
         if form not in _tried:
             with torch.no_grad():

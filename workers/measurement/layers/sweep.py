@@ -16,7 +16,7 @@ from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
 from workers.measurement.layers.arguments import SharedTensors
 from workers.measurement.layers.layer_pass import LayerPass
-from workers.measurement.layers.layer_results import LayerFindings
+from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.outer_projections import QuantizedOutside, in_place, quantize_outside
 from workers.measurement.layers.replaceability import Trials
 from workers.measurement.layers.streams import REFERENCE, Layout, Streams
@@ -84,7 +84,7 @@ def _start(
     return arguments
 
 
-def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerFindings]:
+def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerResults]:
     """Advance every stream from layer `first` on, and yield what was found at each layer."""
     keep_what_is_loaded()
     for index in range(first, len(state.decoder.layers)):

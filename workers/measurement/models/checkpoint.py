@@ -13,8 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from workers.measurement.errors import BadModel
-from workers.measurement.inputs.file_errors import shown
+from workers.measurement.errors import BadModel, shown
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

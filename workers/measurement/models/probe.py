@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from workers.measurement.errors import BadModel, first_line
-from workers.measurement.inputs.file_errors import shown
+from workers.measurement.errors import BadModel, first_line, shown
 from workers.measurement.models.stand_ins import (
     Arguments,
     Recorded,

@@ -15,7 +15,7 @@ from service.contracts.restating import few_sequences
 from service.contracts.schemes import BITSANDBYTES_INT8, Scheme
 from service.contracts.uncertainty import mean
 from workers.measurement.inputs.calibration import Calibration
-from workers.measurement.layers.layer_results import LayerFindings
+from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.predictions.comparison import Predictions
 from workers.measurement.predictions.metrics import by_sequence
@@ -73,7 +73,7 @@ def warn_unknown_architecture(architecture: str, narrator: Narrator) -> None:
     )
 
 
-def warn_nonfinite(found: LayerFindings, narrator: Narrator) -> list[Warned]:
+def warn_nonfinite(found: LayerResults, narrator: Narrator) -> list[Warned]:
     """Warn of every site of a layer with values that are NaN or infinite, and return the warnings."""
     return [
         narrator.warn(

@@ -58,10 +58,13 @@ def _typical(source: Source) -> tuple[str, ...]:
         return ()
     told = "; ".join(f"{marked(name, schemes[name])} {of} dB" for name, of in last.items())
     return (
-        f"The massive dimensions ({listing([str(dimension) for dimension in sorted(massive)], 10)}) make up most of "
-        f"the stream's signal, so its SQNR hides the error of the other dimensions. Without them, the SQNR after the "
+        f"Massive dimensions can dominate the SQNR of the stream. Without them ({_names(massive)}), the SQNR after the "
         f"last layer is: {told}.",
     )
+
+
+def _names(dimensions: frozenset[int]) -> str:
+    return listing([str(dimension) for dimension in sorted(dimensions)], 10)
 
 
 def by_scheme(source: Source) -> Grid:
