@@ -10,7 +10,8 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
-from workers.reporting.figures import head_agreement, head_severity, style
+from workers.reporting.drawing import style
+from workers.reporting.figures import head_agreement, head_severity
 from workers.reporting.loading import ReportUnreadable
 from workers.reporting.render import render
 

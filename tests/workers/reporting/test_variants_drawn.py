@@ -13,7 +13,7 @@ from service.contracts.report import SchemeFacts
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import LONGEST_TITLE, SCHEMES
 from workers.reporting.comparison.__main__ import main as compare
-from workers.reporting.figures import style
+from workers.reporting.drawing import style
 from workers.reporting.loading import load
 from workers.reporting.render import render
 from workers.reporting.topics.records import marked

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Caption, Drawing, provenance
-from workers.reporting.figures.scales import logarithmic
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import logarithmic
+from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.figure import Caption, Drawing, provenance
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, visible
 

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.absence import leave_empty
-from workers.reporting.figures.drawing import Caption, Drawing, provenance
-from workers.reporting.figures.labels import spread
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, provenance
+from workers.reporting.drawing.label_placement import spread
+from workers.reporting.drawing.missing_values import leave_empty
 from workers.reporting.loading import Source, select
 from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import counted, number, plain, ranges, visible

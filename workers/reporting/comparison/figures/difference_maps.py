@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures import component_heatmap, style
-from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Caption, Drawing
-from workers.reporting.figures.scales import centered_norm
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import centered_norm
+from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.figure import Caption, Drawing
+from workers.reporting.figures import component_heatmap
 from workers.reporting.loading import Source
 from workers.reporting.text import number, plain, visible
 
