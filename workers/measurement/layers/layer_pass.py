@@ -39,7 +39,7 @@ class LayerPass:
         config = state.decoder.layer_config(index)
         parts, head_counts = projections(layer, config), heads(config)
         replaced = {scheme.name: _replaced(state, index, parts, scheme.name) for scheme in state.schemes}
-        quantized = {s.name: state.trials.quantize(index, layer, replaced[s.name], s) for s in state.schemes}
+        quantized = {s.name: state.replaceability.quantize(index, layer, replaced[s.name], s) for s in state.schemes}
         state.pages.check()
         self._state, self._layer = state, layer
         self._streams = LayerStreams(state, index, parts)
