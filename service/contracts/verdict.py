@@ -200,5 +200,5 @@ def _class_bounds(limit: Limit, level: Level) -> str:
     if level is Level.negligible:
         return f"under {limit.noticeable:g}"
     if level is Level.noticeable:
-        return f"from {limit.noticeable:g} to {limit.severe:g}"
+        return f"{limit.noticeable:g} to {limit.severe:g}"
     return f"{limit.severe:g} or more"

@@ -6,18 +6,20 @@ requests, should anything slip through.
 """
 
 import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from workers.reporting.figures.drawing import Saved, joined
 from workers.reporting.inline_svg import inline
 from workers.reporting.text import counted, visible
 
 _HERE = Path(__file__).parent
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)")
 
 
 class Placed(NamedTuple):
@@ -66,7 +68,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters.update(counted=counted, families=families)
+    engine.filters.update(counted=counted, families=families, options=_options)
     return engine
 
 
@@ -78,6 +80,11 @@ def style_sheet() -> Markup:
 def placed_figure(saved: Saved, directory: Path) -> Placed:
     """Return a figure for a page; its files lie below `directory`."""
     return Placed(saved, inline(directory / saved.files[0], saved.name, visible(saved.alt)))
+
+
+def _options(text: str) -> Markup:
+    """Return `text` with its command line options marked, so that none is broken across lines."""
+    return Markup(_OPTION.sub(r'<span class="option">\1</span>', str(escape(visible(text)))))
 
 
 def _finalize(value: object) -> object:

@@ -209,7 +209,7 @@ def test_the_verdict_and_its_limits_are_told(report, told):
     lines = told()
     assert "The effect of int8 is noticeable." in lines
     assert "  The 95% intervals also allow severe." in lines
-    assert any(line.endswith("which is noticeable: from 0.001 to 0.00124.") for line in lines)
+    assert any(line.endswith(": noticeable (0.001 to 0.00124).") for line in lines)
     assert summarize(report)["verdict_limits"]["kl_severe"] == 0.00124
     report["schemes"]["int8"]["kl_divergence"] = None
     assert "The effect of int8 is severe." in told()

@@ -23,9 +23,9 @@ def topic(source: Source) -> Topic:
         return Topic("errors", title, lead)
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
-        "Isolated error: one quantized module with the reference's input. The modules with the largest isolated errors "
-        "are the first candidates for 16 bits. Accumulated error: the residual stream after each layer of the "
-        "quantized model.",
+        "Isolated error: one quantized module with the reference's input. Accumulated error: the residual stream after "
+        "each layer of the quantized model. A large isolated error need not change the predictions much: to learn "
+        "whether a module should stay in 16 bits, measure the scheme with keep=MODULE.",
         *_typical(source),
     )
     return Topic(
@@ -58,10 +58,13 @@ def _typical(source: Source) -> tuple[str, ...]:
         return ()
     told = "; ".join(f"{marked(name, schemes[name])} {of} dB" for name, of in last.items())
     return (
-        f"The massive dimensions ({listing([str(dimension) for dimension in sorted(massive)], 10)}) make up most of "
-        f"the stream's signal, so its SQNR hides the error of the other dimensions. Without them, the SQNR after the "
+        f"Massive dimensions can dominate the SQNR of the stream. Without them ({_names(massive)}), the SQNR after the "
         f"last layer is: {told}.",
     )
+
+
+def _names(dimensions: frozenset[int]) -> str:
+    return listing([str(dimension) for dimension in sorted(dimensions)], 10)
 
 
 def by_scheme(source: Source) -> Grid:
