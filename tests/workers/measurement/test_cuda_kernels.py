@@ -23,7 +23,7 @@ from tiny_models import request_for
 
 import workers.measurement.__main__ as program
 from service.contracts.schemes import SCHEMES
-from workers.measurement.layers import quantize_projection as kernels
+from workers.measurement.layers.copies import quantize_projection as kernels
 from workers.measurement.results.report_warnings import warn_replaced
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics import backends, plain

@@ -21,7 +21,7 @@ from service.contracts.report import Report
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import BadRequest
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint

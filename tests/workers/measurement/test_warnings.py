@@ -18,7 +18,7 @@ from service.contracts.report import Estimate, Report
 from service.contracts.request import Analysis, MeasurementRequest, schemes_for
 from service.contracts.restating import few_sequences
 from workers.measurement.inputs.calibration import Calibration
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.program import measure
 from workers.measurement.results.report_warnings import warn_calibration, warn_not_discriminating
 from workers.measurement.runtime.progress import ProgressReporter

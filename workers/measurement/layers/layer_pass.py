@@ -16,9 +16,9 @@ from torch import nn
 from workers.measurement.layers.advance import LayerStreams
 from workers.measurement.layers.capture import BLOCK_OUTPUT, Capture, Site
 from workers.measurement.layers.conclusion import conclude_layer
+from workers.measurement.layers.copies.quantize_layer import QuantizedLayer
 from workers.measurement.layers.int8_columns import Int8Columns
 from workers.measurement.layers.layer_results import LayerResults, SchemeResults
-from workers.measurement.layers.quantize_layer import QuantizedLayer
 from workers.measurement.layers.reference_measurement import ReferenceMeasurement
 from workers.measurement.layers.scheme_comparison import SchemeComparison
 from workers.measurement.layers.sites import for_each_on

@@ -15,10 +15,10 @@ from types import MappingProxyType
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
 from workers.measurement.layers.arguments import SharedTensors
+from workers.measurement.layers.copies.outer_projections import QuantizedOutside, in_place, quantize_outside
+from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.layer_pass import LayerPass
 from workers.measurement.layers.layer_results import LayerResults
-from workers.measurement.layers.outer_projections import QuantizedOutside, in_place, quantize_outside
-from workers.measurement.layers.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.streams import REFERENCE, Layout, Streams
 from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.decoder import Arguments, Decoder

@@ -8,8 +8,8 @@ from torch import nn
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
-from workers.measurement.layers.outer_projections import QuantizedOutside, in_place
-from workers.measurement.layers.replaceability import ReplaceabilityProbe
+from workers.measurement.layers.copies.outer_projections import QuantizedOutside, in_place
+from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.streams import Streams
 from workers.measurement.models.decoder import Arguments, Decoder
 from workers.measurement.runtime.memory import PageReturn

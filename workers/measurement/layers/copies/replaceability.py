@@ -15,7 +15,7 @@ from torch import nn
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import CannotQuantize, first_line
 from workers.measurement.layers.capture import capturing
-from workers.measurement.layers.quantize_layer import QuantizedLayer, copy_to_quantize, quantize_layer
+from workers.measurement.layers.copies.quantize_layer import QuantizedLayer, copy_to_quantize, quantize_layer
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
