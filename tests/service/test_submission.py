@@ -136,18 +136,38 @@ PARQUET = base64.b64encode(b"PAR1\xff\x00").decode()
 @pytest.mark.parametrize(
     ("fields", "parameter", "why"),
     [
-        ({"calibration": Upload(name="c", content_base64="")}, "calibration.content_base64", "it is empty"),
-        ({"calibration": Upload(name="c", content_base64="/w==")}, "calibration.content_base64", "byte 0 is not"),
+        (
+            {"calibration": Upload(name="c", content_base64="")},
+            "calibration.content_base64",
+            "'' is empty; allowed: a file with content",
+        ),
+        (
+            {"calibration": Upload(name="c", content_base64="/w==")},
+            "calibration.content_base64",
+            "is not UTF-8 text at byte 0; allowed: UTF-8 text, as the name 'c' states",
+        ),
         (
             {"calibration": Upload(name="c.jsonl", content_base64=PARQUET)},
             "calibration.content_base64",
-            "UTF-8; byte 4",
+            "is not UTF-8 text at byte 4; allowed: UTF-8 text, as the name 'c.jsonl' states",
         ),
-        ({"calibration": Upload(name="c.parquet", text="PAR2")}, "calibration.text", "travels as content_base64"),
-        ({"labelled": Upload(name="p.jsonl", text=" ")}, "labelled.text", "it is empty"),
-        ({"labelled": Upload(name="p.parquet", content_base64=PARQUET)}, "labelled.name", "Parquet is not read"),
+        (
+            {"calibration": Upload(name="c.parquet", text="PAR2")},
+            "calibration.text",
+            "'PAR2' is not the content of a Parquet file; allowed: a Parquet file in content_base64",
+        ),
+        ({"labelled": Upload(name="p.jsonl", text=" ")}, "labelled.text", "' ' is empty; allowed: a file with content"),
+        (
+            {"labelled": Upload(name="p.parquet", content_base64=PARQUET)},
+            "labelled.name",
+            "'p.parquet' is a Parquet file; allowed: a JSON Lines file",
+        ),
         ({"labelled": Upload(name="x\x00", text="a")}, "labelled.name", "control characters"),
-        ({"label_threshold": 0.0}, "label_threshold", "none are given"),
+        (
+            {"label_threshold": 0.0},
+            "label_threshold",
+            "0.0 is given without labeled prompts; allowed: a threshold only with labeled prompts",
+        ),
     ],
 )
 def test_an_upload_must_be_what_its_name_says(
@@ -162,8 +182,8 @@ def test_an_upload_must_be_what_its_name_says(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({}, "exactly one of text and content_base64"),
-        ({"text": "a", "content_base64": "YQ=="}, "exactly one of text and content_base64"),
+        ({}, "give either text or content_base64, and only one of them"),
+        ({"text": "a", "content_base64": "YQ=="}, "give either text or content_base64, and only one of them"),
         ({"content_base64": "YQ="}, "standard base64"),
         ({"content_base64": "Y Q=="}, "standard base64"),
         ({"content_base64": "Y-_="}, "standard base64"),
