@@ -157,3 +157,36 @@ class PastRun(Record):
     verdict: RunVerdict
     values: dict[str, float] = Field(default_factory=dict)
     """Its numeric figures by their paths, as in `Finding.figure`."""
+
+
+class LimitNoise(Record):
+    """How a limited figure varies with the calibration text, for one and the same model."""
+
+    limit: str
+    figure: str
+    values: tuple[float | str | None, ...]
+    """By report, in their order: a number in the figure's unit, a level, or how many dimensions a set has."""
+    mean: float | None
+    """Over the reports; None for a figure that is no number."""
+    standard_deviation: float | None
+    """Of one report's figure, with n - 1; None likewise."""
+    chance: float | None
+    """Probability that the figure breaks the limit on one new text, the baseline measured on another: more than on
+    the same text, as audits do. None where a report lacks the figure."""
+    alarms_per_year: float | None
+    """False alarms to expect if every scheduled run brought a model that is as good as the baseline's."""
+    tight: bool
+    """`chance` is over 0.05: the limit lies inside the figure's noise."""
+    suggestion: str | None
+    """The closest limit of the same kind that is not tight; None where this one is not, or none is known."""
+
+
+class Calibration(Record):
+    """What `--calibrate` shows: the noise of every limit, from reports of one model on several texts."""
+
+    seeds: tuple[int, ...]
+    """Calibration seeds of the reports, the baseline's first."""
+    runs_per_year: float
+    limits: tuple[LimitNoise, ...]
+    alarms_per_year: float
+    """Sum over the limits."""
