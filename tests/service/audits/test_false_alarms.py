@@ -1,15 +1,23 @@
 """How often audits raise false alarms, and how often they see a scheme whose KL divergence rose by 30%.
 
 There are no forward passes. Each simulated run draws 16 sequences, with replacement, of a measured table (SmolLM2,
-`made_reports`): that is one model on another calibration seed, and the 16 measured sequences are the population, whose
-means are known. The baseline's report is the table's own figures on the drawn sequences. The candidate is a model
-equally good on the whole, whose figures differ from the baseline's position by position: each KL divergence is
-multiplied by a log-normal factor with a mean of 1, and by one for the whole sequence, because a model may be better at
-one text and worse at another; the predictions' likelihoods move by a normal amount as large as the scheme's own effect
-there, scaled; and a share of the most likely tokens changes, as often for the better as for the worse. A rerun draws
-another 16 sequences and other differences. What is not simulated: differences that all texts share, because these are
-no noise.
+`made_reports`); that is one model on another calibration seed, and the 16 measured
+sequences are the population, whose means are known. A real run has twice as many positions by default. The
+baseline's report is the table's own figures on the drawn sequences. The candidate is a model equally good on the whole,
+whose figures differ from the baseline's position by position: each KL divergence is multiplied by a log-normal factor
+with a mean of 1, and by another for the whole sequence, because a model may be better at one text and worse at another;
+the likelihood of the true token moves by a normal amount in proportion to the scheme's own effect there; and a share of
+the most likely tokens changes, as often for the better as for the worse. A rerun draws another 16 sequences and other
+differences.
+
+How large such differences are was measured on two variants that are equally good, nf4 and nf4 with double quantization
+of SmolLM2 (8 sequences of 128): standard deviations of the logarithm are 0.12 by position and 0.012 by sequence. The
+simulation takes at least twice as much by position and four times as much by sequence. Where the candidate's
+differences are as large as ROUGH, a rise of 30% against a limit of 20% is mostly a warning, since the 8% that it lies
+beyond the limit are within the noise of 16 short sequences; against a limit of 10% it still fails.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,8 +29,19 @@ from service.contracts.audit import Rerun
 
 RUNS = 300
 SCHEMES = ("int8", "nf4")
-BY_POSITION, BY_SEQUENCE = 0.4, 0.1
-"""Sizes of the candidate's differences, as standard deviations of logarithms."""
+
+
+class Difference(NamedTuple):
+    """How far a candidate's figures lie from the baseline's, as standard deviations of logarithms."""
+
+    by_position: float
+    by_sequence: float
+    changed_tokens: float
+    """Share of the most likely tokens that change for the worse; as many change for the better."""
+
+
+USUAL = Difference(0.25, 0.05, 0.02)
+ROUGH = Difference(0.4, 0.1, 0.05)
 
 TYPICAL = (
     "int8.kl_divergence.mean <= baseline * 1.2",
@@ -37,7 +56,7 @@ TYPICAL = (
 
 def population(scheme, column):
     """Return the mean over the whole of the measured table."""
-    return np.concatenate([getattr(one, column) for one in measured()[scheme]]).mean()
+    return float(np.concatenate([getattr(one, column) for one in measured()[scheme]]).mean())
 
 
 def draw(random):
@@ -46,22 +65,22 @@ def draw(random):
     return {scheme: [measured()[scheme][place] for place in chosen] for scheme in SCHEMES}
 
 
-def differing(random, text, **factors):
+def differing(random, text, by, **factors):
     """Return the text as another model makes it, as good but for the factors of its KL divergence by scheme."""
 
     def log_normal(size, count):
         return random.lognormal(-size * size / 2, size, count)
 
     def kl(one: Scored, factor):
-        return one.kl * factor * log_normal(BY_SEQUENCE, 1) * log_normal(BY_POSITION, len(one.kl))
+        return one.kl * factor * log_normal(by.by_sequence, 1) * log_normal(by.by_position, len(one.kl))
 
     def nll(one: Scored):
         own = one.nll - one.nll_reference
-        return one.nll + random.normal(0, BY_POSITION, len(own)) * np.abs(own) + random.normal(0, 0.02)
+        return one.nll + random.normal(0, by.by_position, len(own)) * np.abs(own)
 
     def same_top(one: Scored, share):
-        lost = (random.random(len(one.kl)) < 0.05) & (one.same_top == 1)
-        won = (random.random(len(one.kl)) < 0.05 * share / (1 - share)) & (one.same_top == 0)
+        lost = (random.random(len(one.kl)) < by.changed_tokens / share) & (one.same_top == 1)
+        won = (random.random(len(one.kl)) < by.changed_tokens / (1 - share)) & (one.same_top == 0)
         return np.where(lost, 0.0, np.where(won, 1.0, one.same_top))
 
     for scheme in SCHEMES:
@@ -76,12 +95,12 @@ def differing(random, text, **factors):
     return text
 
 
-def run(limits, random, **factors):
+def run(limits, random, by, **factors):
     """Return the findings of a run, and its verdict after one rerun where a figure is broken."""
 
     def measure(tested):
         text = draw(random)
-        return judge(tested, report(differing(random, text, **factors), weights="b"), report(text))
+        return judge(tested, report(differing(random, text, by, **factors), weights="b"), report(text))
 
     findings = measure(limits)
     again = to_measure_again(limits, findings)
@@ -89,10 +108,10 @@ def run(limits, random, **factors):
     return findings, combine(findings, reruns).verdict
 
 
-def simulate(texts, seed, runs=RUNS, **factors):
+def simulate(texts, seed, by=USUAL, runs=RUNS, **factors):
     limits = parse_all(texts, SCHEMES)
     random = np.random.default_rng(seed)
-    return [run(limits, random, **factors) for _ in range(runs)]
+    return [run(limits, random, by, **factors) for _ in range(runs)]
 
 
 def count(results, verdict):
@@ -100,7 +119,7 @@ def count(results, verdict):
 
 
 def test_a_model_as_good_as_its_baseline_fails_in_at_most_one_run_of_a_hundred():
-    results = simulate(TYPICAL, seed=1)
+    results = simulate(TYPICAL, 1, ROUGH)
     assert count(results, "fail") <= RUNS // 100
     assert count(results, "unconfirmed") <= RUNS // 50
 
@@ -113,7 +132,7 @@ def test_limits_that_the_model_just_meets_fail_as_seldom():
         *(f"{scheme}.same_top_token >= {population(scheme, 'same_top')!r}" for scheme in SCHEMES),
         *(f"{scheme}.kl_divergence <= {population(scheme, 'kl')!r}" for scheme in SCHEMES),
     )
-    results = simulate(at_the_truth, seed=2)
+    results = simulate(at_the_truth, 2, ROUGH)
     assert count(results, "fail") <= RUNS // 100
     first = sum(any(finding.verdict == "broken" for finding in findings) for findings, _ in results)
     # 5% in truth at most; three standard errors of a count of 300 on top.
@@ -122,10 +141,11 @@ def test_limits_that_the_model_just_meets_fail_as_seldom():
     assert count(results, "warn") >= 0.9 * RUNS
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_kl_divergence_30_percent_higher_fails_in_at_least_95_of_100(scheme):
-    results = simulate(TYPICAL, 3, 100, **{scheme: 1.3})
-    print(scheme, {v: count(results, v) for v in ("pass", "warn", "unconfirmed", "fail")})
+@pytest.mark.parametrize(
+    ("scheme", "by", "factor"), [("int8", USUAL, "1.2"), ("nf4", USUAL, "1.2"), ("nf4", ROUGH, "1.1")]
+)
+def test_a_kl_divergence_30_percent_higher_fails_in_at_least_95_of_100(scheme, by, factor):
+    results = simulate([limit.replace("1.2", factor) for limit in TYPICAL], 3, by, 100, **{scheme: 1.3})
     assert count(results, "fail") >= 95
 
 
