@@ -1,15 +1,14 @@
-"""Everything that can go wrong on purpose, as one tree.
+"""The errors of the service, as one tree.
 
-An error's message is written for the person who must act on it: it names the parameter, the value that was
-given and what is allowed. `code` is stable and becomes the `type` of an HTTP problem document; `status` is the
-HTTP status the API answers with.
+A message names the parameter, its value and what is allowed. `code` is stable and becomes the `type` of an HTTP
+problem document; `status` is the HTTP status of the API's answer.
 """
 
 from typing import ClassVar
 
 
 class HeadroomError(Exception):
-    """Something Headroom was asked to do cannot be done."""
+    """Base of the errors that have a message for the user."""
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
@@ -21,15 +20,20 @@ class InvalidRequest(HeadroomError):
     code = "invalid-request"
     status = 422
 
-    def __init__(self, parameter: str, value: object, allowed: str) -> None:
-        super().__init__(f"{parameter}: {value!r} is not allowed; {allowed}")
+    def __init__(
+        self, parameter: str, value: object, allowed: str, *, problem: str = "is not allowed", message: str = ""
+    ) -> None:
+        """Make the message `PARAMETER: VALUE PROBLEM; allowed: ALLOWED`, unless `message` gives another."""
+        super().__init__(message or f"{parameter}: {value!r} {problem}; allowed: {allowed}")
         self.parameter = parameter
         self.value = value
         self.allowed = allowed
+        self.problem = problem
+        self.message = message
 
 
 class Unauthorized(HeadroomError):
-    """The API key is missing or not known."""
+    """The API key is missing or unknown."""
 
     code = "unauthorized"
     status = 401
@@ -43,40 +47,40 @@ class NotFound(HeadroomError):
 
 
 class Conflict(HeadroomError):
-    """The request does not fit the present state of what it names."""
+    """The present state of a resource does not allow the request."""
 
     code = "conflict"
     status = 409
 
 
 class TransitionNotAllowed(Conflict):
-    """A job cannot go from its present status to the one asked for."""
+    """The job's present status does not allow the requested one."""
 
     code = "transition-not-allowed"
 
 
 class IdempotencyKeyReused(Conflict):
-    """An Idempotency-Key came back with a different request."""
+    """An Idempotency-Key was used before, with another request."""
 
     code = "idempotency-key-reused"
 
 
 class LeaseLost(HeadroomError):
-    """The job was offered to somebody else, or ended, while this worker held it."""
+    """The job went to another worker, or ended, while this worker held it."""
 
     code = "lease-lost"
     status = 409
 
 
 class ServiceUnreachable(HeadroomError):
-    """No Headroom service answers at the address in use."""
+    """The service, its database or its broker does not answer."""
 
     code = "service-unreachable"
     status = 503
 
 
 class StoreFailed(HeadroomError):
-    """An artifact could not be written whole, so nothing of it was kept."""
+    """An artifact could not be written; no part of it is kept."""
 
     code = "store-failed"
     status = 507

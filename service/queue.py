@@ -1,8 +1,7 @@
 """The queue: names, the Celery configuration, and sending by name.
 
-Redis is a doorbell, not a record. A message says "look at job J, dispatch N" and nothing else; the database says
-what is to be done and who may do it. That is why messages are acknowledged without waiting for the job, why no
-results are kept, and why losing every message loses nothing.
+The database records the jobs; a message only has a job's id and a dispatch number, and wakes a worker. So messages are
+acknowledged before the job runs, no results are kept, and lost messages lose no job.
 
 Broker URLs: `redis://`, `rediss://` (the server's certificate is checked), and
 `redis+socket://:PASSWORD@/path/of.sock?virtual_host=0` for a Unix socket.
@@ -72,7 +71,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def send(app: Celery, job_id: str, dispatch: int) -> None:
-    """Ring the bell for one dispatch. Raises ServiceUnreachable when the broker is away or refuses."""
+    """Send the message of one dispatch. Raises ServiceUnreachable when the broker is away or refuses."""
     try:
         # One retry, at once: the pooled connection may be from before the broker was restarted.
         app.send_task(TASK, args=[job_id, dispatch], retry=True, retry_policy={"max_retries": 1, "interval_start": 0})
@@ -104,12 +103,12 @@ def public_url(url: str) -> str:
 def _broker_url(settings: Settings) -> str:
     url = settings.broker_url.get_secret_value() if settings.broker_url else None
     scheme, separator, _ = url.partition("://") if url else ("", "", "")
-    allowed = "allowed: redis://host:port/0, rediss://host:port/0 or redis+socket:///path?virtual_host=0"
+    allowed = "redis://host:port/0, rediss://host:port/0 or redis+socket:///path?virtual_host=0"
     if url is None or not separator or scheme not in SCHEMES:
         raise InvalidRequest("HEADROOM_BROKER_URL", public_url(url) if url else None, allowed)
     try:
         urlsplit(url).port  # noqa: B018 - reading it checks it
     except ValueError:  # where the password ends in such a URL cannot be told, so none of it is shown
         shown = f"{scheme}://..."
-        raise InvalidRequest("HEADROOM_BROKER_URL", shown, f"its host or port cannot be; {allowed}") from None
+        raise InvalidRequest("HEADROOM_BROKER_URL", shown, allowed, problem="has a malformed host or port") from None
     return url

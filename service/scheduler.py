@@ -1,8 +1,8 @@
 """The loop that makes up for everything that was lost.
 
 One round: jobs whose worker was lost are offered again; dispatches that never reached the broker are sent; and where
-the broker holds fewer messages than there are jobs waiting for theirs, the bell is rung again for those that have
-waited. Every step may be broken off, done twice, or done by two schedulers at once: workers drop what is stale or
+the broker holds fewer messages than there are jobs waiting for theirs, the messages of jobs that have waited are sent
+again. Every step may be broken off, done twice, or done by two schedulers at once: workers drop what is stale or
 double.
 """
 
@@ -28,7 +28,7 @@ from service.store.records import Dispatch
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
-"""When messages are missing, they are those of jobs whose bell was last rung longer ago than this."""
+"""When messages are missing, they are those of jobs whose message was last sent longer ago than this."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def run_round(
     offered = len(store.offer_expired(max_attempts))
     sent = _send_all(store, store.unsent_dispatches(), send)
     # Jobs are counted before messages: a job that is taken in between makes the broker hold one too few, and the
-    # bell is rung once too often. The other order could hide a loss behind a message that has just come.
+    # message is sent once too often. The other order could hide a loss behind a message that has just come.
     expected = store.expected_messages()
     lost = expected > 0 and waiting() < expected
     rung = _send_all(store, store.unanswered_dispatches(answer_seconds), send) if lost else 0

@@ -1,4 +1,4 @@
-"""Settings, read once from the environment: every variable begins with `HEADROOM_`."""
+"""Settings from the environment variables that begin with `HEADROOM_`; read once."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -7,6 +7,7 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.contracts import refusals
 from service.contracts.request import (
     DEFAULT_CHECKPOINT_SECONDS,
     DEFAULT_MEMORY,
@@ -18,7 +19,7 @@ from service.errors import InvalidRequest
 
 
 class Settings(BaseSettings):
-    """What an operator can set. `HEADROOM_LEASE_SECONDS=60` sets `lease_seconds`, and so on."""
+    """The settings of a process. `HEADROOM_LEASE_SECONDS=60` sets `lease_seconds`, and so on."""
 
     model_config = SettingsConfigDict(env_prefix="HEADROOM_", frozen=True)
 
@@ -26,43 +27,43 @@ class Settings(BaseSettings):
     """The embedded stack's database, artifacts, key and logs."""
 
     url: str | None = None
-    """Address of a running service, for the command line; without it an embedded stack is used."""
+    """Address of a running service, for the command line; default: the embedded stack."""
 
     api_key: SecretStr | None = None
-    """The key the command line sends; without it the one in `home` is used."""
+    """API key that the command line sends; default: the key in `home`."""
 
     database_url: str | None = None
-    """SQLAlchemy URL; by default an SQLite file in `home`."""
+    """SQLAlchemy URL; default: an SQLite file in `home`."""
 
     broker_url: SecretStr | None = None
-    """Redis URL of the queue; by default the embedded stack starts a broker of its own."""
+    """Redis URL of the queue; default: the embedded stack starts its own broker."""
 
     host: str = "127.0.0.1"
     """Address the API listens on."""
 
     port: int = Field(default=8400, ge=0, le=65535)
-    """Port the API listens on; 0 takes a free one."""
+    """Port the API listens on; 0: any free port."""
 
     lease_seconds: float = Field(default=60.0, gt=0)
-    """A worker that has not renewed its claim for this long has lost the job."""
+    """A worker that does not renew its claim for this long loses the job."""
 
     scheduler_seconds: float = Field(default=1.0, gt=0)
     """Pause between two rounds of the scheduler."""
 
     max_attempts: int = Field(default=3, ge=1)
-    """How often a job whose worker was lost is offered before it fails."""
+    """A job fails when it has lost its worker this many times."""
 
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1)
-    """The largest request body the API takes."""
+    """The largest request body that the API accepts."""
 
     device: Device = "auto"
-    """Where a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`; part of its name."""
+    """Device on which a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`; part of the worker's name."""
 
     memory: MemorySize = DEFAULT_MEMORY
-    """A measurement's hidden states that take more than this in all are kept in memory-mapped files."""
+    """Hidden states of a measurement that need more than this are kept in memory-mapped files."""
 
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
-    """How much of a measurement the loss of its worker may cost."""
+    """Seconds of a measurement that the loss of its worker may cost."""
 
     @property
     def database(self) -> str:
@@ -83,4 +84,4 @@ def settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "HEADROOM_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidRequest(name, first["input"], first["msg"]) from error
+        raise InvalidRequest(name, first["input"], refusals.allowed(first)) from error

@@ -1,8 +1,7 @@
-"""The one door through which a job comes in: validate, store what came with it, insert, ring the bell.
+"""Submits a job: checks the request, stores its files, inserts the job, and sends its message to the broker.
 
-Only what any API server can know is checked here: the form of the model's name, and that a file which came with the
-job holds something of the kind that its name says. Whether the model exists and is sound, and what the file says
-line by line, is the measurement's to judge.
+Only what any API server can check is checked here: the form of the model's name, and that a file is of the format that
+its name states. The measurement checks whether the model exists and what the files contain.
 """
 
 import hashlib
@@ -19,13 +18,13 @@ from service.store.statuses import Status
 
 log = logging.getLogger(__name__)
 
-Bell = Callable[[str, int], None]
+Send = Callable[[str, int], None]
 """Sends a job's id and dispatch number to the broker, as `service.queue.send` does; raises ServiceUnreachable."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_NAME}/{_NAME}(@[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_MODELS = "allowed: 'sample', the absolute path of a directory, or a hub id such as 'org/name' or 'org/name@revision'"
+_MODELS = "'sample', the absolute path of a directory, or a hub id such as 'org/name' or 'org/name@revision'"
 
 
 def submit(
@@ -35,13 +34,12 @@ def submit(
     *,
     idempotency_key: str | None = None,
     validate_only: bool = False,
-    bell: Bell | None = None,
+    send: Send | None = None,
 ) -> Job | JobRequest:
-    """Put a job into the queue and return it; with `validate_only` return the request that it would have had.
+    """Put a job into the queue and return it; with `validate_only` return only its request.
 
-    The bell is rung after the job is committed, and as well as can be: what could not be sent, or was not for want
-    of a bell, the scheduler sends. Raises InvalidRequest, IdempotencyKeyReused, and StoreFailed when a
-    file that came with it cannot be stored; there is no job then.
+    `send` is called after the job is committed. Where it fails or is None, the scheduler sends the message later.
+    Raises InvalidRequest, IdempotencyKeyReused, and StoreFailed when a file cannot be stored; then there is no job.
     """
     _check_model(submission.model)
     _check_key(idempotency_key)
@@ -55,71 +53,71 @@ def submit(
     if validate_only:
         return request
     job = store.submit(request, idempotency_key=idempotency_key)
-    if bell is not None:
-        _ring(store, job, bell)
+    if send is not None:
+        _send(store, job, send)
     return job
 
 
 def _check_model(model: str) -> None:
     if _CONTROL.search(model):
-        raise InvalidRequest("model", model, f"it holds a control character; {_MODELS}")
+        raise InvalidRequest("model", model, _MODELS, problem="has a control character")
     if model == SAMPLE or model.startswith("/"):
         return
     if model.startswith((".", "~")):
-        raise InvalidRequest("model", model, f"a relative path says nothing to a worker elsewhere; {_MODELS}")
+        raise InvalidRequest("model", model, _MODELS, problem="is a relative path")
     if not _HUB_ID.fullmatch(model) or ".." in model or "--" in model:
         raise InvalidRequest("model", model, _MODELS)
 
 
 def _check_key(key: str | None) -> None:
     if key is not None and (not 1 <= len(key) <= 255 or _CONTROL.search(key)):
-        raise InvalidRequest("Idempotency-Key", key, "allowed: 1 to 255 characters, none of them a control character")
+        raise InvalidRequest("Idempotency-Key", key, "1 to 255 characters without control characters")
 
 
 def _check_labelled(submission: JobSubmission) -> None:
     threshold, labelled = submission.label_threshold, submission.labelled
     if threshold is not None and labelled is None:
-        raise InvalidRequest("label_threshold", threshold, "it is for labeled prompts with scores, and none are given")
+        allowed = "a threshold only with labeled prompts that have scores"
+        raise InvalidRequest("label_threshold", threshold, allowed, problem="is given without labeled prompts")
     if labelled is not None and format_of(labelled.name) == "parquet":
-        raise InvalidRequest("labelled.name", labelled.name, "labeled prompts are JSON Lines; Parquet is not read")
+        raise InvalidRequest("labelled.name", labelled.name, "a JSON Lines file", problem="is a Parquet file")
 
 
 def _check_upload(field: str, upload: Upload) -> None:
-    """Refuse a file that is empty, or that is not what its name says."""
+    """Refuse an empty file, and one that is not of the format that its name states."""
     if _CONTROL.search(upload.name):
-        raise InvalidRequest(f"{field}.name", upload.name, "allowed: a file name without control characters")
-    name, given = ("text", upload.text) if upload.content_base64 is None else ("content_base64", upload.content_base64)
+        raise InvalidRequest(f"{field}.name", upload.name, "a file name without control characters")
+    name, value = ("text", upload.text) if upload.content_base64 is None else ("content_base64", upload.content_base64)
     content = upload.content
-    shown = (given or "")[:20]
+    shown = (value or "")[:20]
     if not content.strip():
-        raise InvalidRequest(f"{field}.{name}", shown, "it is empty; allowed: a file that holds something")
+        raise InvalidRequest(f"{field}.{name}", shown, "a file with content", problem="is empty")
     if format_of(upload.name) == "parquet":
         if not content.startswith(PARQUET_MAGIC):
-            allowed = (
-                f"the name {upload.name!r} stands for Parquet, and this is none; Parquet travels as content_base64"
-            )
-            raise InvalidRequest(f"{field}.{name}", shown, allowed)
+            allowed = f"a Parquet file in content_base64, as the name {upload.name!r} states"
+            raise InvalidRequest(f"{field}.{name}", shown, allowed, problem="is not the content of a Parquet file")
         return
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        allowed = f"the name {upload.name!r} stands for text in UTF-8; byte {error.start} is not"
-        raise InvalidRequest(f"{field}.{name}", shown, allowed) from error
+        allowed = f"UTF-8 text, as the name {upload.name!r} states"
+        problem = f"is not UTF-8 text at byte {error.start}"
+        raise InvalidRequest(f"{field}.{name}", shown, allowed, problem=problem) from error
 
 
 def _stored(upload: Upload, artifacts: ArtifactStore | None) -> StoredFile:
-    """Return the description of an uploaded file, kept in `artifacts` where one is given."""
+    """Store an uploaded file in `artifacts`, if any; return its description."""
     content = upload.content
     sha256, size = artifacts.put(content) if artifacts else (hashlib.sha256(content).hexdigest(), len(content))
     return StoredFile(name=upload.name, sha256=sha256, size=size)
 
 
-def _ring(store: JobStore, job: Job, bell: Bell) -> None:
-    if job.status is not Status.queued:  # an earlier request with the same key brought it here, and it has moved on
+def _send(store: JobStore, job: Job, send: Send) -> None:
+    if job.status is not Status.queued:  # an earlier request with the same key made it, and a worker has taken it
         return
     try:
-        bell(job.id, job.dispatch)
+        send(job.id, job.dispatch)
     except ServiceUnreachable as error:
-        log.warning("job %s is in the queue, but its message must wait: %s", job.id, error)
+        log.warning("job %s is in the queue; its message is sent later: %s", job.id, error)
         return
     store.mark_sent(job.id, job.dispatch)

@@ -30,7 +30,8 @@ from service.store.records import ArtifactRow, Claim
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.children import Ended, run_child, without_secrets
 from workers.lease import Lease
-from workers.measurement.workspace import unfinished
+from workers.measurement.errors import device_full
+from workers.measurement.runtime.workspace import unfinished
 from workers.relay import Relay
 from workers.samples import CALIBRATION, LABELLED, MODEL
 
@@ -165,8 +166,10 @@ class Attempt:
         one before left, if anything, cannot be gone on from.
         """
         self._discard(unfinished(self._out))
-        message = f"{full.message}; measured anew with batch_sequences of {sequences}"
-        Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message))
+        batch = "1 sequence" if sequences == 1 else f"{sequences} sequences"
+        message = f"{full.message}. The measurement began again with {batch} in a batch."
+        advice = f"Give --batch-sequences {sequences} next time, which saves the first try."
+        Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message, advice=advice))
         return _with_batch(request, sequences)
 
     def _run_measurement(self) -> None:
@@ -260,7 +263,17 @@ class Attempt:
         if isinstance(relay.last_word, Failed):
             raise JobFailed(relay.last_word)
         if ended.status != 0 or not isinstance(relay.last_word, Finished):
-            raise JobFailed(_unexplained(what, ended))
+            raise JobFailed(self._device_full(relay, ended) or _unexplained(what, ended))
+
+    def _device_full(self, relay: Relay, ended: Ended) -> Failed | None:
+        """Return the failure of a child that a library ended because its device had no memory left, else None."""
+        said = next((line for line in reversed(ended.errors) if _DEVICE_FULL_IN_A_LIBRARY in line), None)
+        if said is None:
+            return None
+        sequences = relay.batch_sequences
+        batch = None if sequences is None else (sequences, self._claim.request.sequence_length)
+        message = device_full("the measurement's device", said.strip(), batch)
+        return Failed(code=_DEVICE_FULL, message=message, bad_input=False, batch_sequences=sequences)
 
 
 def _with_batch(request: MeasurementRequest, sequences: int | None) -> MeasurementRequest:
@@ -272,9 +285,6 @@ def _unexplained(what: str, ended: Ended) -> Failed:
     if ended.status == -signal.SIGKILL:
         message = f"{what} was ended by SIGKILL; most often that is the system, out of memory"
         return Failed(code=_KILLED, message=message, bad_input=False)
-    if _DEVICE_FULL_IN_A_LIBRARY in ended.last_error:
-        message = f"{what} ran out of memory on its device ({ended.last_error}); use a device with more free memory"
-        return Failed(code=_DEVICE_FULL, message=message, bad_input=False)
     if os.strerror(errno.ENOSPC) in ended.last_error:
         return Failed(code="disk-full", message=f"{what} failed: {ended.last_error}", bad_input=False)
     how = f"was ended by {signal.Signals(-ended.status).name}" if ended.status < 0 else f"ended with {ended.status}"

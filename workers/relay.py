@@ -28,6 +28,8 @@ class Relay:
         self.last_word: Finished | Failed | None = None
         self.layers = 0
         """Layers that the sweep has done, as far as it said."""
+        self.batch_sequences: int | None = None
+        """Sequences in a batch, once the sweep said so."""
         self._store = store
         self._claim = claim
         self._seconds = seconds
@@ -56,6 +58,7 @@ class Relay:
         """Take how far the work has come. Raises LeaseLost."""
         if said.stage == "sweep":
             self.layers = said.done
+            self.batch_sequences = said.batch_sequences or self.batch_sequences
         if self._stored is None or said.stage != self._stored.stage:
             self.flush()
         elif said.done == self._stored.done:

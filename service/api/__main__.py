@@ -17,9 +17,9 @@ from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 
 LOCAL_KEY = "local"
-"""Name of the key that `HEADROOM_API_KEY` or the embedded stack brings."""
+"""Name of the key from `HEADROOM_API_KEY` or the embedded stack."""
 SHUTDOWN_SECONDS = 2
-"""How long open connections (event streams above all) may go on after the signal to stop."""
+"""How long open connections, such as event streams, may continue after the signal to stop."""
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """
     parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
-    parser.add_argument("--fd", type=int, help="number of an inherited listening socket; else HEADROOM_HOST and _PORT")
+    parser.add_argument("--fd", type=int, help="inherited listening socket; default: HEADROOM_HOST and HEADROOM_PORT")
     descriptor: int | None = parser.parse_args().fd
     try:
         chosen = settings()

@@ -1,7 +1,7 @@
-"""The HTTP API, put together.
+"""Assembles the HTTP API.
 
-Every call but the health checks needs an API key. The API only reads and writes the store; it runs no model, and
-a job that it has answered with 202 is recorded whether or not a worker or the queue can be reached.
+Every call except the health checks needs an API key. The API only reads and writes the store; it runs no model. A job
+answered with 202 is recorded, whether or not a worker or the queue can be reached.
 """
 
 from celery import Celery
@@ -10,9 +10,9 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
-from service.api.gate import BodyLimit, KeyRequired
+from service.api.backend import Backend
+from service.api.middleware import BodyLimit, KeyRequired
 from service.api.parameters import known_parameters_only
-from service.api.rooms import Rooms
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import JobStore
@@ -31,17 +31,17 @@ def schema(request: Request) -> dict[str, object]:
 def make_app(
     settings: Settings, store: JobStore, artifacts: ArtifactStore, keys: KeyStore, broker: Celery | None = None
 ) -> FastAPI:
-    """Return the API over the given parts; without a `broker`, jobs wait for the scheduler to send them."""
+    """Return the API; without a `broker`, the scheduler sends the messages of submitted jobs."""
     app = FastAPI(
         title="Headroom",
-        description="What quantization will do to a language model, and why.",
+        description="Measures what quantization does to a language model, and why.",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         middleware=[Middleware(KeyRequired, keys=keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.rooms = Rooms(settings, store, artifacts, keys, broker)
+    app.state.backend = Backend(settings, store, artifacts, keys, broker)
     problems.install(app)
     app.include_router(health.router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]

@@ -1,4 +1,4 @@
-"""What may be asked for: schemes, and forms of model names."""
+"""Lists the schemes, and the forms of model names, that a job may use."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -13,7 +13,7 @@ class ModelForm(BaseModel):
     """One way of naming a model in a job."""
 
     form: str
-    """What to write; capitals stand for the reader's own values."""
+    """The form; replace the words in capitals."""
     meaning: str
 
 
@@ -31,7 +31,7 @@ class SchemeList(BaseModel):
 
 @router.get("/models")
 def models() -> ModelForms:
-    """Return the forms that a job's `model` may take."""
+    """Return the forms of a job's `model`."""
     return ModelForms(
         models=[
             ModelForm(form=SAMPLE, meaning="the small model bundled with Headroom"),
@@ -44,5 +44,5 @@ def models() -> ModelForms:
 
 @router.get("/schemes")
 def schemes() -> SchemeList:
-    """Return the schemes that a job's `schemes` may name."""
+    """Return the schemes that a job may use, each with its settings."""
     return SchemeList(schemes=list(SCHEMES.values()))

@@ -1,6 +1,6 @@
-"""Reports side by side: the numbers, worked out from what is stored when somebody asks for them.
+"""Compares stored reports: the numbers, computed for each request.
 
-Figures are drawn where the drawing libraries are, by `headroom reports compare`; this process has none.
+`headroom reports compare` draws the figures; this process has no drawing libraries.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pyarrow import ArrowException, parquet
 
 from service.api import downloads
-from service.api.rooms import Rooms, Within
+from service.api.backend import Backend, FromApp
 from service.comparison.comparable_report import (
     MAX_REPORTS,
     ComparableReport,
@@ -45,23 +45,23 @@ class ReportDamaged(HeadroomError):
 
 
 @router.get("", response_model=Comparison)
-def comparison(rooms: Within, request: Request, report: ReportIds) -> Response:
+def comparison(backend: FromApp, request: Request, report: ReportIds) -> Response:
     """Compare reports: range, outlier dimensions, and every shared scheme, with 95% intervals."""
     try:
         check_count(len(report))
-        sides = [_side(rooms, report_id) for report_id in report]
-        found = compare(sides, version("headroom"))
+        sides = [_side(backend, report_id) for report_id in report]
+        differences = compare(sides, version("headroom"))
     except NotComparable as error:
-        raise InvalidRequest("report", report, str(error)) from error
-    content = found.model_dump_json().encode()
+        raise InvalidRequest("report", report, str(error), message=str(error)) from error
+    content = differences.model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
     if downloads.holds(request, etag):
         return downloads.not_modified(etag)
     return Response(content, media_type="application/json", headers=downloads.headers(etag))
 
 
-def _side(rooms: Rooms, report_id: str) -> ComparableReport:
-    report = _report(rooms, report_id)
+def _side(backend: Backend, report_id: str) -> ComparableReport:
+    report = _report(backend, report_id)
     listed = {table.name for table in report.tables}
 
     @cache
@@ -70,7 +70,7 @@ def _side(rooms: Rooms, report_id: str) -> ComparableReport:
         if table not in listed:
             return None
         try:
-            rows: Rows = parquet.read_table(_path(rooms, report_id, name), columns=list(columns)).to_pydict()
+            rows: Rows = parquet.read_table(_path(backend, report_id, name), columns=list(columns)).to_pydict()
         except (ArrowException, OSError) as error:
             raise ReportDamaged(f"report {report_id}: {name} cannot be read: {error}") from error
         if missing := [column for column in columns if column not in rows]:
@@ -80,9 +80,9 @@ def _side(rooms: Rooms, report_id: str) -> ComparableReport:
     return ComparableReport(report_id, restated(report, lambda: read("tokens", COLUMNS)), read)
 
 
-def _report(rooms: Rooms, report_id: str) -> Report:
+def _report(backend: Backend, report_id: str) -> Report:
     """Return report.json. Raises NotFound, NotComparable for another major version, ReportDamaged."""
-    content = _path(rooms, report_id, "report.json").read_bytes()
+    content = _path(backend, report_id, "report.json").read_bytes()
     try:
         check_schema_version(f"report {report_id}", json.loads(content)["schema_version"])
         return Report.model_validate_json(content, extra="allow")
@@ -92,5 +92,5 @@ def _report(rooms: Rooms, report_id: str) -> Report:
         raise ReportDamaged(f"report {report_id}: report.json cannot be read") from error
 
 
-def _path(rooms: Rooms, report_id: str, name: str) -> Path:
-    return rooms.artifacts.path(rooms.store.artifact(report_id, name).sha256)
+def _path(backend: Backend, report_id: str, name: str) -> Path:
+    return backend.artifacts.path(backend.store.artifact(report_id, name).sha256)

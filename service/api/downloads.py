@@ -1,7 +1,6 @@
-"""Sending a file that never changes: strong ETag, If-None-Match, Range.
+"""Sends files that never change: strong ETag, If-None-Match, Range.
 
-An artifact is stored by its SHA-256, so its entity tag is that sum, and a client that holds the file already
-learns so without a byte being sent.
+An artifact is stored by its SHA-256, which is also its entity tag; a client that has the file gets 304 and no content.
 """
 
 import re
@@ -12,43 +11,42 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from service.api.rooms import Rooms
+from service.api.backend import Backend
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content-Security-Policy of everything sent: a report that runs a script or asks another host for anything is
-stopped by the browser."""
+"""Content-Security-Policy of every file: the browser blocks scripts and requests to other hosts."""
 
 _ONE_RANGE = re.compile(r"\s*(\d*)-(\d*)\s*")
 _LONGEST_NUMBER = 18
-"""Digits of a byte offset; a longer one is no offset into any file."""
+"""Digits of a byte offset; longer offsets are invalid for every file."""
 
 
-def artifact(rooms: Rooms, request: Request, job_id: str, name: str) -> Response:
+def artifact(backend: Backend, request: Request, job_id: str, name: str) -> Response:
     """Return the response that sends the artifact `name` of a job. Raises NotFound."""
-    row = rooms.store.artifact(job_id, name)
+    row = backend.store.artifact(job_id, name)
     etag = f'"{row.sha256}"'
     if holds(request, etag):
         return not_modified(etag)
-    return send(request, rooms.artifacts.path(row.sha256), etag, row.media_type, f"{job_id}-{Path(name).name}")
+    return send(request, backend.artifacts.path(row.sha256), etag, row.media_type, f"{job_id}-{Path(name).name}")
 
 
 def holds(request: Request, etag: str) -> bool:
-    """Return whether the client says in If-None-Match that it has the file with this tag."""
+    """Return whether If-None-Match states that the client has the file with this tag."""
     tags = request.headers.get("if-none-match", "")
     return tags.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in tags.split(",")}
 
 
 def not_modified(etag: str) -> Response:
-    """Return the answer to a client that has the file already."""
+    """Return the answer to a client that already has the file."""
     return Response(status_code=304, headers=headers(etag))
 
 
 def send(
     request: Request, path: Path, etag: str, media_type: str, filename: str, *, then: BackgroundTask | None = None
 ) -> Response:
-    """Return the response that sends the file at `path`, or the parts of it that were asked for.
+    """Return the response that sends the file at `path`, or the requested ranges of it.
 
-    Raises HTTPException 416 when the range lies outside the file or cannot be understood.
+    Raises HTTPException 416 when a range is malformed or outside the file.
     """
     _check_range(request, etag, path.stat().st_size)
     return FileResponse(
@@ -62,7 +60,7 @@ def send(
 
 
 def headers(etag: str) -> dict[str, str]:
-    """Return the headers of everything sent."""
+    """Return the headers of every file."""
     return {
         "ETag": etag,
         "Cache-Control": "private, no-cache",
@@ -72,15 +70,15 @@ def headers(etag: str) -> dict[str, str]:
 
 
 def _check_range(request: Request, etag: str, size: int) -> None:
-    """Refuse the ranges that Starlette would answer without a problem document."""
-    wanted = request.headers.get("range")
-    if wanted is None or request.headers.get("if-range", etag) != etag:
+    """Refuse ranges that Starlette would answer without a problem document."""
+    requested = request.headers.get("range")
+    if requested is None or request.headers.get("if-range", etag) != etag:
         return
-    unit, _, ranges = wanted.partition("=")
-    understood = unit.strip().lower() == "bytes" and all(_lies_within(part, size) for part in ranges.split(","))
-    if not understood:
+    unit, _, ranges = requested.partition("=")
+    valid = unit.strip().lower() == "bytes" and all(_lies_within(part, size) for part in ranges.split(","))
+    if not valid:
         detail = (
-            f"Range: {wanted[:200]!r} is not allowed; the file has {size} bytes, ask for bytes=FIRST-LAST within it"
+            f"Range: {requested[:200]!r} is not allowed; allowed: bytes=FIRST-LAST within the {size} bytes of the file"
         )
         raise HTTPException(416, detail, headers={"Content-Range": f"bytes */{size}"})
 

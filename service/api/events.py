@@ -1,7 +1,7 @@
-"""What happened to a job: a list, or a stream of server-sent events that can be resumed.
+"""Sends the events of a job: as a list, or as a stream of server-sent events that a client can resume.
 
-The stream carries each event's number in its `id:` line. A client that lost the connection sends the last one it
-saw as `Last-Event-ID` and goes on from there. The stream ends after the event that ended the job.
+The `id:` line has the event's number. A client that lost the connection sends the number of the last event that it
+received as `Last-Event-ID`. The stream ends after the event that ended the job.
 """
 
 import time
@@ -13,8 +13,8 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from service.api.backend import FromApp
 from service.api.parameters import JobId
-from service.api.rooms import Within
 from service.api.views import EventList, EventView
 from service.errors import InvalidRequest
 from service.store.jobs import JobStore
@@ -22,9 +22,9 @@ from service.store.statuses import Status
 
 ENDED = frozenset({Status.succeeded, Status.failed, Status.cancelled})
 LOOK_SECONDS = 0.3
-"""Pause between two looks into the database."""
+"""Pause between two queries of the database."""
 HEARTBEAT_SECONDS = 10.0
-"""A stream with nothing to say sends a comment this often, so that proxies keep it open."""
+"""A stream without events sends a comment this often, so that proxies keep it open."""
 LARGEST_SEQUENCE = 2**31 - 1
 _BATCH = 1000
 
@@ -35,53 +35,51 @@ router = APIRouter()
     "/v1/jobs/{job_id}/events", response_model=EventList, responses={200: {"content": {"text/event-stream": {}}}}
 )
 def events(
-    rooms: Within,
+    backend: FromApp,
     job_id: JobId,
-    after: Annotated[int, Query(ge=0, le=LARGEST_SEQUENCE, description="Only events beyond this one.")] = 0,
+    after: Annotated[int, Query(ge=0, le=LARGEST_SEQUENCE, description="Return only events after this number.")] = 0,
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str, Header()] = "",
 ) -> Response | EventList:
-    """Return the job's events: as a stream when `Accept` has text/event-stream, else as a list."""
+    """Return the job's events: as a stream if `Accept` has text/event-stream, else as a list."""
     if "text/event-stream" not in accept.lower():
-        return _look(rooms.store, job_id, after)
+        return _look(backend.store, job_id, after)
     start = _resume_point(last_event_id) if last_event_id else after
-    first = _look(rooms.store, job_id, start)
+    first = _look(backend.store, job_id, start)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(
-        _stream(rooms.store, job_id, start, first), media_type="text/event-stream", headers=headers
+        _stream(backend.store, job_id, start, first), media_type="text/event-stream", headers=headers
     )
 
 
 def _look(store: JobStore, job_id: str, after: int) -> EventList:
-    """Return the events beyond `after`; the job is read first, so that none can end it unseen."""
+    """Return the events after `after`; the job is read first, so that the event that ends it is not missed."""
     has_ended = store.get(job_id).status in ENDED
-    found = [EventView.of(event) for event in store.events(job_id, after=after, limit=_BATCH)]
-    whole = len(found) < _BATCH and (not found or found[-1].kind in ENDED)
-    return EventList(events=found, ended=has_ended and whole)
+    views = [EventView.of(event) for event in store.events(job_id, after=after, limit=_BATCH)]
+    complete = len(views) < _BATCH and (not views or views[-1].kind in ENDED)
+    return EventList(events=views, ended=has_ended and complete)
 
 
 async def _stream(store: JobStore, job_id: str, after: int, seen: EventList) -> AsyncIterator[str]:
-    """Yield `seen` and what follows it, as text in the event-stream format."""
+    """Yield the events `seen` and later ones, as text in the event-stream format."""
     yield "retry: 1000\n\n"
-    last_said = time.monotonic()
+    last_sent = time.monotonic()
     while True:
         for event in seen.events:
             yield f"id: {event.sequence}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
             after = event.sequence
-            last_said = time.monotonic()
+            last_sent = time.monotonic()
         if seen.ended:
             return
-        if time.monotonic() - last_said >= HEARTBEAT_SECONDS:
+        if time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
-            last_said = time.monotonic()
+            last_sent = time.monotonic()
         await anyio.sleep(LOOK_SECONDS)
         seen = await run_in_threadpool(_look, store, job_id, after)
 
 
 def _resume_point(last_event_id: str) -> int:
-    """Return the number of the last event that the client saw."""
+    """Return the number of the last event that the client received."""
     if last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:20]) <= LARGEST_SEQUENCE:
         return int(last_event_id)
-    raise InvalidRequest(
-        "Last-Event-ID", last_event_id, f"the id of an event is a whole number up to {LARGEST_SEQUENCE}"
-    )
+    raise InvalidRequest("Last-Event-ID", last_event_id, f"the number of an event, 0 to {LARGEST_SEQUENCE}")

@@ -1,4 +1,4 @@
-"""Whether the service lives, and whether it can do its work. Neither call needs a key."""
+"""Health checks: whether the process answers, and whether its parts do. Neither call needs a key."""
 
 import os
 from typing import Literal
@@ -8,7 +8,7 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.api.rooms import Rooms, Within
+from service.api.backend import Backend, FromApp
 
 BROKER_SECONDS = 1.0
 """How long the broker may take to answer."""
@@ -23,7 +23,7 @@ class Alive(BaseModel):
 
 
 class Readiness(BaseModel):
-    """What each part says; `broker` is told but not required, for jobs are recorded without it."""
+    """The state of each part. `broker` is not required: jobs are recorded without it."""
 
     status: Literal["ready", "not ready"]
     database: Literal["ok", "failed"]
@@ -33,39 +33,39 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 def healthz() -> Alive:
-    """Return at once: the process answers."""
+    """Return 200: the process answers."""
     return Alive()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
-def readyz(rooms: Within, response: Response) -> Readiness:
-    """Return 200 when jobs can be recorded and reports served, else 503."""
-    database = _database(rooms)
-    artifacts = _artifacts(rooms)
+def readyz(backend: FromApp, response: Response) -> Readiness:
+    """Return 200 if jobs can be recorded and reports downloaded, else 503."""
+    database = _database(backend)
+    artifacts = _artifacts(backend)
     ready = database == "ok" and artifacts == "ok"
     response.status_code = 200 if ready else 503
     return Readiness(
-        status="ready" if ready else "not ready", database=database, artifacts=artifacts, broker=_broker(rooms)
+        status="ready" if ready else "not ready", database=database, artifacts=artifacts, broker=_broker(backend)
     )
 
 
-def _database(rooms: Rooms) -> Literal["ok", "failed"]:
+def _database(backend: Backend) -> Literal["ok", "failed"]:
     try:
-        rooms.store.counts()
+        backend.store.counts()
     except SQLAlchemyError:
         return "failed"
     return "ok"
 
 
-def _artifacts(rooms: Rooms) -> Literal["ok", "failed"]:
-    return "ok" if os.access(rooms.settings.artifacts, os.R_OK | os.W_OK | os.X_OK) else "failed"
+def _artifacts(backend: Backend) -> Literal["ok", "failed"]:
+    return "ok" if os.access(backend.settings.artifacts, os.R_OK | os.W_OK | os.X_OK) else "failed"
 
 
-def _broker(rooms: Rooms) -> Literal["ok", "failed", "none"]:
-    if rooms.broker is None:
+def _broker(backend: Backend) -> Literal["ok", "failed", "none"]:
+    if backend.broker is None:
         return "none"
     timeouts = {"socket_connect_timeout": BROKER_SECONDS, "socket_timeout": BROKER_SECONDS}
-    with rooms.broker.connection_for_write(transport_options=timeouts) as connection:
+    with backend.broker.connection_for_write(transport_options=timeouts) as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_SECONDS)
         except (OperationalError, *connection.connection_errors):

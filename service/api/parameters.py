@@ -1,29 +1,32 @@
-"""The parameters that several calls share, and what each may hold."""
+"""Parameters that several calls share, and their allowed values."""
 
 import re
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
 
+from service.contracts.refusals import nearest
 from service.errors import InvalidRequest, NotFound
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
-"""No control characters: PostgreSQL holds no NUL, and nothing here has use for the others."""
+"""No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
 MAX_PAGE_SIZE = 200
+SHOWN_CHARACTERS = 200
+"""A longer name of a parameter is cut to this length in the message."""
 
-PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Most entries in one answer.")]
+PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Largest number of entries in the answer.")]
 PageToken = Annotated[
-    str | None, Query(max_length=512, pattern=PRINTABLE, description="`next_page_token` of the page before.")
+    str | None, Query(max_length=512, pattern=PRINTABLE, description="`next_page_token` of the previous page.")
 ]
 ModelFilter = Annotated[
-    str | None, Query(max_length=1024, pattern=PRINTABLE, description="Only jobs whose `model` is exactly this.")
+    str | None, Query(max_length=1024, pattern=PRINTABLE, description="Return only entries with exactly this `model`.")
 ]
 
 
 def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
-    """Return the id, or raise NotFound for what cannot be one."""
+    """Return the id. Raises NotFound for a malformed one."""
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", job_id):
-        raise NotFound("no such job; an id has letters, digits, - and _ only, 64 at most")
+        raise NotFound(f"job: {job_id[:64]!r} is not an id; allowed: 1 to 64 letters, digits, - and _")
     return job_id
 
 
@@ -31,9 +34,10 @@ JobId = Annotated[str, Depends(_job_id)]
 
 
 def known_parameters_only(request: Request) -> None:
-    """Raise InvalidRequest for a query parameter that the call does not take: a misspelled filter is an error."""
+    """Raise InvalidRequest for an unknown query parameter, such as a misspelled filter."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name, value in request.query_params.multi_items():
         if name not in known:
-            takes = f"this call takes {', '.join(known)}" if known else "this call takes none"
-            raise InvalidRequest(name, value, f"there is no such parameter; {takes}")
+            allowed = f"{', '.join(known) or 'no parameters'}{nearest(name, known)}"
+            message = f"{name[:SHOWN_CHARACTERS]}: the call has no such parameter; allowed: {allowed}"
+            raise InvalidRequest(name, value, allowed, message=message)

@@ -1,7 +1,7 @@
-"""Every refusal in one form: problem documents after RFC 9457.
+"""Turns errors into problem documents (RFC 9457).
 
-`type` is stable and meant for programs; `detail` is meant for the person who must act on it. A refused value
-stands in `errors`, one entry each: the field, the value that was given and what is allowed.
+`type` is stable, for programs; `detail` is a message for the user. `errors` has one entry for each refused value: the
+field, the value and what is allowed.
 """
 
 import json
@@ -15,18 +15,18 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from service.contracts import refusals
+from service.contracts.request import JobSubmission
 from service.errors import HeadroomError, InvalidRequest, Unauthorized
 
 TYPE_PREFIX = "urn:headroom:problem:"
-"""Stands before an error's `code`, to make up the problem's `type`."""
+"""A problem's `type` is this and the error's `code`."""
 MEDIA_TYPE = "application/problem+json"
 LARGEST_NUMBER = 1e100
-"""Numbers from here on, infinity and NaN are sent back as text: not every reader of JSON takes them."""
+"""Larger numbers, infinity and NaN are sent back as text: not every JSON parser accepts them."""
 SHOWN_CHARACTERS = 200
 """Longer values are cut to this length before they are sent back."""
 
-_IN_JSON = {"tuple_type": "a valid list", "model_attributes_type": "a valid object"}
-"""What a field must hold, as JSON calls it, where the validator's message is in Python's words."""
 _HTTP_CODES = {
     400: "malformed-request",
     404: "not-found",
@@ -53,7 +53,7 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Have `app` answer every error with a problem document."""
+    """Make `app` answer every error with a problem document."""
     app.add_exception_handler(HeadroomError, _headroom_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -64,60 +64,67 @@ def install(app: FastAPI) -> None:
 def _headroom_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HeadroomError)
     if isinstance(error, InvalidRequest):
-        refused = {"field": _shown(error.parameter), "value": error.value, "allowed": error.allowed}
-        return problem(error.code, error.status, _sentence(refused), errors=[refused])
+        field = _shown(error.parameter)
+        entry = {"field": field, "value": error.value, "allowed": error.allowed}
+        detail = error.message or f"{field}: {_written(error.value)} {error.problem}; allowed: {error.allowed}"
+        return problem(error.code, error.status, detail, errors=[entry])
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
     return problem(error.code, error.status, str(error), headers=headers)
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    if isinstance(error.body, bytes) and error.body:  # read, and not taken for JSON
+    items = error.errors()
+    if isinstance(error.body, bytes) and error.body:  # the body was not parsed as JSON
         sent = request.headers.get("content-type", "")[:SHOWN_CHARACTERS]
-        return problem("unsupported-media-type", 415, f"Content-Type: {sent!r}; a body must be application/json")
-    if any(item["type"] == "json_invalid" for item in found):
-        return problem("malformed-request", 400, f"the body is not valid JSON: {found[0]['ctx']['error']}")
-    errors = [_refused(item) for item in found]
-    detail = "; ".join(map(_sentence, errors))
-    return problem(InvalidRequest.code, InvalidRequest.status, detail, errors=errors)
+        return problem(
+            "unsupported-media-type", 415, f"Content-Type: {sent!r} is not allowed; allowed: application/json"
+        )
+    if any(item["type"] == "json_invalid" for item in items):
+        return problem("malformed-request", 400, f"the body is not valid JSON: {items[0]['ctx']['error']}")
+    entries, sentences = zip(*map(_refused, items), strict=True)
+    return problem(InvalidRequest.code, InvalidRequest.status, "; ".join(sentences), errors=entries)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "-"))
     detail = error.detail
-    if detail == HTTPStatus(error.status_code).phrase:  # the framework's own words say nothing of what was asked
+    if detail == HTTPStatus(error.status_code).phrase:  # the framework's text does not name the request
         detail = f"{detail}: {request.method} {request.url.path[:SHOWN_CHARACTERS]}"
     return problem(code, error.status_code, detail, headers=error.headers)
 
 
 def _database_error(_: Request, __: Exception) -> JSONResponse:
-    return problem("database-unavailable", 503, "the database does not answer; try again", headers={"Retry-After": "5"})
+    return problem(
+        "database-unavailable", 503, "the database does not answer; try again later", headers={"Retry-After": "5"}
+    )
 
 
 def _unforeseen_error(_: Request, __: Exception) -> JSONResponse:
-    return problem("internal", 500, "something went wrong inside the service; its log says more")
+    return problem("internal", 500, "the service failed; its log has the cause")
 
 
-def _refused(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one entry of `errors` for one of pydantic's."""
+def _refused(item: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the entry of `errors` for one of pydantic's errors, and its sentence."""
     place = [str(part) for part in item["loc"]]
     field = ".".join(place[1:]) or place[0]
-    if item["type"] == "missing":
-        return {"field": field, "value": None, "allowed": "it is required"}
-    if item["type"] == "extra_forbidden":
-        return {"field": field, "value": item["input"], "allowed": "there is no such field"}
-    if item["type"] in _IN_JSON:
-        return {"field": field, "value": item["input"], "allowed": f"Input should be {_IN_JSON[item['type']]}"}
-    return {"field": field, "value": item["input"], "allowed": item["msg"].removeprefix("Value error, ")}
+    value = None if item["type"] == "missing" else item["input"]
+    entry = {"field": _shown(field), "value": value, "allowed": refusals.allowed(item) + _similar_field(item)}
+    return entry, refusals.sentence(_shown(field), _written(value), item) + _similar_field(item)
 
 
-def _sentence(refused: Mapping[str, Any]) -> str:
-    """Return one entry of `errors` in words."""
-    value, shown = refused["value"], _shown(refused["value"])
-    written = repr(shown) if isinstance(value, str) or not isinstance(shown, str) else shown
-    return f"{refused['field']}: {written} is not allowed; {refused['allowed']}"
+def _similar_field(item: Mapping[str, Any]) -> str:
+    """Return a sentence that names the field of a job most similar to an unknown one."""
+    if item["type"] != "extra_forbidden" or len(item["loc"]) != 2:
+        return ""
+    return refusals.nearest(str(item["loc"][-1]), JobSubmission.model_fields)
+
+
+def _written(value: Any) -> str:
+    """Return a value as a sentence shows it: text in quotes, the rest as JSON, cut when long."""
+    shown = _shown(value)
+    return repr(shown) if isinstance(value, str) or not isinstance(shown, str) else shown
 
 
 def _shown(value: Any) -> Any:

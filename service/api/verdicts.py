@@ -1,7 +1,7 @@
-"""The verdicts of stored reports, for the lists of jobs and reports.
+"""Reads the verdicts of stored reports, for the lists of jobs and reports.
 
-They stand in report.json. A report of an earlier version has none, and they follow from its `tokens` table. A stored
-file never changes, so each is read once in the life of the process.
+They are in report.json. A report of an earlier version has none; they are computed from its `tokens` table. A stored
+file never changes, so a process reads each file once.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from service.api.rooms import Rooms
+from service.api.backend import Backend
 from service.contracts.report import SchemeVerdict
 from service.errors import NotFound
 from service.store.records import Job
@@ -24,28 +24,28 @@ Verdicts = dict[str, SchemeVerdict]
 _REMEMBERED = 10_000
 
 
-def verdicts_of(rooms: Rooms, jobs: Iterable[Job]) -> dict[str, Verdicts]:
+def verdicts_of(backend: Backend, jobs: Iterable[Job]) -> dict[str, Verdicts]:
     """Return the verdicts by the jobs' ids; a job without a report, or with one that cannot be read, has none."""
     done = [job.id for job in jobs if job.status is Status.succeeded]
-    found = {}
-    for job_id, sha256 in rooms.store.named("report.json", done).items():
+    verdicts: dict[str, Verdicts] = {}
+    for job_id, sha256 in backend.store.named("report.json", done).items():
         try:
-            path = rooms.artifacts.path(sha256)
+            path = backend.artifacts.path(sha256)
             recorded = _recorded(path)
-            found[job_id] = _restated(path, _tokens(rooms, job_id)) if recorded is None else recorded
+            verdicts[job_id] = _restated(path, _tokens(backend, job_id)) if recorded is None else recorded
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, NotFound) as error:
             log.warning("report %s: its verdicts cannot be read: %s: %s", job_id, type(error).__name__, error)
-    return found
+    return verdicts
 
 
-def _tokens(rooms: Rooms, job_id: str) -> Path | None:
-    sha256 = rooms.store.named("tables/tokens.parquet", [job_id]).get(job_id)
-    return rooms.artifacts.path(sha256) if sha256 else None
+def _tokens(backend: Backend, job_id: str) -> Path | None:
+    sha256 = backend.store.named("tables/tokens.parquet", [job_id]).get(job_id)
+    return backend.artifacts.path(sha256) if sha256 else None
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _recorded(report: Path) -> Verdicts | None:
-    """Return what the report says; None where it does not say it of every scheme."""
+    """Return the verdicts in report.json; None unless every scheme has one."""
     schemes = json.loads(report.read_bytes())["schemes"]
     if not all(facts.get("verdict") for facts in schemes.values()):
         return None

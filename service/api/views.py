@@ -1,4 +1,4 @@
-"""What the API shows of a job, a report and an event."""
+"""The JSON documents that the API sends for a job, a report and an event."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -13,7 +13,7 @@ from service.store.statuses import Status
 
 
 class JobView(BaseModel):
-    """A job as its owner sees it."""
+    """A job."""
 
     id: str
     status: Status
@@ -22,17 +22,17 @@ class JobView(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     attempts: int
-    """How often a worker has begun it."""
+    """How often a worker has started it."""
     queue_position: int | None
-    """Jobs that come before it; null once it is not queued."""
+    """Queued jobs ahead of it; null unless it is queued."""
     cancel_requested: bool
     progress: Progress | None
-    """The latest."""
+    """The latest progress event."""
     error: Failed | None
     report: str | None
-    """Path of its report, once there is one."""
+    """Path of its report; null until it has one."""
     verdicts: dict[str, SchemeVerdict] | None
-    """What the report says of each scheme; null without a report."""
+    """The verdict on each scheme; null without a report."""
 
     @classmethod
     def of(cls, job: Job, verdicts: dict[str, SchemeVerdict] | None = None) -> Self:
@@ -55,17 +55,17 @@ class JobView(BaseModel):
 
 
 class JobPage(BaseModel):
-    """Some jobs, newest first, and the token that asks for the next ones."""
+    """A page of jobs, newest first, and the token of the next page."""
 
     jobs: list[JobView]
     next_page_token: str | None
 
 
 class EventView(BaseModel):
-    """Something that happened to a job."""
+    """One event of a job."""
 
     sequence: int
-    """1 and up in each job, without gaps."""
+    """Number of the event: from 1 in each job, without gaps."""
     at: datetime
     kind: str
     data: dict[str, Any]
@@ -77,18 +77,18 @@ class EventView(BaseModel):
 
 
 class EventList(BaseModel):
-    """A job's events in their order, and whether more can still come."""
+    """A job's events in order, and whether the job has ended."""
 
     events: list[EventView]
     ended: bool
-    """True when the last event of the list is the job's last for now: it has ended."""
+    """True if the job has ended and the list has its last event."""
 
 
 class ReportView(BaseModel):
     """A report that can be downloaded."""
 
     id: str
-    """That of its job."""
+    """Id of the report and its job."""
     model: str
     schemes: tuple[str, ...]
     """The names of its variants."""
@@ -96,13 +96,13 @@ class ReportView(BaseModel):
     """When the job was submitted."""
     finished_at: datetime | None
     url: str
-    """Path of its report.json; its other files lie below."""
+    """Path of its report.json; the paths of its other files begin with it."""
     verdicts: dict[str, SchemeVerdict] | None
-    """What it says of each scheme; null where it cannot be read."""
+    """The verdict on each scheme; null if the report cannot be read."""
 
     @classmethod
     def of(cls, job: Job, verdicts: dict[str, SchemeVerdict] | None) -> Self:
-        """Return the view of the report that `job` left, with its verdicts."""
+        """Return the view of the report of `job`, with its verdicts."""
         return cls(
             id=job.id,
             model=job.request.model,
@@ -115,7 +115,7 @@ class ReportView(BaseModel):
 
 
 class ReportPage(BaseModel):
-    """Some reports, newest first, and the token that asks for the next ones."""
+    """A page of reports, newest first, and the token of the next page."""
 
     reports: list[ReportView]
     next_page_token: str | None

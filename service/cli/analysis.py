@@ -9,25 +9,29 @@ from typing import Any
 
 from rich.console import Console
 
-from service.cli import bundle, inputs, output, summary
+from service.cli import bundle, inputs, output, summary, summary_text
 from service.cli.client import Document, DownloadBroken
-from service.cli.connection import Service, connect
+from service.cli.connection import Service, connect, with_options
 from service.cli.display import display
 from service.cli.errors import JobCancelled, JobFailed
 from service.cli.following import Display, follow, stop
 from service.cli.inputs import Wanted
+from service.cli.options import check_body
 from service.cli.signals import interruptible
 from service.contracts.restating import predates_intervals
 from service.settings import settings
 
 
 def analyze(wanted: Wanted, *, as_json: bool) -> None:
-    """Run one job to its end and print what it found. Raises JobFailed, JobCancelled, and what its parts raise."""
+    """Run one job to its end and print a summary of its report. Raises JobFailed and JobCancelled."""
     inputs.check(wanted)
     messages = Console(stderr=True)
+    here = not settings().url
+    body = inputs.submission(wanted, on_this_machine=here, largest_file=settings().max_upload_bytes)
+    with_options(settings(), wanted.worker)  # checks them before a stack is started
+    if here:
+        check_body(body)
     with interruptible(), connect(workers=True, options=wanted.worker) as service:
-        largest = settings().max_upload_bytes
-        body = inputs.submission(wanted, on_this_machine=service.on_this_machine, largest_file=largest)
         with display(messages) as shown:
             job = run_job(service, body, shown)
         _check(job)
@@ -38,7 +42,7 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
         output.document(_told(job, out, found))
         return
     results = output.results()
-    summary.show(results, found)
+    summary_text.show(results, found)
     output.line(results, f"Report: {out / 'report.html'}")
 
 

@@ -1,12 +1,14 @@
 """The API, as the command line calls it."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from service.cli.errors import Refused
+from service.cli.options import option_of
 from service.errors import HeadroomError, InvalidRequest, ServiceUnreachable
 
 ANSWER_SECONDS = 60.0
@@ -20,7 +22,7 @@ Document = dict[str, Any]
 
 
 class DownloadBroken(HeadroomError):
-    """What arrived is not what the service said it would send."""
+    """The downloaded file is not the one that the service sent."""
 
     code = "download-broken"
 
@@ -31,9 +33,9 @@ class Client:
     def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
         if not _is_address(url):
-            raise InvalidRequest("HEADROOM_URL", url, "allowed: http://HOST:PORT or https://HOST:PORT")
+            raise InvalidRequest("HEADROOM_URL", url, "http://HOST:PORT or https://HOST:PORT")
         if not (key.isascii() and key.isprintable()):
-            raise InvalidRequest("HEADROOM_API_KEY", "...", "allowed: printable ASCII characters")
+            raise InvalidRequest("HEADROOM_API_KEY", "...", "printable ASCII characters")
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
@@ -72,7 +74,7 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.headers.get("etag", "").strip('"') != digest.hexdigest():
-            raise DownloadBroken(f"{self.url}{path}: what arrived is not what was sent; try again")
+            raise DownloadBroken(f"{self.url}{path}: the downloaded file is not what was sent; try again")
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -81,7 +83,7 @@ class Client:
             raise self._unreachable(error) from error
         except UnicodeEncodeError as error:  # the system's own names need not be UTF-8
             shown = error.object[max(0, error.start - SHOWN_CHARACTERS) : error.end + SHOWN_CHARACTERS]
-            raise InvalidRequest("request", shown, "allowed: text, and names of files, in UTF-8") from error
+            raise InvalidRequest("request", shown, "text and file names in UTF-8") from error
 
     def _document(self, response: httpx.Response) -> Document:
         try:
@@ -92,13 +94,32 @@ class Client:
             return document
         if isinstance(document, dict) and str(document.get("type", "")).startswith(_TYPE_PREFIX):
             code = document["type"].removeprefix(_TYPE_PREFIX)
-            raise Refused(code, response.status_code, str(document.get("detail")), document.get("errors", ()))
+            errors = document.get("errors", ())
+            detail = _with_options(str(document.get("detail")), errors)
+            if response.status_code == 401:
+                detail += "; set HEADROOM_API_KEY"
+            raise Refused(code, response.status_code, detail, errors)
         raise ServiceUnreachable(
-            f"{self.url} is no Headroom service: it answered {response.status_code} without a document of ours"
+            f"{self.url} is not a Headroom service: its answer ({response.status_code}) is not a Headroom document; "
+            "correct HEADROOM_URL"
         )
 
     def _unreachable(self, error: Exception) -> ServiceUnreachable:
-        return ServiceUnreachable(f"no Headroom service answers at {self.url}: {error or type(error).__name__}")
+        return ServiceUnreachable(
+            f"no Headroom service answers at {self.url}: {str(error) or type(error).__name__}; "
+            "start one with `headroom serve`, or correct HEADROOM_URL"
+        )
+
+
+def _with_options(detail: str, errors: Sequence[Document]) -> str:
+    """Return a problem's message with the names of options in place of the fields."""
+    for error in errors:
+        field = str(error.get("field"))
+        if detail.startswith(f"{field}: "):
+            detail = option_of(field) + detail.removeprefix(field)
+        else:
+            detail = detail.replace(f"; {field}: ", f"; {option_of(field)}: ", 1)
+    return detail
 
 
 def _is_address(url: str) -> bool:

@@ -27,7 +27,7 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
     try:
         check_count(len(reports))
     except NotComparable as error:
-        raise InvalidRequest("REPORT", list(reports), str(error)) from error
+        raise InvalidRequest("REPORT", list(reports), str(error), message=str(error)) from error
     with tempfile.TemporaryDirectory(prefix="headroom-compare-") as fetched:
         directories = _directories(reports, Path(fetched))
         reporting.run(reporting.COMPARISON, [str(path) for path in (out.absolute(), *directories)])
@@ -41,7 +41,8 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
         for scheme, found in difference["schemes"].items():
             output.line(console, f"{difference['label']}, {scheme}: {_told(found['kl_divergence'])}")
     for warning in comparison["warnings"]:
-        output.line(console, f"Warning: {warning['where']}: {warning['message']}")
+        advice = f" {warning['advice']}" if warning.get("advice") else ""
+        output.line(console, f"Warning: {warning['where']}: {warning['message']}{advice}")
     for difference in comparison["differences"]:
         for left_out in difference["not_compared"]:
             output.line(console, f"Not compared: {difference['label']}: {left_out['name']}: {left_out['reason']}")

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.cli.client import Client
+from service.contracts import refusals
 from service.contracts.request import Device, MemorySize
 from service.errors import HeadroomError, InvalidRequest
 from service.local.home import Home
@@ -24,14 +25,14 @@ _FORMS: dict[str, TypeAdapter[Any]] = {"memory": TypeAdapter(MemorySize), "devic
 
 
 class WorkerMissing(HeadroomError):
-    """The installation can submit jobs and read reports, but not run a job."""
+    """The installation lacks the libraries that a worker needs."""
 
     code = "worker-not-installed"
     status = 422
 
 
 class NoKey(HeadroomError):
-    """No API key is at hand."""
+    """No API key is set."""
 
     code = "no-api-key"
     status = 401
@@ -70,7 +71,7 @@ def connect(*, workers: bool, options: WorkerOptions = WorkerOptions()) -> Itera
     chosen = with_options(settings(), options)
     home = Home(chosen)
     if chosen.url:
-        _check_own_worker(options, f"HEADROOM_URL is set, and the workers of {chosen.url} have their own")
+        _check_own_worker(options, f"HEADROOM_URL is set, and the workers of {chosen.url} have their own setting")
         with _client(chosen.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=False)
         return
@@ -100,13 +101,13 @@ def with_options(present: Settings, options: WorkerOptions) -> Settings:
         try:
             chosen[name] = _FORMS[name].validate_python(value)
         except ValidationError as error:
-            raise InvalidRequest(f"--{name}", value, error.errors()[0]["msg"]) from error
+            raise InvalidRequest(f"--{name}", value, refusals.allowed(error.errors()[0])) from error
     return present.model_copy(update=chosen)
 
 
 def _check_own_worker(options: WorkerOptions, problem: str) -> None:
     for name, value in options.given.items():
-        raise InvalidRequest(f"--{name}", value, f"allowed: for a stack that this command starts; {problem}")
+        raise InvalidRequest(f"--{name}", value, f"only where this command starts the stack; {problem}")
 
 
 def require_worker() -> None:
@@ -114,7 +115,7 @@ def require_worker() -> None:
     missing = [name for name in ("torch", "transformers", "bitsandbytes") if importlib.util.find_spec(name) is None]
     if missing:
         raise WorkerMissing(
-            f"a job cannot run here without {', '.join(missing)}: pip install 'headroom[worker,local]', "
+            f"a job needs {', '.join(missing)}, which are not installed; run pip install 'headroom[worker,local]', "
             "or set HEADROOM_URL to a running service"
         )
 
@@ -122,7 +123,7 @@ def require_worker() -> None:
 @contextlib.contextmanager
 def _client(url: str, key: str | None) -> Iterator[Client]:
     if key is None:
-        raise NoKey(f"HEADROOM_API_KEY: it is not set, and {url} asks for a key; set it to one that the service knows")
+        raise NoKey(f"HEADROOM_API_KEY is not set; set it to an API key of {url}")
     client = Client(url, key)
     try:
         yield client

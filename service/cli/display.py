@@ -24,7 +24,7 @@ TITLES = {
 _TOLD = {
     "queued": "queued",
     "started": "started",
-    "cancel_requested": "cancelling: the worker has been asked to stop",
+    "cancel_requested": "cancelling: waiting for the worker to stop",
     "cancelled": "cancelled",
     "succeeded": "succeeded",
 }
@@ -76,7 +76,7 @@ class Events:
             where = f" ({data['where']})" if data.get("where") else ""
             _say(self._console, f"warning: {data['message']}{where}")
         elif self._warned[code] == FEW + 1:
-            _say(self._console, f"warning: more like the last, which the report lists ({code})")
+            _say(self._console, f"warning: more warnings of this kind ({code}); the report lists all")
 
 
 class Lines:
@@ -148,7 +148,7 @@ class Bars:
 
 
 def _ahead(jobs: int) -> str:
-    return f"queued, {jobs} {'job' if jobs == 1 else 'jobs'} before it" if jobs else "queued, next in line"
+    return f"queued, {jobs} {'job' if jobs == 1 else 'jobs'} ahead of it" if jobs else "queued, next in line"
 
 
 def _left(seconds: float | None, before: str = "") -> str:

@@ -49,12 +49,12 @@ class Pace:
         return (elapsed - self._began[1]) / advanced * (total - done)
 
 
-def follow(client: Client, job_id: str, display: Display, check: Callable[[], None]) -> Document:
+def follow(client: Client, job_id: str, display: Display, check: Callable[[], None], *, after: int = 0) -> Document:
     """Show the job's events until it has ended, and return the job.
 
     `check` is called between two looks and may raise. Raises ServiceUnreachable when the service stays away.
     """
-    seen, answered = 0, time.monotonic()
+    seen, answered = after, time.monotonic()
     while True:
         check()
         try:
@@ -76,6 +76,11 @@ def follow(client: Client, job_id: str, display: Display, check: Callable[[], No
 
 
 def stop(client: Client, job_id: str, display: Display, check: Callable[[], None]) -> Document:
-    """Cancel the job, wait until it has ended, and return it."""
+    """Cancel the job, wait until it has ended, and return it; shows only the events from the cancellation on."""
+    shown = client.get(f"/v1/jobs/{job_id}/events")["events"]
     job = client.post(f"/v1/jobs/{job_id}/cancel")
-    return job if job["finished_at"] else follow(client, job_id, display, check)
+    return (
+        job
+        if job["finished_at"]
+        else follow(client, job_id, display, check, after=shown[-1]["sequence"] if shown else 0)
+    )

@@ -1,4 +1,4 @@
-"""What the user gives to `headroom analyze`, checked before anything is started."""
+"""Checks the arguments of `headroom analyze`, and makes the job request from them."""
 
 import base64
 import math
@@ -10,6 +10,7 @@ from typing import Any
 from service.cli.connection import WorkerOptions
 from service.cli.thresholds import thresholds
 from service.contracts.files import PARQUET_MAGIC, format_of
+from service.contracts.refusals import nearest
 from service.contracts.request import SAMPLE
 from service.errors import InvalidRequest
 
@@ -54,30 +55,33 @@ _SETTINGS = (
     "int8_threshold",
 )
 """What goes into the request as it was typed."""
+_MODELS = f"the directory of a checkpoint, a hub id org/name or org/name@revision, or {SAMPLE!r}"
 _NUMBERS = {"int8_threshold": "a finite number, 0 or more", "label_threshold": "a finite number"}
 """Settings whose option also takes nan and inf, which JSON cannot carry, and what is allowed."""
 
 
 def check(wanted: Wanted) -> None:
-    """Raise InvalidRequest for what no service could be told: this is known before one is started."""
+    """Raise InvalidRequest for arguments that cannot be sent to any service."""
     check_out(wanted.out)
     if not wanted.model:
-        raise InvalidRequest("MODEL", wanted.model, f"allowed: a directory, a hub id org/name, or {SAMPLE!r}")
+        raise InvalidRequest("MODEL", wanted.model, _MODELS)
     for name, allowed in _NUMBERS.items():
         value = getattr(wanted, name)
         if value is not None and not math.isfinite(value):
-            raise InvalidRequest(f"--{name.replace('_', '-')}", value, f"allowed: {allowed}")
+            raise InvalidRequest(f"--{name.replace('_', '-')}", value, allowed)
 
 
 def check_out(out: Path) -> None:
-    """Raise InvalidRequest unless `out` does not exist or is empty, and can be made."""
+    """Raise InvalidRequest unless `out` is new or empty, and can be created."""
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise InvalidRequest("--out", str(out), "it must be a directory that does not exist yet, or an empty one")
+        raise InvalidRequest("--out", str(out), "a new or an empty directory", problem=_occupied(out))
     above = out.absolute().parent
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InvalidRequest("--out", str(out), f"{str(above)!r} must be a directory that can be written to")
+        raise InvalidRequest(
+            "--out", str(out), "a directory that you can write to", problem=f"cannot be created in {above}"
+        )
 
 
 def submission(wanted: Wanted, *, on_this_machine: bool, largest_file: int) -> dict[str, Any]:
@@ -105,13 +109,27 @@ def model_name(model: str, *, on_this_machine: bool) -> str:
         return model
     path = Path(model).expanduser()
     if not path.exists() and not model.startswith(("/", ".", "~")):
+        if "/" not in model:
+            raise InvalidRequest(
+                "MODEL", model, _MODELS + _similar(path), problem="is neither a directory nor a hub id"
+            )
         return model
     if on_this_machine and not path.is_dir():
-        allowed = (
-            f"it must be the directory of a checkpoint, a hub id org/name, or {SAMPLE!r}; there is no such directory"
-        )
-        raise InvalidRequest("MODEL", model, allowed)
+        raise InvalidRequest("MODEL", model, _MODELS + _similar(path), problem="is not a directory")
     return str(path.absolute())
+
+
+def _occupied(out: Path) -> str:
+    return "is not empty" if out.is_dir() else "is not a directory"
+
+
+def _similar(path: Path) -> str:
+    """Return a sentence that names `sample` or the neighboring directory with the most similar name."""
+    try:
+        names = [SAMPLE, *(entry.name for entry in path.parent.iterdir() if entry.is_dir())]
+    except OSError:
+        names = [SAMPLE]
+    return nearest(path.name, names)
 
 
 def upload(option: str, path: Path, largest: int) -> dict[str, str]:
@@ -120,7 +138,9 @@ def upload(option: str, path: Path, largest: int) -> dict[str, str]:
         return {"name": path.name, "text": read_text(option, path, largest)}
     content = _read(option, path, largest // 4 * 3, "a Parquet file")  # base64 makes four bytes of three
     if not content.startswith(PARQUET_MAGIC):
-        raise InvalidRequest(option, str(path), "its name stands for Parquet; it must begin with the bytes PAR1")
+        raise InvalidRequest(
+            option, str(path), "a file that begins with the bytes PAR1", problem="is not a Parquet file"
+        )
     return {"name": path.name, "content_base64": base64.b64encode(content).decode()}
 
 
@@ -133,19 +153,19 @@ def read_text(option: str, path: Path, largest: int) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        allowed = f"it must be a file of UTF-8 text, of 1 to {largest} bytes; byte {error.start} is not UTF-8"
-        raise InvalidRequest(option, str(path), allowed) from error
+        allowed = f"a file of UTF-8 text, 1 to {largest} bytes"
+        raise InvalidRequest(option, str(path), allowed, problem=f"is not UTF-8 at byte {error.start}") from error
 
 
 def _read(option: str, path: Path, largest: int, what: str) -> bytes:
-    allowed = f"it must be {what}, of 1 to {largest} bytes"
+    allowed = f"{what}, 1 to {largest} bytes"
     try:
         with path.open("rb") as file:
             content = file.read(largest + 1)
     except OSError as error:
-        raise InvalidRequest(option, str(path), f"{allowed}; {error.strerror}") from error
+        raise InvalidRequest(option, str(path), allowed, problem=f"cannot be read ({error.strerror})") from error
     if not content.strip():
-        raise InvalidRequest(option, str(path), f"{allowed}; it is empty")
+        raise InvalidRequest(option, str(path), allowed, problem="is empty")
     if len(content) > largest:
-        raise InvalidRequest(option, str(path), f"{allowed}; it has more")
+        raise InvalidRequest(option, str(path), allowed, problem="is too large")
     return content

@@ -1,6 +1,6 @@
-"""The `headroom` command: what may be typed, and what each thing means.
+"""The `headroom` command: its subcommands and options.
 
-Only the surface is here. The work is imported when a command runs, so that `--help` answers at once.
+A command imports its code when it runs, so that `--help` answers at once.
 """
 
 import sys
@@ -9,47 +9,26 @@ from typing import Annotated
 
 import typer
 
+from service.cli.option_types import Device, JobId, Json, Limit, Memory, ModelFilter, Out, PageToken
+from service.cli.options import number, whole_number
 from service.cli.running import run
 
 app = typer.Typer(
     name="headroom",
-    help="What quantization will do to a language model, and why.",
+    help="Measure what quantization does to a language model, and why.",
     epilog=(
-        "Commands talk to the service at HEADROOM_URL; without it to the stack that `headroom serve` runs on "
-        "HEADROOM_HOME; without one they start a stack for as long as they run. "
+        "Commands use the service at HEADROOM_URL. If it is not set, they use the stack that `headroom serve` runs on "
+        "HEADROOM_HOME. If none runs, they start a stack and stop it at the end. "
         "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached."
     ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-jobs = typer.Typer(help="Look at jobs, cancel them, try them again.", no_args_is_help=True)
-reports = typer.Typer(help="List reports, download, compare and redraw them.", no_args_is_help=True)
+jobs = typer.Typer(help="List, show, cancel and retry jobs.", no_args_is_help=True)
+reports = typer.Typer(help="List, download, compare and redraw reports.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(reports, name="reports")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report goes: a new or an empty directory.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Hidden states past SIZE, such as 4GiB, are kept in files. Default: HEADROOM_MEMORY, 2GiB.",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Where to compute: auto, cpu, cuda, or cuda:N for one GPU of several. Default: HEADROOM_DEVICE, auto.",
-    ),
-]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=200, help="Most entries to print.")]
-PageToken = Annotated[str | None, typer.Option("--page-token", help="Goes on where an earlier list ended.")]
-ModelFilter = Annotated[str | None, typer.Option("--model", help="Only those of this model.")]
 
 
 @app.command()
@@ -63,17 +42,17 @@ def analyze(
         typer.Option(
             "--scheme",
             metavar="SCHEME",
-            help="A way of quantizing, as [LABEL=]SCHEME[:KEY=VALUE,...]: int8, nf4:compute_dtype=float32, "
-            "lossless=int8:threshold=4, nf4:keep=mlp.down; may be repeated. Default: int8 and nf4.",
+            help="Quantization scheme, as [LABEL=]SCHEME[:KEY=VALUE,...]: int8, nf4:compute_dtype=float32, "
+            "lossless=int8:threshold=4, nf4:keep=mlp.down. Repeatable. Default: int8 and nf4.",
         ),
     ] = None,
     int8_threshold: Annotated[
         float | None,
         typer.Option(
             "--int8-threshold",
+            parser=number("--int8-threshold"),
             metavar="X",
-            help="int8 without a threshold of its own: input columns that reach X stay unquantized; 0 keeps none. "
-            "Default: 6.0.",
+            help="Default threshold of int8: input columns that reach X stay in 16 bits; 0: none. Default: 6.0.",
         ),
     ] = None,
     calibration: Annotated[
@@ -81,73 +60,103 @@ def analyze(
         typer.Option(
             "--calibration",
             metavar="FILE",
-            help="What to run through the model: UTF-8 text, JSON Lines (.jsonl) or Parquet (.parquet) with texts or "
-            "token ids.",
+            help="Calibration text: UTF-8 text, or JSON Lines (.jsonl) or Parquet (.parquet) with texts or token ids. "
+            "Default: the bundled text.",
         ),
     ] = None,
     labelled: Annotated[
         Path | None,
-        typer.Option("--labelled", metavar="FILE", help="JSON Lines of labelled or scored prompts; `sample` has some."),
+        typer.Option("--labelled", metavar="FILE", help="Labeled or scored prompts, JSON Lines."),
     ] = None,
-    sequences: Annotated[int | None, typer.Option("--sequences", metavar="N", help="Calibration sequences.")] = None,
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences. Default: 16."
+        ),
+    ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option("--sequence-length", metavar="S", help="Tokens in each sequence.")
+        int | None,
+        typer.Option(
+            "--sequence-length",
+            parser=whole_number("--sequence-length"),
+            metavar="S",
+            help="Tokens in each sequence. Default: 256.",
+        ),
     ] = None,
     batch_sequences: Annotated[
         int | None,
         typer.Option(
             "--batch-sequences",
+            parser=whole_number("--batch-sequences"),
             metavar="B",
-            help="Sequences in one forward pass; fewer take less memory. Default: as many as keep the device busy.",
+            help="Sequences in one forward pass; fewer need less memory. Default: by the model's width.",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="K", help="Chooses the sequences out of the text.")
+        int | None,
+        typer.Option(
+            "--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of sequences. Default: 0."
+        ),
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option("--score", metavar="WHICH", help="Positions whose next token is scored: all or second_half."),
+        typer.Option(
+            "--score", metavar="WHICH", help="Scored positions: all or second_half of each sequence. Default: all."
+        ),
     ] = None,
     bos: Annotated[
         str | None,
         typer.Option(
             "--bos",
             metavar="WHEN",
-            help="BOS token before every sequence: auto (as the tokenizer does), always, never.",
+            help="BOS token before every sequence: auto (as the tokenizer does), always or never. Default: auto.",
         ),
     ] = None,
     text_field: Annotated[
         str | None,
-        typer.Option("--text-field", metavar="NAME", help="Field or column that holds the text. Default: text."),
+        typer.Option("--text-field", metavar="NAME", help="Field or column with the text. Default: text."),
     ] = None,
     label_threshold: Annotated[
         float | None,
-        typer.Option("--label-threshold", metavar="X", help="Prompts with a score are true above this."),
+        typer.Option(
+            "--label-threshold",
+            parser=number("--label-threshold"),
+            metavar="X",
+            help="A prompt with a score above X is true.",
+        ),
     ] = None,
     label_depth: Annotated[
         int | None,
         typer.Option(
-            "--label-depth", metavar="L", help="Look at prompts after layer L. Default: after the final norm."
+            "--label-depth",
+            parser=whole_number("--label-depth"),
+            metavar="L",
+            help="Take the prompts' vectors after layer L. Default: after the final norm.",
         ),
     ] = None,
     label_dimensions: Annotated[
         int | None,
-        typer.Option("--label-dimensions", metavar="K", help="Dimensions to report for the prompts. Default: 4."),
+        typer.Option(
+            "--label-dimensions",
+            parser=whole_number("--label-dimensions"),
+            metavar="K",
+            help="Dimensions reported for the prompts. Default: 4.",
+        ),
     ] = None,
     thresholds: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A threshold of a definition, such as llm_int8.magnitude=5, or a limit of the verdict, such as "
-            "verdict.kl_severe=0.2; may be repeated.",
+            help="Threshold of a definition, such as llm_int8.magnitude=5, or limit of the verdict, such as "
+            "verdict.kl_severe=0.2. Repeatable.",
         ),
     ] = None,
     memory: Memory = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Analyze one model, wait for the report, and put it into DIR. Ctrl-C cancels the job."""
+    """Analyze a model and download the report to DIR. Ctrl-C cancels the job."""
     from service.cli import analysis, inputs
     from service.cli.connection import WorkerOptions
 
@@ -178,13 +187,18 @@ def analyze(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: HEADROOM_HOST, 127.0.0.1.")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. Default: HEADROOM_PORT, 8400.")
+        int | None,
+        typer.Option(
+            parser=whole_number("--port", 0, 65535),
+            metavar="N",
+            help="Port; 0: any free port. Default: HEADROOM_PORT, 8400.",
+        ),
     ] = None,
     memory: Memory = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Run the whole stack on this machine, until stopped: broker, API, scheduler and one worker."""
+    """Run broker, API, scheduler and one worker on this machine, until Ctrl-C."""
     from service.cli import serving
     from service.cli.connection import WorkerOptions
 
@@ -193,9 +207,9 @@ def serve(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def worker(context: typer.Context, memory: Memory = None, device: Device = None) -> None:
-    """Run one Celery worker, for the queue at HEADROOM_BROKER_URL; options of `celery worker` may follow.
+    """Run one Celery worker for the queue at HEADROOM_BROKER_URL. Options of `celery worker` may follow.
 
-    One measures on one device: on a machine with several GPUs, start one for each.
+    A worker uses one device. On a machine with several GPUs, start one worker for each.
     """
     from service.cli import serving
     from service.cli.connection import WorkerOptions
@@ -206,7 +220,8 @@ def worker(context: typer.Context, memory: Memory = None, device: Device = None)
 @jobs.command("list")
 def list_jobs(
     status: Annotated[
-        str | None, typer.Option(help="Only those that are queued, running, succeeded, failed or cancelled.")
+        str | None,
+        typer.Option(help="List only jobs with this status: queued, running, succeeded, failed or cancelled."),
     ] = None,
     model: ModelFilter = None,
     limit: Limit = 50,
@@ -237,7 +252,7 @@ def cancel_job(job_id: JobId, as_json: Json = False) -> None:
 
 @jobs.command("retry")
 def retry_job(job_id: JobId, as_json: Json = False) -> None:
-    """Queue a failed or cancelled job once more. It runs when a worker does: see `headroom serve`."""
+    """Queue a failed or cancelled job again. A worker must run: see `headroom serve`."""
     from service.cli import resources
 
     resources.change_job(job_id, "retry", as_json=as_json)
@@ -247,7 +262,7 @@ def retry_job(job_id: JobId, as_json: Json = False) -> None:
 def list_reports(
     model: ModelFilter = None, limit: Limit = 50, page_token: PageToken = None, as_json: Json = False
 ) -> None:
-    """List the reports that can be downloaded, newest first."""
+    """List reports, newest first."""
     from service.cli import resources
 
     resources.list_reports(model=model, limit=limit, token=page_token, as_json=as_json)
@@ -255,7 +270,7 @@ def list_reports(
 
 @reports.command("download")
 def download_report(
-    report_id: Annotated[str, typer.Argument(metavar="ID", help="The report's id, which is its job's.")],
+    report_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the report (the id of its job).")],
     out: Out,
     as_json: Json = False,
 ) -> None:
@@ -267,13 +282,13 @@ def download_report(
 
 @reports.command("render")
 def render_report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where a report lies, such as --out left it.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a report.")],
     density: Annotated[
-        bool, typer.Option("--density", help="Histograms of labeled prompts as densities, not counts.")
+        bool, typer.Option("--density", help="Draw densities instead of counts in the histograms of labeled prompts.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Draw a report's figures and page anew from its tables, in place. Needs no model and no torch."""
+    """Redraw the figures and the page of a report from its tables. Needs neither the model nor torch."""
     from service.cli import redrawing
 
     redrawing.render(directory, density=density, as_json=as_json)
@@ -285,10 +300,10 @@ def compare_reports(
         list[str],
         typer.Argument(metavar="REPORT...", help="Ids or directories of 2 to 8 reports; the first is the baseline."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the comparison goes: new or empty.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the comparison: new or empty.")],
     as_json: Json = False,
 ) -> None:
-    """Hold reports against the first of them: range, outlier dimensions, errors and divergence."""
+    """Compare reports with the first: range, outlier dimensions, errors and divergence."""
     from service.cli import comparing
 
     comparing.compare(report, out, as_json=as_json)

@@ -32,5 +32,5 @@ def render(directory: Path, *, density: bool, as_json: bool) -> None:
 def check_report(directory: Path, parameter: str) -> None:
     """Raise InvalidRequest unless `directory`, given as `parameter`, holds a report."""
     if not (directory / "report.json").is_file():
-        allowed = "it must be the directory of a report, with report.json and tables/"
-        raise InvalidRequest(parameter, str(directory), allowed)
+        allowed = "the directory of a report, with report.json and tables/"
+        raise InvalidRequest(parameter, str(directory), allowed, problem="has no report.json")

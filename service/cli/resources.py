@@ -72,7 +72,7 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
 def checked_id(resource_id: str) -> str:
     """Return an id that is safe to stand in a path. Raises InvalidRequest."""
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", resource_id):
-        raise InvalidRequest("ID", resource_id, "an id has letters, digits, - and _ only, 64 at most")
+        raise InvalidRequest("ID", resource_id, "1 to 64 letters, digits, - and _")
     return resource_id
 
 
@@ -103,7 +103,7 @@ def _print_job(job: Document, *, as_json: bool) -> None:
 def _where(job: Document) -> str:
     """Return in a few words how far the job is, or what it found."""
     if job["status"] == "queued":
-        return f"{job['queue_position']} before it"
+        return f"{job['queue_position']} ahead of it"
     if job["status"] == "running" and job["progress"]:
         asked = "cancelling, " if job["cancel_requested"] else ""
         return f"{asked}{job['progress']['stage']} {job['progress']['done']}/{job['progress']['total']}"
@@ -119,4 +119,4 @@ def _effects(verdicts: Document | None) -> str:
 
 def _more(page: Document) -> None:
     if page["next_page_token"]:
-        output.line(output.results(), f"There are more: --page-token {page['next_page_token']}")
+        output.line(output.results(), f"More entries: --page-token {page['next_page_token']}")

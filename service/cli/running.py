@@ -41,6 +41,10 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
 def _usage(error: Exception, *, as_json: bool) -> int:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
+    if message.startswith("No such command") and context:
+        message += f" Available: {', '.join(context.command.commands)}."
+    if not message:  # the command group has printed its help
+        return BAD_INPUT
     _tell(f"{message}\nTry '{context.command_path if context else 'headroom'} --help'.")
     if as_json:
         _print({"error": {"code": "usage", "message": message}})

@@ -36,7 +36,12 @@ def worker(arguments: list[str], options: WorkerOptions) -> None:
     chosen = with_options(settings(), options)
     require_worker()
     if chosen.broker_url is None:
-        raise InvalidRequest("HEADROOM_BROKER_URL", None, "a worker needs the redis:// URL of the queue")
+        raise InvalidRequest(
+            "HEADROOM_BROKER_URL",
+            None,
+            "redis://HOST:PORT/0",
+            message="HEADROOM_BROKER_URL is not set; a worker needs it: redis://HOST:PORT/0",
+        )
     environment = {**os.environ, **for_worker(chosen)}
     os.execve(sys.executable, [sys.executable, "-P", *WORKER_COMMAND, *arguments], environment)
 

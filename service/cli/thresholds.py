@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from service.contracts import refusals
 from service.contracts.record import Frozen
+from service.contracts.refusals import nearest
 from service.contracts.request import Analysis
 from service.errors import InvalidRequest
 
@@ -22,10 +24,13 @@ def thresholds(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or name not in names:
-            raise InvalidRequest("--set", text, f"allowed: NAME=VALUE, where NAME is one of {', '.join(names)}")
+            allowed = (
+                f"NAME=VALUE, where NAME is one of {', '.join(names)}{'' if name in names else nearest(name, names)}"
+            )
+            raise InvalidRequest("--set", text, allowed)
         group, _, field = name.partition(".")
         if field in chosen.setdefault(group, {}):
-            raise InvalidRequest("--set", text, f"{name} is set twice; allowed: once")
+            raise InvalidRequest("--set", text, f"{name} once", problem="sets it twice")
         chosen[group][field] = value
     return {group: _read(groups[group], group, values) for group, values in chosen.items()}
 
@@ -39,4 +44,5 @@ def _read(record: type[Frozen], group: str, values: dict[str, str]) -> dict[str,
         wrong = [str(part) for part in first["loc"]] or list(values)
         text = ", ".join(values[name] for name in wrong)
         names = " ".join(f"{group}.{name}" for name in wrong)
-        raise InvalidRequest(f"--set {names}", text, first["msg"].removeprefix("Value error, ")) from error
+        message = refusals.sentence(f"--set {names}", repr(text), first)
+        raise InvalidRequest(f"--set {names}", text, refusals.allowed(first), message=message) from error

@@ -1,7 +1,7 @@
-"""What differs between two reports besides the numbers, said by name.
+"""Warnings about what differs between two reports besides the numbers.
 
-A difference in calibration, definitions or settings leaves most figures comparable, but changes what their
-difference means: that is a warning. Where a difference would mean nothing, the figure is not compared at all.
+With another calibration, definitions or settings most values stay comparable, but their difference has another
+meaning: that is a warning. A value whose difference has no meaning is not compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,27 +12,30 @@ from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import LeftOut, Report, Warning
 from service.contracts.request import Thresholds
 
+Caution = tuple[str, str, str]
+"""Code, message and advice of a warning."""
+
 
 def check_definitions(name: str, baseline: Report, other: Report) -> None:
     """Raise NotComparable where the reports' definitions have another major version."""
     versions = baseline.definitions_version, other.definitions_version
     if versions[0].partition(".")[0] != versions[1].partition(".")[0]:
         raise NotComparable(
-            f"{name}: definitions_version {versions[1]!r} cannot be compared with the baseline's {versions[0]!r}: "
-            "the same names stand for other figures"
+            f"{name}: compare needs definitions_version {versions[0].partition('.')[0]}.x, as in the baseline; got "
+            f"{versions[1]!r}, whose values are defined differently"
         )
 
 
 def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterator[Warning]:
-    """Yield what the reader of the differences must know.
+    """Yield what differs between the reports and changes the meaning of the differences.
 
     Args:
         label: The other report's.
-        baseline: The report that it is held against.
+        baseline: The report that it is compared with.
         other: The other report.
         shared: Sequences that both scored.
     """
-    for code, message in (
+    for code, message, advice in (
         *_definitions(baseline, other),
         *_calibration(baseline, other, shared),
         *_model(baseline, other),
@@ -40,11 +43,11 @@ def warnings(label: str, baseline: Report, other: Report, shared: int) -> Iterat
         *_schemes(baseline, other),
         *_machine(baseline, other),
     ):
-        yield Warning(code=code, message=message, where=label)
+        yield Warning(code=code, message=message, where=label, advice=advice)
 
 
 def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
-    """Yield the definitions of outlier dimensions whose sets cannot be held against each other."""
+    """Yield the definitions of outlier dimensions whose sets cannot be compared."""
     widths = baseline.model.hidden_size, other.model.hidden_size
     before, after = (report.outliers.present() for report in (baseline, other))
     for definition in [name for name in DEFINITIONS if name in before or name in after]:
@@ -54,9 +57,9 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
         limits = [found[definition].thresholds.model_dump() for found in (before, after)]
         reason = ""
         if widths[0] != widths[1]:
-            reason = f"hidden sizes of {widths[0]:,} and {widths[1]:,}: the dimensions are not the same"
+            reason = f"different hidden sizes, {widths[0]:,} and {widths[1]:,}"
         elif limits[0] != limits[1]:
-            reason = f"other thresholds: {_changed(*limits)}"
+            reason = f"different thresholds: {_changed(*limits)}"
         if reason:
             yield LeftOut(name=f"outliers.{definition}", reason=reason)
 
@@ -64,35 +67,41 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
 def uncomparable_layers(baseline: Report, other: Report) -> str | None:
     """Return why a layer of one model is not the same layer of the other; None where it is."""
     depths = baseline.model.layers, other.model.layers
-    return None if depths[0] == depths[1] else f"{depths[0]} layers and {depths[1]}: layer by layer they do not match"
+    return None if depths[0] == depths[1] else f"different numbers of layers, {depths[0]} and {depths[1]}"
 
 
-def _definitions(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _definitions(baseline: Report, other: Report) -> Iterator[Caution]:
     if baseline.definitions_version != other.definitions_version:
         yield (
             "definitions-differ",
-            f"definitions {baseline.definitions_version} and {other.definitions_version}: "
-            "some figures may be defined otherwise",
+            f"The reports use definitions {baseline.definitions_version} and {other.definitions_version}, so some "
+            "figures may be defined differently.",
+            "Measure both models with one version of Headroom.",
         )
 
 
-def _calibration(baseline: Report, other: Report, shared: int) -> Iterator[tuple[str, str]]:
+def _calibration(baseline: Report, other: Report, shared: int) -> Iterator[Caution]:
     if baseline.calibration.fingerprint != other.calibration.fingerprint:
-        texts = f"other calibration tokens: {_described(baseline)} and {_described(other)}"
+        texts = f"The calibration tokens differ: {_described(baseline)}, and {_described(other)}."
         if shared:
-            only = "1 sequence that both scored" if shared == 1 else f"{shared} sequences that both scored"
-            yield "calibration-differs", f"{texts}. Differences of the predictions are over the {only}, and no others"
+            count = "1 sequence" if shared == 1 else f"{shared} sequences"
+            yield (
+                "calibration-differs",
+                f"{texts} Differences of the predictions are over the {count} that both scored.",
+                "Measure both models on one text to compare them on all of it.",
+            )
         else:
             yield (
                 "calibration-differs",
-                f"{texts}. They share no sequence, so that no difference of the predictions is better or worse; "
-                "measure both on one text to compare them",
+                f"{texts} They share no sequence, so no difference of the predictions is called better or worse.",
+                "Measure both models on one text to compare them.",
             )
     elif baseline.analysis.score != other.analysis.score:
         yield (
             "scoring-differs",
-            f"positions scored: {baseline.analysis.score} and {other.analysis.score}. Paired differences are over the "
-            "positions that both scored",
+            f"The scored positions differ: {baseline.analysis.score} and {other.analysis.score}. Paired differences "
+            "are over the positions that both scored.",
+            "Measure both models with the same --score to compare them on all positions.",
         )
 
 
@@ -104,16 +113,16 @@ def _described(report: Report) -> str:
     )
 
 
-def _model(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _model(baseline: Report, other: Report) -> Iterator[Caution]:
     if baseline.model.fingerprint != other.model.fingerprint:
         yield (
             "models-differ",
-            "other weights: a layer, head or dimension of one is the same of the other only where one model was made "
-            "from the other",
+            "The weights differ.",
+            "Compare single layers, heads and dimensions only if one model was made from the other.",
         )
 
 
-def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _thresholds(baseline: Report, other: Report) -> Iterator[Caution]:
     limits: dict[str, tuple[Thresholds, Thresholds]] = {
         "massive": (baseline.outliers.massive_tensor.thresholds, other.outliers.massive_tensor.thresholds),
         "heads": (baseline.heads.thresholds, other.heads.thresholds),
@@ -124,10 +133,14 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
             limits[definition] = found[0].thresholds, found[1].thresholds
     for name, (before, after) in limits.items():
         if before != after:
-            yield "thresholds-differ", f"thresholds of {name}: {_changed(before.model_dump(), after.model_dump())}"
+            yield (
+                "thresholds-differ",
+                f"The thresholds of {name} differ: {_changed(before.model_dump(), after.model_dump())}.",
+                "Measure both models with the same thresholds (--set) to compare what they flag.",
+            )
 
 
-def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _schemes(baseline: Report, other: Report) -> Iterator[Caution]:
     for name in [name for name in baseline.schemes if name in other.schemes]:
         before, after = baseline.schemes[name], other.schemes[name]
         settings = [
@@ -135,10 +148,18 @@ def _schemes(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
             for report, one in ((baseline, before), (other, after))
         ]
         if settings[0] != settings[1]:
-            yield "scheme-settings-differ", f"settings of {name}: {_changed(*settings)}"
+            yield (
+                "scheme-settings-differ",
+                f"The settings of {name} differ: {_changed(*settings)}.",
+                f"Measure both models with the same settings of {name}, unless these are what you compare.",
+            )
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:
-            yield "quantized-shares-differ", f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights"
+            yield (
+                "quantized-shares-differ",
+                f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights.",
+                "Compare the sizes too, because what is not replaced adds no error.",
+            )
 
 
 def _kept(report: Report, name: str) -> str:
@@ -146,17 +167,21 @@ def _kept(report: Report, name: str) -> str:
     return ", ".join(next((variant.keep for variant in report.analysis.schemes if variant.name == name), ())) or "none"
 
 
-def _machine(baseline: Report, other: Report) -> Iterator[tuple[str, str]]:
+def _machine(baseline: Report, other: Report) -> Iterator[Caution]:
     names = {"device", "torch", "transformers", "bitsandbytes"}
     before, after = (report.environment.model_dump(include=names) for report in (baseline, other))
     paths = baseline.environment.kernels, other.environment.kernels
     for scheme in [scheme for scheme in paths[0] if scheme in paths[1]]:
         before[f"kernel of {scheme}"], after[f"kernel of {scheme}"] = paths[0][scheme], paths[1][scheme]
     if before != after:
-        yield "environment-differs", f"measured elsewhere, so that last digits may differ: {_changed(before, after)}"
+        yield (
+            "environment-differs",
+            f"The environments differ, so the last digits may too: {_changed(before, after)}.",
+            "Measure both models in one environment if the last digits matter.",
+        )
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Say which values differ: `threshold 6.0 and 0.0`."""
+    """Return which values differ: `threshold 6.0 and 0.0`."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name, 'absent')} and {after.get(name, 'absent')}" for name in names)

@@ -12,7 +12,7 @@ MIN_REPORTS, MAX_REPORTS = 2, 8
 
 
 class NotComparable(ValueError):
-    """Reports that cannot be held against each other; the message names them and the reason."""
+    """Reports that cannot be compared; the message names them and the reason."""
 
 
 class ComparableReport(NamedTuple):
@@ -30,28 +30,25 @@ def check_schema_version(name: str, version: str) -> None:
     """Raise NotComparable for a report of another major version."""
     major = SCHEMA_VERSION.partition(".")[0]
     if str(version).partition(".")[0] != major:
-        raise NotComparable(
-            f"{name}: schema_version {version!r} cannot be compared; this version of Headroom reads {major}.x"
-        )
+        raise NotComparable(f"{name}: compare needs schema_version {major}.x; got {version!r}")
 
 
 def check_count(count: int) -> None:
     """Raise NotComparable for too few reports, or too many."""
     if not MIN_REPORTS <= count <= MAX_REPORTS:
-        reports = "1 report" if count == 1 else f"{count} reports"
-        raise NotComparable(f"{reports} cannot be compared at once; {MIN_REPORTS} to {MAX_REPORTS} can")
+        raise NotComparable(f"compare needs {MIN_REPORTS} to {MAX_REPORTS} reports; got {count}")
 
 
 def labels(sides: Sequence[ComparableReport]) -> list[str]:
     """Return what to call each report: its model, with as much more as tells the reports apart."""
     plain = [_model_name(side.report) for side in sides]
-    told = [
+    called = [
         model if plain.count(model) == 1 else f"{model} ({_short(side.name)})"
         for model, side in zip(plain, sides, strict=True)
     ]
     return [
-        label if told.count(label) == 1 else f"{label} #{told[: place + 1].count(label)}"
-        for place, label in enumerate(told)
+        label if called.count(label) == 1 else f"{label} #{called[: place + 1].count(label)}"
+        for place, label in enumerate(called)
     ]
 
 

@@ -16,7 +16,7 @@ from service.contracts.report import LeftOut
 
 
 def compare(sides: Sequence[ComparableReport], headroom_version: str) -> Comparison:
-    """Hold every report after the first against the first, the baseline.
+    """Compare every report after the first with the first, the baseline.
 
     Raises:
         NotComparable: there are fewer than two reports or more than eight, or one is of another major version of the

@@ -1,10 +1,10 @@
-"""How far the schemes' predictions lie apart in two reports, with 95% intervals.
+"""Differences of the schemes' predictions between two reports, with 95% intervals.
 
-Two reports that score the same sequence share the luck of its text: a hard passage is hard in both. So a difference
-is taken position by position on the sequences that both scored, known by their token ids, and its error is by
-sequence, as everywhere. Different texts are never held against each other: where no sequence is shared, a difference
-has no error, and nothing is better or worse. The difference of two perplexities is linearized for its error:
-exp(mean d) moves by exp(mean d) times the mean's own change (the delta method).
+A hard passage is hard in both reports that score it. So a difference is taken position by position on the sequences
+that both scored, known by their token ids, and its error is by sequence, as everywhere. Different texts are never
+compared: where no sequence is shared, a difference has no error, and nothing is better or worse. The difference of two
+perplexities is linearized for its error: exp(mean d) moves by exp(mean d) times the mean's own change (the delta
+method).
 """
 
 from collections.abc import Callable, Sequence

@@ -2,13 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.comparison import ErrorChange, RangeChange, RangeDifference
 
 LISTED = 10
-"""Sites named at each end."""
+"""Changes listed at each end."""
+CARRIED = 0.01
+"""Relative difference up to which the abs_max of neighboring layers counts as one value: about a step of bfloat16."""
 
 Site = tuple[int, str, str]
 """Layer, component, port."""
@@ -43,18 +45,45 @@ def range_difference(baseline: ComparableReport, other: ComparableReport) -> Ran
     if found is None:
         return None
     changes, only_baseline, only_other = found
-    ranked = sorted(
-        ((change.change_bits, change) for change in changes if change.change_bits is not None),
-        key=lambda pair: pair[0],
-    )
+    known = [(change.change_bits, change) for change in changes if change.change_bits is not None]
     return RangeDifference(
         sites=len(changes),
         only_baseline=only_baseline,
         only_other=only_other,
-        median_change_bits=statistics.median(bits for bits, _ in ranked) if ranked else None,
-        growth=tuple(change for bits, change in reversed(ranked[-LISTED:]) if bits > 0),
-        shrinkage=tuple(change for bits, change in ranked[:LISTED] if bits < 0),
+        median_change_bits=statistics.median(bits for bits, _ in known) if known else None,
+        growth=_largest(change for bits, change in known if bits > 0),
+        shrinkage=_largest(change for bits, change in known if bits < 0),
     )
+
+
+def _largest(changes: Iterable[RangeChange]) -> tuple[RangeChange, ...]:
+    return tuple(change for group in carried(changes)[:LISTED] for change in group)
+
+
+def carried(changes: Iterable[RangeChange]) -> list[list[RangeChange]]:
+    """Join neighboring layers of the residual stream whose abs_max hardly changes, in both reports.
+
+    A massive activation is carried from the layer that makes it to the one that removes it: its range is one change,
+    not one for each layer.
+
+    Returns:
+        Every change once, the layers of a group ascending; the group with the largest change of range first.
+    """
+    groups: list[list[RangeChange]] = []
+    stream: list[RangeChange] = []
+    for change in sorted(changes, key=lambda one: one.layer):
+        if (change.component, change.port) != ("block", "output"):
+            groups.append([change])
+        elif stream and change.layer == stream[-1].layer + 1 and _alike(change.abs_max, stream[-1].abs_max):
+            stream.append(change)
+        else:
+            stream = [change]
+            groups.append(stream)
+    return sorted(groups, key=lambda group: max(abs(one.change_bits or 0) for one in group), reverse=True)
+
+
+def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=CARRIED) for a, b in zip(one, other, strict=True))
 
 
 def error_growth(baseline: ComparableReport, other: ComparableReport, scheme: str) -> tuple[ErrorChange, ...]:

@@ -1,7 +1,7 @@
 """`comparison.json`: two or more reports side by side. The names are a contract with other programs.
 
-The first report is the baseline. Every difference is the other report's figure minus the baseline's, so that a
-positive one means more: more range, more error, more divergence.
+The first report is the baseline. Every difference is the other report's value minus the baseline's: a positive one is
+more range, more error, more divergence.
 """
 
 from datetime import datetime
@@ -22,12 +22,12 @@ COMPARISON_VERSION = "1.1"
 
 
 class Compared(Record):
-    """One of the reports, as far as a comparison speaks of it."""
+    """One of the reports, with the facts that a comparison repeats."""
 
     label: str
-    """What figures and tables call it; no two reports have the same."""
+    """Its name in figures and tables; no two reports have the same."""
     name: str
-    """The id, or the directory, that was given."""
+    """Its id, or the name of its directory."""
     job_id: str
     created_at: datetime
     schema_version: str
@@ -52,7 +52,7 @@ class RangeChange(Record):
 
 
 class RangeDifference(Record):
-    """What became of the dynamic range."""
+    """Change of the dynamic range."""
 
     sites: int
     """Sites that both reports have, at the same layer, component and port."""
@@ -61,13 +61,14 @@ class RangeDifference(Record):
     median_change_bits: float | None
     """Over the sites with a range in both."""
     growth: tuple[RangeChange, ...]
-    """The ten sites whose range grew most, the largest growth first."""
+    """The ten largest increases of range, the largest first; a massive activation that is carried through layers is one
+    of them, with a site for each layer."""
     shrinkage: tuple[RangeChange, ...]
-    """The ten sites whose range shrank most, likewise."""
+    """The ten largest decreases, likewise."""
 
 
 class OutlierDifference(Record):
-    """What became of one definition's outlier dimensions."""
+    """Change of one definition's outlier dimensions."""
 
     gained: tuple[int, ...]
     """Outliers in the other report alone; all three ascend."""
@@ -78,14 +79,14 @@ class OutlierDifference(Record):
 
 
 class Change(Record):
-    """One figure in both reports."""
+    """One value in both reports."""
 
     baseline: Estimate | None
     """Over all that the report scored, as `other` is."""
     other: Estimate | None
     difference: Estimate | None
-    """Other minus baseline, over the sequences that both scored. Where they share none it is of the two figures as they
-    are, and has no standard error: another text says nothing of better or worse. None where one of the figures is."""
+    """Other minus baseline, over the sequences that both scored. Where they share none it is the difference of the two
+    values above, without a standard error, and means neither better nor worse. None where one of the values is."""
     paired: bool
     """The difference is of the same positions of the same sequences."""
     positions: int | None
@@ -93,7 +94,7 @@ class Change(Record):
     sequences: int | None = None
     """Sequences, with the same token ids, that they are of; None likewise."""
     clear: bool | None
-    """The 95% interval of the difference does not hold 0; None without an interval."""
+    """The 95% interval of the difference excludes 0; None without an interval."""
 
 
 class ErrorChange(Record):
@@ -107,7 +108,7 @@ class ErrorChange(Record):
 
 
 class SchemeDifference(Record):
-    """What became of one scheme that both reports have."""
+    """Change of one scheme that both reports have."""
 
     kl_divergence: Change
     """The mean, nats per scored position."""
@@ -120,7 +121,7 @@ class SchemeDifference(Record):
 
 
 class Difference(Record):
-    """One report held against the baseline."""
+    """One report compared with the baseline."""
 
     label: str
     reference_perplexity: Change
@@ -133,7 +134,7 @@ class Difference(Record):
     """Schemes of the baseline alone."""
     only_other: tuple[str, ...]
     not_compared: tuple[LeftOut, ...]
-    """What would mean nothing, and why."""
+    """What cannot be compared, with the reason."""
 
 
 class Comparison(Record):
@@ -144,7 +145,7 @@ class Comparison(Record):
     reports: tuple[Compared, ...]
     """The baseline first, the others in the order given."""
     warnings: tuple[Warning, ...]
-    """What differs between the reports, and makes a difference mean something else than it seems."""
+    """What else differs between the reports and changes the meaning of a difference."""
     differences: tuple[Difference, ...]
     """One for each report after the baseline."""
     figures: tuple[Entry, ...] = ()

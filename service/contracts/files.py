@@ -1,4 +1,4 @@
-"""Files that come with a job. A file's name says what kind it is, and its content must agree."""
+"""Files in a job request. A file's name states its format."""
 
 import base64
 import binascii
@@ -12,25 +12,25 @@ from service.contracts.record import Frozen
 FileFormat = Literal["text", "jsonl", "parquet"]
 
 PARQUET_MAGIC = b"PAR1"
-"""Every Parquet file begins with these bytes."""
+"""The first bytes of every Parquet file."""
 
 _BY_EXTENSION: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 def format_of(name: str) -> FileFormat:
-    """Return the format that a file's name stands for; any extension but those of JSON Lines and Parquet is text."""
+    """Return the format that a file's name states: JSON Lines, Parquet, else text."""
     return _BY_EXTENSION.get(PurePath(name).suffix.lower(), "text")
 
 
 class Upload(Frozen):
-    """A file that travels inside a job request, as text or as base64; exactly one of the two."""
+    """A file inside a job request, as text or as base64: exactly one of the two."""
 
     name: Annotated[str, Field(min_length=1, max_length=255)]
-    """File name, for the report; its extension tells the format."""
+    """File name, for the report; its extension states the format."""
     text: str | None = None
     """The content; UTF-8 text."""
     content_base64: str | None = None
-    """The content in standard base64; Parquet travels so."""
+    """The content in standard base64; required for Parquet."""
 
     @field_validator("text")
     @classmethod
@@ -38,8 +38,7 @@ class Upload(Frozen):
         try:
             (text or "").encode("utf-8")
         except UnicodeEncodeError as error:
-            at = f"character {error.start} is half a surrogate pair"
-            raise ValueError(f"it must be text that UTF-8 can hold; {at}") from error
+            raise ValueError(f"UTF-8 cannot encode it: character {error.start} is half of a surrogate pair") from error
         return text
 
     @field_validator("content_base64")
@@ -49,13 +48,13 @@ class Upload(Frozen):
             try:
                 base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError) as error:
-                raise ValueError(f"it must be standard base64 without line breaks; {error}") from error
+                raise ValueError(f"it is not standard base64 without line breaks: {error}") from error
         return encoded
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:
         if (self.text is None) == (self.content_base64 is None):
-            raise ValueError("exactly one of text and content_base64 must be given")
+            raise ValueError("give either text or content_base64, and only one of them")
         return self
 
     @property
@@ -65,7 +64,7 @@ class Upload(Frozen):
 
 
 class StoredFile(Frozen):
-    """A file that came with a job request and lies in the artifact store."""
+    """A file of a job request, in the artifact store."""
 
     name: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -24,6 +24,9 @@ class Progress(Frozen):
     total: Annotated[int, Field(ge=1)]
     elapsed_seconds: Annotated[float, Field(ge=0)]
     """Since the measurement began."""
+    batch_sequences: Annotated[int | None, Field(ge=1, exclude_if=lambda sequences: sequences is None)] = None
+    """Sequences in a batch, in the first line of `sweep`; left out elsewhere. Where a library ends the process for want
+    of device memory, nothing else tells which batch was too large."""
 
 
 class Warned(Frozen):
@@ -33,6 +36,7 @@ class Warned(Frozen):
     code: str
     message: str
     where: str | None = None
+    advice: str | None = None
 
 
 class Finished(Frozen):

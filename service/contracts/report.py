@@ -210,6 +210,10 @@ class SchemeFacts(Record):
     quantised_share: float | None = None
     """Share of the decoder layers' weights that the scheme replaced, of those in matrices; None in earlier reports."""
     not_quantised: tuple[str, ...]
+    """Names of the modules that have a weight matrix and keep it in 16 bits or more."""
+    not_quantised_bytes: int | None = None
+    """Bytes of their matrices within `model_bytes`, a matrix that modules share counted once; None in earlier
+    reports."""
     worst_sites: tuple[WorstSite, ...]
     verdict: SchemeVerdict | None = None
     """None in reports of schema 1.1 or earlier, for which it is worked out on reading."""
@@ -270,7 +274,11 @@ class Warning(Record):
 
     code: str
     message: str
+    """What is wrong or unusual, in whole sentences."""
     where: str | None
+    """The variant, site, module or report that it is about; None where it is about the whole report."""
+    advice: str | None = None
+    """What to do next, in one sentence; None in earlier reports."""
 
 
 class Entry(Record):

@@ -1,4 +1,4 @@
-"""What is asked for: the job a person submits, and the request file that a measurement reads."""
+"""The requests: the job that a user submits, and the request file that a measurement reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,25 +23,25 @@ from service.contracts.schemes import SCHEMES, Scheme
 from service.contracts.variants import Asked, Variant, check_names
 
 SAMPLE = "sample"
-"""The model name that stands for the bundled sample checkpoint."""
+"""The model name of the bundled sample checkpoint."""
 
 
-def _no_boolean(given: Any) -> Any:
-    if isinstance(given, bool):  # which Python would count as 1 or 0
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # Python treats them as 1 and 0
         raise PydanticCustomError("boolean", "Input should be a number, not true or false")
-    return given
+    return value
 
 
 NoBoolean = BeforeValidator(_no_boolean)
-"""Refuses true and false where a number belongs."""
+"""Refuses true and false in place of a number."""
 
 
 def _allowing(allowed: LiteralString) -> WrapValidator:
-    """Say what is allowed in place of what the check says."""
+    """Replace the message of a failed check by `allowed`."""
 
-    def check(given: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    def check(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
         try:
-            return parse(_no_boolean(given))
+            return parse(_no_boolean(value))
         except (ValidationError, PydanticCustomError) as error:
             raise PydanticCustomError("not_allowed", allowed) from error
 
@@ -51,7 +51,7 @@ def _allowing(allowed: LiteralString) -> WrapValidator:
 MemorySize = Annotated[
     ByteSize, Field(ge=0), _allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB")
 ]
-"""Bytes, also written with a unit: 2147483648, "2GiB"."""
+"""Bytes, as a number or with a unit: 2147483648, "2GiB"."""
 DEFAULT_MEMORY = ByteSize(2 * 2**30)
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 Device = Annotated[
@@ -59,12 +59,12 @@ Device = Annotated[
     Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$"),
     _allowing("allowed: auto, cpu, cuda, or cuda:N with N from 0 to 99"),
 ]
-"""Where to compute: `auto` takes a CUDA device when there is one, `cuda` the first."""
+"""Where to compute: `auto` is the first CUDA device, else the CPU; `cuda` is the first CUDA device."""
 CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean]
 
 
 class Thresholds(Frozen):
-    """Base of the limits that make a definition; none may be infinite."""
+    """Base of the thresholds of a definition; all are finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -81,7 +81,7 @@ class LlmInt8Thresholds(Thresholds):
 
 
 class LlmInt8RelativeThresholds(LlmInt8Thresholds):
-    """The same with every token held against its own size, so that the scale of a norm's gain does not matter."""
+    """The same with magnitudes relative to each token's own, so that the scale of a norm's gain does not matter."""
 
     magnitude: Annotated[float, Field(gt=0), NoBoolean] = 6.0
     """abs(x) at or above so many times the root mean square of its token's channels counts."""
@@ -121,12 +121,12 @@ class HeadThresholds(Thresholds):
     @model_validator(mode="before")
     @classmethod
     def _without_prediction(cls, given: object) -> object:
-        """Leave out `predicted_peak`, which older requests and reports hold: no outlier head is predicted anymore."""
+        """Drop `predicted_peak`, a key of older requests and reports: outlier heads are no longer predicted."""
         return {k: v for k, v in given.items() if k != "predicted_peak"} if isinstance(given, Mapping) else given
 
 
 class VerdictLimits(Frozen):
-    """From where on a scheme's effect on the predictions is called noticeable, and from where on severe.
+    """Limits from which a scheme's effect on the predictions is noticeable, or severe.
 
     The defaults are conventions. Eight-bit weights usually stay under 0.01 nats and good four-bit ones lie between
     0.01 and 0.1; a perplexity 5 % higher is about half of what separates neighboring sizes of a model family.
@@ -147,7 +147,7 @@ class VerdictLimits(Frozen):
             noticeable, severe = getattr(self, f"{measure}_noticeable"), getattr(self, f"{measure}_severe")
             if not noticeable < severe:
                 raise ValueError(
-                    f"{measure}_severe is {severe:g}; it must be larger than {measure}_noticeable, {noticeable:g}"
+                    f"{measure}_severe ({severe:g}) must be larger than {measure}_noticeable ({noticeable:g})"
                 )
         return self
 
@@ -156,33 +156,31 @@ class Analysis(Frozen):
     """The settings of an analysis, the same in a job and in a measurement."""
 
     schemes: tuple[Asked, ...] = (Variant(scheme="int8"), Variant(scheme="nf4"))
-    """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, no two of one name; may be empty, to measure
-    the reference alone."""
+    """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, with different names; empty: measure only the
+    reference."""
     int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean] = 6.0
-    """Variants of int8 that give no `threshold`: columns of an input with abs(x) at or above this stay unquantized; 0
-    keeps none."""
+    """Default `threshold` of int8: input columns with abs(x) at or above this stay in 16 bits; 0: none."""
     sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] = 16
     """Calibration sequences."""
     sequence_length: Annotated[int, Field(ge=2, le=1_048_576), NoBoolean] = 256
     """Tokens in each."""
     batch_sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] | None = None
-    """Sequences in one forward pass; by default as many as have 2^21 values where a layer is widest (on CUDA 2^28, or
-    what fits). It decides the last digits, the scales of inputs that have one for a whole batch, and how much memory is
-    needed."""
+    """Sequences in one forward pass; default: as many as have 2^21 values where a layer is widest (on CUDA 2^28, or
+    what fits). It determines the memory needed, the last digits, and the input scales that cover a whole batch."""
     seed: Annotated[int, Field(ge=0, lt=2**63), NoBoolean] = 0
-    """Chooses the sequences out of the calibration text."""
+    """Seed of the choice of sequences from the calibration text."""
     score: Literal["all", "second_half"] = "all"
-    """Positions whose next token is scored: all, or the second half of each sequence as llama.cpp does."""
+    """Positions whose next token is scored: all, or the second half of each sequence, as in llama.cpp."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Whether every sequence of text begins with the BOS token: as the tokenizer does it, always, or never."""
+    """Whether every sequence begins with the BOS token: as the tokenizer does (`auto`), always, or never."""
     text_field: Annotated[str, Field(min_length=1, max_length=255)] = "text"
-    """Field of a JSON Lines record, or column of a Parquet file, that holds a document's text."""
+    """Field of a JSON Lines record, or column of a Parquet file, with the text of a document."""
     label_threshold: Annotated[float, Field(allow_inf_nan=False), NoBoolean] | None = None
-    """Labeled prompts with scores: a record is true when its score is larger. Needed for scores alone."""
+    """Labeled prompts with scores: a record is true if its score is larger. Required for scores."""
     label_depth: Annotated[int, Field(ge=0), NoBoolean] | None = None
-    """Decoder layer whose output gives the labeled prompts' vectors; by default they come after the final norm."""
+    """Decoder layer after which the labeled prompts' vectors are taken; default: after the final norm."""
     label_dimensions: Annotated[int, Field(ge=1, le=64), NoBoolean] = 4
-    """How many dimensions, best first, are reported for the labeled prompts."""
+    """Number of dimensions reported for the labeled prompts, best first."""
     llm_int8: LlmInt8Thresholds = LlmInt8Thresholds()
     llm_int8_relative: LlmInt8RelativeThresholds = LlmInt8RelativeThresholds()
     massive: MassiveThresholds = MassiveThresholds()
@@ -204,14 +202,14 @@ class Analysis(Frozen):
 
 
 def schemes_for(analysis: Analysis) -> tuple[Scheme, ...]:
-    """Return the variants that an analysis asks for as schemes of their own: name and settings are the variant's."""
+    """Return the variants of an analysis as schemes with the variants' names and settings."""
     common = {"threshold": analysis.int8_threshold}
-    found = []
+    schemes = []
     for variant in analysis.schemes:
         scheme = SCHEMES[variant.scheme]
         own = {key: common.get(key, value) for key, value in scheme.settings.items()}
-        found.append(scheme.model_copy(update={"name": variant.name, "settings": own | variant.settings}))
-    return tuple(found)
+        schemes.append(scheme.model_copy(update={"name": variant.name, "settings": own | variant.settings}))
+    return tuple(schemes)
 
 
 class JobRequest(Analysis):
@@ -220,18 +218,18 @@ class JobRequest(Analysis):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     """`sample`, an absolute path of a local directory, or a hub id `org/name`, `org/name@revision`."""
     calibration: StoredFile | None = None
-    """Calibration text or token ids; without one, the text bundled with the sample model."""
+    """Calibration text or token ids; default: the text bundled with the sample model."""
     labelled: StoredFile | None = None
-    """Labeled prompts, JSON Lines; without any, the model `sample` uses those that are bundled with it."""
+    """Labeled prompts, JSON Lines; default: for the model `sample` its bundled prompts, else none."""
 
 
 class JobSubmission(Analysis):
-    """What `POST /v1/jobs` takes: a job request whose files still travel inside it."""
+    """The body of `POST /v1/jobs`: a job request with its files."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     calibration: Upload | None = None
     labelled: Upload | None = None
-    """Labeled prompts; without any, the model `sample` uses those that are bundled with it."""
+    """Labeled prompts; default: for the model `sample` its bundled prompts, else none."""
 
 
 class ModelFiles(Frozen):
@@ -240,9 +238,9 @@ class ModelFiles(Frozen):
     path: Path
     """Directory with config.json, safetensors and a tokenizer."""
     source: str = Field(default_factory=lambda given: str(given.get("path")))
-    """What the report calls it; by default the path."""
+    """Name in the report; default: the path."""
     revision: str | None = None
-    """The hub's commit, where it came from one."""
+    """Commit on the hub; None for a local model."""
 
 
 class CalibrationFile(Frozen):
@@ -250,9 +248,9 @@ class CalibrationFile(Frozen):
 
     path: Path
     source: str = Field(default_factory=lambda given: Path(given.get("path", "")).name)
-    """What the report calls it; by default the file's name."""
+    """Name in the report; default: the file's name."""
     format: FileFormat = Field(default_factory=lambda given: format_of(Path(given.get("path", "")).name))
-    """By default what the file's name stands for."""
+    """Default: the format that the file's name states."""
 
 
 class LabelledFile(Frozen):
@@ -261,19 +259,19 @@ class LabelledFile(Frozen):
     path: Path
     """JSON Lines: {"prompt", "label"} or {"prompt", "score"}."""
     source: str = Field(default_factory=lambda given: Path(given.get("path", "")).name)
-    """What the report calls it; by default the file's name."""
+    """Name in the report; default: the file's name."""
 
 
 class MeasurementRequest(Analysis):
     """The request file of `python -m workers.measurement REQUEST.json OUT`."""
 
     job_id: str | None = None
-    """For the report; made up when absent."""
+    """For the report; default: a new id."""
     model: ModelFiles
     calibration: CalibrationFile
     labelled: LabelledFile | None = None
     device: Device = "auto"
     memory_bytes: MemorySize = DEFAULT_MEMORY
-    """Hidden states that take more than this in all are kept in memory-mapped files."""
+    """Hidden states that need more than this are kept in memory-mapped files."""
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
-    """How much work a kill may cost: at layer boundaries this far apart the hidden states are kept on disk."""
+    """Seconds between checkpoints: the work that a kill may cost. Checkpoints are made at layer boundaries."""

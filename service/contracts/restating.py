@@ -15,9 +15,9 @@ from service.contracts.verdict import with_verdicts
 _UNKNOWN = (
     Warning(
         code="no-intervals",
-        message="The report is from an earlier version, and has no table from which 95% intervals could be computed. "
-        "Run the analysis again to have them.",
+        message="The report is from an earlier version. It has no table from which 95% intervals can be computed.",
         where=None,
+        advice="Rerun the analysis to have 95% intervals.",
     ),
 )
 _NOTHING: dict[str, Any] = dict.fromkeys(Uncertain.model_fields)
@@ -46,26 +46,34 @@ def restated(report: Report, tokens: Callable[[], Rows | None]) -> Report:
     if reference.perplexity is not None:
         of_reference = _known(mean_exp, [one.nll_reference for one in known])
         reference = reference.model_copy(update={"perplexity": _update(reference.perplexity, of_reference)})
+    sequences = sum(bool(one.nll_reference) for one in known)
     changed = {
         "reference": reference,
         "schemes": {name: _scheme(facts, scored[name]) for name, facts in report.schemes.items()},
-        "warnings": (*report.warnings, *(few_sequences(reference.perplexity) if known else _UNKNOWN)),
+        "warnings": (*report.warnings, *(few_sequences(reference.perplexity, sequences) if known else _UNKNOWN)),
     }
     return with_verdicts(report.model_copy(update=changed))
 
 
-def few_sequences(perplexity: Estimate | None) -> tuple[Warning, ...]:
-    """Return the warning that blocks stand for sequences, where they do; there may be no block either."""
+def few_sequences(perplexity: Estimate | None, sequences: int) -> tuple[Warning, ...]:
+    """Return the warning that errors are by blocks, or that there are none; nothing where they are by sequence.
+
+    Args:
+        perplexity: The reference's, or another mean over the same positions; None if there is none.
+        sequences: Sequences with a scored position.
+    """
     if perplexity is None or perplexity.units == "sequences":
         return ()
     if perplexity.units is None:
-        told = "The scored text is too short for a 95% interval, so no value has one."
+        message = "The scored text is too short for 95% intervals, so no value has one."
     else:
-        told = (
-            f"The text has fewer than {FEWEST} sequences, so the 95% intervals take {perplexity.unit_count} blocks of "
-            "it as independent and may be too narrow."
+        text = f"{sequences} sequence{'' if sequences == 1 else 's'}"
+        message = (
+            f"The calibration text has {text}, so errors are estimated from {perplexity.unit_count} blocks. "
+            "The 95% intervals may be too narrow."
         )
-    return (Warning(code="few-sequences", message=f"{told} Rerun with --sequences {FEWEST} or more.", where=None),)
+    advice = f"Rerun with --sequences {FEWEST} or more."
+    return (Warning(code="few-sequences", message=message, where=None, advice=advice),)
 
 
 def _scheme(facts: SchemeFacts, sequences: Sequence[ScoredSequence]) -> SchemeFacts:

@@ -1,12 +1,11 @@
-"""Variants of a scheme: what a job asks for when it names a scheme, with settings of its own if it likes.
+"""Variants of a scheme: a scheme, and the settings that a job gives it.
 
-A variant is written `[LABEL=]SCHEME[:KEY=VALUE,...]`: `int8`, `nf4:compute_dtype=float32`, `lossless=int8:threshold=4`.
-KEY is a setting of the scheme, or `keep`, which may be repeated: a pattern of modules that stay in 16 bits. In JSON it
-may be an object instead: `{"name": ..., "scheme": ..., "settings": {...}, "keep": [...]}`. Its name stands for it in
-every table, figure, file and address, so no two variants of a job have the same.
+The text form of a variant is `[LABEL=]SCHEME[:KEY=VALUE,...]`: `int8`, `nf4:compute_dtype=float32`,
+`lossless=int8:threshold=4`. KEY is a setting of the scheme, or `keep`: a pattern of modules that stay in 16 bits;
+`keep` may be repeated. The JSON form is an object: `{"name": ..., "scheme": ..., "settings": {...}, "keep": [...]}`.
+Tables, figures, files and addresses use the variant's name, so the names of a job's variants differ.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -14,13 +13,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
 from service.contracts.record import Frozen
+from service.contracts.refusals import nearest
 from service.contracts.scheme_settings import Settings, Value, written
 from service.contracts.schemes import SCHEMES
 
 LONGEST_NAME = 32
 NAME = re.compile(rf"[a-z0-9-]{{1,{LONGEST_NAME}}}")
 RESERVED = "reference"
-"""The stream that the schemes are held against."""
+"""Name of the unquantized stream, with which the schemes are compared."""
 _SHOWN = 120
 _KEEP = "keep"
 _FORM = "[LABEL=]SCHEME[:KEY=VALUE,...]"
@@ -29,104 +29,104 @@ Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
 
 
 class Variant(Frozen):
-    """A scheme with the settings that a job gives it, and the modules that it leaves in 16 bits."""
+    """A scheme, the settings that a job gives it, and the modules that stay in 16 bits."""
 
     scheme: str
     """A name from `SCHEMES`."""
     settings: Settings = Field(default_factory=dict)
-    """Those that differ from the scheme's own, in the order in which they were given."""
+    """Settings that differ from the scheme's own, in the order of the request."""
     keep: Annotated[tuple[Pattern, ...], Field(max_length=1000)] = ()
-    """Modules that stay as they are: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
+    """Modules that are not quantized: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
     (`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
     name: Annotated[str, Field(validate_default=True)] = ""
-    """What everything calls it: `[a-z0-9-]{1,32}`; by default made of the scheme and the settings."""
+    """Name of the variant: `[a-z0-9-]{1,32}`; default: the scheme and its settings."""
 
     @field_validator("scheme")
     @classmethod
     def _known(cls, scheme: str) -> str:
         if scheme not in SCHEMES:
             raise ValueError(
-                f"Unknown scheme {_shown(scheme)}. Available: {', '.join(SCHEMES)}{_nearest(scheme, SCHEMES)}"
+                f"Unknown scheme {_shown(scheme)}. Available: {', '.join(SCHEMES)}{nearest(scheme, SCHEMES)}"
             )
         return scheme
 
     @field_validator("settings", mode="before")
     @classmethod
-    def _allowed(cls, given: Any, info: ValidationInfo) -> Any:
+    def _allowed(cls, settings: Any, info: ValidationInfo) -> Any:
         scheme = info.data.get("scheme")
-        if scheme is None or not isinstance(given, Mapping):
-            return given
-        return {key: _value(scheme, key, value) for key, value in given.items()}
+        if scheme is None or not isinstance(settings, Mapping):
+            return settings
+        return {key: _value(scheme, key, value) for key, value in settings.items()}
 
     @field_validator("name")
     @classmethod
     def _named(cls, name: str, info: ValidationInfo) -> str:
         if not {"scheme", "settings", "keep"} <= info.data.keys():
-            return name  # what it would be made of is refused
+            return name  # a field that the default name needs is invalid
         own, scheme = slug(info.data), info.data["scheme"]
         if not name and len(own) > LONGEST_NAME:
-            long = f"its name would be {_shown(own)}, of {len(own)} characters; at most {LONGEST_NAME} are allowed"
-            raise ValueError(f"{long}; give a label: LABEL={described(info.data)}")
+            long = f"the default name {_shown(own)} has {len(own)} characters; allowed: at most {LONGEST_NAME}"
+            raise ValueError(f"{long}. Give a label: LABEL={described(info.data)}")
         name = name or own
         if not NAME.fullmatch(name):
-            raise ValueError(f"{_shown(name)} is no label; allowed: 1 to {LONGEST_NAME} of a-z, 0-9 and -")
+            raise ValueError(f"{_shown(name)} is not a label; allowed: 1 to {LONGEST_NAME} of a-z, 0-9 and -")
         if name == RESERVED or (name in SCHEMES and name != scheme):
-            whose = "the model as it came" if name == RESERVED else "another scheme"
-            raise ValueError(f"{name!r} is no label for {scheme}; it stands for {whose}")
+            whose = "the unquantized model" if name == RESERVED else "another scheme"
+            raise ValueError(f"{name!r} cannot be the label of {scheme}: it is the name of {whose}. Give another label")
         return name
 
     @property
     def plain(self) -> bool:
-        """Whether the scheme's name says all of it."""
+        """Whether it has no label, settings or kept modules of its own."""
         return self.name == self.scheme and not self.settings and not self.keep
 
     def __str__(self) -> str:
-        """Return the variant as it is typed; the label is left out where it is the one that it has by itself."""
+        """Return the text form, without the label if that is the default name."""
         own, text = slug(vars(self)), described(vars(self))
         return text if self.name == own else f"{self.name}={text}"
 
 
 def described(fields: Mapping[str, Any]) -> str:
-    """Return the variant of these fields as it is typed, without a label."""
+    """Return the text form of the variant with these fields, without a label."""
     pairs = [f"{key}={written(value)}" for key, value in fields["settings"].items()]
     pairs += [f"{_KEEP}={pattern}" for pattern in fields["keep"]]
     return f"{fields['scheme']}:{','.join(pairs)}" if pairs else str(fields["scheme"])
 
 
 def slug(fields: Mapping[str, Any]) -> str:
-    """Return the name that the variant of these fields has by itself: `nf4-compute-dtype-float32`."""
+    """Return the default name of the variant with these fields: `nf4-compute-dtype-float32`."""
     return re.sub("[^a-z0-9]+", "-", described(fields).lower())
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Return what a text says, as the fields of a `Variant`. Raises ValueError for what has not the form."""
+    """Return the fields of the `Variant` with this text form. Raises ValueError for a malformed text."""
     head, colon, tail = text.partition(":")
     label, equals, scheme = head.rpartition("=")
     if equals and not label:
-        raise ValueError(f"{_shown(text)} has no label before '='; the form is {_FORM}")
+        raise ValueError(f"{_shown(text)} has no label before '='; allowed: {_FORM}")
     fields: dict[str, Any] = {"scheme": scheme} | ({"name": label} if equals else {})
     settings: dict[str, str] = {}
     keep: list[str] = []
     for pair in tail.split(",") if colon else ():
         key, assigned, value = pair.partition("=")
         if not key or not assigned or not value:
-            raise ValueError(f"{_shown(text)} has {_shown(pair)} in the place of KEY=VALUE; the form is {_FORM}")
+            raise ValueError(f"{_shown(text)}: {_shown(pair)} is not KEY=VALUE; allowed: {_FORM}")
         if key == _KEEP:
             keep.append(value)
         elif key in settings:
-            raise ValueError(f"{_shown(text)} gives {_shown(key)} twice; allowed: once")
+            raise ValueError(f"{_shown(text)} sets {_shown(key)} twice; allowed: once")
         else:
             settings[key] = value
     return fields | {"settings": settings, "keep": keep}
 
 
 def check_names(variants: Iterable[Variant]) -> None:
-    """Raise ValueError where two variants have one name."""
+    """Raise ValueError if two variants have the same name."""
     seen: dict[str, Variant] = {}
     for variant in variants:
         if other := seen.get(variant.name):
             raise ValueError(
-                f"{other} and {variant} are both called {variant.name!r}; give one a label: LABEL={variant}"
+                f"{other} and {variant} have the same name {variant.name!r}. Give one of them a label: LABEL={variant}"
             )
         seen[variant.name] = variant
 
@@ -136,28 +136,22 @@ def _value(scheme: str, key: str, value: Any) -> Value:
     taken = {setting.name: setting for setting in SCHEMES[scheme].takes}
     if key not in taken:
         names = [*taken, _KEEP]
-        raise ValueError(f"{scheme} has no setting {_shown(key)}. Available: {', '.join(names)}{_nearest(key, names)}")
+        raise ValueError(f"{scheme} has no setting {_shown(key)}. Available: {', '.join(names)}{nearest(key, names)}")
     try:
         return taken[key].parse(value)
     except ValueError as error:
-        near = _nearest(str(value), [written(one) for one in taken[key].values])
-        raise ValueError(f"{scheme} takes no {key} of {_shown(value)}; {error}{near}") from error
+        near = nearest(str(value), [written(one) for one in taken[key].values])
+        raise ValueError(f"{scheme}: {key}={_shown(value)} is not allowed; {error}{near}") from error
 
 
 def _shown(value: Any) -> str:
-    """Return what was given as an error shows it, cut when long."""
+    """Return a value as a message shows it, cut when long."""
     text = repr(value) if isinstance(value, str) else written(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _nearest(given: str, names: Iterable[str]) -> str:
-    """Return a sentence that asks for the nearest name, if one is near."""
-    near = difflib.get_close_matches(given, list(names), n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
-
-
-def _of_text(given: Any) -> Any:
-    return parse(given) if isinstance(given, str) else given
+def _of_text(variant: Any) -> Any:
+    return parse(variant) if isinstance(variant, str) else variant
 
 
 def _short(variant: Variant) -> str | Variant:
@@ -169,4 +163,4 @@ Asked = Annotated[
     BeforeValidator(_of_text, json_schema_input_type=str | Variant),
     PlainSerializer(_short, return_type=str | Variant),
 ]
-"""A variant as a request holds it: a text or an object; one that its scheme's name says all of is kept as that name."""
+"""A variant in a request: text or object. A variant without label, settings and kept modules is stored as text."""

@@ -1,9 +1,9 @@
-"""The plain word on a scheme: negligible, noticeable or severe. Report, page and command line take it from here.
+"""Judges the effect of a scheme on the predictions: negligible, noticeable or severe, with the reasons.
 
-Two measures are held to limits, and the worse of them gives the word. The mean KL divergence sees every change of
-the prediction and is measured closely. Perplexity is noisier: its ratio counts once the 95% interval excludes that
-nothing rose at all. Where an interval's end lies in another class than the word, the text was too short to rule that
-class out. Where the figures cannot show what the scheme does to the model, there is no word.
+Two measures are compared with limits, and the worse one decides. The mean KL divergence responds to every change of
+the predictions and has a narrow interval. The perplexity ratio is noisier: it counts once its 95% interval excludes 1.
+If an interval reaches into another level, more text is needed to exclude that level. If the figures cannot show the
+effect of quantization, the level is `unjudged`.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from service.contracts.report import Estimate, KlDivergence, Report, SchemeFacts
 from service.contracts.request import VerdictLimits
 
 MOST = 0.9
-"""Where a scheme replaces a smaller share of the layers' weights, its reader is told."""
+"""If a scheme quantizes a smaller share of the layers' weights, the reasons state the share."""
 
 
 class Level(IntEnum):
-    """What a scheme does to the model's predictions, from least to most."""
+    """The effect of a scheme on the model's predictions, from least to most."""
 
     negligible = 0
     noticeable = 1
@@ -36,18 +36,18 @@ class Grounds(NamedTuple):
     vocabulary: int
     """Tokens that it chooses among."""
     quantised_share: float | None
-    """Share of the decoder layers' weights that the scheme replaced; None where a report does not tell."""
+    """Share of the decoder layers' weights that the scheme quantized; None in earlier reports."""
 
     def lacking(self) -> str | None:
         """Say in a sentence why the figures cannot tell; None where they can."""
         if self.perplexity is None:
-            return "No position has a finite prediction under the reference."
+            return "The reference has no finite prediction at any position."
         if self.quantised_share == 0:
-            return "The scheme replaces none of the decoder layers' weights: these figures say nothing about it."
+            return "The scheme quantizes none of the decoder layers' weights, so these figures say nothing about it."
         if self.perplexity >= self.vocabulary:
             return (
-                f"The reference predicts the text no better than a guess among its {self.vocabulary:,} tokens, so "
-                "these figures do not show what the scheme does to a model that knows the text."
+                f"The reference predicts this text no better than a random guess among its {self.vocabulary:,} tokens, "
+                "so these figures cannot show the effect of quantization."
             )
         return None
 
@@ -175,24 +175,24 @@ def _reasons(
 ) -> Iterator[str]:
     if judged.by_kl is None or judged.by_ratio is None or kl is None or ratio is None:
         because = grounds.lacking() if judged.level is Level.unjudged else None
-        yield because or "No position has a finite prediction under the scheme."
+        yield because or "The quantized model has no finite prediction at any position."
         return
     bounds = _class_bounds(kl_limit(limits), judged.by_kl)
-    yield f"The mean KL is {claim(kl, 'nats')}, which is {judged.by_kl.name}: {bounds}."
+    yield f"Mean KL divergence is {claim(kl, 'nats')}: {judged.by_kl.name} ({bounds})."
     if risen(ratio) or ratio.value < ratio_limit(limits).noticeable:
         bounds = _class_bounds(ratio_limit(limits), judged.by_ratio)
-        yield f"The perplexity ratio is {claim(ratio)}, which is {judged.by_ratio.name}: {bounds}."
+        yield f"Perplexity ratio is {claim(ratio)}: {judged.by_ratio.name} ({bounds})."
     else:
-        yield f"The perplexity ratio is {claim(ratio)}, which does not show a rise: the interval includes 1."
+        yield f"Perplexity ratio is {claim(ratio)}: no significant increase, because the interval includes 1."
     if kl.interval is None:
-        yield "The report has no interval for these values, so other levels cannot be ruled out."
+        yield "These values have no 95% interval, so other levels are possible."
     share = grounds.quantised_share
     if share is not None and share < MOST:
-        yield f"The scheme replaces {share_in_words(share)} of the layers' weights; the values show their effect."
+        yield f"Only {share_in_words(share)} of the decoder layers' weights are quantized."
 
 
 def share_in_words(share: float) -> str:
-    """Return the share of the weights that a scheme replaces, which is not 0."""
+    """Return the share of the weights that a scheme quantizes, which is not 0."""
     return f"{share:.1%}" if share >= 0.001 else "0.1% or less"
 
 
@@ -200,5 +200,5 @@ def _class_bounds(limit: Limit, level: Level) -> str:
     if level is Level.negligible:
         return f"under {limit.noticeable:g}"
     if level is Level.noticeable:
-        return f"from {limit.noticeable:g} to {limit.severe:g}"
+        return f"{limit.noticeable:g} to {limit.severe:g}"
     return f"{limit.severe:g} or more"

@@ -63,7 +63,7 @@ class Home:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            allowed = f"it must be a directory that can be written to ({error.strerror})"
+            allowed = f"a directory that you can write to ({error.strerror})"
             raise InvalidRequest("HEADROOM_HOME", str(self.path), allowed) from error
 
     @contextlib.contextmanager

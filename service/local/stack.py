@@ -200,7 +200,7 @@ def _listen(host: str, port: int) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
         )
     except OSError as error:
-        allowed = f"an address of this machine and a free port are ({error.strerror or error})"
+        allowed = f"an address of this machine and a free port ({error.strerror or error})"
         raise InvalidRequest("--host and --port", f"{host} {port}", allowed) from error
 
 

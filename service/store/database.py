@@ -22,7 +22,7 @@ BUSY_SECONDS = 30
 MIGRATION_LOCK = 0x48454144
 """Key of the PostgreSQL advisory lock that a migration holds."""
 _WRITES = "headroom_writes"
-_ALLOWED = "allowed: sqlite:////absolute/file.db or postgresql://user:password@host:port/database"
+_ALLOWED = "sqlite:////absolute/file.db or postgresql://user:password@host:port/database"
 
 
 def make_engine(url: str) -> Engine:
@@ -91,8 +91,8 @@ def _make_directory(directory: Path, url: URL) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        allowed = f"its directory must be there, or one that can be made ({error.strerror}); {_ALLOWED}"
-        raise InvalidRequest("HEADROOM_DATABASE_URL", public_url(url), allowed) from error
+        problem = f"is in a directory that cannot be created ({error.strerror})"
+        raise InvalidRequest("HEADROOM_DATABASE_URL", public_url(url), _ALLOWED, problem=problem) from error
 
 
 def _prepare_sqlite(connection: SQLiteConnection, _record: object) -> None:

@@ -86,11 +86,11 @@ class JobStore(Leases, Dispatches):
         Raises InvalidRequest for a page size or token that is not allowed.
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
-            raise InvalidRequest("page_size", page_size, f"allowed: 1 to {MAX_PAGE_SIZE}")
+            raise InvalidRequest("page_size", page_size, f"1 to {MAX_PAGE_SIZE}")
         query = select(JobRow).order_by(JobRow.id.desc()).limit(page_size + 1)
         if page_token is not None:
             if len(page_token) != 32 or not page_token.isalnum():
-                raise InvalidRequest("page_token", page_token, "allowed: a next_page_token of an earlier answer")
+                raise InvalidRequest("page_token", page_token, "a next_page_token of an earlier answer")
             query = query.where(JobRow.id < page_token)
         if status is not None:
             query = query.where(JobRow.status == status)
@@ -178,7 +178,7 @@ class JobStore(Leases, Dispatches):
 def _existing(session: Session, job_id: str) -> JobRow:
     row = session.get(JobRow, job_id)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job")
+        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
     return row
 
 

@@ -43,7 +43,7 @@ def locked(session: Session, job_id: str) -> JobRow:
     """Return a job's row, held until the transaction ends. Raises NotFound."""
     row = session.get(JobRow, job_id, with_for_update=True)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job")
+        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
     return row
 
 

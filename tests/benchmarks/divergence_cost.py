@@ -16,7 +16,7 @@ from collections.abc import Callable
 import program_environment  # noqa: F401  (before torch)
 import torch
 
-from workers.measurement.predictions import LOGIT_BYTES
+from workers.measurement.predictions.comparison import LOGIT_BYTES
 from workers.measurement.statistics.backends import compare_logits, score_logits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -21,9 +21,9 @@ from checkpoints import make_llama, make_text
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
-from workers.measurement.memory import settle_memory
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.memory import settle_memory
+from workers.measurement.runtime.progress import Narrator
 
 LAYERS = (4, 8, 16, 24)
 SEQUENCES = (4, 8, 16, 32)

@@ -28,14 +28,14 @@ from transformers import AutoModelForCausalLM
 
 from service.contracts.request import Analysis, MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
-from workers.measurement.layer_pass import LayerPass
-from workers.measurement.memory import settle_memory
+from workers.measurement.layers.layer_pass import LayerPass
+from workers.measurement.layers.sweep import prepare_sweep
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.state import Batch
-from workers.measurement.sweep import prepare_sweep
+from workers.measurement.runtime.memory import settle_memory
+from workers.measurement.runtime.progress import Narrator
 
 
 def bare(model: nn.Module, token_ids: torch.Tensor) -> None:

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
-from workers.measurement.memory import settle_memory
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.memory import settle_memory
+from workers.measurement.runtime.progress import Narrator
 
 NAMES = ("reference", "int8", "nf4")
 

@@ -22,7 +22,7 @@ from service.contracts.request import Analysis
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
 from service.contracts.tables import TABLES
 from workers.measurement.results.layer_rows import shortened
-from workers.measurement.results.tables import TableWriter
+from workers.measurement.runtime.table_writer import TableWriter
 
 OUTLIERS = {1415: 1400.0, 2533: 620.0, 2: 90.0, 318: 45.0, 511: 38.0, 950: 30.0, 1076: 28.0, 3431: 22.0, 3857: 17.0}
 """Typical abs_max of outlier dimensions, by dimension; the first two carry the massive activations."""

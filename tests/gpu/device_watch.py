@@ -11,9 +11,9 @@ from step_support import Context, seconds, wait
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from workers.measurement.layer_pass import LayerPass
+from workers.measurement.layers.layer_pass import LayerPass
+from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.decoder import Decoder
-from workers.measurement.state import SweepState
 
 PROFILED = 2
 """Layers, after one that warms up."""

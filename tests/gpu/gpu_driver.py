@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
+from gpu_forking import preload
 from gpu_prepare import NotReady, prepare
 from gpu_running import Interruption, Result, not_run, run_step
 from gpu_steps import DRY_SECONDS, STEPS, TOTAL_SECONDS, Step
@@ -48,9 +49,9 @@ class Run:
         logs.mkdir(exist_ok=True)
         options = ["--device", "cpu" if self.dry else "cuda:0", "--scratch", str(self.scratch)]
         options += ["--dry"] if self.dry else []
-        environment = dict(self.environment)
-        if self.dry:  # two steps share the processor then
-            environment |= {"OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if step.interpreted else {})
+        environment: Mapping[str, str] | None = self.environment
+        if self.dry:
+            environment = {**self.environment, "TRITON_INTERPRET": "1"} if step.interpreted else None
         return run_step(step, options, limit, logs / f"{step.name}.txt", environment, self.interruption)
 
     def _write(self, result: Result) -> None:
@@ -93,6 +94,9 @@ def main(arguments: Sequence[str]) -> int:
         except NotReady as error:
             print(f"run.sh: {error}", file=sys.stderr)
             return 2
+        if given.dry:
+            environment["OMP_NUM_THREADS"] = "1"  # two steps share the processor then
+            preload(environment)
         run = Run(given.out.absolute(), scratch, environment, given.dry, deadline, interruption)
         return run_steps(run, STEPS)
 

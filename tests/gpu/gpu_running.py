@@ -11,15 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from gpu_forking import Forked
 from gpu_steps import Step
 
 Result = dict[str, Any]
 """A line of gpu.jsonl."""
+Process = subprocess.Popen[str] | Forked
 
 
 class Interruption:
@@ -27,22 +29,22 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[Process] = set()
 
     def listen(self) -> None:
         """Take SIGTERM and SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
 
-    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-        """Start a process in a group of its own."""
-        process = subprocess.Popen(command, start_new_session=True, text=True, **options)
+    def start(self, begin: Callable[[], Process]) -> Process:
+        """Start a process, which has a group of its own."""
+        process = begin()
         self._running.add(process)
         if self.signal_name is not None:
             kill_group(process)
         return process
 
-    def ended(self, process: subprocess.Popen[str]) -> None:
+    def ended(self, process: Process) -> None:
         """Forget a process, and end whatever it has started and left behind."""
         kill_group(process)
         self._running.discard(process)
@@ -53,7 +55,7 @@ class Interruption:
             kill_group(process)
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: Process) -> None:
     """Kill a process and those that it has started."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -87,13 +89,15 @@ class _Said:
 
 
 def run_step(
-    step: Step, options: Sequence[str], limit: float, log: Path, environment: Mapping[str, str], by: Interruption
+    step: Step, options: Sequence[str], limit: float, log: Path, environment: Mapping[str, str] | None, by: Interruption
 ) -> Result:
-    """Run a step for `limit` seconds at most, and return its line."""
+    """Run a step for `limit` seconds at most, and return its line.
+
+    `environment`: of a new process; without it the step is a fork, see `gpu_forking.preload`.
+    """
     said, began, timed_out = _Said(), time.monotonic(), False
     with log.open("w", encoding="utf-8") as errors:
-        command = [sys.executable, str(step.file), *step.arguments, *options]
-        process = by.start(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, env=environment)
+        process = by.start(lambda: _begin([str(step.file), *step.arguments, *options], errors, environment))
         reader = threading.Thread(target=said.read, args=(process.stdout,), daemon=True)
         reader.start()
         try:
@@ -101,14 +105,28 @@ def run_step(
         except subprocess.TimeoutExpired:
             timed_out = True
         by.ended(process)
-        process.wait()
+        status_code = process.wait()
         reader.join(5)
-    status, error = _outcome(process.returncode, timed_out, limit, said, log, by.signal_name)
+    status, error = _outcome(status_code, timed_out, limit, said, log, by.signal_name)
     line: Result = {"step": step.name, "title": step.title, "status": status}
     line |= {"seconds": round(time.monotonic() - began, 1), "budget_seconds": step.budget_seconds}
     line |= {"error": error} if error else {}
     line |= {"figures": list(said.figures.values()), "details": said.details, "problems": said.problems}
     return line
+
+
+def _begin(program: list[str], errors: TextIO, environment: Mapping[str, str] | None) -> Process:
+    if environment is None:
+        return Forked(program, errors)
+    return subprocess.Popen(
+        [sys.executable, *program],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment,
+        start_new_session=True,
+        text=True,
+    )
 
 
 def not_run(step: Step, why: str) -> Result:

@@ -20,14 +20,14 @@ from step_support import seconds
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
-from workers.measurement.layer_pass import LayerPass
+from workers.measurement.layers.layer_pass import LayerPass
+from workers.measurement.layers.quantize_layer import quantize_layer
+from workers.measurement.layers.streams import REFERENCE
+from workers.measurement.layers.sweep import prepare_sweep
+from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder, run_layer
 from workers.measurement.models.projections import projections, weight_rows
-from workers.measurement.quantization.layer import quantize_layer
-from workers.measurement.state import Batch, SweepState
-from workers.measurement.streams import REFERENCE
-from workers.measurement.sweep import prepare_sweep
 
 KEPT_ON_DEVICE = 2**36
 READING_SECONDS = 0.7

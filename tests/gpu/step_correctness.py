@@ -90,7 +90,7 @@ def measured(context: Context, name: str) -> Measured:
     from oracle import WholeModel
 
     from workers.measurement.program import measure
-    from workers.measurement.progress import Narrator
+    from workers.measurement.runtime.progress import Narrator
 
     path = context.scratch / f"tiny-{name}"
     save_model(path, CONFIGS[name]())
@@ -115,10 +115,10 @@ def swept(found: Measured, context: Context) -> dict[str, tuple[Any, Any]]:
     from architectures import swept_logits
 
     from service.contracts.request import schemes_for
+    from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+    from workers.measurement.layers.sweep_state import Batch
     from workers.measurement.models.checkpoint import open_checkpoint
     from workers.measurement.models.decoder import load_decoder
-    from workers.measurement.state import Batch
-    from workers.measurement.sweep import prepare_sweep, sweep_layers
 
     analysis = request_of(found.path, found.path / "tokens.jsonl", (SEQUENCES, LENGTH), context.device)
     decoder = load_decoder(open_checkpoint(found.path), torch.device(context.device), found.path / "scratch")

@@ -141,7 +141,7 @@ def tell_whole(context: Context, request: Any, floor: float, limit: float, out: 
     import torch
 
     from workers.measurement.program import measure
-    from workers.measurement.progress import Narrator
+    from workers.measurement.runtime.progress import Narrator
 
     class Telling(Narrator):
         def _say(self, line: Any) -> None:

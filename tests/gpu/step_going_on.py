@@ -32,7 +32,7 @@ def check(context: Context) -> None:
     """Tell whether a kill shows in the tables."""
     quiet()
     from workers.measurement.program import measure
-    from workers.measurement.progress import Narrator
+    from workers.measurement.runtime.progress import Narrator
 
     request, outs = tiny_request(context), {name: context.scratch / name for name in ("killed", "whole", "again")}
     process = start_measuring(request.model_dump_json(), outs["killed"])

@@ -1,8 +1,8 @@
 """Holds the CUDA kernels against plain torch: a table of checks, a table of inputs.
 
 What is no sum must be equal to the bit. A sum of n terms may be off by (n + 8) * 2^-53 of the sum of their
-magnitudes, and so may plain torch's; what stands on float32 exponentials, by 1e-6. In a dry run Triton's kernels run in
-its interpreter, and the C++ sources on the host, where there is a compiler.
+magnitudes, and so may plain torch's; what stands on sums of exponentials, by 1e-9 nats. In a dry run Triton's kernels
+run in its interpreter, and the C++ sources on the host, where there is a compiler.
 
     N sequences of S tokens, d channels; T tokens
 """
@@ -123,15 +123,17 @@ def channel_rounding(x: torch.Tensor) -> Tensors:
 
 
 def hits(module: Any, x: torch.Tensor) -> Tensors:
-    """Return where values reach the threshold."""
-    tokens = x.flatten(0, 1)
-    limits = torch.full((len(tokens),), THRESHOLD, device=x.device)
-    reached = tokens.isfinite() & (tokens.float().abs() >= THRESHOLD)
-    dimensions = reached.any(dim=0).nonzero().flatten()
-    if not len(dimensions):
-        return {}
-    positions, peaks, keys = module.note_hits(tokens, dimensions, int(reached.sum()), limits, 20)
-    return {"positions": positions, "peaks": peaks, "keys": keys.sort().values}
+    """Return where values reach the threshold, and where they reach a limit that all do which are finite."""
+    tokens, figures = x.flatten(0, 1), {}
+    for which, limit in (("few", THRESHOLD), ("all", 0.0)):
+        limits = torch.full((len(tokens),), limit, device=x.device)
+        reached = tokens.isfinite() & (tokens.float().abs() >= limit)
+        dimensions = reached.any(dim=0).nonzero().flatten()
+        if len(dimensions):
+            positions, peaks, keys = module.note_hits(tokens, dimensions, int(reached.sum()), limits, 20)
+            noted = {"positions": positions, "peaks": peaks, "keys": keys.sort().values}
+            figures |= {f"{name} of {which}": figure for name, figure in noted.items()}
+    return figures
 
 
 def divergence(module: Any, x: torch.Tensor) -> Tensors:
@@ -148,9 +150,9 @@ def divergence(module: Any, x: torch.Tensor) -> Tensors:
 
 
 def exponentials(x: torch.Tensor) -> Tensors:
-    """Return how far what stands on float32 exponentials may be apart, in nats."""
-    one = torch.tensor(1e-6, dtype=torch.float64, device=x.device)
-    return {"log-sum-exp": one, "divergence": one}
+    """Return how far what stands on sums of exponentials may be apart, in nats."""
+    nats = torch.tensor(1e-9, dtype=torch.float64, device=x.device)
+    return {"log-sum-exp": nats, "divergence": nats}
 
 
 CHECKS = (

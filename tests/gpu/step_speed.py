@@ -1,12 +1,28 @@
 """Times every kernel beside the matrix product that its tensor feeds, and beside the memory's bandwidth."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from step_support import Context, median_seconds, run, tell_replaced
+
+if TYPE_CHECKING:
+    import torch
 
 THRESHOLD = 6.0
 WIDTHS = (2048, 4096, 14336)
 SEQUENCES, TOKENS, INPUTS, ROUNDS = 2, 2048, 4, 40
+
+
+def notes(tokens: "torch.Tensor", limit: float) -> Callable[[], object]:
+    """Return what notes the values of tokens [T, d] that reach a limit."""
+    import torch
+
+    from workers.measurement.statistics import backends
+
+    reached = tokens.abs() >= limit
+    dimensions, count = reached.any(dim=0).nonzero().flatten(), int(reached.sum())
+    limits = torch.full((len(tokens),), limit, device=tokens.device)
+    return lambda: backends.note_hits(tokens, dimensions, count, limits, 20)
 
 
 def time_width(context: Context, shape: tuple[int, int, int], rounds: int) -> None:
@@ -23,6 +39,8 @@ def time_width(context: Context, shape: tuple[int, int, int], rounds: int) -> No
         "reduction": ([lambda x=x: backends.reduce_sequences(x, backends.typical(x), THRESHOLD) for x in tensors], 1),
         "token products": ([lambda y=y, q=q: backends.token_products(y, q) for y, q in pairs], 2),
         "histogram": ([lambda y=y: backends.histogram(y) for y, _ in pairs], 1),
+        "notes of all values": ([notes(y, 0.0) for y, _ in pairs], 1),
+        "notes of 1 value in 16,000": ([notes(y, 4.0) for y, _ in pairs], 1),
     }
     product = median_seconds([lambda y=y: y @ weight for y, _ in pairs], context.device, rounds)
     context.figure(f"d = {width}: matrix product", product * 1e6, "microseconds")

@@ -88,11 +88,11 @@ def run(
 
 def quiet() -> None:
     """Prepare the libraries as the measuring program does; imports them."""
-    from workers.measurement.environment import settle_environment
+    from workers.measurement.runtime.environment import settle_environment
 
     settle_environment()
     from workers.measurement.__main__ import quiet_libraries
-    from workers.measurement.memory import settle_memory
+    from workers.measurement.runtime.memory import settle_memory
 
     quiet_libraries()
     settle_memory()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import tomllib
 import zipfile
@@ -181,3 +182,38 @@ def test_a_folder_without_wheels_is_refused(tmp_path: Path) -> None:
 def test_what_is_missing_or_too_old_is_named() -> None:
     with pytest.raises(NotReady, match=r"nonesuch is missing; pytest is [\d.]+, at least 999\.1 is needed\. Install"):
         _check(sys.path, {"nonesuch": "", "pytest": "999.1", "torch": "2.11"})
+
+
+FORK = """
+import subprocess, sys
+import gpu_forking, gpu_running, gpu_steps
+from pathlib import Path
+gpu_forking.preload({"PYTHONPATH": "", "MARK": "seen"}, module="json")
+file = Path(sys.argv[1])
+for code, limit in (
+    ("import json, os; print(json.dumps({'detail': 'mark', 'value': os.environ['MARK']}))", 60),
+    ("import sys; sys.exit(3)", 60),
+    ("import os; os.kill(os.getpid(), 11)", 60),
+    ("raise ValueError('broken')", 60),
+    ("import subprocess; subprocess.run(['sleep', '600'])", 1),
+):
+    file.write_text(code)
+    step = gpu_steps.Step("one", "one", 1, file)
+    line = gpu_running.run_step(step, [], limit, file.with_suffix(".txt"), None, gpu_running.Interruption())
+    print(line["status"], line["details"], line.get("error"))
+"""
+
+
+def test_a_step_in_a_fork_ends_as_a_process_does(tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(f"if __name__ == '__main__':\n{textwrap.indent(FORK, '    ')}")
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    command = [sys.executable, str(driver), str(tmp_path / "step.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.splitlines() == [
+        "ok {'mark': 'seen'} None",
+        "failed {} exit status 3",
+        "failed {} killed by SIGSEGV",
+        "failed {} exit status 1: ValueError: broken",
+        "timeout {} not done after 1 s",
+    ], done.stderr

@@ -14,7 +14,7 @@ from real_measurement import Measured
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 from workers.samples import CALIBRATION
 
 ROOT = Path(__file__).resolve().parents[2]

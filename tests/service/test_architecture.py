@@ -21,6 +21,14 @@ FORBIDDEN = {
     "The measurement knows no queue, database or network": ("workers/measurement/errors.py", "import service.queue"),
     "Drawing never measures": ("workers/reporting/text.py", "import torch"),
     "Contracts stand on pydantic alone": ("service/contracts/schemes.py", "import service.store.records"),
+    "The measurement's folders form layers": (
+        "workers/measurement/quantization/grid.py",
+        "import workers.measurement.models.decoder",
+    ),
+    "Statistics and quantization know no model and open no file": (
+        "workers/measurement/statistics/surface.py",
+        "import pathlib",
+    ),
     "The service's folders form layers": ("service/store/records.py", "import service.submission"),
 }
 HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate", "numba", "matplotlib")

@@ -243,10 +243,10 @@ def test_keys_have_a_form(store: JobStore, artifacts: ArtifactStore, tmp_path: P
 def test_the_bell_is_rung_after_the_commit(store: JobStore, artifacts: ArtifactStore) -> None:
     rung: list[tuple[str, int, Status]] = []
 
-    def bell(job_id: str, number: int) -> None:
+    def send(job_id: str, number: int) -> None:
         rung.append((job_id, number, store.get(job_id).status))
 
-    job = submit(store, artifacts, JobSubmission(model="sample"), bell=bell)
+    job = submit(store, artifacts, JobSubmission(model="sample"), send=send)
     assert isinstance(job, Job)
     assert rung == [(job.id, 1, Status.queued)]
     assert store.unsent_dispatches() == []
@@ -259,7 +259,7 @@ def test_without_a_broker_the_job_is_kept_for_the_scheduler(
         raise ServiceUnreachable("nobody there")
 
     with caplog.at_level(logging.WARNING):
-        job = submit(store, artifacts, JobSubmission(model="sample"), bell=broken)
+        job = submit(store, artifacts, JobSubmission(model="sample"), send=broken)
     assert isinstance(job, Job)
     assert [owed.job_id for owed in store.unsent_dispatches()] == [job.id]
     assert "nobody there" in caplog.text
@@ -270,7 +270,7 @@ def test_a_job_that_has_moved_on_is_not_rung_for_again(store: JobStore, artifact
     job = submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key")
     assert isinstance(job, Job)
     store.claim(job.id, 1, "worker", 60)
-    submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key", bell=lambda job, _: rung.append(job))
+    submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key", send=lambda job, _: rung.append(job))
     assert rung == []
 
 

@@ -120,19 +120,22 @@ def test_int8_threshold_is_the_default_of_every_variant_of_int8():
         ("nf4:compute_dtyp=float32", "nf4 has no setting 'compute_dtyp'. Available: compute_dtype, block_size"),
         ("nf4:compute_dtyp=float32", "Did you mean 'compute_dtype'?"),
         ("int8:compute_dtype=float32", "int8 has no setting 'compute_dtype'. Available: threshold, keep"),
-        ("nf4:compute_dtype=float31", "nf4 takes no compute_dtype of 'float31'; allowed: bfloat16, float16, float32"),
+        (
+            "nf4:compute_dtype=float31",
+            "nf4: compute_dtype='float31' is not allowed; allowed: bfloat16, float16, float32",
+        ),
         ("nf4:compute_dtype=float31", "Did you mean 'float32'?"),
         ("nf4:compute_dtype=auto", "nf4 takes no compute_dtype of 'auto'"),
-        ("nf4:block_size=65", "nf4 takes no block_size of '65'; allowed: 32, 64, 128, 256, 512, 1024, 2048, 4096"),
-        ("nf4:double_quantisation=1", "nf4 takes no double_quantisation of '1'; allowed: true or false"),
-        ("int8:threshold=-1", "int8 takes no threshold of '-1'; allowed: a finite number, 0 or more"),
+        ("nf4:block_size=65", "nf4: block_size='65' is not allowed; allowed: 32, 64, 128, 256, 512, 1024, 2048, 4096"),
+        ("nf4:double_quantisation=1", "nf4: double_quantisation='1' is not allowed; allowed: true or false"),
+        ("int8:threshold=-1", "int8: threshold='-1' is not allowed; allowed: a finite number, 0 or more"),
         ("int8:threshold=nan", "int8 takes no threshold of 'nan'"),
         ("int8:threshold=1e999", "int8 takes no threshold of '1e999'"),
         ("int8:threshold=1,threshold=2", "gives 'threshold' twice"),
         ("mxfp4:weight_group=64", "mxfp4 has no setting 'weight_group'. Available: keep"),
         ("int8=nf4", "'int8' is no label for nf4; it stands for another scheme"),
         ("reference=nf4", "'reference' is no label for nf4"),
-        ("Label=nf4", "'Label' is no label; allowed: 1 to 32 of a-z, 0-9 and -"),
+        ("Label=nf4", "'Label' is not a label; allowed: 1 to 32 of a-z, 0-9 and -"),
         (f"{'a' * 33}=nf4", "allowed: 1 to 32 of a-z, 0-9 and -"),
         ("=nf4", "no label before '='"),
         ("nf4:", "has '' in the place of KEY=VALUE"),
@@ -174,7 +177,7 @@ def test_two_variants_of_one_name_are_refused():
 
 def test_a_name_that_is_too_long_asks_for_a_label():
     said = refused("nf4:compute_dtype=bfloat16,block_size=128")
-    assert "'nf4-compute-dtype-bfloat16-block-size-128', of 41 characters; at most 32 are allowed" in said
+    assert "'nf4-compute-dtype-bfloat16-block-size-128' has 41 characters; allowed: at most 32" in said
     assert said.endswith("give a label: LABEL=nf4:compute_dtype=bfloat16,block_size=128")
     assert analysis("b=nf4:compute_dtype=bfloat16,block_size=128").scheme_names == ("b",)
 

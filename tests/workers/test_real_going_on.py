@@ -23,7 +23,7 @@ from workers.supervisor import Supervisor
 SMALL = JobRequest(model="sample", sequences=2, sequence_length=32, schemes=("nf4",))
 WAITS = """
 import os, pathlib, sys, time
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 say = Narrator._say
 def say_and_wait(self, line):
     say(self, line)
@@ -40,13 +40,13 @@ sys.exit(main(sys.argv[1:]))
 FILLS = """
 import sys
 import torch
-from workers.measurement import layer_pass
-run_layer = layer_pass.run_layer
+from workers.measurement.layers import advance
+run_layer = advance.run_layer
 def in_small_memory(module, hidden, arguments):
     if len(hidden) > 1 and hidden.shape[0] * hidden.shape[1] > 32:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return run_layer(module, hidden, arguments)
-layer_pass.run_layer = in_small_memory
+advance.run_layer = in_small_memory
 from workers.measurement.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

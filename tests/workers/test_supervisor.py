@@ -186,7 +186,7 @@ def test_every_warning_is_stored(bench: Bench) -> None:
     warn = "for n in range(3): say(kind='warning', code='nonfinite', message=str(n), where='layer')\n"
     bench.run(warn + MEASURE)
     warnings = [event.data for event in bench.store.events(bench.job_id) if event.kind == "warning"]
-    assert warnings == [{"code": "nonfinite", "message": str(n), "where": "layer"} for n in range(3)]
+    assert warnings == [{"code": "nonfinite", "message": str(n), "where": "layer", "advice": None} for n in range(3)]
 
 
 def test_garbage_on_standard_output_is_ignored(bench: Bench) -> None:
@@ -321,8 +321,10 @@ def test_a_device_that_is_full_is_tried_again_with_half_the_batch(
     measured = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
     assert (measured.batch_sequences, measured.sequences) == (half, bench.job.request.sequences)
     warnings = [event.data for event in bench.store.events(job.id) if event.kind == "warning"]
-    message = f"cuda:1 is full at {used}; measured anew with batch_sequences of {half}"
-    assert warnings == [{"code": "smaller-batch", "message": message, "where": None}]
+    batch = "1 sequence" if half == 1 else f"{half} sequences"
+    message = f"cuda:1 is full at {used}. The measurement began again with {batch} in a batch."
+    advice = f"Give --batch-sequences {half} next time, which saves the first try."
+    assert warnings == [{"code": "smaller-batch", "message": message, "where": None, "advice": advice}]
     assert bench.no_work_is_left()
 
 
@@ -372,11 +374,60 @@ if len(batches) == 2:
     assert batches() == [None, 4, 4]
 
 
-def test_a_library_that_ends_the_process_on_a_full_device_is_understood(bench: Bench) -> None:
-    said = "Error out of memory at line 72 in file /src/csrc/ops.cu"
-    job = bench.run(f"print({said!r}, file=sys.stderr); sys.exit(1)")
-    assert job.error is not None
-    assert (job.error.code, said in job.error.message) == ("device-out-of-memory", True)
+IN_A_LIBRARY = "Error out of memory at line 72 in file /src/csrc/ops.cu"
+
+
+def ended_by_a_library(batch: str, when: str = "True") -> str:
+    """Code of a measurement that bitsandbytes ends; to be put after the code of `fills_device`."""
+    return f"""
+batch = {batch}
+if {when}:
+    say(kind="progress", stage="sweep", done=0, total=9, elapsed_seconds=0, batch_sequences=batch)
+    progress("sweep", 1, 9)
+    print({IN_A_LIBRARY!r}, file=sys.stderr)
+    print("what is said at exit", file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+def test_a_library_that_ends_the_process_on_a_full_device_is_tried_again_with_half_the_batch(
+    bench: Bench, tmp_path: Path
+) -> None:
+    code, batches = fills_device(tmp_path, "None", "False")
+    job = bench.run(code + ended_by_a_library("8", "len(batches) == 1") + MEASURE)
+    assert (job.status, job.error, batches()) == (Status.succeeded, None, [None, 4])
+    length = job.request.sequence_length
+    start = (
+        f"the measurement's device ran out of memory: {IN_A_LIBRARY}, at 8 sequences of {length} tokens in a batch; "
+    )
+    events = bench.store.events(job.id)
+    (warning,) = [event.data for event in events if event.kind == "warning"]
+    assert warning["code"] == "smaller-batch"
+    assert warning["message"].startswith(f"{start}set batch_sequences to 4 or less, or a shorter sequence_length, or ")
+    assert warning["message"].endswith(". The measurement began again with 4 sequences in a batch.")
+    sweep = [event.data for event in events if event.kind == "progress" and event.data["stage"] == "sweep"]
+    assert [line.get("batch_sequences", "left out") for line in sweep] == [8, "left out"]
+
+
+def test_a_library_that_ends_the_process_again_fails_the_job(bench: Bench, tmp_path: Path) -> None:
+    code, batches = fills_device(tmp_path, "None", "False")
+    job = bench.run(code + ended_by_a_library("batches[-1] or 8"))
+    message = (
+        "with 8 sequences in a batch, and again with half of them: the measurement's device ran out of memory: "
+        f"{IN_A_LIBRARY}, at 4 sequences of {job.request.sequence_length} tokens in a batch; set batch_sequences to 2 "
+        "or less, or a shorter sequence_length, or use a device with more free memory"
+    )
+    assert job.error == Failed(code="device-out-of-memory", message=message, bad_input=False, batch_sequences=4)
+    assert (job.status, batches()) == (Status.failed, [None, 4])
+    assert bench.nothing_is_left()
+
+
+def test_a_library_that_ends_the_process_before_the_sweep_fails_the_job_at_once(bench: Bench, tmp_path: Path) -> None:
+    count, runs = counts(tmp_path)
+    job = bench.run(count + f"progress('load', 0, 1); print({IN_A_LIBRARY!r}, file=sys.stderr); sys.exit(1)")
+    message = f"the measurement's device ran out of memory: {IN_A_LIBRARY}; use a device with more free memory"
+    assert job.error == Failed(code="device-out-of-memory", message=message, bad_input=False)
+    assert runs() == 1
 
 
 def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from workers.measurement.environment import settle_environment
+from workers.measurement.runtime.environment import settle_environment
 
 if __name__ == "__main__":  # before the libraries are imported
     settle_environment()
@@ -28,9 +28,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError, first_line
-from workers.measurement.memory import ran_out, settle_memory
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.memory import ran_out, settle_memory
+from workers.measurement.runtime.progress import Narrator
 from workers.measurement.statistics.backends import CUDA_KERNELS, replace_kernel
 
 _WITHOUT_KERNELS = "MEASUREMENT_WITHOUT_KERNELS"

@@ -3,6 +3,7 @@
 `code` is stable and travels in the `failed` line; every message names what was given and what is allowed.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -63,6 +64,20 @@ class DeviceOutOfMemory(MeasurementError):
         self.batch_sequences = batch_sequences
 
 
+def device_full(device: str, needed: str, batch: Sequence[int] | None) -> str:
+    """Return the message for a device without memory: what was needed, and which settings of a job need less.
+
+    `batch`: the sequences of a batch and the tokens in each, where batches take the memory.
+    """
+    at = less = ""
+    if batch:
+        sequences, length = batch
+        at = f", at {sequences} {'sequence' if sequences == 1 else 'sequences'} of {length} tokens in a batch"
+        fewer = f"batch_sequences to {sequences // 2} or less, or " if sequences > 1 else ""
+        less = f"set {fewer}a shorter sequence_length, or "
+    return f"{device} ran out of memory: {needed}{at}; {less}use a device with more free memory"
+
+
 def first_line(error: BaseException) -> str:
     """Return what a library's error says first, on one line; its name too where it says only a key, or nothing.
 
@@ -73,3 +88,9 @@ def first_line(error: BaseException) -> str:
         return type(error).__name__
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it, cut when long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

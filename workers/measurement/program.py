@@ -10,39 +10,47 @@ import torch
 
 from service.contracts.request import MeasurementRequest, schemes_for
 from service.contracts.tables import TABLES
-from workers.measurement.calibration import Calibration, calibrate
-from workers.measurement.device import card_name, choose_device, device_memory, require_bitsandbytes, total_bytes
 from workers.measurement.errors import BadRequest
-from workers.measurement.kept import kept_modules
-from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
-from workers.measurement.labelled.findings import LabelledFindings, labelled_findings
-from workers.measurement.labelled.records import LabelledRecords, read_labelled
-from workers.measurement.labelled.vectors import final_vectors, in_record_order
+from workers.measurement.inputs.calibration import Calibration, calibrate
+from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
+from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
+from workers.measurement.inputs.tokenizer import LazyTokenizer, bos_token, load_tokenizer
+from workers.measurement.layers.streams import REFERENCE, StreamCheckpoint
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from workers.measurement.models.components import ARCHITECTURES
 from workers.measurement.models.decoder import Decoder, load_decoder
-from workers.measurement.predictions import Predictions, compare_predictions, first_scored
-from workers.measurement.profile import pick_profile
-from workers.measurement.progress import Narrator
-from workers.measurement.remarks import (
-    warn_few_sequences,
-    warn_fp16_columns,
-    warn_guessing,
-    warn_nonfinite,
-    warn_not_discriminating,
-    warn_replaced,
-    warn_unquantized,
-)
+from workers.measurement.models.kept_modules import kept_modules
+from workers.measurement.predictions.comparison import Predictions, compare_predictions, first_scored
+from workers.measurement.predictions.label_separation import LabelledFindings, labelled_findings
+from workers.measurement.predictions.labelled_vectors import final_vectors, in_record_order
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
+from workers.measurement.results.profile import pick_profile
 from workers.measurement.results.report import Findings, build_report
-from workers.measurement.results.tables import TableWriter, table_writers
-from workers.measurement.state import Batch, SweepState
+from workers.measurement.results.report_warnings import (
+    warn_calibration,
+    warn_fp16_columns,
+    warn_nonfinite,
+    warn_not_discriminating,
+    warn_overflow,
+    warn_predictions,
+    warn_replaced,
+    warn_unknown_architecture,
+    warn_unquantized,
+)
+from workers.measurement.runtime.device import (
+    card_name,
+    choose_device,
+    device_memory,
+    require_bitsandbytes,
+    total_bytes,
+)
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.table_writer import TableWriter, table_writers
+from workers.measurement.runtime.workspace import identity_of, workspace
 from workers.measurement.statistics.cuda.check import check_kernels
-from workers.measurement.streams import REFERENCE, StreamCheckpoint
-from workers.measurement.sweep import prepare_sweep, sweep_layers
-from workers.measurement.tokenizer import LazyTokenizer, bos_token, load_tokenizer
-from workers.measurement.workspace import identity_of, workspace
 
 BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,
@@ -121,23 +129,14 @@ def _load(
                 f"sequence_length: {request.sequence_length} is not allowed; the model takes at most {longest}"
             )
         if decoder.config.model_type not in ARCHITECTURES:
-            narrator.warn(
-                "unknown-architecture",
-                f"{type(decoder.model).__name__} is not in the table of component names: components carry their "
-                "module names, and outlier dimensions after LLM.int8() are not looked for",
-            )
+            warn_unknown_architecture(type(decoder.model).__name__, narrator)
         return Subject(model_fingerprint, decoder, load_tokenizer(checkpoint.path))
 
 
 def _calibrate(request: MeasurementRequest, subject: Subject, narrator: Narrator) -> Calibration:
     with narrator.stage("calibrate"):
         calibration = calibrate(request, subject.tokenizer, subject.decoder.config.vocab_size)
-        if len(calibration.token_ids) < request.sequences:
-            narrator.warn(
-                "short-calibration",
-                f"the calibration text holds {len(calibration.token_ids)} sequences of {request.sequence_length} "
-                f"tokens; {request.sequences} were asked for",
-            )
+        warn_calibration(request, calibration, narrator)
         return calibration
 
 
@@ -195,7 +194,8 @@ def _sweep(
     checkpoint = StreamCheckpoint(work / "checkpoint")
     first = checkpoint.layers_done()
     kept = kept_modules(request.schemes, decoder)
-    with narrator.stage("sweep", total=len(decoder.layers), done=first) as progress:
+    batch = len(batches[0].token_ids)
+    with narrator.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
         state = prepare_sweep(
             decoder,
             batches,
@@ -218,6 +218,7 @@ def _sweep(
                 checkpoint.save(found.layer + 1, state.streams)
                 saved_at = time.monotonic()
     warn_unquantized(state, files, narrator)
+    warn_overflow(state, files, narrator)
     return state, files
 
 
@@ -227,14 +228,7 @@ def _compare(
     first = first_scored(request.score, request.sequence_length)
     with narrator.stage("divergence", total=len(calibration.token_ids)) as progress:
         predictions = compare_predictions(state, calibration.token_ids, first, table, progress)
-    for where, count in predictions.not_finite.items():
-        narrator.warn(
-            "nonfinite-predictions",
-            f"{count} positions with predictions that are not finite are left out of perplexity and divergence",
-            where,
-        )
-    warn_guessing(predictions.reference_nll, state.decoder.config.vocab_size, narrator)
-    warn_few_sequences(predictions, narrator)
+    warn_predictions(predictions, state.decoder.config.vocab_size, narrator)
     return predictions
 
 
@@ -280,7 +274,10 @@ def _write(
             findings.describe_token,
         )
         warn_not_discriminating(assembled.outliers, state.decoder.config.hidden_size, narrator)
-        warn_fp16_columns(assembled.fp16_columns, narrator)
+        thresholds = {
+            one.name: float(one.settings["threshold"]) for one in state.schemes if "threshold" in one.settings
+        }
+        warn_fp16_columns(assembled.fp16_columns, thresholds, narrator)
         profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
         report = build_report(findings, assembled, profile, narrator)

@@ -1,23 +1,24 @@
-"""What a reader is told of the input columns that int8 computes in 16 bits."""
+"""The sentence about the input columns that int8 computes in 16 bits."""
 
 from service.contracts.report import SchemeFacts
 from workers.reporting.text import number
 
 
 def fp16_columns(name: str, facts: SchemeFacts) -> str | None:
-    """Say in a sentence how many input columns a scheme computes in 16 bits; None for another scheme than int8."""
-    found = facts.fp16_columns
-    if found is None:
+    """Return how many input columns a scheme computes in 16 bits, as a sentence; None for a scheme other than int8."""
+    columns = facts.fp16_columns
+    if columns is None:
         return None
-    if found.largest.prefill == 0:
+    if columns.largest.prefill == 0:
         return f"{name} computes no input column in 16 bits."
-    most = found.largest
+    most = columns.largest
     return (
-        f"{name} computes {_share(found.prefill)} of the input columns in 16 bits when a call is one sequence, and "
-        f"{_share(found.decode)} when it is one token (means over layers and components). The most are "
-        f"{_share(most.prefill)}, at layer {most.layer} {most.component}."
+        f"{name} computes {share(columns.prefill)} of the input columns in 16 bits per sequence and "
+        f"{share(columns.decode)} per token (means over layers and components); at most {share(most.prefill)}, at "
+        f"layer {most.layer} {most.component}."
     )
 
 
-def _share(share: float) -> str:
-    return f"{number(100 * share, 2)} %"
+def share(columns: float) -> str:
+    """Return a share of columns as a percentage to two digits."""
+    return f"{number(100 * columns, 2)}%"

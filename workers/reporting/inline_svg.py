@@ -15,6 +15,8 @@ from workers.reporting.figures.style import NEUTRALS
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_FILE_ONLY = frozenset(f"{{{_SVG}}}{tag}" for tag in ("style", "metadata", "desc"))
+"""Elements that a file needs; the page has its own style, and the caption beneath the figure."""
 _ROOT_ONLY_FOR_FILES = ("width", "height", "version")
 
 
@@ -23,7 +25,7 @@ def inline(path: Path, name: str, alt: str) -> Markup:
     root = ElementTree.parse(path).getroot()
     for parent in root.iter():
         for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}style", f"{{{_SVG}}}metadata"):
+            if child.tag in _FILE_ONLY:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{_SVG}}}")

@@ -1,4 +1,4 @@
-"""`report.html`: one file that needs nothing else, read on a phone, on paper or in the dark."""
+"""`report.html`: a page in one file, for screens of any size, light or dark, and for paper."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.contracts.report import LeftOut
-from service.contracts.warnings import by_code
+from service.contracts.warnings import by_code, most_important
+from service.next_steps import next_steps
 from workers.reporting.figures.drawing import Saved
+from workers.reporting.figures.drawing import calibrated as measured_on
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import Source
 from workers.reporting.templates import Placed, environment, placed_figure, style_sheet
+from workers.reporting.text import short_name
 from workers.reporting.topics import (
     divergence,
     dynamic_range,
@@ -23,12 +26,12 @@ from workers.reporting.topics import (
     reproduction,
 )
 from workers.reporting.topics.records import Topic
-from workers.reporting.verdict import LIMITED, printed_limits
+from workers.reporting.verdict import limits_in_words
 
 OTHER = "figures"
 """The section of a figure that belongs to no topic."""
 MANY = 8
-"""Figures of one kind that stand open; more of them are folded."""
+"""More figures of one kind than this are folded."""
 _TOPICS = {
     "range_by_layer": "range",
     "component_heatmap_range_bits": "range",
@@ -54,7 +57,7 @@ class Group(NamedTuple):
 
     figures: tuple[Placed, ...]
     folded: bool
-    """Kept behind a line that tells how many there are, until it is opened."""
+    """In a closed `details`."""
 
 
 def _beginning(figure: str) -> str | None:
@@ -76,7 +79,7 @@ def topics(source: Source) -> tuple[Topic, ...]:
     report = source.report
     return (
         dynamic_range.topic(source),
-        outliers.topic(report),
+        outliers.topic(source),
         heads.topic(source),
         errors.topic(source),
         divergence.topic(report),
@@ -116,23 +119,29 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
     """
     report = source.report
     figures = _placed(gallery.figures, directory)
+    first, others = most_important(report.warnings, attrgetter("code"))
+    name = short_name(report.model.source)
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             style=style_sheet(),
             report=report,
-            warnings=by_code(report.warnings, attrgetter("code")),
+            name=name,
+            next_steps=next_steps(report),
+            first_warnings=first,
+            other_warnings=by_code(others, attrgetter("code")),
+            other_count=len(others),
             measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
             reference=outcome.reference(report),
             by_level=outcome.by_level(report),
             outcomes=outcome.outcomes(report),
             outcome_head=outcome.HEAD,
             signs=outcome.SIGNS,
-            levels=LIMITED,
-            limits=printed_limits(report.analysis.verdict),
+            limits=limits_in_words(report.analysis.verdict),
             topics=told,
             figures=figures,
+            measured_on=f"{name}, {measured_on(report)}",
             left_out=_left_out(gallery),
             others=figures.get(OTHER, []),
             calibrated=reproduction.calibrated(report),

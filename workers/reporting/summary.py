@@ -1,23 +1,22 @@
-"""`summary.md`: what a pull request or a model card says of the report, in plain Markdown."""
+"""`summary.md`: the report in plain Markdown, for a pull request or a model card."""
 
 from collections.abc import Sequence
 from operator import attrgetter
 
 from service.contracts.report import Report
-from service.contracts.warnings import by_code
+from service.contracts.warnings import by_code, most_important
+from service.next_steps import next_steps
 from workers.reporting.loading import Source
 from workers.reporting.markdown import bullets, code, escaped, line, table
-from workers.reporting.text import counted, listing
+from workers.reporting.text import counted, listing, short_name
 from workers.reporting.topics import errors, outcome, outliers, reproduction
 from workers.reporting.topics.records import Grid, Topic, marked
 from workers.reporting.verdict import limits_in_words
 
 ROWS = 20
-"""Rows of a table; the page and the tables beside it have all."""
-ANALYSIS_ONLY = (
-    "Analysis only: measured on bitsandbytes' modules, but BitsAndBytesConfig cannot express the settings, so no "
-    "from_pretrained loads it."
-)
+"""Rows of a table; the report's tables have all."""
+SIMULATED = "Simulated: values are rounded to the format and multiplied in the model's own type."
+ANALYSIS_ONLY = "Analysis only: BitsAndBytesConfig cannot express these settings, so from_pretrained cannot load them."
 SITES = 3
 """Worst sites named for each scheme."""
 
@@ -31,13 +30,16 @@ def summary(source: Source, topics: Sequence[Topic]) -> str:
     """
     report = source.report
     parts = (
-        f"# Headroom: {escaped(report.model.source)}\n",
+        f"# Headroom: {escaped(short_name(report.model.source))}\n",
         *_outcome(report),
-        "## What was found\n",
+        "## Next steps\n",
+        bullets(next_steps(report)),
+        *_warnings(report),
+        *_values(report),
+        "## Findings\n",
         bullets(dict.fromkeys(topic.lead for topic in topics)),
         *_outlier_dimensions(report),
         *_worst_sites(source),
-        *_warnings(report),
         "## Calibration and reproduction\n",
         bullets(f"{label}: {text}" for label, text in _measured(report)),
         *([code(reproduction.command(report))] if report.schemes else []),
@@ -46,29 +48,46 @@ def summary(source: Source, topics: Sequence[Topic]) -> str:
 
 
 def _outcome(report: Report) -> tuple[str, ...]:
+    """Return the verdict on every scheme with its reasons."""
     if not report.schemes:
-        none = "No scheme was asked for: this report is about the reference alone."
-        return (f"{none} {line(outcome.reference(report))}\n",)
-    found = outcome.outcomes(report)
+        return ("No scheme was measured. This report describes the unquantized model only.\n",)
+    levels = (f"{level.name.capitalize()} effect: {who}." for level, who in outcome.by_level(report))
+    reasons = [
+        f"{marked(one.name, report.schemes[one.name])}: {reason}"
+        for one in outcome.outcomes(report)
+        for reason in (*one.verdict.reasons, *filter(None, [one.verdict.unsettled]))
+    ]
+    return "## Verdict\n", bullets(levels), "## Reasons\n", bullets(reasons)
+
+
+def _values(report: Report) -> tuple[str, ...]:
+    """Return the table of the schemes, and notes on it."""
+    if not report.schemes:
+        return ("## Reference\n", f"{line(outcome.reference(report))}\n")
+    schemes = outcome.outcomes(report)
     rows = [
         (
             marked(one.name, report.schemes[one.name]),
             "; ".join((one.verdict.level.name, *outcome.doubt(one.verdict))),
             *one.cells,
         )
-        for one in found
+        for one in schemes
     ]
-    simulated = " Simulated: rounded as the format rounds, multiplied in the model's own type."
-    only = f" {ANALYSIS_ONLY}"
-    note = f"{outcome.reference(report)} {limits_in_words(report.analysis.verdict)}"
-    columns = [one.columns for one in found if one.columns]
-    levels = (f"{level.name.capitalize()} effect: {who}." for level, who in outcome.by_level(report))
+    notes = [
+        outcome.reference(report),
+        limits_in_words(report.analysis.verdict),
+        *([SIMULATED] if any(one.simulated for one in schemes) else []),
+        *([ANALYSIS_ONLY] if any(one.analysis_only for one in schemes) else []),
+    ]
+    details = [
+        *(f"{one.name}: {one.not_quantised}" for one in schemes if one.not_quantised),
+        *(one.columns for one in schemes if one.columns),
+    ]
     return (
-        bullets(levels),
+        "## Schemes\n",
         table(("Scheme", "Effect", *outcome.HEAD), rows),
-        f"{line(note)}{simulated if any(one.simulated for one in found) else ''}"
-        f"{only if any(one.analysis_only for one in found) else ''}\n",
-        *((bullets(columns),) if columns else ()),
+        f"{line(' '.join(notes))}\n",
+        *((bullets(details),) if details else ()),
     )
 
 
@@ -87,23 +106,28 @@ def _worst_sites(source: Source) -> tuple[str, ...]:
     return (
         "## Errors\n",
         *_shortened(errors.by_scheme(source)),
-        "The largest isolated errors, and so the first candidates to leave in 16 bits:\n",
+        "Largest isolated errors:\n",
         bullets(f"{name}: {sites or 'none'}." for name, sites in rows),
     )
 
 
 def _shortened(grid: Grid) -> tuple[str, ...]:
     more = len(grid.rows) - ROWS
-    told = f"{grid.caption}{f'; {more:,} more in the report' if more > 0 else ''}."
-    return f"{line(told)}\n", table(grid.head, grid.rows[:ROWS])
+    cut = f" {more:,} more rows in the report." if more > 0 else ""
+    return f"{line(grid.caption.rstrip('.'))}.{cut}\n", table(grid.head, grid.rows[:ROWS])
 
 
 def _warnings(report: Report) -> tuple[str, ...]:
     if not report.warnings:
         return ()
+    code_of = attrgetter("code")
+    first, others = most_important(report.warnings, code_of)
     told = []
-    for kind in by_code(report.warnings, attrgetter("code")):
-        told += [f"{one.message}{f' ({one.where})' if one.where else ''} [{kind.code}]" for one in kind.first]
+    for kind in by_code([*first, *others], code_of):
+        for one in kind.first:
+            place = f" ({one.where})" if one.where else ""
+            advice = f" {one.advice}" if one.advice else ""
+            told.append(f"{one.message}{place}{advice} [{kind.code}]")
         if kind.rest:
             told.append(f"{len(kind.rest):,} more in the report [{kind.code}]")
     return ("## Warnings\n", bullets(told))

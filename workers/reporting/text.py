@@ -1,15 +1,16 @@
-"""How numbers and foreign text are written for a reader: the one place that decides digits and escapes.
+"""Formats numbers and foreign text for a reader: digits, units and escapes.
 
 Numbers are rounded to what a reader can use; the tables hold the full value. Foreign text (model names, tokens,
 warnings) keeps its printable characters; anything that could hide, reorder or break a line is written as an escape.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 from service.contracts.numbers import ABSENT, claim, estimate, number, percent_estimate
 
 __all__ = ["ABSENT", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
-           "percent_estimate", "plain", "ranges", "visible"]  # fmt: skip
+           "percent_estimate", "plain", "ranges", "short_name", "visible"]  # fmt: skip
 
 
 def visible(text: str) -> str:
@@ -26,7 +27,14 @@ def plain(text: str, limit: int = 32) -> str:
 
 def percent(share: float, places: int = 1) -> str:
     """Return a share as a percentage."""
-    return f"{100 * share:.{places}f} %"
+    return f"{100 * share:.{places}f}%"
+
+
+def short_name(source: str) -> str:
+    """Return the last component of a local directory's path; a hub id (`org/name`) or another name as it is."""
+    parts = [part for part in re.split(r"[/\\]", source) if part not in ("", ".", "..", "~")]
+    local = source.startswith(("/", ".", "~", "\\")) or "\\" in source or len(parts) > 2
+    return parts[-1] if local and parts else source
 
 
 def data_size(size: float) -> str:

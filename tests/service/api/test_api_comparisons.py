@@ -60,7 +60,7 @@ def test_other_numbers_of_reports_are_refused(client, keep, problem, count):
     document = problem(response, 422, "invalid-request")
     assert document["errors"][0]["field"] == "report"
     if count:
-        assert "2 to 8 can" in document["detail"]
+        assert f"compare needs 2 to 8 reports; got {count}" in document["detail"]
 
 
 def test_an_id_that_is_none_is_refused(client, keep, problem):
@@ -70,7 +70,7 @@ def test_an_id_that_is_none_is_refused(client, keep, problem):
 def test_another_major_version_is_refused_by_name(client, keep, problem):
     newer = keep(report__json=restated({"schema_version": "2.0", "entirely": "other"}))
     document = problem(client.get("/v1/comparisons", params={"report": [keep(), newer]}), 422, "invalid-request")
-    assert f"report {newer}: schema_version '2.0' cannot be compared" in document["detail"]
+    assert f"report {newer}: compare needs schema_version 1.x; got '2.0'" in document["detail"]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_analyze_downloads_the_report_and_sums_it_up(headroom, remote, work, rep
     out = tmp_path / "out"
     ran = headroom("analyze", "sample", "--out", str(out), "--scheme", "int8", "--sequences", "3", "--seed", "5")
     assert ran.code == 0, ran.err
-    assert "Reference perplexity 20.00 (95% interval 19.20 to 20.80)" in ran.out
+    assert "Perplexity without quantization: 20.00 (95% interval 19.20 to 20.80)" in ran.out
     assert ran.out.splitlines()[-1] == f"Report: {out / 'report.html'}"
     assert "sweep over the layers: 1/2 layers" in ran.err
     assert json.loads((out / "report.json").read_text()) == report
@@ -180,9 +180,9 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--calibration", str(tmp_path / "empty")], "--calibration"),
         (["analyze", "sample", "--out", out, "--scheme", "int3"], "Unknown scheme 'int3'. Available: int8, nf4"),
         (["analyze", "sample", "--out", out, "--scheme", "nf4:compute_dtyp=float32"], "Did you mean 'compute_dtype'?"),
-        (["analyze", "sample", "--out", out, "--scheme", "nf4:block_size=65"], "nf4 takes no block_size of '65'"),
-        (["analyze", "sample", "--out", out, "--scheme", "nf4", "--scheme", "nf4"], "both called 'nf4'"),
-        (["analyze", "sample", "--out", out, "--scheme", "reference=nf4"], "'reference' is no label for nf4"),
+        (["analyze", "sample", "--out", out, "--scheme", "nf4:block_size=65"], "nf4: block_size='65' is not allowed"),
+        (["analyze", "sample", "--out", out, "--scheme", "nf4", "--scheme", "nf4"], "have the same name 'nf4'"),
+        (["analyze", "sample", "--out", out, "--scheme", "reference=nf4"], "'reference' cannot be the label of nf4"),
         (["analyze", "sample", "--out", out, "--labelled", str(tmp_path / "empty")], "--labelled"),
         (["analyze", "", "--out", out], "MODEL: ''"),
         (["analyze", "/models/\udcff", "--out", out], "/models/\\udcff\"}' is not allowed; allowed: text"),
@@ -190,28 +190,28 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--label-threshold", "inf"], "--label-threshold: inf"),
         (["analyze", "sample", "--out", out, "--bos", "maybe"], "'auto', 'always' or 'never'"),
         (["analyze", "sample", "--out", out, "--score", "half"], "'all' or 'second_half'"),
-        (["analyze", "sample", "--out", out, "--label-threshold", "1"], "label_threshold: 1.0"),
-        (["analyze", "sample", "--out", out, "--label-depth", "-1"], "label_depth: -1"),
-        (["analyze", "sample", "--out", out, "--sequences", "0"], "sequences: 0"),
-        (["analyze", "sample", "--out", out, "--sequence-length", "1"], "sequence_length: 1"),
-        (["analyze", "no such model", "--out", out], "model: 'no such model'"),
+        (["analyze", "sample", "--out", out, "--label-threshold", "1"], "--label-threshold: 1.0"),
+        (["analyze", "sample", "--out", out, "--label-depth", "-1"], "--label-depth: -1"),
+        (["analyze", "sample", "--out", out, "--sequences", "0"], "--sequences: 0"),
+        (["analyze", "sample", "--out", out, "--sequence-length", "1"], "--sequence-length: 1"),
+        (["analyze", "no such model", "--out", out], "MODEL: 'no such model'"),
         (["analyze", "sample", "--out", out, "--sequences", "many"], "--sequences"),
         (["analyze", "sample", "--out", out, "--set", "heads.relative_peak=0"], "--set heads.relative_peak: '0'"),
         (
             ["analyze", "sample", "--out", out, "--memory", "1GiB"],
-            "--memory: '1GiB' is not allowed; allowed: for a stack",
+            "--memory: '1GiB' is not allowed; allowed: only where",
         ),
         (["analyze", "sample", "--out", out, "--memory", "4 apples"], "--memory: '4 apples'"),
         (["serve", "--memory", "-1GiB"], "--memory: '-1GiB' is not allowed; allowed: 0 or more bytes"),
         (["worker", "--memory", "lots"], "--memory: 'lots'"),
         (
             ["analyze", "sample", "--out", out, "--device", "cpu"],
-            "--device: 'cpu' is not allowed; allowed: for a stack",
+            "--device: 'cpu' is not allowed; allowed: only where",
         ),
         (["analyze", "sample", "--out", out, "--device", "gpu"], "--device: 'gpu' is not allowed; allowed: auto, cpu"),
         (["serve", "--device", "cuda:100"], "--device: 'cuda:100' is not allowed; allowed: auto, cpu, cuda, or cuda:N"),
         (["worker", "--device", "cuda:01"], "--device: 'cuda:01'"),
-        (["analyze", "sample", "--out", out, "--batch-sequences", "0"], "batch_sequences: 0"),
+        (["analyze", "sample", "--out", out, "--batch-sequences", "0"], "--batch-sequences: 0"),
         (["analyze", "sample"], "--out"),
         (["analyze"], "MODEL"),
         (["analize"], "analize"),

@@ -59,8 +59,12 @@ def test_warnings_are_printed_and_json_holds_the_comparison(headroom, stored, tm
     (other / "report.json").write_text(json.dumps(report))
     ran = headroom("reports", "compare", str(stored), str(other), "--out", str(tmp_path / "a"))
     assert ran.code == 0
-    assert "Warning: example/tiny-llama (other): other calibration tokens" in ran.out
-    assert "Not compared: example/tiny-llama (other): outliers.variance: other thresholds: ratio 5.0 and 7.0" in ran.out
+    assert "Warning: example/tiny-llama (other): The calibration tokens differ: " in ran.out
+    assert " that both scored. Measure both models on one text to compare them on all of it." in ran.out
+    assert (
+        "Not compared: example/tiny-llama (other): outliers.variance: different thresholds: ratio 5.0 and 7.0"
+        in ran.out
+    )
     ran = headroom("reports", "compare", str(stored), str(other), "--out", str(tmp_path / "b"), "--json")
     assert ran.document["directory"] == str(tmp_path / "b")
     assert ran.document["comparison"] == json.loads((tmp_path / "b" / "comparison.json").read_text())
@@ -88,10 +92,10 @@ def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path)
     out = str(place / "out")
     newer = keep(schema_version="2.0")
     for arguments, named in (
-        ([str(stored)], "1 report cannot be compared at once"),
-        ([str(stored)] * 9, "9 reports cannot be compared at once"),
-        ([str(stored), str(tmp_path / "none")], "it must be the directory of a report"),
-        ([str(stored), str(place)], "it must be the directory of a report"),
+        ([str(stored)], "compare needs 2 to 8 reports; got 1"),
+        ([str(stored)] * 9, "compare needs 2 to 8 reports; got 9"),
+        ([str(stored), str(tmp_path / "none")], "has no report.json; allowed: the directory of a report"),
+        ([str(stored), str(place)], "has no report.json; allowed: the directory of a report"),
         ([str(stored), "a b"], "an id has letters"),
         ([str(stored), "0" * 32], "0000"),
         ([str(stored), newer], "schema_version: '2.0' is not allowed"),

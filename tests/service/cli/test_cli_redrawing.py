@@ -52,7 +52,7 @@ def test_a_stored_report_is_drawn_anew(headroom, stored):
 def test_what_cannot_be_drawn_is_named_and_stays_as_it_was(headroom, stored, tmp_path):
     ran = headroom("reports", "render", str(tmp_path / "none"))
     assert ran.code == 2
-    assert "it must be the directory of a report" in ran.err
+    assert "has no report.json; allowed: the directory of a report" in ran.err
     (stored / "tables" / "errors.parquet").write_bytes(b"PAR1")
     before = contents(stored)
     ran = headroom("reports", "render", str(stored), "--json")

@@ -1,11 +1,16 @@
 """The summary says what an engineer can act on."""
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from service.cli.summary import show, summarize
+from service.cli.summary import summarize
+from service.cli.summary_text import show
+from service.contracts.report import Report
+from service.next_steps import next_steps
 
 
 @pytest.fixture
@@ -23,11 +28,11 @@ def told(report):
 def test_the_figures_of_every_scheme_are_shown(told):
     lines = told()
     assert lines[0] == "sample: LlamaForCausalLM, 8 layers, 5.1 M parameters"
-    assert lines[1] == "Reference perplexity 20.00 (95% interval 19.20 to 20.80) over 100 tokens"
-    [row] = [line.split() for line in lines if line.startswith("int8")]
+    assert lines[1] == "Perplexity without quantization: 20.00 (95% interval 19.20 to 20.80) over 100 tokens"
+    [row] = [line.split() for line in lines if line.startswith("int8 ")]
     assert " ".join(row) == "int8 20.010 1.0004 0.00123 0.0456 98.76% 6.2 MB 1.64x"
-    assert "Worst component under int8: layer 3 mlp.up, 1.14% relative error of its output" in lines
-    assert "Not quantized under int8: lm_head" in lines
+    assert "Largest relative error of a component's output: int8 layer 3 mlp.up (1.14%)" in lines
+    assert "Not quantized: lm_head" in lines
 
 
 @pytest.mark.parametrize("told_by", [{"simulated": True}, {"settings": {"weight_format": "e2m1"}}])
@@ -55,17 +60,74 @@ def test_a_scheme_for_analysis_only_is_marked_and_the_mark_explained(report, tol
 
 def test_outlier_dimensions_and_warnings_are_shown(told):
     lines = told()
-    assert "Outlier dimensions (llm_int8): 1" in lines
-    assert "  dimension 46, in 75% of the layers, at 88.1% of the positions, up to 46.25" in lines
+    assert "  llm_int8: 1 (46)" in lines
     assert "Warning nonfinite: NaN in [bold]weights[/bold] (layer 3)" in lines
+
+
+def test_the_advice_of_a_warning_is_shown_and_in_the_document(report, told):
+    advised = {"code": "sample-text", "message": "It is bundled.", "where": None, "advice": "Give your own."}
+    report["warnings"] = [advised]
+    assert "Warning sample-text: It is bundled. Give your own." in told()
+    assert summarize(report)["warnings"] == [advised]
+
+
+def test_dimensions_are_listed_by_the_share_of_the_layers_and_then_by_size(report, told):
+    dimensions = [
+        {"dimension": 5, "layers_fraction": 0.5, "abs_max": 9.0},
+        {"dimension": 7, "layers_fraction": 0.9, "abs_max": 8.0},
+        {"dimension": 2, "layers_fraction": 0.9, "abs_max": 70.0},
+        {"dimension": 1},
+    ]
+    report["outliers"] = {"massive_tensor": {"thresholds": {}, "dimensions": dimensions}}
+    assert "  massive_tensor: 4 (2, 7, 5, 1)" in told()
+
+
+def test_the_order_is_verdicts_warnings_figures_outliers_next(told):
+    lines = told()
+    begins = ("sample: ", "Perplexity ", "The effect of int8 ", "Warning nonfinite", "scheme ", "Outlier ", "Next: ")
+    places = [next(number for number, line in enumerate(lines) if line.startswith(begin)) for begin in begins]
+    assert places == sorted(places)
+    assert places[-1] == len(lines) - 1
+
+
+def test_what_to_do_next_is_shown_and_in_the_document(report, told):
+    step = "Use int8: its effect on this text is negligible, and the model is 1.64 times smaller."
+    assert told()[-1] == f"Next: {step}"
+    assert summarize(report)["next_steps"] == [step]
+    report["schemes"]["int8"]["verdict"] = {"level": "severe", "reasons": [], "not_ruled_out": []}
+    assert told()[-2:] == [
+        "Next: Do not deploy int8 as it is: its effect is severe.",
+        "      The largest errors of int8 are at layer 3 mlp.up: rerun it with keep=layers.3.mlp.up, which leaves "
+        "these modules in 16 bits.",
+    ]
+    report["schemes"]["int8"]["verdict"] = {"level": "negligible", "reasons": [], "not_ruled_out": ["noticeable"]}
+    report |= {"calibration": {"sequences": 12, "source": "sample"}, "analysis": {"sequences": 16}}
+    rerun = "Rerun with a longer text (--calibration FILE) and --sequences 48"
+    assert told()[-1] == f"Next: {rerun}: the level of int8 is not settled."
+
+
+def test_a_whole_report_gives_the_same_steps_as_its_document():
+    stored = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0/report.json"
+    content = json.loads(stored.read_text())
+    content["reference"]["perplexity"] |= {"value": 2.0}
+    for level in ("negligible", "noticeable", "severe", "unjudged"):
+        for facts in content["schemes"].values():
+            facts["verdict"] = {"level": level, "reasons": [], "not_ruled_out": []}
+            facts["kl_divergence"]["interval"] = [0.0, 1.0]
+        for changed in ({}, {"source": "sample"}, {"sequences": 1}):
+            report = content | {"calibration": content["calibration"] | changed}
+            steps = next_steps(Report.model_validate(report))
+            assert steps
+            assert summarize(report)["next_steps"] == list(steps)
 
 
 def test_of_many_warnings_of_one_code_the_first_are_shown_and_the_rest_counted(report, told):
     report["warnings"] = [{"code": "nonfinite", "message": f"{n} NaN", "where": None} for n in range(1, 13)]
     lines = [line for line in told() if line.startswith("Warning")]
     assert lines == [
-        *(f"Warning nonfinite: {n} NaN" for n in range(1, 6)),
-        "Warning nonfinite: 7 more; report.json lists them",
+        "Warning nonfinite: 1 NaN",
+        "Warning nonfinite: 2 NaN",
+        "Warning nonfinite: 10 more in report.json.",
     ]
     assert len(summarize(report)["warnings"]) == 12
 
@@ -76,7 +138,7 @@ def test_figures_that_could_not_be_had_are_said_to_be_none(report, told):
     report["reference"]["perplexity"] = None
     report["schemes"]["int8"]["worst_sites"] = []
     lines = told()
-    assert "Reference perplexity none" in lines
+    assert "Perplexity without quantization: none" in lines
     [row] = [line.split() for line in lines if line.startswith("int8")]
     assert row == ["int8", "none", "none", "none", "none", "none", "6.2", "MB", "1.64x"]
 
@@ -88,35 +150,34 @@ def test_a_report_without_outliers_or_schemes_says_so(report, told):
 
 
 JUDGED = [
-    "  The mean KL is 0.001230 nats (95% interval 0.001210 to 0.001250), which is negligible: under 0.01.",
-    "  The perplexity ratio is 1.00040 (95% interval 1.00020 to 1.00060), which is negligible: under 1.01.",
+    "  Mean KL divergence is 0.001230 nats (95% interval 0.001210 to 0.001250): negligible (under 0.01).",
+    "  Perplexity ratio is 1.00040 (95% interval 1.00020 to 1.00060): negligible (under 1.01).",
 ]
 
 
 @pytest.mark.parametrize(
     ("share", "effect", "reasons"),
     [(None, "negligible", JUDGED), (0.97, "negligible", JUDGED),
-     (0.2, "negligible", [*JUDGED, "  The scheme replaces 20.0% of the layers' weights; the values show their "
-                                   "effect."]),
-     (0.0, "unjudged", ["  The scheme replaces none of the decoder layers' weights: these figures say nothing about "
-                        "it."])],
+     (0.2, "negligible", [*JUDGED, "  Only 20.0% of the decoder layers' weights are quantized."]),
+     (0.0, "unjudged", ["  The scheme quantizes none of the decoder layers' weights, so these figures say nothing "
+                        "about it."])],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(report, told, share, effect, reasons):
     report["schemes"]["int8"]["quantised_share"] = share
     lines = told()
-    place = lines.index(f"The effect of int8 is {effect}")
+    place = lines.index(f"The effect of int8 is {effect}.")
     assert lines[place + 1 : place + 1 + len(reasons)] == reasons
-    assert lines[place + 1 + len(reasons)].startswith("Noticeable and severe begin")
+    assert lines[place + 1 + len(reasons)].startswith("Warning")
     assert summarize(report)["schemes"]["int8"]["quantised_share"] == share
 
 
 def test_the_reports_own_verdict_is_told(report, told):
     own = {"level": "severe", "reasons": ["It was judged so."], "not_ruled_out": ["noticeable"], "later": 1}
     report["schemes"]["int8"]["verdict"] = own
-    place = (lines := told()).index("The effect of int8 is severe")
+    place = (lines := told()).index("The effect of int8 is severe.")
     assert lines[place + 1 : place + 3] == [
         "  It was judged so.",
-        "  The 95% intervals also allow noticeable; rerun with more --sequences",
+        "  The 95% intervals also allow noticeable.",
     ]
     own.pop("later")
     assert summarize(report)["schemes"]["int8"]["verdict"] == own
@@ -127,32 +188,31 @@ def test_a_naive_error_of_an_older_service_is_not_shown(report, told):
         report["schemes"]["int8"][figure].pop("interval")
     report["reference"]["perplexity"].pop("interval")
     lines = told()
-    assert lines[1] == "Reference perplexity 20.00 over 100 tokens"
-    assert "  The mean KL is 0.001230 nats, which is negligible: under 0.01." in lines
-    assert "  The report has no interval for these values, so other levels cannot be ruled out." in lines
+    assert lines[1] == "Perplexity without quantization: 20.00 over 100 tokens"
+    assert "  Mean KL divergence is 0.001230 nats: negligible (under 0.01)." in lines
+    assert "  These values have no 95% interval, so other levels are possible." in lines
 
 
 def test_long_lists_are_cut(report, told):
     report["schemes"]["int8"]["not_quantised"] = [f"m{n}" for n in range(100)]
     report["outliers"]["llm_int8"]["dimensions"] *= 30
+    report["schemes"]["nf4"] = report["schemes"]["int8"] | {"not_quantised": ["lm_head"]}
     lines = told()
     assert "Not quantized under int8: m0, m1, m2, m3, m4, m5 and 94 more" in lines
-    assert sum(line.startswith("  dimension") for line in lines) == 20
-    assert "  and 10 more" in lines
+    assert "Not quantized under nf4: lm_head" in lines
+    assert "  llm_int8: 30 (46, 46, 46, 46, 46, 46 and 24 more)" in lines
 
 
 def test_the_verdict_and_its_limits_are_told(report, told):
-    lines = told()
-    assert "The effect of int8 is negligible" in lines
-    limits = "Noticeable and severe begin at a mean KL of 0.01 and 0.1 nats, and a perplexity ratio of 1.01 and 1.05"
-    assert limits in lines
+    assert "The effect of int8 is negligible." in told()
     report["analysis"] = {"verdict": {"kl_noticeable": 0.001, "kl_severe": 0.00124, "of_a_later_version": 1}}
     lines = told()
-    assert "The effect of int8 is noticeable" in lines
-    assert "  The 95% intervals also allow severe; rerun with more --sequences" in lines
-    assert any("mean KL of 0.001 and 0.00124 nats" in line for line in lines)
+    assert "The effect of int8 is noticeable." in lines
+    assert "  The 95% intervals also allow severe." in lines
+    assert any(line.endswith(": noticeable (0.001 to 0.00124).") for line in lines)
+    assert summarize(report)["verdict_limits"]["kl_severe"] == 0.00124
     report["schemes"]["int8"]["kl_divergence"] = None
-    assert "The effect of int8 is severe" in told()
+    assert "The effect of int8 is severe." in told()
 
 
 def test_a_definition_that_flags_most_is_said_to_and_lists_none(report, told):
@@ -161,9 +221,8 @@ def test_a_definition_that_flags_most_is_said_to_and_lists_none(report, told):
     report["outliers"]["llm_int8"]["dimensions"] = [one | {"dimension": j} for j in range(size - 2)]
     report["outliers"]["llm_int8_relative"] = {"thresholds": {}, "dimensions": [one | {"dimension": 3}]}
     lines = told()
-    assert f"llm_int8 flags {size - 2} of {size} dimensions, so it does not discriminate; none is listed" in lines
-    assert "Outlier dimensions (llm_int8_relative): 1" in lines
-    assert not any("(llm_int8):" in line for line in lines)
+    assert f"  llm_int8: {size - 2} of {size}, so it does not discriminate" in lines
+    assert "  llm_int8_relative: 1 (3)" in lines
     summary = summarize(report)
     assert summary["not_discriminating"] == {"llm_int8": size - 2}
     assert set(summary["outlier_dimensions"]) >= {"llm_int8_relative"}
@@ -174,8 +233,8 @@ def test_columns_in_16_bits_are_told(report, told):
     assert not any("in 16 bits" in line for line in told())
     largest = {"layer": 3, "component": "attn.q", "prefill": 0.49}
     report["schemes"]["int8"]["fp16_columns"] = {"prefill": 0.1, "decode": 0.01, "components": {}, "largest": largest}
-    most = "the most are 49%, at layer 3 attn.q"
-    assert f"  It computes 10% of the input columns in 16 bits per sequence, 1% per token; {most}" in told()
+    most = "at most 49%, at layer 3 attn.q"
+    assert f"int8 computes 10% of the input columns of a sequence in 16 bits (1% of a token); {most}" in told()
 
 
 @pytest.mark.parametrize(("probability", "begins"), [

@@ -156,7 +156,7 @@ def test_away_from_a_terminal_progress_is_plain_lines_and_not_too_many():
     assert [line for line in lines if line.startswith("load")] == ["load the model, after 0 s"]
     assert "warning: NaN in [red]x[/red] (layer [0])" in lines
     assert "a-kind-of-later" in lines
-    assert lines[-2:] == ["queued, 2 jobs before it", "queued, 1 job before it"]
+    assert lines[-2:] == ["queued, 2 jobs ahead of it", "queued, 1 job ahead of it"]
 
 
 def test_another_attempt_s_warnings_are_shown_again():
@@ -177,7 +177,7 @@ def test_warnings_of_one_code_are_shown_while_they_are_few(terminal):
             shown.show("warning", {"code": "nonfinite", "message": f"{n} NaN", "where": None})
         shown.show("warning", {"code": "other", "message": "another"})
     lines = [line.replace("\x1b[2K", "").strip() for line in console.file.getvalue().splitlines() if "warning" in line]
-    more = "warning: more like the last, which the report lists (nonfinite)"
+    more = "warning: more warnings of this kind (nonfinite); the report lists all"
     assert lines == [*(f"warning: {n} NaN" for n in range(1, 6)), more, "warning: another"]
 
 

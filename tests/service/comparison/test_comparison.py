@@ -10,6 +10,7 @@ from stored_reports import copy, edit, restate, side
 
 from service.comparison.comparable_report import NotComparable, labels
 from service.comparison.compare import compare
+from service.comparison.sites import carried
 from service.contracts.comparison import Comparison
 
 
@@ -122,7 +123,8 @@ def test_reports_that_share_no_sequence_differ_without_an_error(baseline, other)
     assert (warning.code, warning.where) == ("calibration-differs", "example/tiny-llama (after)")
     assert "words.txt, 4 x 64 tokens" in warning.message
     assert "other.txt, 4 x 64 tokens" in warning.message
-    assert "They share no sequence, so that no difference of the predictions is better or worse" in warning.message
+    assert "They share no sequence, so no difference of the predictions is called better or worse." in warning.message
+    assert warning.advice == "Measure both models on one text to compare them."
     changes = found.differences[0]
     for change in (changes.schemes["nf4"].kl_divergence, changes.schemes["nf4"].perplexity_ratio,
                    changes.schemes["nf4"].same_top_token, changes.reference_perplexity):  # fmt: skip
@@ -253,11 +255,32 @@ def test_sets_by_other_thresholds_are_not_compared_and_the_thresholds_named(base
     restate(other, lambda report: report["outliers"]["llm_int8"]["thresholds"].update(magnitude=5.0))
     found = compared(baseline, other)
     assert [(w.code, w.message) for w in found.warnings] == [
-        ("thresholds-differ", "thresholds of llm_int8: magnitude 6.0 and 5.0")
+        ("thresholds-differ", "The thresholds of llm_int8 differ: magnitude 6.0 and 5.0.")
     ]
     [left_out] = found.differences[0].not_compared
-    assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "other thresholds: magnitude 6.0 and 5.0")
+    assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "different thresholds: magnitude 6.0 and 5.0")
     assert set(found.differences[0].outliers) == {"massive_tensor", "massive_token", "median_quantile", "variance"}
+
+
+def test_a_massive_activation_carried_through_layers_is_one_of_the_ten_changes(baseline, other):
+    """Layers 1 to 3 of the residual stream gain one value; ten other sites gain range too, and one fewer is listed."""
+    grown = {(layer, "block", "output"): 9.0 for layer in (1, 2, 3)}
+    grown |= {(layer, part, "output"): 1.0 + layer for layer in range(5) for part in ("attn.q", "attn.k", "mlp.up")}
+
+    def grow(rows):
+        for row in rows:
+            site = row["layer"], row["component"], row["port"]
+            row["range_bits"] += grown.get(site, 0.0)
+            row["abs_max"] = 512.0 if site[1] == "block" and site in grown else row["abs_max"]
+
+    edit(baseline, "sites", lambda rows: [row.update(abs_max=2.0) for row in rows if row["component"] == "block"])
+    edit(other, "sites", grow)
+    growth = compared(baseline, other).differences[0].range.growth
+    assert [(one.layer, one.component) for one in growth[:3]] == [(1, "block"), (2, "block"), (3, "block")]
+    expected = sorted((by for site, by in grown.items() if site[1] != "block"), reverse=True)[:9]
+    assert [one.change_bits for one in growth[3:]] == pytest.approx(expected)
+    groups = carried(growth)
+    assert [len(group) for group in groups] == [3] + [1] * 9
 
 
 def test_the_threshold_of_a_prediction_that_is_no_longer_made_is_no_difference(baseline, other):
@@ -301,9 +324,11 @@ def test_other_settings_weights_and_machines_are_named(baseline, other):
         report["definitions_version"] = "1.7"
 
     restate(other, change)
-    told = {warning.code: warning.message for warning in compared(baseline, other).warnings}
-    assert told["scheme-settings-differ"] == "settings of int8: threshold 6.0 and 0.0"
-    assert "other weights" in told["models-differ"]
+    warnings = compared(baseline, other).warnings
+    assert all(warning.advice for warning in warnings)
+    told = {warning.code: warning.message for warning in warnings}
+    assert told["scheme-settings-differ"] == "The settings of int8 differ: threshold 6.0 and 0.0."
+    assert told["models-differ"] == "The weights differ."
     assert "and 0.48.0" in told["environment-differs"]
     assert "definitions 1.0 and 1.7" in told["definitions-differ"]
     assert len(told) == 4
@@ -311,7 +336,7 @@ def test_other_settings_weights_and_machines_are_named(baseline, other):
 
 @pytest.mark.parametrize(
     ("before", "after", "told"),
-    [(1.0, 0.2, ["int8 replaces 100% and 20% of the layers' weights"]), (0.998, 0.996, []), (None, 0.2, []),
+    [(1.0, 0.2, ["int8 replaces 100% and 20% of the layers' weights."]), (0.998, 0.996, []), (None, 0.2, []),
      (0.2, None, [])],
 )  # fmt: skip
 def test_a_scheme_that_replaces_another_share_is_named(baseline, other, before, after, told):
@@ -327,8 +352,8 @@ def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_somet
     assert found.range is None
     assert found.outliers == {}
     reasons = {left_out.name: left_out.reason for left_out in found.not_compared}
-    assert reasons["range"] == "5 layers and 4: layer by layer they do not match"
-    assert reasons["outliers.variance"] == "hidden sizes of 64 and 32: the dimensions are not the same"
+    assert reasons["range"] == "different numbers of layers, 5 and 4"
+    assert reasons["outliers.variance"] == "different hidden sizes, 64 and 32"
     assert len(reasons) == 7
     assert found.schemes["nf4"].growth == ()
     assert found.schemes["nf4"].kl_divergence.difference.value == 0
@@ -339,11 +364,11 @@ def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_somet
     [
         (
             {"schema_version": "2.0"},
-            "after: schema_version '2.0' cannot be compared; this version of Headroom reads 1.x",
+            "after: compare needs schema_version 1.x; got '2.0'",
         ),
         (
             {"definitions_version": "2.0"},
-            "after: definitions_version '2.0' cannot be compared with the baseline's '1.0'",
+            "after: compare needs definitions_version 1.x, as in the baseline; got '2.0', whose",
         ),
     ],
 )
@@ -355,7 +380,7 @@ def test_other_major_versions_are_refused_by_name(baseline, other, change, said)
 
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_too_few_and_too_many_are_refused(baseline, count):
-    with pytest.raises(NotComparable, match=rf"{count} reports? cannot be compared at once; 2 to 8 can"):
+    with pytest.raises(NotComparable, match=f"compare needs 2 to 8 reports; got {count}"):
         compare([side(baseline)] * count, "0.1.0")
 
 

@@ -114,7 +114,7 @@ def test_progress_and_warnings_become_events(store: JobStore, claim: Claim) -> N
     said = [(event.kind, event.data) for event in store.events(claim.job_id)[2:]]
     assert said == [
         ("progress", {"stage": "sweep", "done": 2, "total": 8, "elapsed_seconds": 1.5}),
-        ("warning", {"code": "nonfinite", "message": "NaN", "where": "layer 3"}),
+        ("warning", {"code": "nonfinite", "message": "NaN", "where": "layer 3", "advice": None}),
     ]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from workers.measurement.statistics.cpu.bit_patterns import KINDS
 from workers.measurement.statistics.cuda import nvrtc
-from workers.measurement.statistics.patterns import KINDS
 
 SOURCES = Path(__file__).parent / "cuda_emulation"
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")

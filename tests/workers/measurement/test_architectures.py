@@ -26,15 +26,15 @@ from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
-from workers.measurement.capture import Site
+from workers.measurement.layers.capture import Site
+from workers.measurement.layers.streams import REFERENCE
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import load_decoder
 from workers.measurement.models.projections import projections, weight_rows
 from workers.measurement.results.report import not_quantised
-from workers.measurement.state import Batch
-from workers.measurement.streams import REFERENCE
-from workers.measurement.sweep import prepare_sweep, sweep_layers
 
 NAMES = ("int8", "nf4", "fp4")
 TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3))

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError, first_line
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.results.tables import TableWriter
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.table_writer import TableWriter
 
 
 @pytest.fixture
@@ -106,8 +106,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "config is a list": (lambda m: (m / "config.json").write_text("[]"), ("config.json", "object")),
     "no weights": (without_weights, ("no weights", "model.safetensors")),
     "pickles only": (pickles_only, ("pytorch_model.bin", "pickle", "run any code", "safetensors")),
-    "truncated weights": (lambda m: truncate(m / "model.safetensors"), ("model.safetensors", "no whole safetensors")),
-    "empty weights": (lambda m: (m / "model.safetensors").write_bytes(b""), ("model.safetensors", "no whole")),
+    "truncated weights": (
+        lambda m: truncate(m / "model.safetensors"),
+        ("model.safetensors", "not a complete safetensors file"),
+    ),
+    "empty weights": (lambda m: (m / "model.safetensors").write_bytes(b""), ("model.safetensors", "not a complete")),
     "custom code": (
         lambda m: edit_config(m, auto_map={"AutoModelForCausalLM": "modeling.Model"}),
         ("auto_map", "custom code is never run"),
@@ -127,16 +130,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("model.layers.2.mlp.up_proj.weight is stored as I8; allowed are BF16, F16, F32",),
     ),
     "weights are float64": (lambda m: stored_as(m, torch.float64), ("stored as F64; allowed are BF16, F16, F32",)),
-    "config is a pipe": (pipe_for_a_config, ("config.json is no file",)),
-    "a tensor is missing": (drop_a_tensor, ("model.layers.1.self_attn.k_proj.weight", "lack")),
+    "config is a pipe": (pipe_for_a_config, ("config.json is not a file",)),
+    "a tensor is missing": (drop_a_tensor, ("model.layers.1.self_attn.k_proj.weight", "the weight files do not have")),
     "unknown architecture": (lambda m: edit_config(m, model_type="nosuch", architectures=["NoSuch"]), ("nosuch",)),
     "another head": (
         lambda m: edit_config(m, architectures=["LlamaForSequenceClassification"]),
-        ("LlamaForSequenceClassification", "no causal decoder", "LlamaForCausalLM"),
+        ("LlamaForSequenceClassification", "not a causal decoder", "LlamaForCausalLM"),
     ),
     "quantized already": (
         lambda m: edit_config(m, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
-        ("quantized already",),
+        ("already quantized",),
     ),
     "nested config": (lambda m: nested(m, "config.json"), ("config.json", "nested too deeply")),
     "deeply nested key": (nested_under_a_key, ("config.json", "nested too deeply")),
@@ -170,7 +173,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "unknown activation": (
         lambda m: edit_config(m, hidden_act="nosuch"),
-        ("config.json describes no model", "hidden_act is 'nosuch', which transformers does not know"),
+        (
+            "config.json: transformers cannot build this model",
+            "hidden_act is 'nosuch', which transformers does not know",
+        ),
     ),
     "unknown kind of positions": (
         lambda m: edit_config(m, rope_scaling={"type": "nosuch"}),
@@ -233,7 +239,7 @@ def test_an_architecture_that_is_no_causal_decoder(
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path, calibration_text: Path) -> None:
-    assert "no directory" in refused(BadModel, tmp_path, tmp_path / "nowhere", calibration_text)
+    assert "is not a directory" in refused(BadModel, tmp_path, tmp_path / "nowhere", calibration_text)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +248,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path, calibration_text: Path) -
         (b"", "is empty"),
         (b" \n\t ", "is empty"),
         (b"caf\xe9 " * 500, "is not UTF-8: byte 0xe9 at offset 3"),
-        (words(12, seed=2).encode(), "shorter than one sequence; at least 47 are needed for sequence_length=48"),
+        (words(12, seed=2).encode(), "fewer than one sequence; at least 47 are needed for sequence_length=48"),
     ],
     ids=["empty", "blank", "latin-1", "short"],
 )
@@ -336,11 +342,15 @@ def test_the_program_says_what_it_does(tmp_path: Path, checkpoints: dict[str, Pa
     assert lines[-1] == {"kind": "finished"}
     stages = [line["stage"] for line in lines if line["kind"] == "progress"]
     assert list(dict.fromkeys(stages)) == ["load", "calibrate", "sweep", "divergence", "write"]
-    assert [(x["done"], x["total"]) for x in lines if x.get("stage") == "sweep"] == [(0, 2), (1, 2), (2, 2), (2, 2)]
+    sweep = [line for line in lines if line.get("stage") == "sweep"]
+    assert [(line["done"], line["total"]) for line in sweep] == [(0, 2), (1, 2), (2, 2), (2, 2)]
     elapsed = [line["elapsed_seconds"] for line in lines if line["kind"] == "progress"]
     assert elapsed == sorted(elapsed)
     warnings = [line["code"] for line in lines if line["kind"] == "warning"]
     assert set(warnings) == {"short-calibration", "reference-guesses"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [w["code"] for w in report["warnings"]] == warnings
+    assert {n: line["batch_sequences"] for n, line in enumerate(lines) if "batch_sequences" in line} == {
+        lines.index(sweep[0]): report["calibration"]["batch_sequences"]
+    }
     assert report["timing"]["peak_memory_bytes"]["resident"] > 10**8

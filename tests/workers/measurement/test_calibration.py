@@ -18,10 +18,10 @@ from tiny_models import VOCABULARY, request_for, save_tokenizer, words
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from service.contracts.request import CalibrationFile, MeasurementRequest
-from workers.measurement import documents
-from workers.measurement.calibration import Calibration, calibrate
 from workers.measurement.errors import BadCalibration, BadModel, BadRequest
-from workers.measurement.tokenizer import LazyTokenizer
+from workers.measurement.inputs import documents
+from workers.measurement.inputs.calibration import Calibration, calibrate
+from workers.measurement.inputs.tokenizer import LazyTokenizer
 
 DOCUMENTS = [words(150, seed) for seed in range(4)]
 BOS, EOS = 0, 1
@@ -170,7 +170,9 @@ def test_bos_is_a_choice(bos: str, begins: bool | None, tokenizer_path: Path, tm
 
 def test_always_without_a_bos_token_is_refused(plain: Path, tmp_path: Path) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"), eos_token="</s>")
-    with pytest.raises(BadRequest, match=r"bos: 'always' is not allowed; the model's tokenizer has no BOS token"):
+    with pytest.raises(
+        BadRequest, match=r"bos: 'always' is not allowed, because the model's tokenizer has no BOS token"
+    ):
         calibrated(written("jsonl", tmp_path), bare, bos="always")
     for bos in ("auto", "never"):
         assert not calibrated(written("jsonl", tmp_path), bare, bos=bos).adds_bos
@@ -178,7 +180,7 @@ def test_always_without_a_bos_token_is_refused(plain: Path, tmp_path: Path) -> N
 
 def test_always_is_refused_for_token_ids(tmp_path: Path) -> None:
     file = lines(tmp_path / "c.jsonl", {"token_ids": list(range(40))})
-    with pytest.raises(BadRequest, match="bos: 'always' is not allowed; the calibration holds token ids"):
+    with pytest.raises(BadRequest, match="bos: 'always' is not allowed, because the calibration file holds token ids"):
         calibrated(file, tmp_path, bos="always")
 
 
@@ -248,10 +250,10 @@ BAD: dict[str, tuple[str, bytes | list[object], str]] = {
     "no UTF-8": ("c.txt", b"a\n" * 9 + b"caf\xe9", " is not UTF-8: byte 0xe9 at offset 21"),
     "UTF-16": ("c.txt", "text".encode("utf-16"), " is not UTF-8: byte 0xff at offset 0"),
     "cut inside a character": ("c.txt", "aé".encode()[:2], " is not UTF-8: byte 0xc3 at offset 1"),
-    "too short": ("c.txt", b"kara lomi", " tokens long, shorter than one sequence; at least 16 are needed"),
-    "Parquet by another name": ("c.txt", PARQUET, "is a Parquet file, and its name stands for text"),
-    "Parquet as JSON Lines": ("c.jsonl", PARQUET, "is a Parquet file, and its name stands for jsonl"),
-    "no Parquet": ("c.parquet", b"text", " is no Parquet file; it must begin with the bytes PAR1"),
+    "too short": ("c.txt", b"kara lomi", " tokens, fewer than one sequence; at least 16 are needed"),
+    "Parquet by another name": ("c.txt", PARQUET, "is a Parquet file, but its name stands for text"),
+    "Parquet as JSON Lines": ("c.jsonl", PARQUET, "is a Parquet file, but its name stands for jsonl"),
+    "no Parquet": ("c.parquet", b"text", " is not a Parquet file; it must begin with the bytes PAR1"),
     "broken Parquet": ("c.parquet", PARQUET, " cannot be read as Parquet: "),
     "empty JSON Lines": ("c.jsonl", b"\n \n", " is empty"),
     "documents that are all empty": ("c.jsonl", [{"text": ""}, {"text": " "}], " is empty"),
@@ -260,20 +262,24 @@ BAD: dict[str, tuple[str, bytes | list[object], str]] = {
     "a mark in the middle": ("c.jsonl", b'{"text": "a"}\n\xef\xbb\xbf{"text": "a"}', ", line 2: it is not JSON"),
     "no object": ("c.jsonl", ["[1, 2]"], ", line 1: it holds a JSON list; an object is needed"),
     "deep": ("c.jsonl", ["[" * 200_000], ", line 1: it is nested too deeply"),
-    "no field": ("c.jsonl", [{"body": "a"}], ", line 1: there is no field 'text' or 'token_ids'; it has ['body']"),
+    "no field": (
+        "c.jsonl",
+        [{"body": "a"}],
+        ", line 1: there is no field 'text' or 'token_ids'; the fields are ['body']",
+    ),
     "both fields": ("c.jsonl", [{"text": "a", "token_ids": [1]}], ", line 1: it has both 'text' and 'token_ids'"),
     "field missing later": ("c.jsonl", [{"text": "a"}, {"token_ids": [1]}], ", line 2: there is no field 'text'"),
     "text is a number": ("c.jsonl", [{"text": "a"}, {"text": 7}], ", line 2: 'text' is 7; a string is needed"),
     "text is null": ("c.jsonl", [{"text": None}], ", line 1: 'text' is None; a string is needed"),
-    "half a surrogate": ("c.jsonl", ['{"text": "\\ud800"}'], ", line 1: 'text' holds half a surrogate pair"),
+    "half a surrogate": ("c.jsonl", ['{"text": "\\ud800"}'], ", line 1: 'text' has half of a surrogate pair"),
     "ids are text": ("c.jsonl", [{"token_ids": "1 2"}], ", line 1: 'token_ids' is '1 2'; a list of integers"),
     "an id is a fraction": ("c.jsonl", [{"token_ids": [1, 2.0]}], ", line 1: 'token_ids' holds 2.0 at position 1"),
     "an id is a truth": ("c.jsonl", [{"token_ids": [True]}], ", line 1: 'token_ids' holds True at position 0"),
     "an id is negative": ("c.jsonl", [{"token_ids": [0]}, {"token_ids": [-1]}], ", line 2: 'token_ids' holds -1"),
     "an id is too large": ("c.jsonl", [{"token_ids": [VOCABULARY]}], "allowed are integers from 0 to 319"),
     "an id is huge": ("c.jsonl", [{"token_ids": [10**300]}], ", line 1: 'token_ids' holds 1000"),
-    "too few ids": ("c.jsonl", [{"token_ids": [1, 2]}], " is 2 tokens long, shorter than one sequence"),
-    "no ids": ("c.jsonl", [{"token_ids": []}], " is 0 tokens long, shorter than one sequence"),
+    "too few ids": ("c.jsonl", [{"token_ids": [1, 2]}], " has 2 tokens, fewer than one sequence"),
+    "no ids": ("c.jsonl", [{"token_ids": []}], " has 0 tokens, fewer than one sequence"),
 }
 
 
@@ -299,7 +305,7 @@ def test_a_bad_file_is_named_with_the_place(name: str, plain: Path, tmp_path: Pa
         ("text", [], " is empty"),
         ("text", ["a"] * 70 + [None], ", row 71: 'text' is None; a string is needed"),
         ("text", [1, 2], ", row 1: 'text' is 1; a string is needed"),
-        ("body", ["a"], ", row 1: there is no field 'text' or 'token_ids'; it has ['body']"),
+        ("body", ["a"], ", row 1: there is no field 'text' or 'token_ids'; the fields are ['body']"),
         ("token_ids", [[1], [2, None]], ", row 2: 'token_ids' holds None at position 1"),
         ("token_ids", [[1], None], ", row 2: 'token_ids' is None; a list of integers is needed"),
         ("token_ids", [[1.0]], ", row 1: 'token_ids' holds 1.0 at position 0"),
@@ -317,7 +323,7 @@ def test_a_bad_row_is_named(column: str, values: list[Any], message: str, plain:
 def test_a_column_that_is_there_twice_is_refused(column: str, plain: Path, tmp_path: Path) -> None:
     file = tmp_path / "c.parquet"
     pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"]), pa.array([1])], names=[column, column, "other"]), file)
-    with pytest.raises(BadCalibration, match=re.escape(f"{str(file)!r} has 2 columns {column!r}; which is meant")):
+    with pytest.raises(BadCalibration, match=re.escape(f"{str(file)!r} has 2 columns named {column!r}; only one")):
         calibrated(file, plain)
 
 
@@ -334,9 +340,9 @@ def test_texts_need_a_tokenizer_whose_ids_the_model_has(plain: Path, tmp_path: P
     file = written("jsonl", tmp_path)
     with pytest.raises(BadModel, match=r"nowhere has no tokenizer that can be loaded"):
         calibrated(file, tmp_path / "nowhere")
-    with pytest.raises(BadModel, match=r"the tokenizer gives the token id \d+, the embedding has 50 rows"):
+    with pytest.raises(BadModel, match=r"the tokenizer gives the token id \d+, but the embedding has 50 rows"):
         calibrated(file, plain, vocabulary=50)
-    with pytest.raises(BadModel, match="the tokenizer gives the token id 1, the embedding has 1 rows"):
+    with pytest.raises(BadModel, match="the tokenizer gives the token id 1, but the embedding has 1 rows"):
         calibrated(file, plain, vocabulary=1)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from workers.measurement.capture import Capture, Site, capturing
+from workers.measurement.layers.capture import Capture, Site, capturing
 from workers.measurement.models.projections import projections
 
 

@@ -23,9 +23,9 @@ from tiny_models import request_for
 
 import workers.measurement.__main__ as program
 from service.contracts.schemes import SCHEMES
-from workers.measurement.progress import Narrator
-from workers.measurement.quantization import kernels
-from workers.measurement.remarks import warn_replaced
+from workers.measurement.layers import quantize_projection as kernels
+from workers.measurement.results.report_warnings import warn_replaced
+from workers.measurement.runtime.progress import Narrator
 from workers.measurement.statistics import backends, plain
 from workers.measurement.statistics.cuda import channels, histogram, hits, nvrtc, reduction
 from workers.measurement.statistics.cuda.check import run_trials, trials
@@ -87,14 +87,15 @@ def test_histograms_and_the_values_of_a_bin(shape: tuple[int, int, int], dtype: 
 
 @pytest.mark.usefixtures("on_host")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("low", "high"), [(2.5, 6.0), (0.0, 0.0), (torch.inf, torch.inf)])
 @pytest.mark.parametrize("tokens", [1, 31, 300])
-def test_hits(tokens: int, dtype: torch.dtype) -> None:
+def test_hits(tokens: int, low: float, high: float, dtype: torch.dtype) -> None:
     x = random_tensor((1, tokens, 40), dtype)[0]
-    limits = torch.where(torch.arange(tokens) % 3 == 1, 2.5, 6.0)
+    limits = torch.where(torch.arange(tokens) % 3 == 1, low, high)
     for chosen in (x, x.repeat_interleave(2, dim=0)[::2]):
         reached = chosen.float().isfinite() & (chosen.float().abs() >= limits[:, None])
-        dimensions = reached.any(dim=0).nonzero().flatten()
-        assert tokens == 1 or len(dimensions) > 3
+        dimensions = reached.any(dim=0).nonzero().flatten() if low < torch.inf else torch.arange(0, 40, 3)
+        assert tokens == 1 or len(dimensions) > (3 if low else 32)
         positions, peaks, keys = hits.note_hits(chosen, dimensions, int(reached.sum()), limits, 20)
         columns = chosen.float()[:, dimensions].numpy()
         assert (positions.numpy() == np.packbits(reached[:, dimensions].numpy().T, axis=1)).all()
@@ -172,6 +173,44 @@ def check_divergence(score: torch.Tensor, comparison: torch.Tensor, dtype: torch
     assert comparison[3][8].abs() <= tolerance
 
 
+def spread_logits(dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A model's logits, those of a scheme near it, of one that is broken, and of one that rules out what is likely."""
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = 9000
+    p = scale * torch.randn(8, vocabulary, generator=generator)
+    p[4:, 5:] -= 100  # five tokens have all the probability
+    q = p + 0.1 * scale * torch.randn(8, vocabulary, generator=generator)
+    q[2:4] = scale * torch.randn(2, vocabulary, generator=generator)
+    q[4:6, 0] += 60
+    q[6:, 100] += 140
+    p[7, 3000:6000] = -torch.inf
+    return p.to(dtype), q.to(dtype), torch.arange(8)
+
+
+def float64_figures(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Log-sum-exp of both models' logits and KL(p || q) in nats by torch, [3, n]."""
+    p, q = p.double(), q.double()
+    log_p, log_q = p.log_softmax(dim=-1), q.log_softmax(dim=-1)
+    kl = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(dim=-1)
+    return torch.stack([p.logsumexp(dim=-1), q.logsumexp(dim=-1), kl])
+
+
+def test_divergence_is_exact_however_far_two_models_are_apart(tmp_path: Path) -> None:
+    logits = [spread_logits(dtype, scale) for dtype in DTYPES for scale in (1.0, 10.0, 40.0)]
+    known = [float64_figures(p, q) for p, q, _ in logits]
+    calls: list[Call] = []
+    for (p, q, next_ids), exact in zip(logits, known, strict=True):
+        calls.append(("divergence", "score_logits", (p, next_ids)))
+        calls.append(("divergence", "compare_logits", (p, exact[0], q, next_ids)))
+    answers = iter(call_interpreted(calls, tmp_path))
+    for exact in known:
+        assert exact[2].max() > 30
+        score, comparison = next(answers), next(answers)
+        assert (torch.stack([score[0], comparison[0], comparison[3]]) - exact).abs().max() <= 1e-9
+    for (p, q, next_ids), exact in zip(logits, known, strict=True):
+        assert (backends.compare_logits(p, exact[0], q, next_ids)[3] - exact[2]).abs().max() <= 1e-9
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_divergence_in_host_memory(dtype: torch.dtype) -> None:
     p, q, next_ids = unusual_logits(dtype)
@@ -195,7 +234,7 @@ def test_products_and_divergence_as_triton_interprets_them(tmp_path: Path) -> No
         check_products(next(answers), y, q)
     scored = [next(answers) for _ in DTYPES]
     for dtype, score in zip(DTYPES, scored, strict=True):
-        check_divergence(score, next(answers), dtype, tolerance=1e-6)
+        check_divergence(score, next(answers), dtype, tolerance=1e-9)
     assert next(answers, None) is None
 
 
@@ -273,7 +312,7 @@ def test_a_wrong_divergence_is_seen(kernel: str, row: int, monkeypatch: pytest.M
 
     def wrong(*arguments: torch.Tensor) -> torch.Tensor:
         figures = getattr(plain, kernel)(*arguments).clone()
-        figures[row, 5:] *= 1 + 1e-5
+        figures[row, 5:] *= 1 + 1e-8
         return figures
 
     from workers.measurement.statistics.cuda import divergence

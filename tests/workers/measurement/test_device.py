@@ -12,13 +12,14 @@ from tiny_models import request_for, words
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement import __main__ as main
-from workers.measurement import layer_pass, program
-from workers.measurement.device import card_name, choose_device, device_memory, device_name
+from workers.measurement import program
 from workers.measurement.errors import BadRequest, DeviceOutOfMemory
-from workers.measurement.memory import device_is_full, ran_out
-from workers.measurement.progress import Narrator
+from workers.measurement.layers import advance
 from workers.measurement.results.report import timing
-from workers.measurement.workspace import identity_of
+from workers.measurement.runtime.device import card_name, choose_device, device_memory, device_name
+from workers.measurement.runtime.memory import device_is_full, ran_out
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.workspace import identity_of
 
 FULL = (
     "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 1 has a total capacity of 14.57 GiB of which 1.58 GiB is free."
@@ -64,7 +65,7 @@ def test_a_cpu_is_left_alone(cards: list[Any]) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(cards: list[Any]) -> None:
-    with pytest.raises(BadRequest, match="device: 'cuda:2' is not there; this machine has 2 CUDA devices"):
+    with pytest.raises(BadRequest, match="device: 'cuda:2' does not exist; this machine has 2 CUDA devices"):
         choose_device("cuda:2")
     assert cards == []
 
@@ -163,14 +164,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_half_the_batch_fits_where_the_whole_does_not(
     run: Run, checkpoints: dict[str, Path], calibration_text: Path, tmp_path: Path, monkeypatch: Any, schemes: list[str]
 ) -> None:
-    run_layer = layer_pass.run_layer
+    run_layer = advance.run_layer
 
     def in_small_memory(module: Any, hidden: torch.Tensor, arguments: Any) -> torch.Tensor:
         if len(hidden) > 2:
             raise torch.OutOfMemoryError(FULL)
         return run_layer(module, hidden, arguments)
 
-    monkeypatch.setattr(layer_pass, "run_layer", in_small_memory)
+    monkeypatch.setattr(advance, "run_layer", in_small_memory)
     request = request_for(checkpoints["llama"], calibration_text, schemes=schemes)
     status, last = run(request)
     assert (status, last["kind"], last["code"], last["bad_input"]) == (1, "failed", "device-out-of-memory", False)
@@ -202,7 +203,7 @@ def test_a_host_that_is_full_is_told_apart(
     def full(*_: object) -> None:
         raise RuntimeError(HOST)
 
-    monkeypatch.setattr(layer_pass, "run_layer", full)
+    monkeypatch.setattr(advance, "run_layer", full)
     status, last = run(request_for(checkpoints["llama"], calibration_text))
     assert (status, last["code"], last["batch_sequences"]) == (1, "out-of-memory", None)
 
@@ -213,13 +214,13 @@ def test_labelled_prompts_keep_to_the_batch_that_was_asked_for(
     records = [{"prompt": words(3 + i % 3, seed=i), "label": bool(i % 2)} for i in range(24)]
     (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     sizes: list[int] = []
-    run_layer = layer_pass.run_layer
+    run_layer = advance.run_layer
 
     def watched(module: Any, hidden: torch.Tensor, arguments: Any) -> torch.Tensor:
         sizes.append(hidden.shape[0] * hidden.shape[1])
         return run_layer(module, hidden, arguments)
 
-    monkeypatch.setattr(layer_pass, "run_layer", watched)
+    monkeypatch.setattr(advance, "run_layer", watched)
     settings = {"schemes": [], "sequences": 3, "sequence_length": 8, "batch_sequences": 2}
     asked = request_for(checkpoints["llama"], calibration_text, **settings).model_dump(mode="json")
     labelled = {"path": str(tmp_path / "labelled.jsonl")}

@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import json, os, sys
-from workers.measurement.environment import settle_environment
+from workers.measurement.runtime.environment import settle_environment
 settle_environment()
 names = ("HF_HUB_OFFLINE", "ARROW_DEFAULT_MEMORY_POOL", "GOMP_SPINCOUNT")
 print(json.dumps(["torch" in sys.modules, *(os.environ[name] for name in names)]))

@@ -21,14 +21,14 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 from service.contracts.report import Fp16ColumnFacts, LargestShare, Report
 from service.contracts.schemes import SCHEMES
 from service.contracts.tables import TABLES
-from workers.measurement.capture import Site
-from workers.measurement.int8_columns import Int8Columns
+from workers.measurement.layers.capture import Site
+from workers.measurement.layers.int8_columns import Int8Columns
 from workers.measurement.models.projections import Projection
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_fp16_columns
-from workers.measurement.results.tables import TableRows
+from workers.measurement.results.report_warnings import warn_fp16_columns
 from workers.measurement.results.typical import with_typical
+from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.table_writer import TableRows
 from workers.measurement.statistics.channel_errors import ChannelErrors, sqnr_without
 from workers.measurement.statistics.fp16_columns import Fp16Columns, reaching, reaching_in_fp16
 from workers.measurement.statistics.site import SiteStatistics
@@ -113,13 +113,16 @@ def test_a_warning_names_components_from_a_fifth_on() -> None:
     shares = {"attn.q": 0.4949, "attn.o": 0.2, "mlp.up": 0.1999}
     few = Fp16ColumnFacts(prefill=0.1, decode=0.0, components={"attn.q": 0.19}, largest=largest)
     many = few.model_copy(update={"components": shares})
-    warn_fp16_columns({"lossless": few, "int8": many}, narrator)
+    warn_fp16_columns({"lossless": few, "int8": many}, {"lossless": 4.0, "int8": 6.0}, narrator)
     (warning,) = narrator.warnings
     assert (warning.code, warning.where) == ("fp16-columns", "int8")
-    assert warning.message.startswith(
-        "int8 computes 49% of attn.q's, 20% of attn.o's input columns in 16 bits: little of its speed is won here."
+    assert warning.message == (
+        "int8 computes 49% of attn.q's, 20% of attn.o's input columns in 16 bits. Little of its speed is won there."
     )
-    assert warning.message.endswith("(int8:keep=attn.q,keep=attn.o)")
+    assert warning.advice == (
+        "Rerun with a threshold over 6, which costs some accuracy, or keep these modules in 16 bits with "
+        "keep=attn.q,keep=attn.o."
+    )
 
 
 # The residual stream without its massive dimensions

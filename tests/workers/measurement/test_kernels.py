@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from workers.measurement.statistics import cpu_products, cpu_reduction, plain
+from workers.measurement.statistics import plain
 from workers.measurement.statistics.backends import (
     histogram,
     magnitudes_in_bin,
@@ -29,11 +29,13 @@ from workers.measurement.statistics.backends import (
     token_products,
     typical,
 )
-from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.cpu import products as cpu_products
+from workers.measurement.statistics.cpu import reduction as cpu_reduction
+from workers.measurement.statistics.cpu.compiling import compiled
+from workers.measurement.statistics.cpu.threads import each, share_out
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.order import median_magnitude
 from workers.measurement.statistics.reduction import BINS, SHIFT, Reduction
-from workers.measurement.statistics.threads import each, share_out
 from workers.measurement.statistics.transfers import HostCopies
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

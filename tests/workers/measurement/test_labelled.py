@@ -18,11 +18,11 @@ from tiny_models import save_tokenizer
 from service.contracts.labelled import CHANCE, Labelled, Separation
 from service.contracts.request import Analysis, LabelledFile
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
-from workers.measurement.labelled.batches import LabelledBatch, labelled_batches
-from workers.measurement.labelled.findings import LabelledFindings, labelled_findings, rank_dimensions
-from workers.measurement.labelled.records import LabelledRecords, read_labelled
+from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
+from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
+from workers.measurement.inputs.tokenizer import LazyTokenizer, bos_token
+from workers.measurement.predictions.label_separation import LabelledFindings, labelled_findings, rank_dimensions
 from workers.measurement.statistics.separation import average_ranks, best_by_chance, separation
-from workers.measurement.tokenizer import LazyTokenizer, bos_token
 from workers.samples import LABELLED, MODEL
 
 SMALL = st.floats(-4, 4, width=16)
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no prompt": (({"label": True},), "line 1: 'prompt' is None"),
     "empty prompt": ((labelled(label=True), labelled("", label=True)), "line 2: 'prompt' is ''"),
     "prompt is a number": ((labelled(7, label=True),), "line 1: 'prompt' is 7"),
-    "half a surrogate": ((labelled("a\ud800", label=True),), "line 1: 'prompt' holds half a surrogate"),
+    "half a surrogate": ((labelled("a\ud800", label=True),), "line 1: 'prompt' has half of a surrogate"),
     "label is a number": ((labelled(label=1),), "line 1: 'label' is 1; true or false"),
     "label is null": ((labelled(label=None),), "line 1: 'label' is None"),
     "score is a truth": ((labelled(score=True),), "line 1: 'score' is True; a finite number"),
@@ -243,7 +243,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "both": ((labelled(label=True, score=1),), "line 1: it has both 'label' and 'score'"),
     "a mixture": (
         (labelled(label=True), labelled(label=True), labelled(score=1)),
-        "line 3: it has a 'score', and line 1 has a 'label'",
+        "line 3: it has a 'score', but line 1 has a 'label'",
     ),
     "one record": ((labelled(label=True),), "holds 1 records; at least 2"),
     "no records": ((), "holds 0 records; at least 2"),

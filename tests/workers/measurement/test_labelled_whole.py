@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from service.contracts.report import Report
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 VARIANTS = {"reference": None, "int8": "int8", "nf4": "nf4"}
 RECORDS = [{"prompt": words(3 + i % 4, seed=i), "score": (i * 7) % 11 - 4.5} for i in range(24)]

@@ -16,7 +16,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
 from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
 from workers.measurement.statistics.site import SiteStatistics

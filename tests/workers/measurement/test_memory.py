@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.measurement import memory
-from workers.measurement.memory import (
+from workers.measurement.runtime import memory
+from workers.measurement.runtime.memory import (
     GROWTH,
     PageReturn,
     drop_file_pages,
@@ -125,7 +125,7 @@ def test_pages_go_back_where_much_more_is_resident_than_a_batch_leaves(monkeypat
 
 CODE = """
 import json, torch
-from workers.measurement.memory import drop_code_pages, resident_bytes
+from workers.measurement.runtime.memory import drop_code_pages, resident_bytes
 x = torch.arange(9.0).view(3, 3)
 product, before = x @ x, resident_bytes()
 drop_code_pages()

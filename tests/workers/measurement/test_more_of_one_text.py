@@ -12,7 +12,7 @@ from service.contracts.comparison import Difference
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 from workers.samples import CALIBRATION, MODEL
 
 

@@ -16,12 +16,12 @@ from transformers import BartConfig, BertConfig, ViTConfig
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
 from workers.measurement.errors import BadModel
+from workers.measurement.layers.streams import REFERENCE
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder
 from workers.measurement.models.probe import probe_layers
-from workers.measurement.state import Batch
-from workers.measurement.streams import REFERENCE
-from workers.measurement.sweep import prepare_sweep, sweep_layers
 
 TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(5))
 _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -136,7 +136,7 @@ def test_every_weight_of_a_layer_has_the_type_that_the_whole_model_gives_it(
 REFUSED = {
     "bert": (
         lambda: BertConfig(**_SIZES, vocab_size=VOCABULARY),
-        "BertLMHeadModel is no causal decoder: in its first layer a position sees the one after it",
+        "BertLMHeadModel is not a causal decoder: in its first layer a position depends on the next one",
     ),
     "gemma3n": (
         lambda: config_of("Gemma3nText", **_SIZES, **_PER_LAYER, **_SHARED, laurel_rank=8, head_dim=16),
@@ -144,7 +144,7 @@ REFUSED = {
     ),
     "gemma4": (
         lambda: config_of("Gemma4Text", **_SIZES, **_PER_LAYER, **_SHARED),
-        "layers of Gemma4ForCausalLM cannot be measured one by one: they hand each other keys and values",
+        "layers of Gemma4ForCausalLM cannot be measured one by one: they pass each other keys and values",
     ),
 }
 
@@ -161,7 +161,7 @@ def test_a_model_that_the_sweep_would_compute_wrongly_is_refused_by_name(archite
     ("make", "architecture", "message"),
     [
         (lambda: BartConfig(), "BartForConditionalGeneration", r"BartForConditionalGeneration \(bart\)"),
-        (lambda: BertConfig(), "BertForMaskedLM", "BertForMaskedLM is no causal decoder"),
+        (lambda: BertConfig(), "BertForMaskedLM", "BertForMaskedLM is not a causal decoder"),
         (lambda: ViTConfig(), "ViTForImageClassification", r"ViTForImageClassification \(vit\)"),
         (lambda: config_of("T5"), "T5ForConditionalGeneration", r"T5ForConditionalGeneration \(t5\)"),
     ],
@@ -238,14 +238,14 @@ def sharing_a_dictionary(layers: nn.ModuleList, hidden: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (twice_over, r"calls them in the order \[0, 1, 2, 0, 1, 2\], not each of 3 once"),
-        (one_left_out, r"in the order \[0, 1\], not each of 3 once"),
+        (twice_over, r"calls them in the order \[0, 1, 2, 0, 1, 2\], but each of the 3 must run once"),
+        (one_left_out, r"in the order \[0, 1\], but each of the 3 must run once"),
         (scaled_between, "the model changes the hidden states between two layers"),
-        (told_of_the_one_before, "other arguments of a layer depend on what the layers before it gave"),
+        (told_of_the_one_before, "an argument of a layer depends on the outputs of earlier layers"),
         (ending_on_what_came_first, "the predictions depend on more than the last hidden states"),
         (ending_on_a_layer_between, "the predictions depend on more than the last hidden states"),
-        (breaking_off, r"needs more of them than hidden states \(size mismatch"),
-        (sharing_a_dictionary, "hand each other keys and values besides the hidden states"),
+        (breaking_off, r"needs more from them than hidden states \(size mismatch"),
+        (sharing_a_dictionary, "pass each other keys and values besides the hidden states"),
     ],
 )
 def test_layers_that_do_not_follow_one_another_by_hidden_states_alone_are_refused(run: Any, message: str) -> None:

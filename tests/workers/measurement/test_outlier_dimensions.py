@@ -15,7 +15,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 PLANTED = {5: 64.0, 77: -64.0, 100: 64.0}
 """Dimension -> factor on the norms' weights in the planted layers."""
@@ -43,7 +43,7 @@ def layer_inputs(path: Path, request: Any) -> list[np.ndarray]:
     """[2, T, d] for each layer: what enters attention and MLP, of the same text as the report's."""
     from transformers import AutoTokenizer
 
-    from workers.measurement.calibration import calibrate
+    from workers.measurement.inputs.calibration import calibrate
 
     token_ids = calibrate(request, AutoTokenizer.from_pretrained(path), 10**9).token_ids
     whole = WholeModel(path, token_ids)
@@ -146,6 +146,6 @@ def test_a_scaled_gain_changes_the_fixed_definition_alone(
     (warning,) = (w for w in scaled.warnings if w.code == "not-discriminating")
     assert warning.where == "llm_int8"
     assert f"llm_int8 flags {flagged} of {scaled.model.hidden_size} dimensions" in warning.message
-    assert "Read llm_int8_relative instead" in warning.message
+    assert warning.advice == "Read llm_int8_relative instead, or rerun with a larger --set llm_int8.magnitude=VALUE."
     rows = pq.read_table(tmp_path / "out/tables/outlier_dimensions.parquet").to_pylist()
     assert sum(r["definition"] == "llm_int8" for r in rows) == flagged  # the table keeps them all

@@ -18,8 +18,8 @@ from tiny_models import request_for, save_checkpoint, save_tokenizer
 from service.contracts.report import Report
 from service.contracts.verdict import verdict_of
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
-from workers.measurement.remarks import warn_guessing
+from workers.measurement.results.report_warnings import warn_guessing
+from workers.measurement.runtime.progress import Narrator
 
 
 def scored(path: Path, text: Path, out: Path, **settings: Any) -> tuple[Report, dict[str, list[Any]]]:
@@ -139,11 +139,16 @@ def test_the_verdict_is_part_of_the_report(exact: tuple[Report, dict[str, np.nda
     assert (report.schema_version, report.definitions_version) == ("1.2", "1.1")
     few = [warning.message for warning in report.warnings if warning.code == "few-sequences"]
     assert len(few) == (report.calibration.sequences < 8)
-    assert all("take 10 blocks of it as independent" in message for message in few)
+    known = (
+        f"The calibration text has {report.calibration.sequences} sequences, so errors are estimated from 10 blocks."
+    )
+    assert all(message.startswith(known) for message in few)
     for facts in report.schemes.values():
         assert facts.verdict is not None
         assert facts.verdict.level == "unjudged"  # a model of random weights only guesses
-        assert facts.verdict.reasons[0].startswith("The reference predicts the text no better than a guess among its")
+        assert facts.verdict.reasons[0].startswith(
+            "The reference predicts this text no better than a random guess among its"
+        )
         knowing = report.model_copy(update={"model": report.model.model_copy(update={"vocabulary": 10**9})})
         judged = verdict_of(knowing, facts)
         kl, ratio = facts.kl_divergence.mean, facts.perplexity_ratio

@@ -20,7 +20,7 @@ from service.contracts.progress import Progress
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 
 class Killed(BaseException):
@@ -185,7 +185,9 @@ def test_what_has_lost_its_identity_is_not_gone_on_from(
 def test_another_request_does_not_go_on(request_: MeasurementRequest, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         measure(request_, tmp_path / "out", Mortal("sweep", 2))
-    with pytest.raises(BadRequest, match=r"\.out\.unfinished holds an unfinished measurement of another request"):
+    with pytest.raises(
+        BadRequest, match=r"\.out\.unfinished holds an unfinished measurement of something else \(other request\)"
+    ):
         run(changed(request_, seed=5), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == [".out.unfinished"]
     run(changed(request_, job_id="another", checkpoint_seconds=60.0, memory_bytes=0), tmp_path / "out")
@@ -199,13 +201,13 @@ def test_another_model_or_text_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         measure(request, tmp_path / "out", Mortal("sweep", 1))
     text.write_text(words(3000, seed=9))
-    with pytest.raises(BadRequest, match="of another files"):
+    with pytest.raises(BadRequest, match=r"of something else \(other files\)"):
         run(request, tmp_path / "out")
     text.write_text(words(3000, seed=8))
     weights = load_file(model / "model.safetensors")
     weights["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BadRequest, match="of another model"):
+    with pytest.raises(BadRequest, match=r"of something else \(other model\)"):
         run(request, tmp_path / "out")
 
 

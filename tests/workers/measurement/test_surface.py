@@ -17,7 +17,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 from workers.measurement.statistics.surface import MOST_CHANNELS, MOST_POSITIONS, reduce_surface
 
 BIN = 1 / 32

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES, Scheme
+from workers.measurement.layers.streams import REFERENCE
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder
-from workers.measurement.state import Batch, SweepState
-from workers.measurement.streams import REFERENCE
-from workers.measurement.sweep import prepare_sweep, sweep_layers
 
 
 def whole_model_logits(path: Path, token_ids: torch.Tensor, scheme: str | None) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.contracts.tables import TABLES
 from workers.measurement.results.layer_rows import shortened
-from workers.measurement.results.tables import table_writers
+from workers.measurement.runtime.table_writer import table_writers
 
 
 @given(st.lists(st.floats(allow_subnormal=False), min_size=1, max_size=50))

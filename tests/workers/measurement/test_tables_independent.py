@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from service.contracts.report import Report
 from service.contracts.tables import TABLES
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 BIN = 1 / 32
 """Relative width of a histogram bin: the stated error of a quantile."""
@@ -319,6 +319,13 @@ def test_model_sizes(measured: Measured) -> None:
     kept = facts.weight_bytes - 2 * sum(matrices)
     assert measured.report.schemes["int8"].model_bytes == kept + sum(matrices) + 4 * sum(rows.values())
     assert measured.report.schemes["nf4"].model_bytes == kept + sum(m // 2 + 4 * m // 64 for m in matrices)
+    outside = {
+        p.data_ptr(): 2 * p.numel()
+        for n, p in whole.named_parameters()
+        if p.ndim == 2 and block(measured.architecture, 0)[:-1] not in n
+    }
+    for scheme in measured.report.schemes.values():
+        assert scheme.not_quantised_bytes == sum(outside.values())
 
 
 def test_every_table_has_the_contracts_columns(measured: Measured) -> None:

@@ -63,7 +63,7 @@ def test_what_is_used_may_ask_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_are_not_finished_amid_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     copies = copies_from_device(monkeypatch)
     copies.add((torch.tensor(0),), lambda _: copies.finish())
-    with pytest.raises(RuntimeError, match="finish: figures are being used"):
+    with pytest.raises(RuntimeError, match="finish: it was called while figures are in use"):
         copies.finish()
 
 

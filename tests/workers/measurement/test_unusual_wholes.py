@@ -16,7 +16,7 @@ from tiny_models import request_for, save_tokenizer
 from service.contracts.report import SchemeFacts
 from service.contracts.schemes import SCHEMES
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
+from workers.measurement.runtime.progress import Narrator
 
 
 def measured(path: Path, text: Path, out: Path, **settings: Any) -> dict[str, Any]:
@@ -72,7 +72,10 @@ def test_what_a_layer_does_more_with_than_call_it_stays_as_it_is_and_is_named(
     report = measured(path, calibration_text, tmp_path / "out", schemes=[name])
     (warning,) = (w for w in report["warnings"] if w["where"] == name)
     assert warning["code"] == "left-unquantized"
-    assert re.match(r"mixer.dt_proj stays as it is in layers 0-1: the layer uses its weight itself", warning["message"])
+    assert re.match(
+        rf"{name} cannot quantize mixer.dt_proj in layers 0-1: the layer uses the weight directly", warning["message"]
+    )
+    assert warning["advice"] == "Deploy the model with this module in 16 bits, as it was here."
     scheme = report["schemes"][name]
     left = {name for name in scheme["not_quantised"] if name.endswith("_proj")}
     assert left == {f"backbone.layers.{layer}.mixer.dt_proj" for layer in (0, 1)}
@@ -91,6 +94,6 @@ def test_a_weight_that_int8_does_not_take_is_named_with_its_layer(tmp_path: Path
     report = measured(tmp_path / "model", calibration_text, tmp_path / "out", schemes=["int8", "nf4"])
     (warning,) = (w for w in report["warnings"] if w["code"] == "left-unquantized")
     assert warning["where"] == "int8"
-    assert re.match(r"mlp.up_proj stays as it is in layer 1: 64 -> 128: .*; at most 65504", warning["message"])
+    assert re.match(r"int8 cannot quantize mlp.up_proj in layer 1: .*; at most 65504", warning["message"])
     named = {name: "model.layers.1.mlp.up_proj" in facts["not_quantised"] for name, facts in report["schemes"].items()}
     assert named == {"int8": True, "nf4": False}

@@ -21,18 +21,18 @@ from service.contracts.report import Report
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import BadRequest
-from workers.measurement.kept import kept_modules
+from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.kept_modules import kept_modules
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.program import measure
-from workers.measurement.progress import Narrator
 from workers.measurement.quantization import projection
-from workers.measurement.quantization.kernels import quantize_projection
 from workers.measurement.quantization.projection import row_ranges
 from workers.measurement.quantization.resolving import resolved
-from workers.measurement.state import Batch
-from workers.measurement.sweep import prepare_sweep, sweep_layers
+from workers.measurement.runtime.progress import Narrator
 
 TOKEN_IDS = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5))
 DTYPES = ("bfloat16", "float16", "float32")
@@ -250,11 +250,13 @@ def test_a_fused_module_is_kept_by_all_of_its_components(
 def test_a_part_of_a_fused_module_is_refused_with_the_group(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     decoder = opened(checkpoints["gpt2"], tmp_path)
     for keep, blamed, layer in ((["attn.v"], "attn.v", 0), (["mlp.up", "layers.1.attn.k"], "layers.1.attn.k", 1)):
-        with pytest.raises(BadRequest, match=r"all of them, or none") as refused:
+        with pytest.raises(BadRequest, match=r"keep all of them \(keep=.*\) or none$") as refused:
             kept_modules(asked({"name": "a", "scheme": "nf4", "keep": keep}).schemes, decoder)
         said = str(refused.value)
         assert said.startswith(f"schemes: a: keep: '{blamed}' is a part of transformer.h.{layer}.attn.c_attn, which")
         assert "computes attn.q, attn.k, attn.v together" in said
+        before = "layers.1." if layer else ""
+        assert f"(keep={before}attn.q,keep={before}attn.k,keep={before}attn.v)" in said
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,9 @@ def test_an_unknown_module_is_refused_with_the_nearest(
     given = [{"name": "a", "scheme": "nf4", "keep": ["attn.v", pattern]}]
     if pattern == ".*":
         given[0]["keep"] = ["attn.v", ".-"]
-    with pytest.raises(BadRequest, match=r"is no module of the model; allowed: attn\.k, attn\.o, attn\.q") as refused:
+    with pytest.raises(
+        BadRequest, match=r"is not a module of the model; allowed: attn\.k, attn\.o, attn\.q"
+    ) as refused:
         kept_modules(asked(*given).schemes, decoder)
     assert nearest in str(refused.value)
     assert "after layers.0. to layers.3." in str(refused.value)
@@ -356,7 +360,8 @@ def test_a_variant_that_keeps_everything_changes_nothing_and_is_said_to(
     report = measured(checkpoints["llama"], calibration_text, tmp_path / "out", schemes=[scheme])
     (warning,) = (warning for warning in report.warnings if warning.where == "all")
     assert warning.code == "nothing-quantized"
-    assert warning.message.endswith("has no Linear that all is not told to keep, so nothing changes")
+    assert warning.message == "all keeps every Linear module of LlamaForCausalLM in 16 bits, so it changes nothing."
+    assert warning.advice == "Rerun with fewer keep=... in all."
     assert report.schemes["all"].kl_divergence.max == 0
     assert report.schemes["all"].quantised_share == 0
 
@@ -366,7 +371,7 @@ def test_an_unknown_module_fails_the_measurement_before_it_begins(
 ) -> None:
     told = io.StringIO()
     request = request_for(checkpoints["llama"], calibration_text, schemes=["nf4:keep=mlp.dwn"])
-    with pytest.raises(BadRequest, match=r"schemes: nf4-keep-mlp-dwn: keep: 'mlp\.dwn' is no module"):
+    with pytest.raises(BadRequest, match=r"schemes: nf4-keep-mlp-dwn: keep: 'mlp\.dwn' is not a module"):
         measure(request, tmp_path / "out", Narrator(out=told))
     stages = {json.loads(line).get("stage") for line in told.getvalue().splitlines()}
     assert "sweep" not in stages

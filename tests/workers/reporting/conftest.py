@@ -49,7 +49,8 @@ class Recipe:
     label_dimensions: tuple[int, ...] = (201, 14, 35, 67)
     source: str = "example/llama-small"
     token: str = "the"
-    warnings: tuple[tuple[str, str, str | None], ...] = ()
+    warnings: tuple[tuple[str | None, ...], ...] = ()
+    """Code, message and where; and advice, which earlier reports have not."""
     seed: int = 0
 
 
@@ -269,7 +270,7 @@ class Maker:
                         "max_to_median": float(magnitudes.max() / np.median(magnitudes)),
                         "kurtosis": float(stats.kurtosis(values, fisher=False))},
             "surface": surface_section(self.rows["surface"], recipe.layers // 2, recipe.positions, recipe.hidden_size),
-            "warnings": [{"code": code, "message": text, "where": where} for code, text, where in recipe.warnings],
+            "warnings": [dict(zip(("code", "message", "where", "advice"), of, strict=False)) for of in recipe.warnings],
             "figures": [],
             "tables": [
                 {"name": name, "title": table.title, "caption": table.title + ".", "files": [f"tables/{name}.parquet"]}

@@ -150,14 +150,20 @@ def test_the_shade_is_the_median_give_or_take_p99(make_report, draw, rows_of):
 def test_the_caption_says_what_a_neuron_is_and_which_definitions_are_met(make_report, draw, rows_of):
     report = make_report(token="Ġthe\n")
     caption = draw(report)["activation_profile"].caption
-    for part in ("the output of layer 7", "“Ġthe\\n”", "position 17", "256 hidden dimensions", "max_to_median"):
+    for part in ("after layer 7", "“Ġthe\\n”", "position 17", "256 hidden dimensions", "max_to_median"):
         assert part in caption
     flagged = {row["dimension"] for row in rows_of(report, "outlier_dimensions")}
-    for index, _ in five_largest(rows_of(report, "profile")):
-        expected = "meets llm_int8" if index in flagged else "meets none"
-        assert any(
-            part.startswith(f"{index} (") and expected in part for part in caption.replace(": ", "; ").split("; ")
-        )
+    expected = {}
+    for index, _ in sorted(five_largest(rows_of(report, "profile"))):
+        expected.setdefault("llm_int8" if index in flagged else "no definition", []).append(index)
+    assert met(caption) == expected
+
+
+def met(caption):
+    """The labeled dimensions by definition, as the caption states them."""
+    listed = caption.partition("Labeled dimensions by the definitions they meet: ")[2].partition(". ")[0]
+    pairs = (part.split(": ") for part in listed.split("; "))
+    return {name: [int(dimension) for dimension in dimensions.split(", ")] for name, dimensions in pairs}
 
 
 def test_a_definition_of_one_layer_counts_at_the_profiles_layer_only(make_report, draw, edit_table, rows_of):
@@ -170,7 +176,8 @@ def test_a_definition_of_one_layer_counts_at_the_profiles_layer_only(make_report
 
     edit_table(report, "outlier_dimensions", per_layer)
     caption = draw(report)["activation_profile"].caption
-    assert "meets llm_int8 and variance" in caption
+    assert met(caption)["variance"] == [peak]
+    assert peak in met(caption)["llm_int8"]
     assert "median_quantile" not in caption
 
 
@@ -182,7 +189,7 @@ def test_values_that_are_not_finite_are_counted_and_leave_a_gap(make_report, dra
 
     edit_table(report, "profile", break_two)
     drawing = draw(report)["activation_profile"]
-    assert "2 values not finite and not drawn" in drawing.caption
+    assert "Not drawn: 2 values that are not finite." in drawing.caption
     assert not {3, 9} & {index for index, _ in named(drawing)}
 
 

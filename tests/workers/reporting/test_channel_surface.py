@@ -142,7 +142,7 @@ def test_hovering_over_a_column_tells_its_place_and_value(make_report, draw, tmp
 def test_the_caption_says_which_state_it_is(make_report, draw):
     caption = draw(make_report(layers=8))["channel_surface"].caption
     for part in (
-        "after layer 4",
+        "block.output of layer 4",
         "sequence 2",
         "48 positions by 256 channels",
         "example/llama-small",

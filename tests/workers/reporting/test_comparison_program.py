@@ -79,14 +79,14 @@ def test_the_page_stands_alone_and_says_what_differs(pair, tmp_path):
         "example/tiny-llama",
         "example/llama-small",
         "calibration-differs",
-        "5 layers and 8",
+        "different numbers of layers, 5 and 8",
         "no shared sequence",
     ):
         assert said in page
     assert page.count("<svg") == len(list((tmp_path / "out" / "figures").glob("*.svg")))
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert summary.startswith("# Headroom comparison: example/tiny-llama, example/llama-small\n")
-    assert "Not compared: range, example/llama-small: 5 layers and 8" in summary
+    assert "Not compared: range, example/llama-small: different numbers of layers, 5 and 8" in summary
 
 
 def test_foreign_names_do_nothing_on_the_page(make_report, tmp_path):
@@ -149,7 +149,7 @@ def test_another_text_is_never_better_or_worse(twins, edit_table):
     restate(other, calibration=content["calibration"] | {"fingerprint": f"sha256:{'0' * 64}"})
     edit_table(other, "tokens", lambda rows: [row.update(token_id=6) for row in rows])
     (line,) = headlines(gather(twins))
-    assert line.endswith("(after): no comparison of int8, nf4, because no scored sequence is shared.")
+    assert line.endswith("(after): int8, nf4 cannot be compared, because no scored sequence is shared.")
     told = next(topic for topic in topics(gather(twins)) if topic.name == "divergence")
     (grid,) = told.grids
     assert [row[-1] for row in grid.rows] == ["no shared sequence"] * 2
@@ -158,12 +158,13 @@ def test_another_text_is_never_better_or_worse(twins, edit_table):
 
 @pytest.mark.parametrize(
     ("kl", "ratio", "top", "told"),
-    [(-0.002, 0.0, 0.1, "better by {kl}"),
-     (-0.002, 0.0, -0.171, "better by {kl}, although the same top token is less frequent by 0.171 (95% interval "
-                           "0.161 to 0.181)"),
-     (0.002, -0.02, 0.1, "worse by {kl}, although the perplexity ratio falls by 0.020 (95% interval 0.010 to 0.030) "
-                         "and the same top token is more frequent by 0.100 (95% interval 0.090 to 0.110)"),
-     (0.002, 0.03, -0.1, "worse by {kl}")],
+    [(-0.002, 0.0, 0.1, "better: lower mean KL by {kl}"),
+     (-0.002, 0.0, -0.171, "better: lower mean KL by {kl}, but the share of same top tokens is lower by 0.171 (95% "
+                           "interval 0.161 to 0.181)"),
+     (0.002, -0.02, 0.1, "worse: higher mean KL by {kl}, but the perplexity ratio is lower by 0.020 (95% interval "
+                         "0.010 to 0.030) and the share of same top tokens is higher by 0.100 (95% interval 0.090 to "
+                         "0.110)"),
+     (0.002, 0.03, -0.1, "worse: higher mean KL by {kl}")],
 )  # fmt: skip
 def test_the_headline_names_what_clearly_points_the_other_way(twins, kl, ratio, top, told):
     gathered = gather(twins)
@@ -182,8 +183,8 @@ def test_the_headline_names_what_clearly_points_the_other_way(twins, kl, ratio, 
     one = difference.model_copy(update={"schemes": {"nf4": difference.schemes["nf4"].model_copy(update=changes)}})
     comparison = gathered.comparison.model_copy(update={"differences": (one,), "warnings": ()})
     (line,) = headlines(gathered._replace(comparison=comparison))
-    by = "a mean KL of 0.00200 nats (95% interval 0.00180 to 0.00220)"
-    assert line == f"{one.label}: nf4 {told.format(kl=by)} (on 9 shared sequences)."
+    by = "0.00200 nats (95% interval 0.00180 to 0.00220)"
+    assert line == f"{one.label}: nf4 is {told.format(kl=by)} (over 9 shared sequences)."
 
 
 @pytest.mark.parametrize(("factor", "word"), [(0.5, "better"), (2.0, "worse")])
@@ -198,9 +199,9 @@ def test_differences_in_the_headline_have_no_sign_but_a_word(make_report, edit_t
     edit_table(directories[1], "tokens", change)
     before = [row["kl_divergence"] for row in table(directories[0], "tokens") if row["scheme"] == "nf4"]
     (line,) = headlines(gather(directories))
-    (found,) = re.findall(rf"nf4 {word} by a mean KL of (\S+) nats \(", line)
+    (found,) = re.findall(rf"nf4 is {word}: (?:low|high)er mean KL by (\S+) nats \(", line)
     assert float(found) == pytest.approx(np.nanmean(np.array(before, float)) * abs(factor - 1), rel=0.01)
-    assert line.endswith("(on 1 shared sequence; rerun both with --sequences 8 or more).")
+    assert line.endswith("(over 1 shared sequence; rerun both with --sequences 8 or more).")
 
 
 def test_a_scheme_has_one_line_in_every_row(make_report):
@@ -237,6 +238,23 @@ def test_ranges_are_those_of_the_tables(pair):
     values = np.concatenate([line.get_ydata() for line in lines])
     assert low < values.min()
     assert high > values.max()
+
+
+def test_a_massive_activation_carried_through_layers_is_one_row(twins, edit_table):
+    def carry(rows):
+        for row in rows:
+            if (row["component"], row["port"]) == ("block", "output") and 2 <= row["layer"] <= 6:
+                row.update(abs_max=27776.0, range_bits=20.0 + row["layer"])
+
+    edit_table(
+        twins[0], "sites", lambda rows: [row.update(abs_max=90.0) for row in rows if row["component"] == "block"]
+    )
+    edit_table(twins[1], "sites", carry)
+    grids = next(topic for topic in topics(gather(twins)) if topic.name == "range").grids
+    largest = next(grid for grid in grids if grid.caption.startswith("Largest increases"))
+    assert [row for row in largest.rows if "block.output" in row[0]] == [largest.rows[0]]
+    site, _, _, after, *peaks = largest.rows[0]
+    assert (site, after, peaks) == ("layers 2-6 block.output", "22.0 to 26.0", ["90.0", "27,776"])
 
 
 def cells_of(drawing):
@@ -339,16 +357,18 @@ def refused(arguments, capsys):
 def test_what_cannot_be_compared_is_refused_by_name_and_leaves_nothing(twins, tmp_path, capsys):
     out = tmp_path / "place" / "out"
     out.parent.mkdir()
-    assert "1 report cannot be compared at once; 2 to 8 can" in refused([out, twins[0]], capsys)
+    assert "compare needs 2 to 8 reports; got 1" in refused([out, twins[0]], capsys)
     restate(twins[1], definitions_version="2.0")
-    assert "after: definitions_version '2.0' cannot be compared" in refused([out, *twins], capsys)
+    assert "after: compare needs definitions_version 1.x, as in the baseline; got '2.0'" in refused(
+        [out, *twins], capsys
+    )
     restate(twins[1], definitions_version="1.0", schema_version="3.1")
     assert f"{twins[1]}: report.json: schema_version: '3.1' is not allowed" in refused([out, *twins], capsys)
     assert "none" in refused([out, twins[0], tmp_path / "none"], capsys)
     (twins[0] / "tables" / "tokens.parquet").write_bytes(b"PAR1")
     assert f"{twins[0]}: tables/tokens.parquet: not a whole Parquet file" in refused([out, *twins], capsys)
     assert list(out.parent.iterdir()) == []
-    assert "it must be a directory that does not exist yet" in refused([tmp_path, *twins], capsys)
+    assert "OUT must be a new or empty directory" in refused([tmp_path, *twins], capsys)
 
 
 def test_a_full_disk_leaves_nothing(twins, tmp_path, capsys, monkeypatch):

@@ -74,7 +74,7 @@ def test_cells_of_the_reference_are_the_sites(make_report, draw, rows_of, layers
             for component, value in zip(ORDER, row, strict=True):
                 measured = SHARED.get(component, component) if port == "input" else component
                 assert value == sites[layer, measured, port][metric], (layer, component)
-        assert ("one tensor" in drawing.caption) == (port == "input")
+        assert ("have one input" in drawing.caption) == (port == "input")
         assert metric in drawing.figure.axes[1].get_ylabel()
 
 
@@ -138,7 +138,7 @@ def test_absent_components_are_hatched_and_never_a_number(make_report, draw):
 @pytest.mark.parametrize("absent", [{}, {"mlp.gate": None}])
 def test_of_a_gate_only_a_model_that_has_one_is_told(make_report, draw, absent):
     caption = draw(make_report(absent=absent))["component_heatmap_range_bits"].caption
-    assert ("So does gate's column" in caption) is (not absent)
+    assert ("so do up and gate" in caption) is (not absent)
 
 
 def test_a_module_that_was_left_alone_is_hatched_in_the_weights_map(make_report, draw, edit_table):
@@ -224,8 +224,8 @@ def test_more_than_a_decade_is_colored_by_its_logarithm(make_report, draw, edit_
     report = make_report()
     edit_table(report, "errors", lambda rows: rows[0].update(relative_l2=50.0))
     drawings = draw(report)
-    assert "logarithm" in drawings["component_heatmap_int8_relative_l2"].caption
-    assert "logarithm" not in drawings["component_heatmap_int8_weight_error"].caption
+    assert "Logarithmic colors." in drawings["component_heatmap_int8_relative_l2"].caption
+    assert "Logarithmic" not in drawings["component_heatmap_int8_weight_error"].caption
 
 
 def test_data_is_never_colored_like_the_page():

@@ -105,7 +105,7 @@ def test_mean_p99_and_same_top_are_drawn_and_in_the_legend(make_report, draw, ro
         same = 100 * np.mean([r["same_top"] for r in rows])
         assert text.startswith(f"{scheme}: mean {kl.mean():.3g}")
         assert f"p99 {p99:.3g}" in text
-        assert f"same top token {same:.2f} %" in text
+        assert f"same top token {same:.2f}%" in text
         drawn = parts(drawing)
         assert drawn[f"mean_{scheme}"].get_xdata()[0] == pytest.approx(kl.mean())
         assert drawn[f"p99_{scheme}"].get_xdata() == pytest.approx([p99, p99])
@@ -135,7 +135,7 @@ def test_a_scheme_without_any_divergence_is_all_zero(make_report, draw, edit_tab
     report = make_report(schemes=("int8",))
     edit_table(report, "tokens", lambda rows: [r.update(kl_divergence=0.0, same_top=True) for r in rows[:-1]])
     drawing = draw(report)["divergence"]
-    assert legend(drawing) == ["int8: mean 0, p99 0, same top token 100.00 %"]
+    assert legend(drawing) == ["int8: mean 0, p99 0, same top token 100.00%"]
     assert parts(drawing)["mean_int8"].get_xdata()[0] < heights(parts(drawing)["kl_int8"])[1][0]
     assert "p99_int8" not in parts(drawing)
 
@@ -167,5 +167,23 @@ def test_simulated_schemes_are_marked(make_report, draw):
 
 def test_the_caption_says_what_it_is(make_report, draw):
     caption = draw(make_report())["divergence"].caption
-    for part in ("KL(reference || scheme)", "int8 31", "example/llama-small", "calibration.txt", "threshold 6.0"):
+    for part in (
+        "KL(reference || scheme)",
+        "Scored positions: 31.",
+        "example/llama-small",
+        "calibration.txt",
+        "threshold 6.0",
+    ):
         assert part in caption
+
+
+def test_other_numbers_of_scored_positions_are_stated_by_scheme(make_report, draw, edit_table):
+    report = make_report()
+
+    def unscore(rows):
+        next(row for row in rows if row["scheme"] == "nf4" and row["kl_divergence"] is not None).update(
+            kl_divergence=None, same_top=None
+        )
+
+    edit_table(report, "tokens", unscore)
+    assert "Scored positions: int8 31, nf4 30." in draw(report)["divergence"].caption

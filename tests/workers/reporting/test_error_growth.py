@@ -154,7 +154,7 @@ def test_exact_layers_are_marked_and_said(make_report, draw):
     upper, _ = drawing.figure.axes
     assert exact_marks(upper) == [0, 0, 1, 1, 2, 2]
     assert np.isnan(lines(drawing)["sqnr_int8"].get_ydata()[:3]).all()
-    assert "int8 is exact after layer 0-2" in drawing.caption
+    assert "int8 equals the reference after layers 0-2: exact" in drawing.caption
     assert "exact" in [text.get_text() for text in upper.texts]
 
 
@@ -175,7 +175,7 @@ def test_components_without_error_are_marked_at_the_foot_of_the_log_scale(make_r
     edit_table(report, "errors", no_error)
     drawing = draw(report)["error_growth"]
     assert exact_marks(drawing.figure.axes[1]) == [2, 5]
-    assert "exact in layer 2, 5" in drawing.caption
+    assert "exact in layers 2, 5" in drawing.caption
 
 
 def test_a_single_layer_is_said(make_report, draw):

@@ -41,7 +41,7 @@ def test_cells_are_the_tables_rows(make_report, draw, rows_of):
     assert mesh_of(drawing).norm.vmin == 0
     assert mesh_of(drawing).norm.vmax == max(row["prefill"] for row in rows_of(report, "fp16_columns"))
     assert "Hatched, n/a" in drawing.caption
-    assert "Also measured, with the largest share over layers: mixer (" in drawing.caption
+    assert "Other components, with the largest share over layers: mixer (" in drawing.caption
     assert "threshold 6.0" in drawing.caption
     assert drawing.table == "fp16_columns"
     assert topic_of(drawing.name) == "outliers"
@@ -79,7 +79,7 @@ def test_the_reader_is_told_beside_the_verdict(make_report):
     assert told is not None
     most = facts.fp16_columns.largest
     shares = [facts.fp16_columns.prefill, facts.fp16_columns.decode, most.prefill]
-    assert [float(text) / 100 for text in re.findall(r"([\d.]+) %", told)] == pytest.approx(shares, rel=0.05)
+    assert [float(text) / 100 for text in re.findall(r"([\d.]+)%", told)] == pytest.approx(shares, rel=0.05)
     assert told.startswith("int8 computes ")
     assert told.endswith(f"%, at layer {most.layer} {most.component}.")
     assert [one.columns for one in outcomes(source.report)] == [told, None]

@@ -207,11 +207,11 @@ def test_without_outlier_heads_all_are_counted_and_the_caption_says_so(make_repo
     report = make_report(outlier_heads=False)
     for drawing in severity(report).values():
         assert sum(bars(drawing).values()) == 64
-        assert "No head is a measured outlier" in drawing.caption
-        assert "the largest is 8.00), so all 64 heads are counted" in drawing.caption
+        assert "Counted: all 64 heads, because none is a measured outlier" in drawing.caption
+        assert "the largest is 8.00)." in drawing.caption
     measured = sum(row["measured_outlier"] for row in rows_of(make_report("other"), "heads"))
     caption = severity(make_report("another"))["head_severity_nf4"].caption
-    assert f"The {measured} measured outlier heads are counted" in caption
+    assert f"Counted: {measured} measured outlier heads (" in caption
 
 
 def test_exact_heads_are_in_the_best_class(make_report, severity, edit_table):
@@ -253,7 +253,7 @@ def test_heads_with_nothing_to_compare_are_a_class_of_their_own(make_report, sev
         (0, unknown): 16, (1, unknown): 8, (1, GREEN): 8, (2, GREEN): 16, (3, GREEN): 16
     }  # fmt: skip
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == [*GRADES, "no ratio"]
-    assert "24 heads without a ratio" in drawing.caption
+    assert "No ratio: 24 heads" in drawing.caption
 
 
 @pytest.mark.parametrize("layers", [2, 8, 80])
@@ -306,7 +306,7 @@ def test_a_head_on_the_limit_is_not_damaged(make_report, agreement, edit_table, 
 
 def test_the_captions_state_definition_and_settings(make_report, severity, agreement, rows_of):
     report = make_report()
-    for part in ("nf4 (4-bit NormalFloat), quant_type nf4", "10 log10", "floor(i L / 4)", "Model example/llama-small",
+    for part in ("nf4 (4-bit NormalFloat), quant_type nf4", "10 log10", "Model example/llama-small",
                  "calibration.txt", "tables/heads.parquet"):  # fmt: skip
         assert part in severity(report)["head_severity_nf4"].caption
     content = json.loads((report / "report.json").read_text())
@@ -314,14 +314,14 @@ def test_the_captions_state_definition_and_settings(make_report, severity, agree
     content["calibration"]["seed"] = 77
     (report / "report.json").write_text(json.dumps(content))
     caption = agreement(report)["head_agreement_nf4"].caption
-    for part in ("is 17.5 or more", "is below 12.25 dB", "drawn with seed 77", "quant_type nf4", "Model example/"):
+    for part in ("is 17.5 or more", "is below 12.25 dB", "others (seed 77)", "quant_type nf4", "Model example/"):
         assert part in caption
     rows = rows_of(report, "heads")
     outliers = [row for row in rows if row["measured_outlier"]]
     damaged = [row for row in rows if row["sqnr_db_nf4"] < 12.25]
     both = sum(row["measured_outlier"] for row in damaged)
-    assert f"Damaged outlier heads: {both} of {len(outliers)} (" in caption
-    assert f"Damaged among all other heads: {len(damaged) - both} of {len(rows) - len(outliers)} (" in caption
+    assert f"Damaged: {both} of {len(outliers)} outlier heads (" in caption
+    assert f", {len(damaged) - both} of {len(rows) - len(outliers)} others (" in caption
 
 
 def test_no_flag_on_either_side_is_said_with_the_legend(make_report, agreement, edit_table):
@@ -370,7 +370,7 @@ def test_a_single_head_of_a_single_layer(make_report, severity, agreement, edit_
     drawing = severity(report)["head_severity_int8"]
     assert list(bars(drawing).values()) == [1]
     assert [text.get_text() for text in shares(drawing).values()] == ["100.0%"]
-    assert "The 1 measured outlier head is counted" in drawing.caption
+    assert "Counted: 1 measured outlier head (" in drawing.caption
 
 
 def test_a_head_with_two_rows_is_refused(make_report, severity, edit_table):

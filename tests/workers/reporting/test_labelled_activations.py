@@ -223,7 +223,7 @@ def test_labels_that_are_all_equal_are_said_in_place_of_histograms(make_report, 
     edit_labelled(report, lambda told: told.update(true_records=30, dimensions=[], ranked_by=None))
     drawing = draw(report)["labelled_activations"]
     said = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
-    assert said == ["llama-small: All 30 labeled prompts are true: there is nothing to tell apart."]
+    assert said == ["llama-small: All 30 labeled prompts are true: there is nothing to separate."]
     assert "AUROC is not defined" in drawing.caption
     assert "All 30 labeled prompts are true" in drawing.alt
 
@@ -258,7 +258,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(make_report, draw, 
     axes = panels(drawing)[14]
     assert sum(steps(axes, "int8", side)[0].sum() for side in ("true", "false")) == 57
     assert sum(steps(axes, "reference", side)[0].sum() for side in ("true", "false")) == 60
-    assert "3 values of dimension 14 under int8 not finite" in drawing.caption
+    assert "Not drawn: 3 values of dimension 14 under int8, not finite." in drawing.caption
 
 
 def test_figures_of_a_scheme_that_are_missing_are_named(make_report, draw, edit_labelled):

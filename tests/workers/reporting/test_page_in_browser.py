@@ -24,7 +24,8 @@ SCREENS = [
     pytest.param(PHONE, False, id="phone-light"),
     pytest.param(PHONE, True, id="phone-dark"),
 ]
-ROOM = "window.innerHeight - document.querySelector('{}').getBoundingClientRect().bottom"
+BOX = """(() => {{ const box = document.getElementById("{}").getBoundingClientRect();
+    return JSON.stringify([box.top, box.bottom, box.height]) }})()"""
 TOO_WIDE = """JSON.stringify([...document.querySelectorAll(".scroll")].filter(
     each => each.clientWidth && each.scrollWidth > each.clientWidth).map(each => each.ariaLabel))"""
 SIZES = """JSON.stringify([...document.querySelectorAll(".plot svg text")].map(text => {
@@ -110,11 +111,29 @@ def test_the_policy_of_the_page_stops_a_script(browser, page, tmp_path):
     assert browser.evaluate("document.title") == "example/llama-small: Headroom report"
 
 
-@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_first_screen_answers(browser, page, screen):
-    browser.show(page, **screen)
-    assert browser.evaluate(ROOM.format("ul.lead")) > 0
-    assert browser.evaluate(ROOM.format("table.outcomes")) > 0
+FIRST_SCREEN = ("verdict", "reasons", "warnings", "next-steps")
+
+
+def test_the_first_screen_has_verdict_reasons_warnings_and_next_steps(browser, make_report):
+    warning = (
+        "The figures rest on few sequences, so that their intervals are wide and another level is possible.",
+        None,
+        "Rerun with --sequences 64 and give a text of your own with --calibration FILE.",
+    )
+    codes = ("few-sequences", "sample-text", "fp16-columns", "short-calibration", "left-unquantized")
+    directory = make_report(layers=2, warnings=tuple((code, *warning) for code in codes))
+    render(directory)
+    browser.show(directory / "report.html", **DESKTOP)
+    for name in FIRST_SCREEN:
+        top, bottom, height = json.loads(browser.evaluate(BOX.format(name)))
+        assert 0 <= top < bottom <= DESKTOP["height"], name
+        assert height > 10, name
+
+
+def test_a_phone_shows_verdict_and_next_steps_first(browser, page):
+    browser.show(page, **PHONE)
+    for name in ("verdict", "next-steps"):
+        assert json.loads(browser.evaluate(BOX.format(name)))[1] <= PHONE["height"]
 
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE, {"width": 320, "height": 568}], ids=["desktop", "phone", "small"])

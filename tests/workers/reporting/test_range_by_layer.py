@@ -117,7 +117,7 @@ def test_the_level_of_llm_int8_is_the_reports_own(make_report, draw):
     (report / "report.json").write_text(text.replace('"magnitude": 6.0', '"magnitude": 4.5'))
     drawing = draw(report)
     assert levels(drawing) == [{4.5}] * 3
-    assert "4.5, from which llm_int8" in drawing.caption
+    assert "4.5 (threshold of llm_int8)" in drawing.caption
 
 
 def test_a_site_that_the_model_does_not_have_is_hatched(make_report, draw):
@@ -160,7 +160,13 @@ def test_nothing_but_zeros_still_has_a_scale(make_report, draw, set_sites):
 def test_the_caption_and_alternative_text_say_what_is_seen(make_report, draw, rows_of):
     report = make_report()
     drawing = draw(report)
-    for part in ("99.9th, 99th and 50th", "65504", "Model example/llama-small", "calibration.txt", "sites.parquet"):
+    for part in (
+        "99.9th and 99th percentile, and median",
+        "65504",
+        "Model example/llama-small",
+        "calibration.txt",
+        "sites.parquet",
+    ):
         assert part in drawing.caption
     rows = [row for row in rows_of(report, "sites") if (row["component"], row["port"]) == SITES[0]]
     widest = max(rows, key=lambda row: row["abs_max"])

@@ -1,12 +1,15 @@
 """Every section opens with a sentence that follows from the report's own numbers."""
 
 import json
+import math
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from workers.reporting.loading import load
 from workers.reporting.page import topic_of, topics
+from workers.reporting.topics.dynamic_range import runs_of
 from workers.reporting.topics.reproduction import calibrated, identity, provenance
 
 
@@ -40,11 +43,14 @@ def test_the_widest_layer_is_told(make_report, edit_table, told):
     ).update(range_bits=15.0, abs_max=777.0, nonfinite=3))  # fmt: skip
     found = told(directory=directory)["range"]
     assert found.lead == (
-        "The residual stream's peak stands out most after layer 5: 4,500 is 9,745 times its median magnitude, so that "
-        "13.3 bits of a symmetric integer grid lie above the typical value."
+        "The residual stream has its widest range after layer 5: the peak of 4,500 is 9,745 times the median "
+        "magnitude. An int8 grid scaled to this peak rounds the typical value to zero."
     )
-    assert "layer 2 mlp.down has the widest range: 15.0 bits, with a peak of 777." in found.notes[0]
-    assert found.notes[-1].endswith("most at layer 2 mlp.down.input: 3.")
+    assert (
+        "The projection input with the widest range is at layer 2 mlp.down: 15.0 bits, with a peak of 777."
+        in found.notes[0]
+    )
+    assert found.notes[-1].endswith("most of them at layer 2 mlp.down.input (3). All other figures exclude them.")
 
 
 def test_a_stream_without_a_median_is_told(make_report, edit_table, told):
@@ -71,15 +77,15 @@ def test_outlier_dimensions_stand_in_one_table_by_definition(told):
     found = told(change, outliers=1)["outliers"]
     assert found.lead == "1 of 256 dimensions meets LLM.int8()'s definition: 201."
     assert found.notes == (
-        "By definition: massive_token flags 1: 7; variance flags 2: 7, 201; none meet "
-        "llm_int8_relative, massive_tensor and median_quantile.",
+        "massive_token flags 1 (7); variance flags 2 (7, 201); llm_int8_relative, massive_tensor and median_quantile "
+        "flag none.",
     )
-    table = grid(found, "Dimensions by definition")
+    table = grid(found, "Share of the layers")
     assert table.head == ("Dimension", "llm_int8", "llm_int8_relative", "massive_tensor", "massive_token",
                           "median_quantile", "variance", "abs max")  # fmt: skip
     assert set(table.rows) == {
-        ("201", "75 %, 40.0 %", "-", "-", "-", "-", "50 %", "301"),
-        ("7", "-", "-", "-", "50 %", "-", "50 %", "107"),
+        ("201", "75%, 40%", "-", "-", "-", "-", "50%", "301"),
+        ("7", "-", "-", "-", "50%", "-", "50%", "107"),
     }
 
 
@@ -99,22 +105,24 @@ def test_a_definition_that_flags_most_names_none(told, older):
             del content["outliers"]["llm_int8"]["discriminates"], content["outliers"]["llm_int8_relative"]
 
     found = told(change)["outliers"]
-    silent = "llm_int8 flags 254 of 256 dimensions, so it does not discriminate; "
+    silent = "llm_int8 flags 254 of 256 dimensions, so it does not discriminate. "
     if older:
         assert found.lead == f"{silent}None of the 256 hidden dimensions is an outlier by another definition."
-        assert not [one for one in found.grids if one.caption.startswith(("Dimensions", "llm_int8"))]
+        assert not [one for one in found.grids if one.caption.startswith(("Share", "Quartiles"))]
         return
     assert (
         found.lead == f"{silent}2 of 256 dimensions meet LLM.int8()'s definition relative to the token's size: 3, 90."
     )
-    table = grid(found, "Dimensions by definition")
+    table = grid(found, "Share of the layers")
     assert table.head[1] == "llm_int8_relative"
     assert "llm_int8" not in table.head
     assert {row[0] for row in table.rows} == {"3", "90"}
-    assert "6 times the token's root mean square or more" in grid(found, "llm_int8_relative").caption
-    assert not [one for one in found.grids if one.caption.startswith("llm_int8:")]
+    quartiles = [one.caption for one in found.grids if one.caption.startswith("Quartiles")]
+    assert quartiles == [
+        "Quartiles of the values of magnitude 6 times the token's root mean square or more (llm_int8_relative)"
+    ]
     assert dict(found.terms)["llm_int8_relative"].startswith(
-        "at attn.q.input or mlp.up.input, 6 times the token's root"
+        "inputs of attn.q and mlp.up: magnitude 6 times the token's root"
     )
 
 
@@ -132,16 +140,20 @@ def test_dimensions_by_chance_are_told_first(told):
         content["labelled"] |= {"permutation_probability": 0.31, "permutations": 999}
 
     found = told(change)["labelled"]
-    assert found.lead.startswith("No dimension separates beyond chance: the best, dimension 201 (AUROC ")
-    assert found.lead.endswith("is matched by the best dimension of 31.0 % of 999 random orders of the labels.")
+    assert found.lead.startswith(
+        "No dimension separates better than chance: in 31.0% of 999 permutations of the labels, "
+    )
+    assert "the best dimension is as good as dimension 201 (AUROC " in found.lead
 
     def beyond(content):
         content["labelled"] |= {"permutation_probability": 0.05, "permutations": 999}
 
     found = told(beyond, name="beyond")["labelled"]
-    assert found.lead.startswith("Dimension 201 separates the ")
-    assert found.notes[0].startswith("Permutation test under the reference: the best, dimension 201 (AUROC ")
-    assert "Above 5 %, no dimension separates beyond chance." in found.notes[0]
+    assert found.lead.startswith("Dimension 201 best separates the ")
+    assert found.notes[0].startswith(
+        "Permutation test without quantization: in 5.0% of 999 permutations of the labels, "
+    )
+    assert "Over 5%, the separation is not better than chance." in found.notes[0]
 
 
 def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table, told):
@@ -152,19 +164,21 @@ def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table
     ])  # fmt: skip
     assert not any("Massive dimensions" in note for note in told(directory=directory)["errors"].notes)
     note = told(flag("massive_token", 3, 90), directory)["errors"].notes[-1]
-    assert note.startswith("Massive dimensions (3, 90) are most of the stream's signal")
+    assert "Without them (3, 90), the SQNR after the last layer is: " in note
     assert note.endswith("; nf4 12.5 dB.")
 
 
 def test_dimensions_of_other_definitions_alone_are_told(told):
     found = told(flag("median_quantile", 3, 4), outliers=0)["outliers"]
-    assert found.lead == "No dimension meets LLM.int8()'s definition; 2 of 256 meet another: 3, 4."
+    assert (
+        found.lead == "No dimension meets LLM.int8()'s definition. 2 of 256 dimensions meet another definition: 3, 4."
+    )
 
 
 def test_no_outlier_at_all_is_told(told):
     found = told(outliers=0)["outliers"]
     assert found.lead == "None of the 256 hidden dimensions is an outlier by any definition."
-    assert not [one for one in found.grids if one.caption.startswith(("Dimensions", "llm_int8"))]
+    assert not [one for one in found.grids if one.caption.startswith(("Share", "Quartiles"))]
 
 
 def unknown(content):
@@ -173,17 +187,20 @@ def unknown(content):
 
 def test_a_definition_that_was_not_looked_for_is_not_said_to_flag_nothing(told, make_report):
     directory = make_report(outliers=0)
-    lead = "LLM.int8()'s definition was not looked for; "
-    none = "none of the 256 hidden dimensions is an outlier by another."
+    lead = "LLM.int8()'s definition was not applied, because Headroom does not know this architecture. "
+    none = "None of the 256 hidden dimensions is an outlier by another definition."
     assert told(unknown, directory)["outliers"].lead == lead + none
-    assert told(flag("variance", 7), directory)["outliers"].lead == lead + "1 of 256 meets another: 7."
+    assert (
+        told(flag("variance", 7), directory)["outliers"].lead
+        == lead + "1 of 256 dimensions meets another definition: 7."
+    )
 
 
 def test_very_many_dimensions_are_cut_and_counted(told):
     found = told(flag("variance", *range(100)), outliers=0)["outliers"]
-    table = grid(found, "Dimensions by definition")
-    assert [row[0] for row in table.rows] == [str(dimension) for dimension in range(99, 39, -1)]  # the largest first
-    assert table.caption.endswith("the first 60 of 100")
+    table = grid(found, "Share of the layers")
+    assert [row[0] for row in table.rows] == [str(dimension) for dimension in range(99, 87, -1)]  # the largest first
+    assert table.caption.endswith(" The first 12 of 100.")
 
 
 def test_heads_are_counted_and_the_highest_come_first(make_report, told, rows_of):
@@ -199,7 +216,7 @@ def test_heads_are_counted_and_the_highest_come_first(make_report, told, rows_of
 
 def test_a_model_without_heads_is_told(told):
     assert told(heads=0)["heads"].lead == (
-        "No attention heads were measured: the architecture has none that are known."
+        "No attention heads were measured: Headroom knows none of this architecture."
     )
 
 
@@ -214,37 +231,31 @@ def test_the_worst_module_and_its_streams_way_are_told(make_report, told, rows_o
     }
     found = told(directory=directory)["errors"]
     assert found.lead == (
-        f"The largest error of a single module is {100 * worst['relative_l2']:.1f} %, at layer {worst['layer']} "
-        f"{worst['component']} under {worst['scheme']}; from the first layer to the last its stream goes from "
-        f"{stream[0]:.1f} dB to {stream[7]:.1f} dB of signal over noise."
+        f"Layer {worst['layer']} {worst['component']} under {worst['scheme']} has the largest error of a single "
+        f"module: {100 * worst['relative_l2']:.1f}%. The SQNR of its residual stream is {stream[0]:.1f} dB after the "
+        f"first layer and {stream[7]:.1f} dB after the last."
     )
-    growth = grid(found, "Accumulated SQNR")
-    assert [row[growth.head.index(worst["scheme"])] for row in growth.rows] == [f"{stream[n]:.1f}" for n in range(8)]
-    cells = grid(found, f"Isolated relative_l2 / weight_error of {worst['scheme']}")
-    assert f"{worst['relative_l2']:.3f}" in cells.rows[worst["layer"]][cells.head.index(worst["component"])]
-
-
-def test_absent_components_are_never_zero(told):
-    found = told(absent={"mlp.gate": None}, schemes=("nf4",))["errors"]
-    cells = grid(found, "Isolated relative_l2")
-    assert {row[cells.head.index("mlp.gate")] for row in cells.rows} == {"n/a"}
+    cells = grid(found, f"Largest isolated errors: {worst['scheme']}")
+    assert cells.rows[0][1] == f"{100 * worst['relative_l2']:.1f}%"
+    assert len(cells.rows) == 5
 
 
 def test_a_single_layer_has_no_way_to_go(told):
-    assert told(layers=1)["errors"].lead.count("layer") == 1
+    assert told(layers=1)["errors"].lead.lower().count("layer") == 1
 
 
 def test_an_exact_stream_is_told(told):
-    growth = grid(told(exact_layers=2, schemes=("int8",))["errors"], "Accumulated SQNR")
-    assert [row[1] for row in growth.rows[:2]] == ["exact", "exact"]
+    found = told(exact_layers=2, schemes=("int8",))["errors"]
+    assert " is exact after the first layer and " in found.lead
+    assert grid(found, "Largest isolated error of each").rows[0][4] == "exact"
 
 
 def test_the_nearest_and_the_farthest_scheme_are_told(told):
     found = told()["divergence"]
-    assert found.lead.startswith("int8 stays nearest to the reference, with a mean KL of 0.000400")
-    assert "; nf4 goes farthest, with a mean KL of 0.0324" in found.lead
+    assert found.lead.startswith("int8 is closest to the reference: mean KL 0.000400")
+    assert ". nf4 is farthest: mean KL 0.0324" in found.lead
     alone = told(schemes=("nf4",), name="one")["divergence"]
-    assert alone.lead.startswith("nf4 has a mean KL of 0.0324")
+    assert alone.lead.startswith("nf4: mean KL 0.0324")
 
 
 def test_no_scheme_is_told(told):
@@ -258,8 +269,10 @@ def test_the_best_dimension_and_its_weakest_scheme_are_told(make_report, told):
     best = labelled["dimensions"][0]
     weakest = min(best["schemes"], key=lambda name: abs(best["schemes"][name]["auroc"] - 0.5))
     lead = told(directory=directory)["labelled"].lead
-    assert lead.startswith(f"Dimension {best['dimension']} separates the {labelled['true_records']} true from the ")
-    assert lead.endswith(f"under {weakest}, where it is weakest.")
+    assert lead.startswith(
+        f"Dimension {best['dimension']} best separates the {labelled['true_records']} true from the "
+    )
+    assert f"It is weakest under {weakest}: AUROC " in lead
 
 
 def test_a_signal_that_no_scheme_weakens_is_told(told):
@@ -268,7 +281,7 @@ def test_a_signal_that_no_scheme_weakens_is_told(told):
         for scheme in best["schemes"].values():
             scheme["auroc"] = best["reference"]["auroc"]
 
-    assert told(change)["labelled"].lead.endswith("under the reference; no scheme weakens it.")
+    assert told(change)["labelled"].lead.endswith("without quantization. No scheme weakens it.")
 
 
 def test_damaged_heads_are_told(told):
@@ -280,8 +293,8 @@ def test_damaged_heads_are_told(told):
         }
 
     assert told(change)["heads"].notes == (
-        "int8 damages 1 head (SQNR below 17.5 dB), of them 0 outliers.",
-        "nf4 damages 12 heads (SQNR below 17.5 dB), of them 1 outlier.",
+        "int8 damages 1 head (SQNR below 17.5 dB), including 0 outlier heads.",
+        "nf4 damages 12 heads (SQNR below 17.5 dB), including 1 outlier head.",
     )
 
 
@@ -314,7 +327,9 @@ def test_labels_that_are_all_equal_are_told(told, truth, word):
                 one |= {"spearman_rho": None, "auroc": None}
 
     found = told(change)["labelled"]
-    assert found.lead == f"All 160 records are {word}, so that no dimension can tell true from false."
+    assert found.lead == (
+        f"All 160 records are {word}, so no dimension can separate true from false. Give records of both kinds."
+    )
     assert {cell for row in found.grids[0].rows for cell in row[1:]} == {"n/a (n/a)"}
 
 
@@ -331,7 +346,7 @@ def test_a_simulated_scheme_is_marked_wherever_it_is_named(told):
 
     found = told(change, schemes=("nf4",))
     assert "w8a8-tensor (simulated)" in found["divergence"].lead
-    assert "w8a8-tensor (simulated)" in grid(found["errors"], "The worst module").rows[0][0]
+    assert "w8a8-tensor (simulated)" in grid(found["errors"], "Largest isolated error of each").rows[0][0]
     assert "w8a8-tensor (simulated)" in found["labelled"].grids[0].head
 
 
@@ -341,7 +356,7 @@ def test_times_after_a_break_say_so(make_report, layer, expected):
     report = report.model_copy(update={"timing": report.timing.model_copy(update={"resumed_at_layer": layer})})
     cost = dict(dict(provenance(report))["Cost"])["Wall time"]
     for sentence in (calibrated(report), cost):
-        assert ("since it went on after a break, 3 layers done before" in sentence) is expected
+        assert ("not counting 3 layers before an interruption" in sentence) is expected
 
 
 def test_a_device_s_card_and_peak_memory_are_told(make_report):
@@ -356,7 +371,7 @@ def test_a_device_s_card_and_peak_memory_are_told(make_report):
     )
     assert dict(dict(provenance(report))["Cost"])["Peak device memory"] == "12.3 GB"
     assert dict(dict(provenance(report))["Environment"])["Device"] == "cuda:1, NVIDIA H100 80GB HBM3"
-    assert " went through the model on cuda:1, NVIDIA H100 80GB HBM3 in " in calibrated(report)
+    assert " on cuda:1, NVIDIA H100 80GB HBM3." in calibrated(report)
 
 
 @pytest.mark.parametrize(
@@ -369,10 +384,76 @@ def test_figures_stand_in_the_section_they_belong_to(figure, topic):
     assert topic_of(figure) == topic
 
 
-def test_numbers_of_the_range_table_are_the_streams(make_report, told, rows_of):
-    directory = make_report(schemes=(), layers=3)
+def peaks(*values):
+    """A change of the stream's peaks, layer by layer."""
+
+    def change(rows):
+        stream = [row for row in rows if row["component"] == "block"]
+        for row, value in zip(stream, values, strict=True):
+            row["abs_max"] = value
+
+    return change
+
+
+def test_a_peak_that_is_carried_through_the_layers_is_one_row(make_report, edit_table, told, rows_of):
+    directory = make_report(schemes=(), layers=6)
+    edit_table(directory, "sites", peaks(40.0, 900.0, 940.0, 27776.0, 27776.0, 27520.0))
     stream = [row for row in rows_of(directory, "sites") if row["component"] == "block"]
     table = told(directory=directory)["range"].grids[0]
-    shown = np.array([[float(cell.replace(",", "")) for cell in row[1:8]] for row in table.rows])
-    columns = ("abs_max", "p99_9_abs", "p99_abs", "median_abs", "max_to_median", "range_bits", "kurtosis")
-    assert shown == pytest.approx(np.array([[row[name] for name in columns] for row in stream]), rel=6e-3)
+    assert [row[:2] for row in table.rows] == [("0", "40.0"), ("1-2", "900 to 940"), ("3-5", "27,520 to 27,776")]
+    for row, layers in zip(table.rows, (range(1), range(1, 3), range(3, 6)), strict=True):
+        for cell, name in zip(row[2:5], ("median_abs", "range_bits", "kurtosis"), strict=True):
+            values = [stream[layer][name] for layer in layers]
+            shown = [float(part.replace(",", "")) for part in cell.split(" to ")]
+            assert (shown[0], shown[-1]) == pytest.approx((min(values), max(values)), rel=6e-3)
+
+
+def test_many_different_peaks_make_few_rows_and_the_caption_states_the_factor(make_report, edit_table, told):
+    directory = make_report(schemes=(), layers=30)
+    edit_table(directory, "sites", peaks(*(2.0**layer for layer in range(30))))
+    table = told(directory=directory)["range"].grids[0]
+    assert [row[0] for row in table.rows] == [f"{first}-{first + 2}" for first in range(0, 30, 3)]
+    assert table.caption.endswith("within a factor of 4")
+
+
+def test_layers_without_a_finite_peak_are_rows_of_their_own():
+    assert runs_of([math.nan, math.nan, 3.0, 3.1, math.inf, 0.0, 0.0, 3.0])[1] == [[0, 1], [2, 3], [4, 5, 6], [7]]
+
+
+@pytest.mark.parametrize(
+    ("bits", "told_of"), [(3.7, "still represents"), (5.0, "int4 grid scaled"), (8.1, "int8 grid")]
+)
+def test_the_range_is_told_as_what_an_integer_grid_does_to_the_typical_value(
+    make_report, edit_table, told, bits, told_of
+):
+    directory = make_report(schemes=(), layers=1)
+    edit_table(directory, "sites", lambda rows: [row.update(range_bits=bits) for row in rows])
+    peak, median = 2.0**bits, 1.0
+    rounded = {b: round(median / (peak / (2 ** (b - 1) - 1))) for b in (4, 8)}
+    lead = told(directory=directory)["range"].lead
+    assert told_of in lead
+    assert ("represents the typical" in lead) is (rounded[4] > 0)
+    assert ("An int8 grid scaled to this peak rounds the typical value to zero" in lead) is (rounded[8] == 0)
+
+
+def test_an_activation_that_is_carried_through_the_layers_is_one_row(make_report, told, rows_of):
+    directory = make_report(layers=6)
+
+    def carry(rows):
+        one = rows[0]
+        carried = [
+            one | {"layer": layer, "sequence": sequence, "value": 1000.0 + layer, "ratio_tensor": 50.0 * layer}
+            for layer in (2, 3, 4)
+            for sequence in (0, 1)
+        ]
+        rows[:] = [*carried, one | {"dimension": 9, "layer": 5, "value": -3000.0, "ratio_tensor": None}]
+
+    path = directory / "tables" / "massive_activations.parquet"
+    schema, rows = pq.read_schema(path), rows_of(directory, "massive_activations")
+    carry(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    table = grid(told(directory=directory)["outliers"], "Massive activations")
+    assert table.rows == (
+        ("9", "0", "5", "1", "“<s>”", "-3,000", "n/a"),
+        ("1", "0", "2-4", "2", "“<s>”", "1,002 to 1,004", "200"),
+    )

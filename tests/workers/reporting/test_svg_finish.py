@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from workers.reporting.figures.drawing import Drawing, name_each
+from workers.reporting.figures.drawing import Caption, Drawing, name_each
 from workers.reporting.figures.svg import finish
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 
 def drawing(figure, hover):
-    return Drawing("a_figure", "Title", "Caption.", "Alt.", "errors", figure, hover)
+    caption = Caption("Shown <&>.", ("Defined.",), "Read.", (), "Measured on x.")
+    return Drawing("a_figure", "Title", caption, "Alt.", "errors", figure, hover)
 
 
 def saved(tmp_path, figure, hover):
@@ -77,7 +78,8 @@ def test_coordinates_keep_a_hundredth_of_a_point():
         f'<svg xmlns="{NAMESPACE[1:-1]}"><path d="M 1.23456 -0.0001 \nL 100000.126 2.5 \nz" '
         'style="stroke-width: 0.123456"/><text x="7.005001" transform="rotate(-90 1.23456 2)">1.23456</text></svg>'
     )
-    path, text = ElementTree.fromstring(finish(svg, {}))
+    description, path, text = ElementTree.fromstring(finish(svg, {}, "Caption."))
+    assert description.text == "Caption."
     assert path.attrib == {"d": "M1.23 0L100000.13 2.5z", "style": "stroke-width: 0.123456"}
     assert text.attrib == {"x": "7.01", "transform": "rotate(-90 1.23456 2)"}
     assert text.text == "1.23456"

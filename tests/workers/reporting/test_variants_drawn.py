@@ -160,7 +160,7 @@ def test_reports_with_variants_are_compared(make_report, tmp_path):
     assert tuple(difference["schemes"]) == NAMES
     told = {w["message"] for w in comparison["warnings"] if w["code"] == "scheme-settings-differ"}
     (message,) = told
-    assert message.startswith("settings of lossless: scheme int8 and nf4, threshold 4.0 and absent")
+    assert message.startswith("different settings of lossless: scheme int8 and nf4, threshold 4.0 and absent")
     page = Text((tmp_path / "out/comparison.html").read_text()).text
     assert "nf4-block-size-128 (analysis only)" in page
     assert "w8a8-token-weight-group-64 (simulated)" in page

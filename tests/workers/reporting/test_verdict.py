@@ -45,8 +45,8 @@ def test_reasons_name_the_figures_and_the_limits(verdict_on):
     found = verdict_on(kl_divergence=kl(0.034, 0.001), perplexity_ratio=ratio(1.02, 0.001))
     assert found.level is Level.noticeable
     assert found.reasons == (
-        "The mean KL is 0.0340 nats (95% interval 0.0320 to 0.0360), which is noticeable: from 0.01 to 0.1.",
-        "The perplexity ratio is 1.0200 (95% interval 1.0180 to 1.0220), which is noticeable: from 1.01 to 1.05.",
+        "Mean KL divergence is 0.0340 nats (95% interval 0.0320 to 0.0360): noticeable (0.01 to 0.1).",
+        "Perplexity ratio is 1.0200 (95% interval 1.0180 to 1.0220): noticeable (1.01 to 1.05).",
     )
     assert found.unsettled is None
 
@@ -56,14 +56,14 @@ def test_the_reports_own_limits_count(verdict_on):
     limits = VerdictLimits(kl_noticeable=0.05, kl_severe=0.5, ratio_noticeable=1.03, ratio_severe=1.06)
     found = verdict_on(limits.model_dump(), **figures)
     assert found.level is Level.negligible
-    assert found.reasons[0].endswith("which is negligible: under 0.05.")
+    assert found.reasons[0].endswith(": negligible (under 0.05).")
 
 
 def test_what_is_not_ruled_out_is_said(verdict_on):
     noisy = verdict_on(kl_divergence=kl(0.001, 0.0001), perplexity_ratio=ratio(1.02, 0.03))
     assert noisy.level is Level.negligible
-    told = "The perplexity ratio is 1.020 (95% interval 0.960 to 1.080), which does not show a rise"
-    assert noisy.reasons[1] == f"{told}: the interval includes 1."
+    told = "Perplexity ratio is 1.020 (95% interval 0.960 to 1.080): no significant increase"
+    assert noisy.reasons[1] == f"{told}, because the interval includes 1."
     assert noisy.unsettled == "The 95% intervals also allow severe; rerun with more --sequences."
 
 
@@ -73,31 +73,33 @@ def test_milder_and_worse_classes_that_are_not_ruled_out_are_said_together(verdi
 
 
 @pytest.mark.parametrize(
-    ("reference", "level", "who"), [(True, Level.severe, "scheme"), (False, Level.unjudged, "reference")]
+    ("reference", "level", "who"), [(True, Level.severe, "quantized model"), (False, Level.unjudged, "reference")]
 )
 def test_no_prediction_is_said(verdict_on, reference, level, who):
     absent = dict.fromkeys(("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token", "delta_p"))
     found = verdict_on(reference=reference, **absent)
-    assert found == (level, (), (f"No position has a finite prediction under the {who}.",), None, None)
+    assert found == (level, (), (f"The {who} has no finite prediction at any position.",), None, None)
 
 
 def test_a_reference_that_guesses_leaves_no_word(verdict_on):
     found = verdict_on(kl_divergence=kl(0.5, 0.001), guesses=True)
     assert (found.level, found.unsettled) == (Level.unjudged, None)
-    assert found.reasons[0].startswith("The reference predicts the text no better than a guess among its 4,096 tokens")
+    assert found.reasons[0].startswith(
+        "The reference predicts this text no better than a random guess among its 4,096 tokens"
+    )
 
 
 @pytest.mark.parametrize(
     ("share", "level", "partial"),
-    [(0.0, Level.unjudged, "none of the layers' weights replaced"),
-     (0.0412, Level.noticeable, "only 4.1% of the layers' weights replaced"),
-     (0.0004, Level.noticeable, "only 0.1% or less of the layers' weights replaced"),
+    [(0.0, Level.unjudged, "none of the layers' weights quantized"),
+     (0.0412, Level.noticeable, "only 4.1% of the layers' weights quantized"),
+     (0.0004, Level.noticeable, "only 0.1% or less of the layers' weights quantized"),
      (0.97, Level.noticeable, None), (None, Level.noticeable, None)],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(verdict_on, share, level, partial):
     found = verdict_on(kl_divergence=kl(0.034, 0.001), quantised_share=share)
     assert (found.level, found.partial) == (level, partial)
-    alone = [reason for reason in found.reasons if reason.endswith("the values show their effect.")]
+    alone = [reason for reason in found.reasons if reason.endswith("of the decoder layers' weights are quantized.")]
     assert len(alone) == (0 < (share or 0) < 0.9)
 
 
@@ -112,4 +114,4 @@ def test_figures_without_an_interval_rule_nothing_out(verdict_on):
     alone = {"value": 1.02, "standard_error": None}
     found = verdict_on(kl_divergence=kl(0.034, 0.001) | {"interval": None}, perplexity_ratio=alone)
     assert found.level is Level.noticeable
-    assert found.reasons[-1] == "The report has no interval for these values, so other levels cannot be ruled out."
+    assert found.reasons[-1] == "These values have no 95% interval, so other levels are possible."

@@ -13,8 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from workers.measurement.errors import BadModel
-from workers.measurement.refusals import shown
+from workers.measurement.errors import BadModel, shown
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -46,12 +45,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         BadModel: the directory, its config or its weight files cannot be used; says which, and what is allowed.
     """
     if not path.is_dir():
-        raise BadModel(f"model: {str(path)!r} is no directory; give a directory with config.json and *.safetensors")
+        raise BadModel(f"model: {str(path)!r} is not a directory; give a directory with config.json and *.safetensors")
     config = _read_object(path / "config.json", "a model directory needs one")
     if "auto_map" in config:
         raise BadModel(
             f"model: {path / 'config.json'} has auto_map, so the model needs Python code of its own; "
-            "custom code is never run, give a model of an architecture that transformers has"
+            "custom code is never run; give a model whose architecture is part of transformers"
         )
     _check_fields(path / "config.json", config)
     files = _weight_files(path)
@@ -108,15 +107,15 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise BadModel(
-            f"model: {path} has its weights as pickles only ({', '.join(pickles[:3])}); loading a pickle can run any "
-            "code, so only safetensors are allowed; save the model anew with save_pretrained"
+            f"model: {path} has its weights only as pickle files ({', '.join(pickles[:3])}); loading a pickle can run "
+            "any code, so only safetensors are allowed; save the model again with save_pretrained"
         )
-    raise BadModel(f"model: {path} has no weights; {_SINGLE}, or {_INDEX} and the files that it names, is needed")
+    raise BadModel(f"model: {path} has no weights; it needs {_SINGLE}, or {_INDEX} and the files that it names")
 
 
 def _read_object(file: Path, why: str) -> dict[str, Any]:
     if file.exists() and not file.is_file():
-        raise BadModel(f"model: {file} is no file; {why}")
+        raise BadModel(f"model: {file} is not a file; {why}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -135,7 +134,7 @@ def _count_tensors(file: Path) -> int:
         with safe_open(file, framework="pt") as weights:
             count = len(list(weights.keys()))
     except (SafetensorError, OSError, ValueError) as error:
-        raise BadModel(f"model: {file} is no whole safetensors file: {error}") from error
+        raise BadModel(f"model: {file} is not a complete safetensors file: {error}") from error
     if count == 0:
         raise BadModel(f"model: {file} holds no tensors")
     return count

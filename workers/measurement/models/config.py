@@ -22,7 +22,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
     named = ", ".join(config.architectures or ["no architecture"])
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise BadModel(
-            f"model: {named} ({config.model_type}) is no causal decoder; allowed are the architectures "
+            f"model: {named} ({config.model_type}) is not a causal decoder; allowed are the architectures "
             "that transformers loads as AutoModelForCausalLM"
         )
     if config.architectures and not any("CausalLM" in a or "LMHead" in a for a in config.architectures):
@@ -30,7 +30,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
         allowed = [str(getattr(c, "__name__", c)) for c in (causal if isinstance(causal, tuple) else (causal,))]
         if not set(config.architectures) & set(allowed):
             raise BadModel(
-                f"model: {named} is no causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
+                f"model: {named} is not a causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
             )
     asked = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
     if asked > checkpoint.tensors:
@@ -39,7 +39,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.tensors} tensors"
         )
     if getattr(config, "quantization_config", None):
-        raise BadModel(f"model: {checkpoint.path} is quantized already; give the checkpoint it was made from")
+        raise BadModel(f"model: {checkpoint.path} is already quantized; give the checkpoint before quantization")
     return config
 
 

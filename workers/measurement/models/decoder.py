@@ -23,7 +23,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workers.measurement.errors import BadModel, first_line
-from workers.measurement.memory import drop_file_pages, is_fatal
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.config import read_config, reason
 from workers.measurement.models.kept_precision import keep_in_float32
@@ -32,6 +31,7 @@ from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.models.projections import is_projection
 from workers.measurement.models.stand_ins import Arguments as Arguments
 from workers.measurement.models.stand_ins import Injector, Recorded, Recorder, hidden_of, standing_in
+from workers.measurement.runtime.memory import drop_file_pages, is_fatal
 
 _MEASURED_TYPES = ("BF16", "F16", "F32")
 """Of a layer's weights, as safetensors names them."""
@@ -222,7 +222,7 @@ def _plan(config: Any, checkpoint: Checkpoint, device: str) -> tuple[str, dict[s
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a hostile or mistaken config fails in as many ways as there are architectures
         file, why = checkpoint.path / "config.json", reason(error, checkpoint)
-        raise BadModel(f"model: {file} describes no model that can be built: {why}") from error
+        raise BadModel(f"model: {file}: transformers cannot build this model: {why}") from error
     lists = {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists or max(len(module) for module in lists.values()) == 0:
         raise BadModel(f"model: {type(skeleton).__name__} has no decoder layers")
@@ -266,7 +266,9 @@ def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, in
     for name, parameter in layers.named_parameters():
         full = prefix + name
         if full not in index:
-            raise BadModel(f"model: {checkpoint.path}: config.json asks for {full}, which the weight files lack")
+            raise BadModel(
+                f"model: {checkpoint.path}: config.json needs the weight {full}, but the weight files do not have it"
+            )
         place = index[full]
         wanted = (full, place["weight_name"], tuple(parameter.shape))
         by_file.setdefault(place["safetensors_file"], []).append(wanted)
@@ -282,14 +284,14 @@ def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, in
                 shape = tuple(kept.get_shape())
                 if shape != wanted_shape:
                     raise BadModel(
-                        f"model: {checkpoint.path}: {full} is {list(shape)} in the weight files, "
-                        f"and {list(wanted_shape)} by config.json"
+                        f"model: {checkpoint.path}: {full} has the shape {list(shape)} in the weight files, "
+                        f"but config.json needs {list(wanted_shape)}"
                     )
 
 
 def _disagreement(info: dict[str, Any]) -> str:
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
-        return f"config.json asks for {len(names)} tensors that the weight files lack: {', '.join(names[:3])}"
+        return f"config.json needs {len(names)} tensors that the weight files do not have: {', '.join(names[:3])}"
     name, stored, wanted = sorted(info["mismatched_keys"])[0]
-    return f"{name} is {list(stored)} in the weight files, and {list(wanted)} by config.json"
+    return f"{name} has the shape {list(stored)} in the weight files, but config.json needs {list(wanted)}"

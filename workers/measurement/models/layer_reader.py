@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from workers.measurement.errors import BadModel
-from workers.measurement.memory import drop_file_pages
+from workers.measurement.runtime.memory import drop_file_pages
 
 Tensors = dict[str, torch.Tensor]
 """By name inside the layer."""

@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from workers.measurement.errors import BadModel, first_line
-from workers.measurement.memory import is_fatal
+from workers.measurement.errors import BadModel, first_line, shown
 from workers.measurement.models.stand_ins import (
     Arguments,
     Recorded,
@@ -29,7 +28,7 @@ from workers.measurement.models.stand_ins import (
     standing_in,
     taken_apart,
 )
-from workers.measurement.refusals import shown
+from workers.measurement.runtime.memory import is_fatal
 
 _SEES_LATER = 1e-2
 """Relative change at a position, when only a later one changed, that rounding cannot explain."""
@@ -60,14 +59,14 @@ def probe_first_layer(
     before, after = map(hidden_of, answers)
     if not isinstance(before, torch.Tensor) or before.shape != hidden.shape:
         raise BadModel(
-            f"model: the layers of {_name(model)} answer with a {type(answers[0]).__name__}; only layers that give "
+            f"model: the layers of {_name(model)} return a {type(answers[0]).__name__}; only layers that return "
             "hidden states [1, 2, d], alone or first in a tuple or list, can be measured"
         )
     changed = torch.linalg.vector_norm((after - before)[:, 0].float())
     if changed > _SEES_LATER * torch.linalg.vector_norm(before[:, 0].float()):
         raise BadModel(
-            f"model: {_name(model)} is no causal decoder: in its first layer a position sees the one after it; only "
-            "models in which positions see what is before them can be measured"
+            f"model: {_name(model)} is not a causal decoder: in its first layer a position depends on the next one; "
+            "only models whose positions depend on earlier ones alone can be measured"
         )
     return len(answers[0]) if isinstance(answers[0], (tuple, list)) else 0
 
@@ -84,9 +83,9 @@ def probe_layers(model: nn.Module, layers: nn.ModuleList, answer_length: int, de
     )
     handed = (value for positional, keyword in first.arguments for value in (*positional, *keyword.values()))
     if any(map(_shared_state, handed)):
-        raise _refusal(model, "they hand each other keys and values besides the hidden states")
+        raise _refusal(model, "they pass each other keys and values besides the hidden states")
     if not _same(first.arguments, second.arguments):
-        raise _refusal(model, "other arguments of a layer depend on what the layers before it gave")
+        raise _refusal(model, "an argument of a layer depends on the outputs of earlier layers")
     if not _same(first.logits, other_text.logits):
         raise _refusal(model, "the predictions depend on more than the last hidden states")
 
@@ -99,9 +98,12 @@ def _call(model: nn.Module, layers: nn.ModuleList, calls: "_Calls", token_ids: t
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, RuntimeError) as error:
         if is_fatal(error):
             raise
-        raise _refusal(model, f"the model needs more of them than hidden states ({first_line(error)})") from error
+        raise _refusal(model, f"the model needs more from them than hidden states ({first_line(error)})") from error
     if calls.order != list(range(len(layers))):
-        raise _refusal(model, f"the model calls them in the order {shown(calls.order)}, not each of {len(layers)} once")
+        raise _refusal(
+            model,
+            f"the model calls them in the order {shown(calls.order)}, but each of the {len(layers)} must run once",
+        )
     if not calls.handed_on:
         raise _refusal(model, "the model changes the hidden states between two layers")
     return calls

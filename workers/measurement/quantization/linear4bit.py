@@ -17,27 +17,27 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from torch import nn
 from torch.nn import functional
 
-from workers.measurement.memory import empty_apart
-from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
+from workers.measurement.runtime.memory import empty_apart
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64
 """bitsandbytes packs a 4-bit weight for AVX512-BF16 only if its shape divides by these."""
 
 
-def linear4bit(projection: nn.Module, settings: Settings) -> QuantizedProjection:
-    """Quantize to 4 bits. Settings: `quant_type` (nf4, fp4), `compute_dtype`, `double_quantisation`, `block_size`."""
-    weight = weight_rows(projection)
+def linear4bit(weight: torch.Tensor, bias: torch.Tensor | None, settings: Settings) -> QuantizedProjection:
+    """Quantize a weight [out, in], with a bias [out] or none, to 4 bits.
+
+    Settings: `quant_type` (nf4, fp4), `compute_dtype`, `double_quantisation`, `block_size`.
+    """
     on_cpu = weight.device.type == "cpu"
     whole_blocks = weight.shape[1] % int(settings["block_size"]) == 0
     with torch.device("meta"):
         module = (bnb.nn.Linear4bit if whole_blocks or not on_cpu else _BlocksAcrossRows)(
             weight.shape[1],
             weight.shape[0],
-            bias=projection.bias is not None,
+            bias=bias is not None,
             compute_dtype=getattr(torch, str(settings["compute_dtype"])),
             compress_statistics=settings["double_quantisation"],
             quant_type=settings["quant_type"],
@@ -60,7 +60,7 @@ def linear4bit(projection: nn.Module, settings: Settings) -> QuantizedProjection
     )
     module.quant_state = state
     return QuantizedProjection(
-        module=with_bias(module, projection),
+        module=with_bias(module, bias),
         dequantized=lambda rows: _dequantized(codes, scales, state, rows, weight.dtype),
         nbytes=stored_bytes,
         path=_path(weight.device.type, packed=packed, whole_blocks=whole_blocks),

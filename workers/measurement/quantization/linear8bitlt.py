@@ -8,10 +8,7 @@ loaded model would. Inputs over 65504 stand in such a column; without a threshol
 
 import bitsandbytes as bnb
 import torch
-from torch import nn
 
-from workers.measurement.memory import empty_apart
-from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.projection import (
     QuantizedProjection,
     Refused,
@@ -19,6 +16,7 @@ from workers.measurement.quantization.projection import (
     row_ranges,
     with_bias,
 )
+from workers.measurement.runtime.memory import empty_apart
 
 
 class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]
@@ -29,21 +27,22 @@ class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         return rows.unflatten(0, x.shape[:-1]) if x.ndim > 3 else rows
 
 
-def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantizedProjection:
-    """Quantize to LLM.int8(). Settings: `threshold`, magnitude at which a column stays as it came; 0 for never.
+def linear8bitlt(weight: torch.Tensor, bias: torch.Tensor | None, settings: Settings) -> QuantizedProjection:
+    """Quantize a weight [out, in], with a bias [out] or none, to LLM.int8().
+
+    Settings: `threshold`, magnitude at which a column stays as it came; 0 for never.
 
     Raises:
         Refused: a weight is infinite in fp16, which in bitsandbytes makes its whole row NaN; or there is but one input
             channel, for which the CPU's integer product gives arbitrary numbers.
     """
-    weight = weight_rows(projection)
     if weight.shape[1] == 1:
         raise Refused("it has 1 input channel; at least 2 are needed")
     with torch.device("meta"):
         module = _Linear8bitLtOfRows(
             weight.shape[1],
             weight.shape[0],
-            bias=projection.bias is not None,
+            bias=bias is not None,
             has_fp16_weights=False,
             threshold=settings["threshold"],
         )
@@ -56,7 +55,7 @@ def linear8bitlt(projection: nn.Module, settings: Settings) -> QuantizedProjecti
         raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
     module.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     return QuantizedProjection(
-        module=with_bias(module, projection),
+        module=with_bias(module, bias),
         dequantized=lambda rows: bnb.functional.int8_vectorwise_dequant(codes[rows], scales[rows]),
         nbytes=codes.nbytes + scales.nbytes,
         path=str(weight.device.type),

@@ -7,7 +7,7 @@ packed) takes the memory of a range and not of the weight, and stays in the proc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,11 +49,10 @@ def row_ranges(weight: torch.Tensor, block: int = 1) -> Iterator[slice]:
         yield slice(first, min(first + step, rows))
 
 
-def with_bias(module: Any, projection: nn.Module) -> nn.Module:
-    """Give a quantized module the bias of the projection, if it has one, and make it ready to run."""
-    if projection.bias is not None:
+def with_bias(module: Any, bias: torch.Tensor | None) -> nn.Module:
+    """Give a quantized module a copy of a bias [out], if there is one, and make it ready to run."""
+    if bias is not None:
         # A copy, for bitsandbytes casts the bias in place to the type it computes in.
-        bias = cast(torch.Tensor, projection.bias).detach()
-        module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        module.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     quantized: nn.Module = module.eval().requires_grad_(False)
     return quantized

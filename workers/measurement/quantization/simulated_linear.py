@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from workers.measurement.memory import empty_apart
-from workers.measurement.models.projections import weight_rows
 from workers.measurement.quantization.grid import Grid
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
+from workers.measurement.runtime.memory import empty_apart
 
 
 class SimulatedLinear(nn.Module):
@@ -36,11 +35,12 @@ class SimulatedLinear(nn.Module):
         return functional.linear(rounded, self.weight.to(x.dtype), self.bias)
 
 
-def simulated_linear(projection: nn.Module, settings: Settings) -> QuantizedProjection:
-    """Quantize to the grids that the settings name: `weight_format`, `weight_group`, `weight_scale`, and for inputs
-    `input_format`, `input_group`, `input_scale`, without which they are left as they are.
+def simulated_linear(weight: torch.Tensor, bias: torch.Tensor | None, settings: Settings) -> QuantizedProjection:
+    """Quantize a weight [out, in], with a bias [out] or none, to the grids that the settings name.
+
+    Settings: `weight_format`, `weight_group`, `weight_scale`, and for inputs `input_format`, `input_group`,
+    `input_scale`, without which they are left as they are.
     """
-    weight: torch.Tensor = weight_rows(projection)
     grid = Grid.of(settings, "weight")
 
     def on_grid(rows: slice) -> torch.Tensor:
@@ -51,7 +51,7 @@ def simulated_linear(projection: nn.Module, settings: Settings) -> QuantizedProj
         values[rows] = on_grid(rows)
     module: Any = SimulatedLinear(values, Grid.of(settings, "input"))
     return QuantizedProjection(
-        module=with_bias(module, projection),
+        module=with_bias(module, bias),
         dequantized=on_grid,
         nbytes=weight.nbytes if grid is None else grid.nbytes(weight.shape),
         path=f"simulated on {weight.device.type}",

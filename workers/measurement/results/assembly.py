@@ -29,8 +29,8 @@ from service.contracts.request import Analysis
 from workers.measurement.results.layer_files import HITS, LayerFiles
 from workers.measurement.results.layer_rows import PER_LAYER, Row, largest
 from workers.measurement.results.surface import write_surface
-from workers.measurement.results.tables import TableWriter
 from workers.measurement.results.typical import massive_dimensions, with_typical
+from workers.measurement.runtime.table_writer import TableWriter
 from workers.measurement.statistics.llm_int8 import outlier_dimensions
 
 MASSIVE_IN_SUMMARY = 100

@@ -22,12 +22,13 @@ from pyarrow import feather
 from service.contracts.progress import Warned
 from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
-from workers.measurement.capture import BLOCK_OUTPUT
-from workers.measurement.findings import LayerFindings
+from workers.measurement.layers.capture import BLOCK_OUTPUT
+from workers.measurement.layers.layer_results import LayerResults
+from workers.measurement.results.archives import load_hits, load_surface, save_hits, save_surface
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
-from workers.measurement.results.tables import TableRows
-from workers.measurement.statistics.llm_int8 import Hits, load_hits, save_hits
-from workers.measurement.statistics.surface import Surface, load_surface, save_surface
+from workers.measurement.runtime.table_writer import TableRows
+from workers.measurement.statistics.llm_int8 import Hits
+from workers.measurement.statistics.surface import Surface
 
 HITS = ("llm_int8", "llm_int8_relative")
 """The definitions of outlier dimensions for which a layer keeps where a magnitude was reached."""
@@ -66,7 +67,7 @@ class LayerFiles:
                 shutil.rmtree(entry)
         self._largest_ratio = max((_ratio(self.block_output(layer)) for layer in range(layers)), default=-math.inf)
 
-    def write(self, found: LayerFindings, warnings: list[Warned]) -> None:
+    def write(self, found: LayerResults, warnings: list[Warned]) -> None:
         """Keep what was found at a layer."""
         fresh = self._directory / _UNFINISHED
         fresh.mkdir()

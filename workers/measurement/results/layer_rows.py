@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contracts.request import HeadThresholds
-from workers.measurement.capture import BLOCK_OUTPUT
-from workers.measurement.findings import LayerFindings
-from workers.measurement.results.tables import Repeated, TableRows
+from workers.measurement.layers.capture import BLOCK_OUTPUT
+from workers.measurement.layers.layer_results import LayerResults
+from workers.measurement.runtime.table_writer import Repeated, TableRows
 from workers.measurement.statistics.histogram import occupied_bins
 
 PER_LAYER = (
@@ -30,7 +30,7 @@ MOST_MASSIVE = 10_000
 Row = dict[str, Any]
 
 
-def write_layer(writers: Mapping[str, TableRows], found: LayerFindings, thresholds: HeadThresholds) -> None:
+def write_layer(writers: Mapping[str, TableRows], found: LayerResults, thresholds: HeadThresholds) -> None:
     """Append a layer's rows to every table of `PER_LAYER`."""
     _write_ranges(writers, found)
     writers["outlier_dimensions"].append_rows(list(_outlier_rows(found)))
@@ -45,7 +45,7 @@ def largest(massive: Iterable[Row]) -> list[Row]:
     return sorted(massive, key=lambda row: -abs(row["value"]))[:MOST_MASSIVE]
 
 
-def _write_ranges(writers: Mapping[str, TableRows], found: LayerFindings) -> None:
+def _write_ranges(writers: Mapping[str, TableRows], found: LayerResults) -> None:
     sites = []
     for site, statistics in found.ranges.items():
         place = {"layer": found.layer, "component": site.component, "port": site.port}
@@ -68,7 +68,7 @@ def shortened(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (values.view(np.uint64) & ~np.uint64((1 << 20) - 1)).view(np.float64)
 
 
-def _outlier_rows(found: LayerFindings) -> Iterable[Row]:
+def _outlier_rows(found: LayerResults) -> Iterable[Row]:
     abs_max = found.ranges[BLOCK_OUTPUT].channels().abs_max
     flagged = {
         "massive_tensor": {m.dimension for _, m in found.massive if m.massive_tensor},
@@ -81,12 +81,12 @@ def _outlier_rows(found: LayerFindings) -> Iterable[Row]:
             yield {"definition": definition, "layer": found.layer, "dimension": j, "abs_max": float(abs_max[j])}
 
 
-def _massive_rows(found: LayerFindings) -> Iterable[Row]:
+def _massive_rows(found: LayerResults) -> Iterable[Row]:
     for sequence, activation in found.massive:
         yield {"layer": found.layer, "sequence": sequence} | vars(activation)
 
 
-def _head_rows(found: LayerFindings, thresholds: HeadThresholds) -> Iterable[Row]:
+def _head_rows(found: LayerResults, thresholds: HeadThresholds) -> Iterable[Row]:
     sqnr = {f"sqnr_db_{name}": s.heads.sqnr_db() for name, s in found.schemes.items() if s.heads is not None}
     for number, head in enumerate(found.heads):
         peak = head.relative_peak
@@ -99,7 +99,7 @@ def _head_rows(found: LayerFindings, thresholds: HeadThresholds) -> Iterable[Row
         }
 
 
-def _error_rows(found: LayerFindings) -> Iterable[Row]:
+def _error_rows(found: LayerResults) -> Iterable[Row]:
     for mode in ("isolated", "accumulated"):
         for name, scheme in found.schemes.items():
             weight_errors = scheme.weight_errors if mode == "isolated" else {}
@@ -109,7 +109,7 @@ def _error_rows(found: LayerFindings) -> Iterable[Row]:
                 yield place | {"mode": mode} | vars(statistics.deviation()) | weight_error
 
 
-def _column_rows(found: LayerFindings) -> Iterable[Row]:
+def _column_rows(found: LayerResults) -> Iterable[Row]:
     for name, scheme in found.schemes.items():
         for component, columns in scheme.fp16_columns.items():
             if not math.isnan(columns.prefill):  # else the component did not run

@@ -17,19 +17,19 @@ from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
 from service.contracts.verdict import with_verdicts
-from workers.measurement.calibration import Calibration
-from workers.measurement.device import device_name, peak_bytes
-from workers.measurement.divergence import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
-from workers.measurement.labelled.findings import LabelledFindings
+from workers.measurement.inputs.calibration import Calibration
+from workers.measurement.inputs.tokenizer import LazyTokenizer
+from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.projections import is_projection
-from workers.measurement.predictions import Predictions
-from workers.measurement.profile import Profile
-from workers.measurement.progress import Narrator
+from workers.measurement.predictions.comparison import Predictions
+from workers.measurement.predictions.label_separation import LabelledFindings
+from workers.measurement.predictions.metrics import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
 from workers.measurement.results.assembly import Assembled
-from workers.measurement.state import SweepState
-from workers.measurement.tokenizer import LazyTokenizer
+from workers.measurement.results.profile import Profile
+from workers.measurement.runtime.device import device_name, peak_bytes
+from workers.measurement.runtime.progress import Narrator
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
     compared = len(comparison.same_top) > 0
     left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name])}
     left |= set(findings.state.kept.get(name, ()))
+    names = not_quantised(decoder, left)
     return contract.SchemeFacts(
         scheme=next(variant.scheme for variant in findings.request.schemes if variant.name == name),
         settings=scheme.settings,
@@ -151,7 +152,8 @@ def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> co
         model_bytes=model_bytes,
         compression=reference_bytes / model_bytes,
         quantised_share=_quantised_share(decoder, left),
-        not_quantised=not_quantised(decoder, left),
+        not_quantised=names,
+        not_quantised_bytes=_matrix_bytes(decoder, names),
         worst_sites=assembled.worst_sites[name],
         fp16_columns=assembled.fp16_columns.get(name),
     )
@@ -180,6 +182,17 @@ def _quantised_share(decoder: Decoder, left: Collection[str]) -> float:
             whole += size
             replaced += size if is_projection(module) and f"{decoder.prefix}{index}.{name}" not in left else 0
     return replaced / (whole or 1)
+
+
+def _matrix_bytes(decoder: Decoder, names: Collection[str]) -> int:
+    """Return the bytes of the modules' own weight matrices; one that modules share counts once."""
+    matrices = [
+        parameter
+        for name in names
+        for parameter in decoder.model.get_submodule(name).parameters(recurse=False)
+        if parameter.ndim >= 2
+    ]
+    return sum({id(matrix): matrix.nbytes for matrix in matrices}.values())
 
 
 def _matrix_elements(module: nn.Module) -> int:
@@ -223,7 +236,7 @@ def build_report(findings: Findings, assembled: Assembled, profile: Profile, nar
         schemes={scheme.name: scheme_facts(scheme, findings, assembled) for scheme in state.schemes},
         profile=profile_facts(profile, findings),
         surface=assembled.surface,
-        warnings=tuple(contract.Warning(code=w.code, message=w.message, where=w.where) for w in narrator.warnings),
+        warnings=tuple(contract.Warning(**w.model_dump(exclude={"kind"})) for w in narrator.warnings),
         figures=(),
         labelled=labelled.section if labelled else None,
         tables=tuple(

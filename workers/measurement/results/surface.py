@@ -2,7 +2,7 @@
 
 from service.contracts import report as contract
 from workers.measurement.results.layer_files import LayerFiles
-from workers.measurement.results.tables import TableWriter
+from workers.measurement.runtime.table_writer import TableWriter
 
 
 def write_surface(files: LayerFiles, layers: int, table: TableWriter) -> contract.SurfaceFacts:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from workers.measurement.capture import BLOCK_OUTPUT
+from workers.measurement.layers.capture import BLOCK_OUTPUT
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.statistics.channel_errors import sqnr_without
 

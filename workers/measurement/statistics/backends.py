@@ -14,18 +14,16 @@ from typing import Any
 import torch
 
 from workers.measurement.errors import first_line
-from workers.measurement.memory import is_fatal
-from workers.measurement.statistics import (
-    cpu_channels,
-    cpu_divergence,
-    cpu_histogram,
-    cpu_products,
-    cpu_reaching,
-    cpu_reduction,
-    cpu_typical,
-    plain,
-)
-from workers.measurement.statistics.patterns import DTYPES
+from workers.measurement.runtime.memory import is_fatal
+from workers.measurement.statistics import plain
+from workers.measurement.statistics.cpu import channels as cpu_channels
+from workers.measurement.statistics.cpu import divergence as cpu_divergence
+from workers.measurement.statistics.cpu import histogram as cpu_histogram
+from workers.measurement.statistics.cpu import products as cpu_products
+from workers.measurement.statistics.cpu import reaching as cpu_reaching
+from workers.measurement.statistics.cpu import reduction as cpu_reduction
+from workers.measurement.statistics.cpu import typical as cpu_typical
+from workers.measurement.statistics.cpu.bit_patterns import DTYPES
 from workers.measurement.statistics.reduction import Reduction, Stream
 
 CUDA_KERNELS = {
@@ -172,9 +170,8 @@ def score_logits(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
     """Return log-sum-exp, most likely token and logit of the next token, [3, n], float64, on their device.
 
     logits: [n, V], bfloat16, float16 or float32; next_ids: [n], int64, on the same device. Of several most likely
-    tokens the first. Where a logit is NaN or +inf, log-sum-exp is NaN and the most likely token -1.
-
-    Exponentials are float64 in host memory; on a device float32, which leaves log-sum-exp within 1e-6.
+    tokens the first. Where a logit is NaN or +inf, log-sum-exp is NaN and the most likely token -1. Exponentials and
+    their sums are float64.
     """
     _check("logits", logits, dimensions=2)
     if logits.device.type == "cpu":
@@ -188,8 +185,8 @@ def compare_logits(
     """Return the scheme's three figures as `score_logits` does, and KL(reference || scheme) in nats, [4, n].
 
     reference and scheme: [n, V] logits; log_sum_exp: [n], of the reference's. The divergence is NaN or infinite where
-    it does not exist; a token that the reference rules out (-inf) adds nothing to it. On a device it is within 1e-6 of
-    itself, or of 1 where it is smaller.
+    it does not exist; a token that the reference rules out (-inf) adds nothing to it. Exponentials and their sums are
+    float64, which leaves it within 1e-9 nats.
     """
     _check("reference", reference, dimensions=2)
     _check_alike("scheme", scheme, "reference", reference)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.moments import Moments, add_about, pool
 from workers.measurement.statistics.reduction import F32, F64, I64
 

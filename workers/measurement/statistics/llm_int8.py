@@ -14,7 +14,6 @@ its own, and what is said here holds of both.
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from workers.measurement.statistics import backends
-from workers.measurement.statistics.compiling import compiled
-from workers.measurement.statistics.patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.reduction import F32, F64, I64
 from workers.measurement.statistics.transfers import HostCopies
 
@@ -187,17 +186,6 @@ def outlier_dimensions(
                 )
             )
     return found
-
-
-def save_hits(file: Path, hits: Hits) -> None:
-    """Write a layer's hits as a NumPy archive."""
-    np.savez(file, **vars(hits))
-
-
-def load_hits(file: Path) -> Hits:
-    """Read what `save_hits` wrote."""
-    with np.load(file) as stored:
-        return Hits(**stored)
 
 
 def _bytes(positions: int) -> int:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from workers.measurement.statistics.cpu.bit_patterns import rows
 from workers.measurement.statistics.order import median_magnitude
-from workers.measurement.statistics.patterns import rows
 from workers.measurement.statistics.reduction import F32, F64, I64
 from workers.measurement.statistics.transfers import HostCopies
 

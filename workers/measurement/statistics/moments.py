@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from workers.measurement.statistics.compiling import compiled
+from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.reduction import F32, F64, I64
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from workers.measurement.statistics import backends, cpu_order
+from workers.measurement.statistics import backends
+from workers.measurement.statistics.cpu import order as cpu_order
 from workers.measurement.statistics.reduction import BINS, F64, I64, Stream, bin_edges
 from workers.measurement.statistics.transfers import HostCopies
 

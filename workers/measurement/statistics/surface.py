@@ -7,7 +7,6 @@ its largest magnitude, and where exactly that lies.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -81,21 +80,3 @@ def _cells(x: F32, first: int, down: int, across: int) -> tuple[NDArray[np.int64
 def _step(size: int, most: int) -> int:
     """Return the least number of neighbors to put into one cell so that there are at most `most` cells."""
     return -(-size // most)
-
-
-def save_surface(file: Path, surface: Surface) -> None:
-    """Write a surface as a NumPy archive."""
-    np.savez(file, **vars(surface))
-
-
-def load_surface(file: Path) -> Surface:
-    """Read what `save_surface` wrote."""
-    with np.load(file) as stored:
-        return Surface(
-            sequence=int(stored["sequence"]),
-            positions=int(stored["positions"]),
-            channels=int(stored["channels"]),
-            position=stored["position"],
-            channel=stored["channel"],
-            value=stored["value"],
-        )

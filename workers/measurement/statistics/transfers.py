@@ -60,7 +60,7 @@ class HostCopies:
     def finish(self) -> None:
         """Use everything that was added, in its order; not to be called from a `use`, which is amid it."""
         if self._in_use:
-            raise RuntimeError("finish: figures are being used; what they lead to is used after them")
+            raise RuntimeError("finish: it was called while figures are in use; call it after they have been used")
         while self._waiting or self._under_way is not None:
             self.next_batch()
 

@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="where the comparison goes: a new or empty directory")
     parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="directory of a report")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        compare_reports(given.out, given.reports)
+        compare_reports(options.out, options.reports)
     except KeyboardInterrupt:
         print("workers.reporting: stopped", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Reads the reports of a comparison, and works out what differs between them."""
+"""Reads the reports of a comparison, and computes the differences between them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -26,7 +26,7 @@ class Refused(HeadroomError):
 
 
 class Gathered(NamedTuple):
-    """All that a figure or the page of a comparison may look at."""
+    """All that the figures and the page of a comparison read."""
 
     comparison: Comparison
     sources: tuple[Source, ...]
@@ -43,7 +43,7 @@ class Gathered(NamedTuple):
         return tuple(dict.fromkeys(name for source in self.sources for name in source.report.schemes))
 
     def facts(self, scheme: str) -> SchemeFacts:
-        """Return what the first report that has a scheme says of it."""
+        """Return the facts of a scheme from the first report that has it."""
         return next(source.report.schemes[scheme] for source in self.sources if scheme in source.report.schemes)
 
 

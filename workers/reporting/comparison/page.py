@@ -6,18 +6,19 @@ from pathlib import Path
 from service.contracts.report import LeftOut
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.comparison.topics import headlines, reports
+from workers.reporting.figures.drawing import calibrated
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.markdown import bullets, escaped, table
 from workers.reporting.templates import environment, placed_figure, style_sheet
 from workers.reporting.topics.records import Topic
 
 
-def page(gathered: Gathered, told: Sequence[Topic], galleries: Mapping[str, Gallery], directory: Path) -> str:
+def page(gathered: Gathered, sections: Sequence[Topic], galleries: Mapping[str, Gallery], directory: Path) -> str:
     """Return the page.
 
     Args:
         gathered: The reports and what differs between them.
-        told: Its sections.
+        sections: Its sections.
         galleries: Figures by section.
         directory: Where the figures' files lie.
     """
@@ -31,14 +32,18 @@ def page(gathered: Gathered, told: Sequence[Topic], galleries: Mapping[str, Gall
             headlines=headlines(gathered),
             reports=reports(gathered),
             not_compared=_not_compared(gathered),
-            topics=told,
-            figures={name: [placed_figure(s, directory) for s in found.figures] for name, found in galleries.items()},
-            left_out={name: found.left_out for name, found in galleries.items()},
+            topics=sections,
+            figures={name: [placed_figure(s, directory) for s in one.figures] for name, one in galleries.items()},
+            left_out={name: one.left_out for name, one in galleries.items()},
+            measured_on="; ".join(
+                f"{label}: {calibrated(source.report)}"
+                for label, source in zip(gathered.labels, gathered.sources, strict=True)
+            ),
         )
     )
 
 
-def summary(gathered: Gathered, told: Sequence[Topic]) -> str:
+def summary(gathered: Gathered, sections: Sequence[Topic]) -> str:
     """Return the comparison in Markdown."""
     names = ", ".join(map(escaped, gathered.labels))
     parts = [f"# Headroom comparison: {names}\n", bullets(headlines(gathered))]
@@ -46,7 +51,7 @@ def summary(gathered: Gathered, told: Sequence[Topic]) -> str:
     warnings += [f"Not compared: {one.name}, {label}: {one.reason}." for label, one in _not_compared(gathered)]
     if warnings:
         parts += ["## Warnings\n", bullets(warnings)]
-    for grid in (reports(gathered), *(grid for topic in told for grid in topic.grids)):
+    for grid in (reports(gathered), *(grid for topic in sections for grid in topic.grids)):
         parts += [f"## {escaped(grid.caption)}\n", table(grid.head, grid.rows)]
     return "\n".join(parts)
 

@@ -15,7 +15,7 @@ from workers.reporting.comparison.topics import topics
 
 
 class OutTaken(HeadroomError):
-    """The comparison has no place to go to."""
+    """The directory for the comparison is not empty."""
 
     code: ClassVar[str] = "out-taken"
     status: ClassVar[int] = 422
@@ -37,7 +37,7 @@ def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
         OSError: a file could not be written.
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise OutTaken(f"{out}: it must be a directory that does not exist yet, or an empty one")
+        raise OutTaken(f"{out}: OUT must be a new or empty directory")
     gathered = gather(directories)
     above = out.absolute().parent
     above.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,13 @@ def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
         galleries = draw_all(gathered, made / "figures")
         comparison = gathered.comparison.model_copy(
             update={
-                "figures": tuple(saved.entry for found in galleries.values() for saved in found.figures),
-                "figures_left_out": tuple(one for found in galleries.values() for one in found.left_out),
+                "figures": tuple(saved.entry for one in galleries.values() for saved in one.figures),
+                "figures_left_out": tuple(one for each in galleries.values() for one in each.left_out),
             }
         )
-        told = topics(gathered)
-        _write(made / "comparison.html", page(gathered, told, galleries, made))
-        _write(made / "summary.md", summary(gathered, told))
+        sections = topics(gathered)
+        _write(made / "comparison.html", page(gathered, sections, galleries, made))
+        _write(made / "summary.md", summary(gathered, sections))
         _write(made / "comparison.json", comparison.model_dump_json(indent=2) + "\n")
         os.rename(made, out)
     return comparison

@@ -1,17 +1,26 @@
-"""What the page of a comparison says, section by section, as finished text."""
+"""The text of a comparison's page, section by section."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from service.contracts.comparison import Change, Difference, OutlierDifference, SchemeDifference
+from service.comparison.sites import carried
+from service.contracts.comparison import (
+    Change,
+    Difference,
+    OutlierDifference,
+    RangeChange,
+    RangeDifference,
+    SchemeDifference,
+)
 from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
 from service.contracts.uncertainty import FEWEST
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number
+from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, ranges
 from workers.reporting.topics.records import Grid, Topic, marked
 
+_NO_SCHEME = "The reports share no scheme."
 SAME = "-"
-"""Stands for nothing gained, lost or kept."""
+"""No dimension gained, lost or kept."""
 
 
 def topics(gathered: Gathered) -> tuple[Topic, ...]:
@@ -36,59 +45,59 @@ def reports(gathered: Gathered) -> Grid:
             )
         )
     head = ("Report", "Layers x width", "Calibration", "Reference perplexity", "Schemes", "Measured", "Job")
-    caption = "The reports; the first is the baseline. Brackets hold 95% intervals"
+    caption = "Compared reports, the baseline first; 95% intervals in parentheses"
     return Grid(caption, head, tuple(rows))
 
 
 def headlines(gathered: Gathered) -> list[str]:
-    """Return one sentence for each report after the baseline: which schemes became clearly better or worse."""
+    """Return one sentence for each report after the baseline: which schemes are clearly better or worse."""
     return [_headline(gathered, one) for one in gathered.comparison.differences]
 
 
 def _headline(gathered: Gathered, difference: Difference) -> str:
     if not difference.schemes:
         return f"{difference.label}: shares no scheme with the baseline."
-    paired = {name: found for name, found in difference.schemes.items() if found.kl_divergence.paired}
+    paired = {name: both for name, both in difference.schemes.items() if both.kl_divergence.paired}
     clear = {
-        scheme: found.kl_divergence.difference
-        for scheme, found in paired.items()
-        if found.kl_divergence.clear and found.kl_divergence.difference
+        scheme: both.kl_divergence.difference
+        for scheme, both in paired.items()
+        if both.kl_divergence.clear and both.kl_divergence.difference
     }
     changed = [
-        f"{_marked(gathered, scheme)} {'worse' if by.value > 0 else 'better'} by a mean KL of {_size(by, 'nats')}"
-        f"{_against(difference.schemes[scheme], worse=by.value > 0)}"
+        f"{_marked(gathered, scheme)} is {'worse: higher' if by.value > 0 else 'better: lower'} mean KL by "
+        f"{_size(by, 'nats')}{_opposed(difference.schemes[scheme], worse=by.value > 0)}"
         for scheme, by in clear.items()
     ]
     rest = [_marked(gathered, scheme) for scheme in paired if scheme not in clear]
-    unclear = [f"no clear difference of the mean KL under {', '.join(rest)}"] if rest else []
+    unclear = [f"no clear difference in mean KL under {', '.join(rest)}"] if rest else []
     alone = [_marked(gathered, scheme) for scheme in difference.schemes if scheme not in paired]
-    apart = [f"no comparison of {', '.join(alone)}, because no scored sequence is shared"] if alone else []
+    apart = [f"{', '.join(alone)} cannot be compared, because no scored sequence is shared"] if alone else []
     return f"{difference.label}: {'; '.join([*changed, *unclear, *apart])}{_on(paired)}."
 
 
 def _on(paired: Mapping[str, SchemeDifference]) -> str:
-    """Say on how many shared sequences the differences are."""
-    counts = sorted({found.kl_divergence.sequences or 0 for found in paired.values()})
+    """Return over how many shared sequences the differences are."""
+    counts = sorted({both.kl_divergence.sequences or 0 for both in paired.values()})
     if not counts:
         return ""
     most = counts[-1]
     few = f"; rerun both with --sequences {FEWEST} or more" if most < FEWEST else ""
-    return f" (on {'up to ' if len(counts) > 1 else ''}{counted(most, 'shared sequence')}{few})"
+    return f" (over {'up to ' if len(counts) > 1 else ''}{counted(most, 'shared sequence')}{few})"
 
 
 def _marked(gathered: Gathered, scheme: str) -> str:
     return marked(scheme, gathered.facts(scheme))
 
 
-def _against(found: SchemeDifference, *, worse: bool) -> str:
-    """Say which other measure clearly points the other way."""
-    ratio, top = found.perplexity_ratio, found.same_top_token
-    told = []
+def _opposed(both: SchemeDifference, *, worse: bool) -> str:
+    """Return which other measures clearly point the other way."""
+    ratio, top = both.perplexity_ratio, both.same_top_token
+    measures = []
     if ratio.clear and ratio.difference and (ratio.difference.value < 0) is worse:
-        told.append(f"the perplexity ratio {'falls' if worse else 'rises'} by {_size(ratio.difference)}")
+        measures.append(f"the perplexity ratio is {'lower' if worse else 'higher'} by {_size(ratio.difference)}")
     if top.clear and top.difference and (top.difference.value > 0) is worse:
-        told.append(f"the same top token is {'more' if worse else 'less'} frequent by {_size(top.difference)}")
-    return f", although {' and '.join(told)}" if told else ""
+        measures.append(f"the share of same top tokens is {'higher' if worse else 'lower'} by {_size(top.difference)}")
+    return f", but {' and '.join(measures)}" if measures else ""
 
 
 def _size(difference: Estimate, unit: str = "") -> str:
@@ -101,29 +110,29 @@ def _size(difference: Estimate, unit: str = "") -> str:
 def _divergence(gathered: Gathered) -> Topic:
     rows = []
     for difference in gathered.comparison.differences:
-        for scheme, found in difference.schemes.items():
-            changes = found.kl_divergence, found.perplexity_ratio, found.same_top_token
+        for scheme, both in difference.schemes.items():
+            changes = both.kl_divergence, both.perplexity_ratio, both.same_top_token
             cells = [cell for change in changes for cell in _cells(change)]
-            rows.append((f"{_marked(gathered, scheme)}, {difference.label}", *cells, _how(found.kl_divergence)))
+            rows.append((f"{_marked(gathered, scheme)}, {difference.label}", *cells, _how(both.kl_divergence)))
     grids = []
     if rows:
         head = ("Scheme, report", "Mean KL", "difference", "Perplexity ratio", "difference", "Same top", "difference",
                 "Differences over")  # fmt: skip
         caption = (
-            "Values of the compared reports, and their differences from the baseline. Brackets hold 95% intervals; "
-            "* marks a difference whose interval does not include 0"
+            "Values of the compared reports, and differences from the baseline; 95% intervals in parentheses; * marks "
+            "a difference whose interval excludes 0"
         )
         grids.append(Grid(caption, head, tuple(rows)))
     lone = [line for difference in gathered.comparison.differences for line in _lone(gathered, difference)]
-    lead = "Shared schemes are compared by what they do to the predictions." if rows else "No scheme is shared."
+    lead = "Mean KL, perplexity ratio and same top token of every shared scheme." if rows else _NO_SCHEME
     return Topic("divergence", "Divergence of the predictions", lead, tuple(lone), grids=tuple(grids))
 
 
 def _lone(gathered: Gathered, difference: Difference) -> Iterator[str]:
     if difference.only_baseline:
-        yield f"The baseline alone has {listing(_marked(gathered, one) for one in difference.only_baseline)}."
+        yield f"Only the baseline has {listing(_marked(gathered, one) for one in difference.only_baseline)}."
     if difference.only_other:
-        yield f"{difference.label} alone has {listing(_marked(gathered, one) for one in difference.only_other)}."
+        yield f"Only {difference.label} has {listing(_marked(gathered, one) for one in difference.only_other)}."
 
 
 def _cells(change: Change) -> tuple[str, str]:
@@ -145,33 +154,33 @@ def _signed(difference: Estimate | None) -> str:
 
 def _errors(gathered: Gathered) -> Topic:
     shared = [
-        (difference.label, scheme, found)
+        (difference.label, scheme, both)
         for difference in gathered.comparison.differences
-        for scheme, found in difference.schemes.items()
+        for scheme, both in difference.schemes.items()
     ]
-    ends = tuple((f"{_marked(gathered, scheme)}, {label}", *_ends(found)) for label, scheme, found in shared)
-    caption = "SQNR at the last block.output, each scheme in its own stream, dB"
+    ends = tuple((f"{_marked(gathered, scheme)}, {label}", *_ends(both)) for label, scheme, both in shared)
+    caption = "SQNR in dB at the last block.output, in each scheme's own stream"
     grids = [Grid(caption, ("Scheme, report", "Baseline", "Compared", "difference"), ends)] if ends else []
     grids += [
         Grid(
-            f"Isolated errors that grew most, {_marked(gathered, scheme)}, {label}",
+            f"Largest increases of isolated error, {_marked(gathered, scheme)}, {label}",
             ("Site", "Baseline", "Compared", "dB"),
             tuple(
                 (f"layer {c.layer} {c.component}", number(c.relative_l2[0]), number(c.relative_l2[1]),
                  number(c.change_db))
-                for c in found.growth
+                for c in both.growth
             ),
             folded=True,
         )
-        for label, scheme, found in shared
-        if found.growth
+        for label, scheme, both in shared
+        if both.growth
     ]  # fmt: skip
-    lead = "Where each scheme's error arises, and how it grows." if shared else "No scheme is shared."
+    lead = "Accumulated and isolated error of every shared scheme." if shared else _NO_SCHEME
     return Topic("errors", "Errors", lead, grids=tuple(grids))
 
 
-def _ends(found: SchemeDifference) -> tuple[str, str, str]:
-    before, after = found.final_sqnr_db
+def _ends(both: SchemeDifference) -> tuple[str, str, str]:
+    before, after = both.final_sqnr_db
     change = None if before is None or after is None else after - before
     return number(before), number(after), number(change)
 
@@ -179,26 +188,42 @@ def _ends(found: SchemeDifference) -> tuple[str, str, str]:
 def _range(gathered: Gathered) -> Topic:
     grids, leads = [], []
     for difference in gathered.comparison.differences:
-        found = difference.range
-        if found is None:
+        change = difference.range
+        if change is None:
             continue
-        changed = number(found.median_change_bits)
-        alone = f"; {found.only_baseline} sites are in the baseline alone, {found.only_other} in the other"
         leads.append(
-            f"{difference.label}: the median change over {counted(found.sites, 'site')} is {changed} bits"
-            f"{alone if found.only_baseline or found.only_other else ''}."
+            f"{difference.label}: median change {number(change.median_change_bits)} bits over "
+            f"{counted(change.sites, 'site')}{_only(change)}."
         )
-        for name, changes in (("grew", found.growth), ("shrank", found.shrinkage)):
-            if changes:
-                rows = tuple(
-                    (f"layer {c.layer} {c.component}.{c.port}", number(c.change_bits), *map(number, c.range_bits),
-                     *map(number, c.abs_max))
-                    for c in changes
-                )  # fmt: skip
-                head = ("Site", "bits", "range_bits, baseline", "compared", "abs max, baseline", "compared")
-                grids.append(Grid(f"Sites whose range {name} most, {difference.label}", head, rows))
-    lead = " ".join(leads) or "The sites of these models cannot be held against each other."
+        for kind, sites in (("increases", change.growth), ("decreases", change.shrinkage)):
+            if sites:
+                head = ("Site", "bits", "range_bits, baseline", "compared", "abs_max, baseline", "compared")
+                rows = tuple(map(_range_row, carried(sites)))
+                grids.append(Grid(f"Largest {kind} of range, {difference.label}", head, rows))
+    lead = " ".join(leads) or "The range of these reports cannot be compared; see Not compared."
     return Topic("range", "Dynamic range", lead, grids=tuple(grids))
+
+
+def _only(change: RangeDifference) -> str:
+    if not (change.only_baseline or change.only_other):
+        return ""
+    return f"; {change.only_baseline} only in the baseline, {change.only_other} only in the compared report"
+
+
+def _range_row(group: list[RangeChange]) -> tuple[str, ...]:
+    first = group[0]
+    layers = f"layer{'' if len(group) == 1 else 's'} {ranges([one.layer for one in group])}"
+    values = [[one.change_bits, *one.range_bits, *one.abs_max] for one in group]
+    return (f"{layers} {first.component}.{first.port}", *(_span(column) for column in zip(*values, strict=True)))
+
+
+def _span(values: Iterable[float | None]) -> str:
+    """Return the smallest and the largest value, as one where they read the same."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return ABSENT
+    ends = dict.fromkeys((number(known[0]), number(known[-1])))
+    return " to ".join(ends)
 
 
 def _outliers(gathered: Gathered) -> Topic:
@@ -210,14 +235,11 @@ def _outliers(gathered: Gathered) -> Topic:
     ]
     if not rows:
         return Topic("outliers", "Outlier dimensions", "The outlier dimensions of these reports cannot be compared.")
-    moved = sum(
-        len(sets.gained) + len(sets.lost)
-        for difference in gathered.comparison.differences
-        for sets in difference.outliers.values()
-    )
-    lead = f"{counted(moved, 'outlier dimension')} gained or lost, over all definitions."
+    every = [sets for difference in gathered.comparison.differences for sets in difference.outliers.values()]
+    gained, lost = sum(len(sets.gained) for sets in every), sum(len(sets.lost) for sets in every)
+    lead = f"{counted(gained, 'outlier dimension')} gained and {lost:,} lost, summed over all definitions."
     head = ("Definition, report", "Gained", "Lost", "Kept")
-    grid = Grid("Outlier dimensions by definition, against the baseline", head, tuple(rows))
+    grid = Grid("Outlier dimensions by definition, compared with the baseline", head, tuple(rows))
     return Topic("outliers", "Outlier dimensions", lead, grids=(grid,))
 
 
@@ -237,5 +259,5 @@ def _labelled(gathered: Gathered) -> Topic:
     with_prompts = sum(source.report.labelled is not None for source in gathered.sources)
     prints = {s.report.labelled.fingerprint for s in gathered.sources if s.report.labelled is not None}
     lead = f"{with_prompts} of {counted(len(gathered.sources), 'report')} have labeled prompts."
-    notes = ("The prompts are not the same in all of them.",) if len(prints) > 1 else ()
+    notes = ("The reports have different prompts.",) if len(prints) > 1 else ()
     return Topic("labelled", "Labeled prompts", lead, notes)

@@ -1,7 +1,7 @@
-"""`activation_profile`: one hidden-state vector against dimension index, its largest values named.
+"""`activation_profile`: one hidden-state vector against dimension index, its largest values labeled.
 
-The picture in which outlier dimensions are met first: a band of small values, and a few spikes many times higher.
-"Neuron" in its labels is a dimension of the residual stream, not a unit of the MLP.
+Most values lie in a narrow band; outlier dimensions are spikes many times higher. "Neuron" in its labels is a
+dimension of the residual stream, not a unit of the MLP.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, NothingToDraw, provenance
+from workers.reporting.figures.drawing import Caption, Drawing, NothingToDraw, provenance
 from workers.reporting.figures.labels import spread
 from workers.reporting.loading import ReportUnreadable, Source
 from workers.reporting.text import counted, number, visible
@@ -47,7 +47,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="activation_profile",
         title="Neuron Activation Distribution",
-        caption=_caption(source, values, peaks, center),
+        parts=_caption(source, values, peaks, center),
         alt=_alt(source, values, peaks),
         table="profile",
         figure=figure,
@@ -146,32 +146,44 @@ def _name(axes: Any, values: NDArray[np.float32], peaks: NDArray[np.int64]) -> N
             label.set_position((center / box.width, label.get_position()[1]))
 
 
-def _meets(source: Source, dimension: int) -> list[str]:
-    """Return the definitions that flag `dimension`, over all layers or at the profile's; those that discriminate."""
+def _meeting(source: Source, peaks: NDArray[np.int64]) -> str:
+    """Return the definitions that flag a labeled dimension, in all layers or in the profile's, each with dimensions.
+
+    Definitions that do not discriminate are left out.
+    """
     table = source.tables["outlier_dimensions"]
     layer = table["layer"].astype(np.float64)
-    here = (table["dimension"] == dimension) & (np.isnan(layer) | (layer == source.report.profile.layer))
+    here = np.isnan(layer) | (layer == source.report.profile.layer)
     unnamed = source.report.outliers.unnamed(source.report.model.hidden_size)
-    return sorted({str(name) for name in table["definition"][here]} - unnamed.keys())
+    pairs = {
+        (str(name), int(dimension))
+        for name, dimension in zip(table["definition"][here], table["dimension"][here], strict=True)
+        if str(name) not in unnamed and dimension in peaks
+    }
+    listed = {name: ", ".join(str(of) for one, of in sorted(pairs) if one == name) for name in sorted(dict(pairs))}
+    if rest := sorted(set(peaks.tolist()) - {dimension for _, dimension in pairs}):
+        listed["no definition"] = ", ".join(map(str, rest))
+    return "; ".join(f"{visible(name)}: {dimensions}" for name, dimensions in listed.items())
 
 
-def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], center: float) -> str:
+def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], center: float) -> Caption:
     profile = source.report.profile
-    marked = "; ".join(
-        f"{dimension} ({values[dimension]!s}) meets {' and '.join(map(visible, _meets(source, dimension))) or 'none'}"
-        for dimension in peaks
-    )
     lost = int((~np.isfinite(values)).sum())
     text = "" if profile.token is None else f" “{visible(profile.token)}”"
-    return (
-        f"One hidden-state vector: the output of layer {profile.layer} at token{text} "
-        f"(id {profile.token_id}), sequence {profile.sequence}, position {profile.position}. A “neuron” here is one of "
-        f"the {counted(len(values), 'hidden dimension')}. Median {number(center)}, median of magnitudes "
-        f"{number(profile.median_abs)}, max_to_median {number(profile.max_to_median)}, kurtosis "
-        f"{number(profile.kurtosis)}. Shaded: median ± p99 of magnitudes ({number(profile.p99_abs)}). The largest "
-        f"magnitudes are marked; definitions of outlier that each dimension meets: {marked}. "
-        + (f"{counted(lost, 'value')} not finite and not drawn. " if lost else "")
-        + provenance(source.report, "profile")
+    return Caption(
+        f"Hidden state of token{text} (id {profile.token_id}) after layer {profile.layer}, sequence "
+        f"{profile.sequence}, position {profile.position}.",
+        (
+            f"“Neuron”: one of {counted(len(values), 'hidden dimension')}. Median {number(center)}, max_to_median "
+            f"{number(profile.max_to_median)}, kurtosis {number(profile.kurtosis)}. Shaded: median ± p99 of abs(x), "
+            f"{number(profile.p99_abs)}.",
+        ),
+        "Spikes far outside the shaded band are outliers.",
+        (
+            f"Labeled dimensions by the definitions they meet: {_meeting(source, peaks)}.",
+            f"Not drawn: {counted(lost, 'value')} that {'is' if lost == 1 else 'are'} not finite." if lost else "",
+        ),
+        provenance(source.report, "profile"),
     )
 
 

@@ -1,8 +1,8 @@
-"""`channel_surface`: the magnitude of a hidden state by token position and channel, as a landscape.
+"""`channel_surface`: the magnitude of a hidden state by token position and channel, as a three-dimensional surface.
 
-The picture in which massive activations (arXiv 2402.17762) and the outlier channels of SmoothQuant (arXiv 2211.10438)
-are known: a flat floor, ridges along the tokens where a channel is always loud, and a few columns that tower over
-everything. Its scale is linear, because that is what a quantization grid has to span.
+It shows massive activations as in arXiv 2402.17762, and outlier channels as in SmoothQuant (arXiv 2211.10438): most
+values are close to 0, a channel that is large at every token is a ridge, and a massive activation is a single high
+column. The scale is linear, because an integer grid is.
 
 The height of a ridge line is the largest magnitude of its cell, drawn at that value's own channel.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.contracts.report import SurfaceFacts
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, NothingToDraw, provenance
+from workers.reporting.figures.drawing import Caption, Drawing, NothingToDraw, provenance
 from workers.reporting.figures.labels import spread
 from workers.reporting.loading import Columns, ReportUnreadable, Source
 from workers.reporting.text import counted, number
@@ -30,7 +30,7 @@ LINES = 48
 PLACES = 160
 """Points of a line at most: each is a group of neighboring channels."""
 MARKED = 5
-"""Columns that are named."""
+"""Columns that are labeled."""
 _NAME_HEIGHT = 0.28
 """Inches that a column's name takes."""
 _FLAT = 0.003
@@ -68,7 +68,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     if not cells.value.size:
         raise NothingToDraw(f"no value of the hidden state after layer {facts.layer} is finite")
     highest = largest(cells)
-    with mpl.rc_context({"figure.constrained_layout.use": False}):  # which has no place for a landscape
+    with mpl.rc_context({"figure.constrained_layout.use": False}):  # which has no place for three dimensions
         figure = Figure(figsize=(style.WIDE[0], 5.0))
     axes: Any = figure.add_axes((0.0, 0.0, 0.8, 0.98), projection="3d", computed_zorder=False)
     _frame(axes, facts, float(cells.magnitude.max()))
@@ -78,7 +78,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="channel_surface",
         title="Magnitudes by position and channel",
-        caption=_caption(source, facts, cells, highest),
+        parts=_caption(source, facts, cells),
         alt=_alt(facts, highest),
         table="surface",
         figure=figure,
@@ -164,7 +164,7 @@ def _ridges(axes: Any, cells: Cells, facts: SurfaceFacts) -> None:
 
 
 def _name(figure: Any, axes: Any, highest: Cells) -> None:
-    """Draw the largest columns over the landscape, and name them in a list beside it."""
+    """Draw the largest columns over the surface, and label them in a list beside it."""
     for position, channel, height in zip(highest.position, highest.channel, highest.magnitude, strict=True):
         axes.plot(
             [channel] * 2,
@@ -200,21 +200,18 @@ def _name(figure: Any, axes: Any, highest: Cells) -> None:
         )
 
 
-def _caption(source: Source, facts: SurfaceFacts, cells: Cells, highest: Cells) -> str:
-    named = "; ".join(
-        f"{number(value, 4)} at {_where(position, channel)}"
-        for position, channel, value in zip(highest.position, highest.channel, highest.value, strict=True)
-    )
-    cell = f"{counted(facts.positions_per_cell, 'position')} by {counted(facts.channels_per_cell, 'channel')}"
-    lines = ridge_lines(cells, facts)
-    return (
-        f"The hidden state after layer {facts.layer} (block.output) of sequence {facts.sequence}: the layer and "
-        "sequence whose largest magnitude is farthest above the layer's median magnitude, "
-        f"{number(facts.max_to_median)} times {number(facts.median_abs)}. "
-        f"{counted(facts.positions, 'position')} by {counted(facts.channels, 'channel')}; the table has the largest "
-        f"magnitude of every cell of {cell}, the figure {counted(len(lines), 'line')} of at most "
-        f"{max(len(line.value) for line in lines)} of them, each at its own channel. Linear scale. The largest, in "
-        f"orange: {named}. {provenance(source.report, 'surface')}"
+def _caption(source: Source, facts: SurfaceFacts, cells: Cells) -> Caption:
+    return Caption(
+        f"abs(x) at block.output of layer {facts.layer}, sequence {facts.sequence}, where its maximum is farthest "
+        f"above the layer's median ({number(facts.max_to_median)} times {number(facts.median_abs)}).",
+        (
+            f"{counted(facts.positions, 'position')} by {counted(facts.channels, 'channel')}, linear scale; a point is "
+            "the maximum of neighboring positions and channels.",
+        ),
+        "A high column on a flat floor is a massive activation: a scale that covers it leaves few levels for the rest. "
+        f"Orange: the largest {len(largest(cells).value)}.",
+        (),
+        provenance(source.report, "surface"),
     )
 
 
@@ -224,7 +221,7 @@ def _alt(facts: SurfaceFacts, highest: Cells) -> str:
         for position, channel, value in zip(highest.position, highest.channel, highest.value, strict=True)
     )
     return (
-        f"Landscape of magnitudes over {counted(facts.positions, 'token position')} and "
+        f"Surface of magnitudes over {counted(facts.positions, 'token position')} and "
         f"{counted(facts.channels, 'channel')} after layer {facts.layer}; the median is {number(facts.median_abs)}. "
         f"The largest columns: {named}."
     )

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, name_bins, provenance, scheme_settings
+from workers.reporting.figures.drawing import Caption, Drawing, name_bins, provenance
 from workers.reporting.figures.svg import Hover
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, percent
@@ -98,7 +98,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="divergence",
         title="Divergence from the reference, token by token",
-        caption=_caption(source, spreads, scale),
+        parts=_caption(source, spreads, scale),
         alt="Distributions on a logarithmic axis. " + " ".join(f"{_summary(spread)}." for spread in spreads),
         table="tokens",
         figure=figure,
@@ -205,21 +205,28 @@ def _legend(figure: Any, spreads: Sequence[Spread]) -> None:
     )
 
 
-def _caption(source: Source, spreads: Sequence[Spread], scale: Scale) -> str:
+def _caption(source: Source, spreads: Sequence[Spread], scale: Scale) -> Caption:
     per_decade = BINS / np.log10(scale.edges[-1] / scale.edges[0])
-    parts = [
-        "KL(reference || scheme) of the next-token distributions, in nats, over the scored positions, logarithmic. "
-        f"The height of a bar is the share of the scheme's positions in it, {number(per_decade)} bars a decade, on one "
-        "scale for all rows. Same top token: the share of positions where both give the same most likely token."
-    ]
     zeros = [(spread.label, spread.at_zero) for spread in spreads if spread.at_zero]
-    if zeros:
-        named = ", ".join(f"{name} {counted(count, 'position')}" for name, count in zeros)
-        parts.append(
-            f"The bar at 0 holds the positions whose divergence is at most {ROUNDING:g}, zero or rounding: {named}."
-        )
-    else:
-        parts.append("No position has a divergence of 0.")
-    parts.append("Scored positions: " + ", ".join(f"{spread.scheme} {spread.kl.size:,}" for spread in spreads) + ".")
-    parts.append("Schemes: " + "; ".join(scheme_settings(source.report, spread.scheme) for spread in spreads) + ".")
-    return " ".join([*parts, provenance(source.report, "tokens")])
+    named = ", ".join(f"{name} {counted(count, 'position')}" for name, count in zeros)
+    return Caption(
+        "KL(reference || scheme) of the next-token distributions at the scored positions, log scale.",
+        (
+            f"Bar height: share of positions, {number(per_decade)} bars per decade, the same scale in all rows. Same "
+            "top token: share of positions with the same most likely token.",
+        ),
+        "Farther left is better; a long right tail: a few tokens change strongly.",
+        (
+            f"The bar at 0: KL of at most {ROUNDING:g}, zero or rounding ({named})." if zeros else "",
+            f"Scored positions: {_scored(spreads)}.",
+        ),
+        provenance(source.report, "tokens", [spread.scheme for spread in spreads]),
+    )
+
+
+def _scored(spreads: Sequence[Spread]) -> str:
+    """Return how many positions each scheme was scored at."""
+    sizes = {spread.kl.size for spread in spreads}
+    if len(sizes) == 1:
+        return f"{sizes.pop():,}"
+    return ", ".join(f"{spread.scheme} {spread.kl.size:,}" for spread in spreads)

@@ -26,12 +26,46 @@ class NothingToDraw(HeadroomError):
     code = "nothing-to-draw"
 
 
+class Caption(NamedTuple):
+    """A caption in its parts, which are read in this order.
+
+    Figures of one kind share the first three parts or most of them; where several stand side by side, a page prints
+    each shared sentence once, above them.
+    """
+
+    shown: str
+    """What the figure shows: one sentence, the same for all figures of one kind."""
+    definition: tuple[str, ...]
+    """How the values are defined, with the settings: sentences."""
+    reading: str
+    """How to read it: what is good and what is bad."""
+    notes: tuple[str, ...] = ()
+    """Sentences about this figure alone: its values and exceptions."""
+    basis: str = ""
+    """Schemes with their settings, model, calibration and table: what a page says once for all its figures."""
+
+    @property
+    def whole(self) -> str:
+        """All that is needed to read the figure away from its page."""
+        return joined(self.shown, *self.definition, self.reading, *self.notes, self.basis)
+
+    @property
+    def without_shown(self) -> str:
+        """What a page that states the basis prints after the first sentence."""
+        return joined(*self.definition, self.reading, *self.notes)
+
+
+def joined(*sentences: str) -> str:
+    """Return the sentences that are not empty as one paragraph."""
+    return " ".join(filter(None, sentences))
+
+
 class Saved(NamedTuple):
-    """A figure that has become files, and what is said of it."""
+    """A figure that has become files, and its description."""
 
     name: str
     title: str
-    caption: str
+    caption: Caption
     alt: str
     table: str
     narrow: bool
@@ -41,8 +75,8 @@ class Saved(NamedTuple):
 
     @property
     def entry(self) -> Entry:
-        """What report.json says of the figure."""
-        return Entry(name=self.name, title=self.title, caption=self.caption, files=self.files)
+        """The figure's entry in report.json."""
+        return Entry(name=self.name, title=self.title, caption=self.caption.whole, files=self.files)
 
 
 @dataclass(frozen=True)
@@ -52,8 +86,7 @@ class Drawing:
     name: str
     """File name without its ending."""
     title: str
-    caption: str
-    """All that is needed to read the figure away from the report: model, calibration, definition, settings."""
+    parts: Caption
     alt: str
     """What the figure shows, for someone who cannot see it."""
     table: str
@@ -63,17 +96,25 @@ class Drawing:
     hover: Hover = field(default_factory=dict)
     """Exact values that the SVG shows on hover."""
 
+    @property
+    def caption(self) -> str:
+        """The whole caption, for the figure by itself: what is shown, definition, settings, model and calibration."""
+        return self.parts.whole
+
     def save(self, directory: Path) -> Saved:
-        """Write NAME.svg and NAME.png into `directory`; the same drawing gives the same bytes."""
+        """Write NAME.svg and NAME.png into `directory`, each with the whole caption inside; the same drawing gives the
+        same bytes.
+        """
         with style.applied(f"headroom {self.name}"), style.laid_out(self.figure):
             written = io.StringIO()
             self.figure.savefig(written, format="svg", metadata=_SVG_METADATA)
-            svg = finish(written.getvalue(), self.hover)
+            svg = finish(written.getvalue(), self.hover, self.caption)
             (directory / f"{self.name}.svg").write_text(svg, encoding="utf-8")
-            self.figure.savefig(directory / f"{self.name}.png", dpi=style.DPI, metadata={"Software": None})
+            described = {"Software": None, "Title": self.title, "Description": self.caption}
+            self.figure.savefig(directory / f"{self.name}.png", dpi=style.DPI, metadata=described)
         files = tuple(f"figures/{self.name}.{kind}" for kind in ("svg", "png"))
         narrow = bool(self.figure.get_figwidth() < style.WIDE[0])
-        return Saved(self.name, self.title, self.caption, self.alt, self.table, narrow, files)
+        return Saved(self.name, self.title, self.parts, self.alt, self.table, narrow, files)
 
 
 def name_each(artists: Iterable[Any], texts: Iterable[str], gid: str) -> dict[str, tuple[str]]:
@@ -107,16 +148,23 @@ def model_title(report: Report) -> str:
     return plain(source.rpartition("/")[2] or source, 40)
 
 
-def provenance(report: Report, table: str) -> str:
-    """Return the sentences that end every caption: model, calibration, table."""
-    return f"Model {measured(report)}. Drawn from tables/{table}.parquet."
+def provenance(report: Report, table: str, schemes: Iterable[str] = ()) -> str:
+    """Return the sentences that end every caption: schemes with their settings, model, calibration, table."""
+    settings = [scheme_settings(report, scheme) for scheme in schemes]
+    named = f"Scheme{'' if len(settings) == 1 else 's'}: {'; '.join(settings)}." if settings else ""
+    return joined(named, f"Model {measured(report)}. Drawn from tables/{table}.parquet.")
 
 
 def measured(report: Report) -> str:
-    """Return which model was measured on what."""
+    """Return the model, and the calibration that it was measured on."""
+    return f"{visible(report.model.source)}, {calibrated(report)}"
+
+
+def calibrated(report: Report) -> str:
+    """Return the number of layers and the calibration."""
     model, calibration = report.model, report.calibration
     return (
-        f"{visible(model.source)}, {counted(model.layers, 'layer')}; calibration {visible(calibration.source)}, "
+        f"{counted(model.layers, 'layer')}; calibration {visible(calibration.source)}, "
         f"{counted(calibration.sequences, 'sequence')} of {calibration.sequence_length:,} tokens, "
         f"seed {calibration.seed}"
     )

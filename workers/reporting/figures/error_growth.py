@@ -1,7 +1,7 @@
-"""`error_growth`: how the error of each scheme builds up with depth, and where it is made.
+"""`error_growth`: the error of each scheme by layer, accumulated and of the worst component.
 
-Above, the signal to quantization noise ratio of the residual stream, each scheme in its own stream: a falling line
-gathers error. Beneath, the worst single module of every layer, fed with the reference's input: a spike is a cause.
+Top: the signal to quantization noise ratio of the residual stream, each scheme in its own stream; a falling line
+accumulates error. Bottom: the worst component of every layer, applied to the reference's input.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workers.reporting.figures import style
 from workers.reporting.figures.absence import leave_empty
-from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.drawing import Caption, Drawing, provenance
 from workers.reporting.figures.labels import spread
 from workers.reporting.loading import Source, select
 from workers.reporting.massive import massive_dimensions
@@ -65,7 +65,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="error_growth",
         title="Error growth through the layers",
-        caption=_caption(source, growths),
+        parts=_caption(source, growths),
         alt=_alt(growths),
         table="errors",
         figure=figure,
@@ -241,31 +241,38 @@ def _worst_label(growth: Growth) -> str:
     return f"{plain(growth.component[layer], 20)}, layer {layer}"
 
 
-def _caption(source: Source, growths: Sequence[Growth]) -> str:
-    parts = [
-        "Above: sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, each scheme in its own stream; higher is "
-        "better, and a falling line gathers error. Beneath: the largest isolated relative_l2 of each layer's "
-        "components, on the reference's input, logarithmic; the largest is ringed, and named beside the line."
-    ]
-    if _apart(growths):
-        massive = counted(len(massive_dimensions(source.report)), "dimension")
-        parts.append(
-            f"Dotted: sqnr_db_typical, the same without the {massive} that some layer finds massive: they are most of "
-            "the signal, and hide the error of the others."
-        )
+def _caption(source: Source, growths: Sequence[Growth]) -> Caption:
+    massive = counted(len(massive_dimensions(source.report)), "massive dimension")
+    return Caption(
+        "Error of each scheme by layer: accumulated (top) and of the worst component (bottom).",
+        (
+            "Top: sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, in the scheme's own stream.",
+            f"Dotted: sqnr_db_typical, without the {massive}." if _apart(growths) else "",
+            "Bottom: the largest isolated relative_l2 = norm2(y - q) / norm2(y), on the reference's input, log scale.",
+        ),
+        "A falling line at the top accumulates error; a peak at the bottom is the layer where one component errs most.",
+        tuple(_exceptions(source, growths)),
+        provenance(source.report, "errors", [growth.scheme for growth in growths]),
+    )
+
+
+def _exceptions(source: Source, growths: Sequence[Growth]) -> Iterator[str]:
+    """Yield sentences about what the lines do not show."""
     if any(growth.label != growth.scheme for growth in growths):
-        parts.append("(sim.): simulated, rounded numbers stand in for a low-precision kernel.")
-    parts.append("Schemes: " + "; ".join(scheme_settings(source.report, growth.scheme) for growth in growths) + ".")
+        yield "(sim.): simulated, with rounded values in place of a low-precision kernel."
     for growth in growths:
         if growth.exact.any():
-            layers = ranges(np.flatnonzero(growth.exact).tolist())
-            parts.append(f"{growth.scheme} is exact after layer {layers}: equal to the reference, no ratio to draw.")
+            layers = np.flatnonzero(growth.exact).tolist()
+            yield f"{growth.scheme} equals the reference after {_layers(layers)}: exact, no ratio."
         if (growth.worst == 0).any():
-            layers = ranges(np.flatnonzero(growth.worst == 0).tolist())
-            parts.append(f"Every component of {growth.scheme} is exact in layer {layers}.")
+            layers = np.flatnonzero(growth.worst == 0).tolist()
+            yield f"Every component of {growth.scheme} is exact in {_layers(layers)}."
     if source.report.model.layers == 1:
-        parts.append("The model has a single layer: there are points, and no growth to see.")
-    return " ".join([*parts, provenance(source.report, "errors")])
+        yield "The model has a single layer."
+
+
+def _layers(layers: Sequence[int]) -> str:
+    return f"layer{'' if len(layers) == 1 else 's'} {ranges(layers)}"
 
 
 def _alt(growths: Sequence[Growth]) -> str:

@@ -1,7 +1,7 @@
-"""`fp16_columns`: where int8 computes in 16 bits after all, layers by components.
+"""`fp16_columns`: the share of input columns that int8 computes in 16 bits, layers by components.
 
-LLM.int8() multiplies every input column that holds an outlier in the call in 16 bits. A cell is the share of such
-columns when a call is one sequence, as in prefill: where it is large, int8 saves memory and little time.
+LLM.int8() computes every input column that has an outlier in the call in 16 bits. A cell is the share of such columns
+when a call is one sequence, as in prefill: where it is large, int8 saves memory but little time.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from service.contracts.report import MANY_FP16_COLUMNS
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
-from workers.reporting.columns import fp16_columns
+from workers.reporting.columns import share
 from workers.reporting.figures import style
 from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Drawing, provenance, scheme_settings
+from workers.reporting.figures.drawing import Caption, Drawing, provenance
 from workers.reporting.figures.scales import share_norm
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, percent, visible
@@ -39,7 +39,7 @@ def draw(source: Source) -> Iterator[Drawing]:
         yield Drawing(
             name=f"fp16_columns_{scheme}",
             title=title,
-            caption=_caption(source, scheme, rows, cells),
+            parts=_caption(source, scheme, rows, cells),
             alt=_alt(title, cells),
             table=_TABLE,
             figure=figure,
@@ -57,21 +57,32 @@ def _cells(source: Source, rows: Columns) -> NDArray[np.float64]:
     return cells
 
 
-def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float64]) -> str:
-    settings = scheme_settings(source.report, scheme)
-    parts = [
-        f"Share of the input columns that bitsandbytes computes in 16 bits, layers by components: those with abs(x) at "
-        f"or over the threshold in the call, of the reference's input cast to fp16. {settings}"
-        ". A call is one sequence; mean over calls. Colors begin at 0.",
-        fp16_columns(scheme, source.report.schemes[scheme]) or "",
-    ]
+def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float64]) -> Caption:
+    facts = source.report.schemes[scheme]
+    limit = facts.settings.get("threshold")
+    notes = [f"Threshold {visible(str(limit))}." if limit is not None else ""]
+    if (columns := facts.fp16_columns) is not None:
+        most = columns.largest
+        notes.append(
+            f"Mean {share(columns.prefill)}; largest {share(most.prefill)}, layer {most.layer} "
+            f"{visible(most.component)}."
+        )
     if np.isnan(cells).any():
-        parts.append("Hatched, n/a: the model has no such component there, or the scheme leaves it as it is.")
+        notes.append("Hatched, n/a: the component does not exist or is not quantized.")
     others = sorted({str(name) for name in rows["component"]} - {*COMPONENTS})
     if others:
         shares = (f"{visible(name)} ({percent(rows['prefill'][rows['component'] == name].max())})" for name in others)
-        parts.append(f"Also measured, with the largest share over layers: {listing(shares)}.")
-    return " ".join([*filter(None, parts), provenance(source.report, _TABLE)])
+        notes.append(f"Other components, with the largest share over layers: {listing(shares)}.")
+    return Caption(
+        "Share of the input columns that bitsandbytes computes in 16 bits, by layer and component.",
+        (
+            "A column counts if any abs(x) of the reference's input in fp16 reaches the threshold in a call (one "
+            "sequence, prefill); mean over calls.",
+        ),
+        "Dark components gain little speed from int8.",
+        tuple(notes),
+        provenance(source.report, _TABLE, (scheme,)),
+    )
 
 
 def _alt(title: str, cells: NDArray[np.float64]) -> str:

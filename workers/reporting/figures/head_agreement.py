@@ -1,7 +1,7 @@
 """`head_agreement`: are the outlier heads the ones that a scheme damages?
 
-The two greens are heads on which peak and damage agree. Red heads are damaged and no outliers; dark red ones are
-outliers that the scheme does not damage. Only as many of the heads that are neither are drawn as there are others.
+Dark green heads are outliers and damaged, lime ones neither. Red heads are damaged but not outliers; dark red ones are
+outliers that the scheme does not damage. As many heads of neither kind are drawn as there are flagged ones.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, model_title, provenance, scheme_settings
-from workers.reporting.figures.head_bars import QUARTERS, Heads, Stack, count, draw_bars, heads, quarters, ratios, span
+from workers.reporting.figures.drawing import Caption, Drawing, model_title, provenance
+from workers.reporting.figures.head_bars import (
+    FEW_LAYERS,
+    QUARTERS,
+    Heads,
+    Stack,
+    count,
+    draw_bars,
+    heads,
+    quarters,
+    ratios,
+    span,
+)
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, percent
 
@@ -28,21 +39,21 @@ def draw(source: Source) -> Iterator[Drawing]:
     """
     if not source.report.schemes:
         return
-    found, depth = heads(source), source.report.model.layers
+    every, depth = heads(source), source.report.model.layers
     for scheme, facts in source.report.schemes.items():
         ratio, exact = ratios(source, scheme)
         damaged, known = ratio < source.report.heads.thresholds.damaged_sqnr_db, ~np.isnan(ratio) | exact
-        chosen = population(found.outlier, damaged, known, source.report.calibration.seed)
-        counts = count(found.layer[chosen], classify(found.outlier, damaged)[chosen], len(CLASSES), depth)
-        legend = f"Heads under {style.scheme_title(scheme, facts)}: outliers, and damaged"
+        chosen = population(every.outlier, damaged, known, source.report.calibration.seed)
+        counts = count(every.layer[chosen], classify(every.outlier, damaged)[chosen], len(CLASSES), depth)
+        legend = f"Heads under {style.scheme_title(scheme, facts)}"
         figure, hover = draw_bars(model_title(source.report), depth, counts, CLASSES, legend, 2)
         if not chosen.size:
-            said, place = _unflagged(source, scheme), figure.axes[0].transAxes
-            figure.axes[0].text(0.5, 0.5, said, transform=place, ha="center", va="center", linespacing=1.5)
+            text, place = _unflagged(source, scheme), figure.axes[0].transAxes
+            figure.axes[0].text(0.5, 0.5, text, transform=place, ha="center", va="center", linespacing=1.5)
         yield Drawing(
             name=f"head_agreement_{scheme}",
             title=f"Outlier heads and damaged heads, {scheme}",
-            caption=_caption(source, scheme, found, known, counts),
+            parts=_caption(source, scheme, every, known, counts),
             alt=_alt(scheme, depth, counts),
             table="heads",
             figure=figure,
@@ -70,7 +81,7 @@ def population(
 
 
 def _unflagged(source: Source, scheme: str) -> str:
-    """Say that no head is an outlier or damaged, and how far the nearest is from it."""
+    """Return the statement that no head is an outlier or damaged, with the values closest to it."""
     limits, table = source.report.heads.thresholds, source.tables["heads"]
     peaks, ratio = table["relative_peak"].astype(np.float64), table[f"sqnr_db_{scheme}"].astype(np.float64)
     largest = float(np.nanmax(peaks)) if np.isfinite(peaks).any() else None
@@ -82,38 +93,44 @@ def _unflagged(source: Source, scheme: str) -> str:
     )
 
 
-def _caption(source: Source, scheme: str, found: Heads, known: NDArray[np.bool_], counts: NDArray[np.int64]) -> str:
-    limits, seed = source.report.heads.thresholds, source.report.calibration.seed
+def _caption(source: Source, scheme: str, every: Heads, known: NDArray[np.bool_], counts: NDArray[np.int64]) -> Caption:
+    limits = source.report.heads.thresholds
+    return Caption(
+        "Outlier heads against damaged heads, in quarters of the depth.",
+        (
+            f"Outlier: relative_peak = max abs(z) of the head / rms(z) of the layer is {limits.relative_peak:g} or "
+            f"more. Damaged: sqnr_db of z in the scheme's own stream is below {limits.damaged_sqnr_db:g} dB.",
+            FEW_LAYERS if source.report.model.layers < QUARTERS else "",
+        ),
+        "Green: both agree; much red means that outlier heads do not predict damage.",
+        tuple(_counted(source, scheme, every, known, counts)),
+        provenance(source.report, "heads", (scheme,)),
+    )
+
+
+def _counted(
+    source: Source, scheme: str, every: Heads, known: NDArray[np.bool_], counts: NDArray[np.int64]
+) -> Iterator[str]:
+    """Yield which heads are shown, and how many of them are damaged."""
     both, neither, damaged, spared = counts.sum(axis=1).tolist()
-    flagged = both + damaged + spared
-    parts = [
-        f"Outlier heads and heads that {scheme_settings(source.report, scheme)}, damages, by quarter of the depth "
-        "(edges at floor(i L / 4) of L layers). Outlier: relative_peak = max abs(z) of the head / rms(z) of the layer "
-        f"is {limits.relative_peak:g} or more. Damaged: sqnr_db of z in the scheme's own stream is below "
-        f"{limits.damaged_sqnr_db:g} dB."
-    ]
+    flagged, outliers = both + damaged + spared, both + spared
+    others = int(known.sum()) - outliers
     if flagged:
-        verb = "is an outlier" if flagged == 1 else "are outliers"
-        parts.append(
-            f"Shown: {counted(flagged, 'head')} that {verb} or damaged, and {neither:,} of the "
-            f"{int(known.sum()) - flagged:,} others, drawn with seed {seed}."
+        yield (
+            f"Shown: {counted(flagged, 'outlier or damaged head')}, and {neither:,} of {int(known.sum()) - flagged:,} "
+            f"others (seed {source.report.calibration.seed})."
         )
     else:
-        parts.append(_unflagged(source, scheme).replace("\n", " "))
-    if outliers := both + spared:
-        parts.append(f"Damaged outlier heads: {both:,} of {outliers:,} ({percent(both / outliers)}).")
-        others = int(known.sum()) - outliers
-        if others:
-            parts.append(f"Damaged among all other heads: {damaged:,} of {others:,} ({percent(damaged / others)}).")
+        yield _unflagged(source, scheme).replace("\n", " ")
+    if outliers:
+        rest = f", {damaged:,} of {others:,} others ({percent(damaged / others)})" if others else ""
+        yield f"Damaged: {both:,} of {counted(outliers, 'outlier head')} ({percent(both / outliers)}){rest}."
     if unknown := int((~known).sum()):
-        lost = int((found.outlier & ~known).sum())
-        parts.append(
-            f"{counted(unknown, 'head')} without a ratio (nothing but zeros, or no finite value to compare) not "
-            f"shown, {lost:,} of them outliers."
+        lost = int((every.outlier & ~known).sum())
+        yield (
+            f"Not shown: {counted(unknown, 'head')} without a ratio (only zeros, or no finite value), {lost:,} of them "
+            "outliers."
         )
-    if source.report.model.layers < QUARTERS:
-        parts.append("The model has fewer than four layers: one bar for each.")
-    return " ".join([*parts, provenance(source.report, "heads")])
 
 
 def _alt(scheme: str, depth: int, counts: NDArray[np.int64]) -> str:

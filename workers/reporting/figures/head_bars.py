@@ -21,6 +21,7 @@ from workers.reporting.loading import ReportUnreadable, Source, select
 from workers.reporting.text import counted
 
 QUARTERS = 4
+FEW_LAYERS = "The model has fewer than four layers: one bar per layer."
 _WIDTH = 0.62
 """Of a bar, where the next one is 1 away."""
 _SIZE = 8.5

@@ -1,7 +1,6 @@
-"""`head_severity`: what a scheme does to the heads that stand out, by quarter of the depth.
+"""`head_severity`: the damage of a scheme to the outlier heads, by quarter of the depth.
 
-Outlier heads carry the largest values, and a scheme that shares one scale among many values drowns the rest. A bar
-that turns from green to red with depth says where.
+Outlier heads have the largest values; a scheme with one scale for many values leaves few levels for the others.
 """
 
 from collections.abc import Iterator
@@ -11,8 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, model_title, provenance, scheme_settings
-from workers.reporting.figures.head_bars import QUARTERS, Heads, Stack, count, draw_bars, heads, quarters, ratios, span
+from workers.reporting.figures.drawing import Caption, Drawing, model_title, provenance
+from workers.reporting.figures.head_bars import (
+    FEW_LAYERS,
+    QUARTERS,
+    Heads,
+    Stack,
+    count,
+    draw_bars,
+    heads,
+    quarters,
+    ratios,
+    span,
+)
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number
 
@@ -31,7 +41,7 @@ class Population(NamedTuple):
     chosen: NDArray[np.int64]
     """Rows of the table."""
     text: str
-    """Who they are."""
+    """Which heads these are: a sentence."""
 
 
 def draw(source: Source) -> Iterator[Drawing]:
@@ -42,19 +52,19 @@ def draw(source: Source) -> Iterator[Drawing]:
     """
     if not source.report.schemes:
         return
-    found = heads(source)
-    population = choose(source, found)
+    every = heads(source)
+    population = choose(source, every)
     depth = source.report.model.layers
     for scheme, facts in source.report.schemes.items():
         grades, exact = grade(source, scheme)
-        counts = count(found.layer[population.chosen], grades[population.chosen], len(GRADES), depth)
+        counts = count(every.layer[population.chosen], grades[population.chosen], len(GRADES), depth)
         stacks = GRADES if counts[_NO_RATIO].any() else GRADES[:_NO_RATIO]
         title, legend = model_title(source.report), f"SQNR of the head under {style.scheme_title(scheme, facts)}"
         figure, hover = draw_bars(title, depth, counts[: len(stacks)], stacks, legend, len(stacks))
         yield Drawing(
             name=f"head_severity_{scheme}",
             title=f"Damage to heads by depth, {scheme}",
-            caption=_caption(source, scheme, population, counts, int(exact[population.chosen].sum())),
+            parts=_caption(source, scheme, population, counts, int(exact[population.chosen].sum())),
             alt=_alt(scheme, depth, counts),
             table="heads",
             figure=figure,
@@ -62,22 +72,23 @@ def draw(source: Source) -> Iterator[Drawing]:
         )
 
 
-def choose(source: Source, found: Heads) -> Population:
+def choose(source: Source, every: Heads) -> Population:
     """Return the measured outlier heads, or all heads if there are none."""
-    chosen = np.flatnonzero(found.outlier)
+    chosen = np.flatnonzero(every.outlier)
     limit = source.report.heads.thresholds.relative_peak
-    everyone = counted(len(found.layer), "head")
     if chosen.size:
-        who = "measured outlier head is" if chosen.size == 1 else "measured outlier heads are"
-        text = f"The {chosen.size:,} {who} counted (relative_peak of {limit:g} or more), of {everyone} in all."
+        text = (
+            f"Counted: {counted(chosen.size, 'measured outlier head')} (relative_peak of {limit:g} or more) of "
+            f"{len(every.layer):,}."
+        )
         return Population(chosen, text)
     peaks = source.tables["heads"]["relative_peak"].astype(np.float64)
     largest = number(float(np.nanmax(peaks))) if np.isfinite(peaks).any() else number(None)
     text = (
-        f"No head is a measured outlier (relative_peak of {limit:g} or more; the largest is {largest}), so all "
-        f"{everyone} are counted."
+        f"Counted: all {counted(len(every.layer), 'head')}, because none is a measured outlier (relative_peak of "
+        f"{limit:g} or more; the largest is {largest})."
     )
-    return Population(np.arange(len(found.layer)), text)
+    return Population(np.arange(len(every.layer)), text)
 
 
 def grade(source: Source, scheme: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -90,21 +101,23 @@ def grade(source: Source, scheme: str) -> tuple[NDArray[np.int64], NDArray[np.bo
     return np.where(np.isnan(ratio) & ~exact, _NO_RATIO, grades).astype(np.int64), exact
 
 
-def _caption(source: Source, scheme: str, population: Population, counts: NDArray[np.int64], exact: int) -> str:
-    parts = [
-        f"What {scheme_settings(source.report, scheme)}, does to attention heads, by quarter of the depth (edges at "
-        "floor(i L / 4) of L layers). sqnr_db is 10 log10(sum z^2 / sum (z - q)^2) over a head's output z, q the same "
-        "in the scheme's own stream: 10 dB less is an error three times as large.",
-        population.text,
-        "Shares are of the bar; over it stands its number of heads.",
-    ]
+def _caption(source: Source, scheme: str, population: Population, counts: NDArray[np.int64], exact: int) -> Caption:
+    notes = []
     if exact:
-        parts.append(f"{counted(exact, 'head')} without any error, and so without a ratio, in the best class.")
+        notes.append(f"Best class: includes {counted(exact, 'head')} without any error, which have no ratio.")
     if lost := int(counts[_NO_RATIO].sum()):
-        parts.append(f"{counted(lost, 'head')} without a ratio: nothing but zeros, or no finite value to compare.")
-    if source.report.model.layers < QUARTERS:
-        parts.append("The model has fewer than four layers: one bar for each.")
-    return " ".join([*parts, provenance(source.report, "heads")])
+        notes.append(f"No ratio: {counted(lost, 'head')} with only zeros or without a finite value.")
+    return Caption(
+        "Attention heads by damage, in quarters of the depth.",
+        (
+            "sqnr_db = 10 log10(sum z^2 / sum (z - q)^2) of a head's output z, with q from the scheme's own stream.",
+            population.text,
+            FEW_LAYERS if source.report.model.layers < QUARTERS else "",
+        ),
+        "Green is good; red heads lose much of their signal.",
+        tuple(notes),
+        provenance(source.report, "heads", (scheme,)),
+    )
 
 
 def _alt(scheme: str, depth: int, counts: NDArray[np.int64]) -> str:

@@ -1,4 +1,4 @@
-"""`labelled_activations`: does one number tell true answers from false ones, and does it still after quantization?
+"""`labelled_activations`: does one dimension separate true answers from false ones, and still after quantization?
 
 The hidden dimensions that separate the labeled prompts best, under the reference and under every scheme.
 """
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.contracts.labelled import REFERENCE, Labelled, column_name
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, model_title, provenance, scheme_settings
+from workers.reporting.figures.drawing import Caption, Drawing, model_title, provenance
 from workers.reporting.figures.separation_grid import Panel, Row, grid, outlined
 from workers.reporting.loading import ReportUnreadable, Source
 from workers.reporting.text import counted, number, visible
@@ -20,7 +20,7 @@ MOST_PANELS = 16
 
 
 def draw(source: Source) -> Iterator[Drawing]:
-    """Yield the figure, unless no labeled prompts were given; `source.density` asks for densities, see `grid`."""
+    """Yield the figure, unless the report has no labeled prompts; `source.density` asks for densities, see `grid`."""
     labelled = source.report.labelled
     if labelled is None:
         return
@@ -29,7 +29,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="labelled_activations",
         title="Activations of true and false answers",
-        caption=_caption(source, labelled, row),
+        parts=_caption(source, labelled, row),
         alt=_alt(row),
         table="labelled",
         figure=figure,
@@ -44,11 +44,11 @@ def model_row(source: Source, labelled: Labelled) -> Row:
         ReportUnreadable: the `labelled` table and report.json do not fit each other.
     """
     labels = source.truths("labelled", "label")
-    found = (len(labels), int(labels.sum()))
+    counts = (len(labels), int(labels.sum()))
     stated = (labelled.records, labelled.true_records)
-    if found != stated:
+    if counts != stated:
         raise ReportUnreadable(
-            f"tables/labelled.parquet: column 'label' has {found[1]} true of {found[0]} records; "
+            f"tables/labelled.parquet: column 'label' has {counts[1]} true of {counts[0]} records; "
             f"report.json gives {stated[1]} of {stated[0]}"
         )
     panels = tuple(_panel(source, labelled, place, labels) for place in range(len(labelled.dimensions))[:MOST_PANELS])
@@ -74,74 +74,72 @@ def _panel(source: Source, labelled: Labelled, place: int, labels: NDArray[np.bo
 
 
 def _unranked(labelled: Labelled) -> str:
-    """Say why a report on labeled prompts has no dimensions."""
+    """Return why a report on labeled prompts has no dimensions."""
     if labelled.true_records in (0, labelled.records) and labelled.given == "label":
         side = "true" if labelled.true_records else "false"
-        return f"All {counted(labelled.records, 'labeled prompt')} are {side}: there is nothing to tell apart."
+        return f"All {counted(labelled.records, 'labeled prompt')} are {side}: there is nothing to separate."
     return f"None of the model's hidden dimensions varies with the {labelled.given}s of the prompts."
 
 
-def _caption(source: Source, labelled: Labelled, row: Row) -> str:
+def _caption(source: Source, labelled: Labelled, row: Row) -> Caption:
     vector = "after the final norm" if labelled.depth is None else f"after layer {labelled.depth}"
     true, false = labelled.true_records, labelled.records - labelled.true_records
-    parts = [
-        f"The last token's hidden state {vector}, for {counted(labelled.records, 'labeled prompt')} of "
-        f"{visible(labelled.source)}: {true:,} true, {false:,} false{_threshold(labelled)}."
-    ]
+    notes = []
     if row.panels:
-        parts += _reading(labelled, source.density)
-        parts += _tested(labelled)
-        parts += _schemes(source, row)
-        parts += _lost(row)
-    else:
-        parts.append(row.nothing)
+        notes += [*_tested(labelled), *_schemes(source, row), *_lost(row)]
     if len(labelled.dimensions) > len(row.panels):
-        parts.append(f"The best {len(row.panels)} of {len(labelled.dimensions)}; the table has all.")
+        notes.append(f"The best {len(row.panels)} of {len(labelled.dimensions)}; the table has all.")
     if true in (0, labelled.records):
-        parts.append("All labels are equal, so AUROC is not defined.")
-    return " ".join([*parts, provenance(source.report, "labelled")])
+        notes.append("All labels are equal, so AUROC is not defined.")
+    return Caption(
+        f"Hidden state of the last token {vector}, for {counted(labelled.records, 'labeled prompt')} of "
+        f"{visible(labelled.source)}: {true:,} true, {false:,} false{_threshold(labelled)}.",
+        (_definition(labelled, source.density),) if row.panels else (row.nothing,),
+        "AUROC 0.5 is no separation, 0 or 1 is complete; a scheme that moves it toward 0.5 destroys the signal."
+        if row.panels
+        else "",
+        tuple(notes),
+        provenance(source.report, "labelled", source.report.schemes),
+    )
 
 
 def _threshold(labelled: Labelled) -> str:
     return "" if labelled.threshold is None else f" (true: score over {labelled.threshold:g})"
 
 
-def _reading(labelled: Labelled, density: bool) -> list[str]:
+def _definition(labelled: Labelled, density: bool) -> str:
     by = "abs(AUROC - 0.5)" if labelled.ranked_by == "auroc" else "abs(rho)"
-    followed = "the label as 0 and 1" if labelled.given == "label" else "the score"
+    score = "the label as 0 and 1" if labelled.given == "label" else "the score"
     height = "density, each histogram's area 1" if density else "number of prompts"
-    return [
-        f"The hidden dimensions (“neurons”) with the largest {by} under the reference, best first. Filled: the "
-        f"reference; height: {height}; bin edges are shared inside a panel. rho is Spearman's, with {followed}. AUROC "
-        "is the chance that a true prompt has the larger value, a tie counted half: 0.5 tells nothing, 0 and 1 "
-        "separate fully."
-    ]
+    return (
+        f"Dimensions with the largest {by} under the reference, best first. Filled: the reference; height: {height}. "
+        f"rho: Spearman's with {score}. AUROC: probability that a true prompt has the larger value, ties counted half."
+    )
 
 
 def _tested(labelled: Labelled) -> list[str]:
-    """Say whether the best dimension separates beyond chance; nothing where a report does not tell."""
+    """Return whether the best dimension separates beyond chance; nothing where a report has no test."""
     if labelled.permutation_probability is None:
         return []
-    told = (
-        f"Permutation test of the best dimension under the reference: p = {number(labelled.permutation_probability)} "
+    result = (
+        f"Permutation test of the best dimension: p = {number(labelled.permutation_probability)} "
         f"({labelled.permutations:,} permutations, largest over all dimensions)"
     )
-    return [f"{told}: no dimension separates beyond chance." if labelled.by_chance else f"{told}."]
+    return [f"{result}: no dimension separates beyond chance." if labelled.by_chance else f"{result}."]
 
 
 def _schemes(source: Source, row: Row) -> list[str]:
     schemes, drawn = tuple(source.report.schemes), outlined(row.panels)
     if not schemes:
         return []
-    parts = [f"AUROC also under {'; '.join(scheme_settings(source.report, scheme) for scheme in schemes)}."]
-    which = "every scheme" if drawn == schemes else f"{', '.join(drawn)}, the schemes that move it most"
-    return [*parts, f"Outlines: the same prompts under {which}."]
+    which = "every scheme" if drawn == schemes else f"the schemes that move AUROC most, {', '.join(drawn)}"
+    return [f"Outlines: {which}."]
 
 
 def _lost(row: Row) -> list[str]:
-    """Say how many records a variant leaves out, for their values are not finite."""
+    """Return how many records a variant leaves out because their values are not finite."""
     return [
-        f"{counted(lost, 'value')} of dimension {panel.dimension} under {visible(variant)} not finite and not drawn."
+        f"Not drawn: {counted(lost, 'value')} of dimension {panel.dimension} under {visible(variant)}, not finite."
         for panel in row.panels
         for variant, values in panel.values.items()
         if (lost := int((~np.isfinite(values)).sum()))

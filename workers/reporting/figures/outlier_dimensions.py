@@ -1,8 +1,9 @@
-"""`outlier_dimensions`: the dimensions that any definition of outlier flags, and how loud each is at every layer.
+"""`outlier_dimensions`: the dimensions that any definition of outlier flags, with their abs_max at every layer.
 
-A row is a hidden dimension, a column a layer. A color is the largest magnitude at block.output; a mark says that a
-definition flags the dimension at that layer, and its shape which one. LLM.int8()'s definition speaks of all layers at
-once, so its marks stand beside the rows. A definition that flags more than half of the dimensions has none.
+A row is a hidden dimension, a column a layer. The color is the largest magnitude at block.output; a mark means that a
+definition flags the dimension at that layer, and its shape shows which one. LLM.int8()'s definitions are about all
+layers at once, so their marks are to the right of the rows. A definition that flags more than half of the dimensions
+has no marks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from service.contracts.outliers import Outliers
 from service.contracts.request import LlmInt8Thresholds
 from workers.reporting.figures import style
 from workers.reporting.figures.absence import hatch
-from workers.reporting.figures.drawing import Drawing, provenance
+from workers.reporting.figures.drawing import Caption, Drawing, joined, provenance
 from workers.reporting.figures.scales import color_bar, logarithmic, rising_norm
 from workers.reporting.figures.svg import Hover
 from workers.reporting.loading import Source
@@ -35,7 +36,7 @@ SHAPES = {
 }
 """The mark of every definition."""
 OVER_ALL = ("llm_int8", "llm_int8_relative")
-"""The definitions that speak of all layers at once; their marks stand beside the rows."""
+"""The definitions about all layers at once; their marks are to the right of the rows."""
 
 
 class Flagged(NamedTuple):
@@ -43,15 +44,15 @@ class Flagged(NamedTuple):
 
     dimension: int
     at: dict[str, tuple[int, ...]]
-    """By definition the layers that flag it, ascending; none for a definition that speaks of all layers."""
+    """By definition the layers that flag it, ascending; none for a definition about all layers."""
     peaks: NDArray[np.float64]
     """[layers]: its largest magnitude at block.output; NaN where the table has none."""
 
     @property
     def importance(self) -> tuple[int, int, float]:
-        """How many definitions flag it, in how many layers, and how loud it becomes."""
-        loudest = float(np.nanmax(self.peaks)) if np.isfinite(self.peaks).any() else 0.0
-        return len(self.at), sum(map(len, self.at.values())), loudest
+        """How many definitions flag it, in how many layers, and its largest magnitude."""
+        largest = float(np.nanmax(self.peaks)) if np.isfinite(self.peaks).any() else 0.0
+        return len(self.at), sum(map(len, self.at.values())), largest
 
 
 def draw(source: Source) -> Iterator[Drawing]:
@@ -62,7 +63,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="outlier_dimensions",
         title="Outlier dimensions",
-        caption=_caption(source, shown, len(flagged)),
+        parts=_caption(source, shown, len(flagged)),
         alt=_alt(shown, len(flagged)),
         table="outlier_dimensions",
         figure=figure,
@@ -161,18 +162,18 @@ def _cell(found: Flagged, layer: int) -> str:
 
 
 def thresholds(outliers: Outliers) -> dict[str, str]:
-    """Return by definition when a dimension meets it, with the thresholds that were used."""
+    """Return the condition of every definition, with the thresholds that were used."""
     massive = outliers.massive_tensor.thresholds
     token = outliers.massive_token.thresholds
     return {
         "massive_tensor": f"abs(x) > {massive.magnitude:g} and at least {massive.ratio:g} times the sequence's median",
         "massive_token": f"abs(x) > {token.magnitude:g} and at least {token.ratio:g} times the token's median",
-        "median_quantile": "median magnitude over tokens above the "
-        f"{percent(outliers.median_quantile.thresholds.quantile, 0)} quantile of the layer's magnitudes",
-        "variance": f"variance at least {outliers.variance.thresholds.ratio:g} times the dimensions' mean variance",
+        "median_quantile": "median of abs(x) over tokens above the layer's "
+        f"{percent(outliers.median_quantile.thresholds.quantile, 0)} quantile",
+        "variance": f"variance at least {outliers.variance.thresholds.ratio:g} times the mean variance",
         "llm_int8": _over_all(outliers.llm_int8.thresholds, ""),
     } | (
-        {"llm_int8_relative": _over_all(outliers.llm_int8_relative.thresholds, " rms of the token's channels")}
+        {"llm_int8_relative": _over_all(outliers.llm_int8_relative.thresholds, " times the token's rms")}
         if outliers.llm_int8_relative
         else {}
     )
@@ -185,8 +186,22 @@ def _over_all(limits: LlmInt8Thresholds, scale: str) -> str:
     )
 
 
+def _definitions(outliers: Outliers) -> str:
+    """Return all definitions as one sentence; two with the same thresholds are stated together."""
+    every = thresholds(outliers)
+    tensor, relative = outliers.massive_tensor.thresholds, outliers.llm_int8_relative
+    if tensor == outliers.massive_token.thresholds:
+        text = every.pop("massive_token").replace("token's", "sequence's (token's)")
+        every = {"massive_tensor (massive_token)": text} | every
+        del every["massive_tensor"]
+    if relative and relative.thresholds.model_dump() == outliers.llm_int8.thresholds.model_dump():
+        del every["llm_int8"], every["llm_int8_relative"]
+        every["llm_int8 (llm_int8_relative)"] = _over_all(relative.thresholds, " (times the token's rms)")
+    return f"{'; '.join(f'{name}: {text}' for name, text in every.items())}."
+
+
 def _nothing(outliers: Outliers) -> Any:
-    """Draw the statement that nothing was found, with what was looked for."""
+    """Draw the statement that no dimension is flagged, with every definition."""
     figure = Figure(figsize=(style.WIDE[0], 2.1))
     axes = figure.add_subplot()
     axes.set_axis_off()
@@ -196,36 +211,34 @@ def _nothing(outliers: Outliers) -> Any:
     return figure
 
 
-def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> str:
-    depth = source.report.model.layers
-    parts = ["Dimensions of the residual stream that a definition of outlier flags, by layers."]
-    if shown:
-        everywhere = np.array([found.peaks for found in shown])
-        peaks = everywhere[np.isfinite(everywhere)]
-        hatched = "" if peaks.size == everywhere.size else " Hatched, n/a: the table has no finite value there."
-        log = ", logarithmic" if peaks.size and logarithmic(peaks.min(), peaks.max()) else ""
-        parts.append(
-            f"Color: abs_max at block.output (tables/channels.parquet){log}. A mark in a cell: the definition flags "
-            "the dimension at that layer. What more definitions flag stands first, then what is flagged at more layers."
-            f"{hatched}"
-        )
-    else:
-        parts.append("None is flagged.")
-    if flagged > len(shown):
-        parts.append(
-            f"{counted(flagged - len(shown), 'dimension')} of {flagged:,} are left out; the table has them all."
-        )
+def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> Caption:
     hidden_size = source.report.model.hidden_size
-    parts += [
-        f"{name} flags {count:,} of {hidden_size:,} dimensions and does not discriminate: it is left out here."
+    notes = [_scale(shown) if shown else "None is flagged."]
+    if flagged > len(shown):
+        notes.append(f"Left out: {flagged - len(shown):,} of {counted(flagged, 'dimension')}; the table has all.")
+    notes += [
+        f"Left out: {name}, which flags {count:,} of {hidden_size:,} dimensions and does not discriminate."
         for name, count in source.report.outliers.unnamed(hidden_size).items()
     ]
-    parts.append(
-        "Definitions: " + "; ".join(f"{n}: {text}" for n, text in thresholds(source.report.outliers).items()) + "."
+    if source.report.model.layers == 1:
+        notes.append("The model has a single layer.")
+    return Caption(
+        "Dimensions that a definition of outlier flags: abs_max at block.output by layer.",
+        (_definitions(source.report.outliers),),
+        "A mark: the definition flags the dimension in that layer; dark rows with many marks set a tensor's scale."
+        if shown
+        else "",
+        tuple(notes),
+        provenance(source.report, "outlier_dimensions"),
     )
-    if depth == 1:
-        parts.append("The model has a single layer.")
-    return " ".join([*parts, provenance(source.report, "outlier_dimensions")])
+
+
+def _scale(shown: Sequence[Flagged]) -> str:
+    """Return a sentence about the colors."""
+    peaks = np.array([dimension.peaks for dimension in shown])
+    known = peaks[np.isfinite(peaks)]
+    colors = "Logarithmic colors." if known.size and logarithmic(known.min(), known.max()) else ""
+    return joined(colors, "" if known.size == peaks.size else "Hatched, n/a: the table has no finite value.")
 
 
 def _alt(shown: Sequence[Flagged], flagged: int) -> str:

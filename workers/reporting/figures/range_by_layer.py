@@ -1,6 +1,6 @@
-"""`range_by_layer`: how far the largest values stand above the typical ones, layer by layer.
+"""`range_by_layer`: the largest and the typical magnitudes at three sites of every layer.
 
-The gap between abs max and median is what a grid with one scale has to span: every factor of two costs a bit.
+A grid with one scale has to span the gap between abs max and median: every factor of two costs a bit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from workers.reporting.figures import style
 from workers.reporting.figures.absence import leave_empty
-from workers.reporting.figures.drawing import Drawing, provenance
+from workers.reporting.figures.drawing import Caption, Drawing, provenance
 from workers.reporting.figures.style import Mark
 from workers.reporting.loading import Source, select
 from workers.reporting.text import number, ranges
@@ -65,17 +65,17 @@ Values = Mapping[str, NDArray[np.float64]]
 def draw(source: Source) -> Iterator[Drawing]:
     """Yield the figure."""
     depth = source.report.model.layers
-    found = [_values(source, site) for site in SITES]
+    values = [_values(source, site) for site in SITES]
     figure = Figure(figsize=(style.WIDE[0], 4.0))
     panels = figure.subplots(1, len(SITES), sharey=True)
-    low, high, zero = _scale(found)
+    low, high, zero = _scale(values)
     style.log_axis(panels[0], low, high)
     panels[0].set_ylabel("abs(x)")
-    for axes, site, values in zip(panels, SITES, found, strict=True):
+    for axes, site, lines in zip(panels, SITES, values, strict=True):
         axes.set_title(f"{site.name}\n{site.role}", fontsize=9.5, pad=6)
         style.layer_axis(axes, depth, ticks=8)
-        if any(np.isfinite(line).any() for line in values.values()):
-            _lines(axes, values, zero, site.name)
+        if any(np.isfinite(line).any() for line in lines.values()):
+            _lines(axes, lines, zero, site.name)
         else:
             leave_empty(axes)
     _thresholds(panels, _levels(source))
@@ -83,8 +83,8 @@ def draw(source: Source) -> Iterator[Drawing]:
     yield Drawing(
         name="range_by_layer",
         title="Dynamic range by layer",
-        caption=_caption(source, found),
-        alt=_alt(found),
+        parts=_caption(source, values),
+        alt=_alt(values),
         table="sites",
         figure=figure,
     )
@@ -100,9 +100,9 @@ def _values(source: Source, site: Site) -> Values:
     return values
 
 
-def _scale(found: Sequence[Values]) -> tuple[float, float, float | None]:
+def _scale(sites: Sequence[Values]) -> tuple[float, float, float | None]:
     """Return the limits of the y axis and, if there are zeros, where these are marked."""
-    everything = np.concatenate([line for values in found for line in values.values()])
+    everything = np.concatenate([line for values in sites for line in values.values()])
     positive = everything[(everything > 0) & np.isfinite(everything)]
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
     if (everything == 0).any():
@@ -171,35 +171,39 @@ def _thresholds(panels: Sequence[Any], levels: Mapping[float, str]) -> None:
         )
 
 
-def _caption(source: Source, found: Sequence[Values]) -> str:
+def _caption(source: Source, values: Sequence[Values]) -> Caption:
     magnitude = source.report.outliers.llm_int8.thresholds.magnitude
-    parts = [
-        "Magnitudes abs(x) of the reference at three sites of every layer, over all tokens and channels, logarithmic: "
-        "abs max, and the 99.9th, 99th and 50th percentile (from a histogram of 32 bins an octave, within 1/32).",
-        f"Dashed across, where in view: {magnitude:g}, from which llm_int8 takes a value for an outlier, and "
-        f"{FP16_MAX:g}, the largest number of fp16.",
-    ]
-    for site, values in zip(SITES, found, strict=True):
-        absent = np.flatnonzero(np.isnan(values["abs_max"]))
-        if absent.size == len(values["abs_max"]):
-            parts.append(f"Hatched, n/a: the model has no {site.name}, or no finite value there.")
+    notes = []
+    for site, lines in zip(SITES, values, strict=True):
+        absent = np.flatnonzero(np.isnan(lines["abs_max"]))
+        if absent.size == len(lines["abs_max"]):
+            notes.append(f"Hatched, n/a: the model has no {site.name}, or no finite value there.")
         elif absent.size:
-            parts.append(f"No {site.name}, or no finite value there, in layer {ranges(absent.tolist())}.")
-        parts += _zeros(site, values)
+            notes.append(f"No {site.name}, or no finite value there, in layer {ranges(absent.tolist())}.")
+        notes += _zeros(site, lines)
     if source.report.model.layers == 1:
-        parts.append("The model has a single layer: points, no lines.")
-    return " ".join([*parts, provenance(source.report, "sites")])
+        notes.append("The model has a single layer.")
+    return Caption(
+        "Magnitudes of the reference at three sites of every layer, log scale.",
+        (
+            "Maximum, 99.9th and 99th percentile, and median of abs(x) over all tokens and channels, to within 1/32.",
+            f"Dashed, where in range: {magnitude:g} (threshold of llm_int8) and {FP16_MAX:g} (largest fp16 value).",
+        ),
+        "A wide gap from median to maximum leaves few integer levels for typical values.",
+        tuple(notes),
+        provenance(source.report, "sites"),
+    )
 
 
 def _zeros(site: Site, values: Values) -> Iterator[str]:
     for line in LINES:
         if zeros := np.flatnonzero(values[line.column] == 0).tolist():
-            yield f"{site.name}: {line.label} is 0 in layer {ranges(zeros)}, marked at the foot."
+            yield f"{site.name}: {line.label} is 0 in layer {ranges(zeros)}, marked at the bottom."
 
 
-def _alt(found: Sequence[Values]) -> str:
+def _alt(values: Sequence[Values]) -> str:
     return "Line charts over layers, logarithmic. " + " ".join(
-        _alt_of(site, values) for site, values in zip(SITES, found, strict=True)
+        _alt_of(site, lines) for site, lines in zip(SITES, values, strict=True)
     )
 
 

@@ -22,8 +22,9 @@ _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _AROUND_COMMANDS = re.compile(r"\s*([MLCQz])\s*")
 
 
-def finish(svg: str, hover: Hover) -> str:
-    """Return the SVG with a title in every shape that `hover` names, and coordinates to a hundredth of a point.
+def finish(svg: str, hover: Hover, caption: str) -> str:
+    """Return the SVG with its caption as description, a title in every shape that `hover` names, and coordinates to a
+    hundredth of a point.
 
     Raises:
         ValueError: `hover` names a group that is not there, or has another number of texts than it has shapes.
@@ -31,6 +32,9 @@ def finish(svg: str, hover: Hover) -> str:
     for prefix, uri in _NAMESPACES.items():
         ElementTree.register_namespace(prefix, uri)
     root = ElementTree.fromstring(svg)
+    description = ElementTree.Element(f"{{{_SVG}}}desc")
+    description.text = visible(caption)
+    root.insert(0, description)
     groups = {element.get("id", ""): element for element in root.iter()}
     for gid, texts in hover.items():
         shapes = list(_shapes(groups[gid])) if gid in groups else []

@@ -13,11 +13,11 @@ def topic(report: Report) -> Topic:
     """Return the section on divergence."""
     judged = {name: facts for name, facts in report.schemes.items() if facts.kl_divergence}
     if not judged:
-        lead = "No scheme was measured." if not report.schemes else "No position has a finite prediction to compare."
+        lead = "No scheme was measured." if not report.schemes else "No position has finite predictions to compare."
         return Topic("divergence", _TITLE, lead)
     note = (
-        "KL is the divergence of the scheme's next-token distribution from the reference's at one scored position, in "
-        "nats; change of p is the change in the true token's probability."
+        "KL compares the next-token distributions of the quantized model and the reference at each scored position. "
+        "The change of p is the change in the true token's probability."
     )
     return Topic(
         "divergence", _TITLE, _lead(judged), (note,), grids=(_quantiles(report.schemes), _tokens(report.schemes))
@@ -28,16 +28,16 @@ def _lead(judged: dict[str, SchemeFacts]) -> str:
     order = sorted(judged, key=lambda name: judged[name].kl_divergence.mean)  # type: ignore[union-attr]
     first, last = (marked(name, judged[name]) for name in (order[0], order[-1]))
     if len(order) == 1:
-        return f"{first} has {_told(judged[order[0]])}."
-    nearest = f"{first} stays nearest to the reference, with {_told(judged[order[0]])}"
-    return f"{nearest}; {last} goes farthest, with {_told(judged[order[-1]])}."
+        return f"{first}: {_told(judged[order[0]])}."
+    closest = f"{first} is closest to the reference: {_told(judged[order[0]])}."
+    return f"{closest} {last} is farthest: {_told(judged[order[-1]])}."
 
 
 def _told(facts: SchemeFacts) -> str:
-    kl = f"a mean KL of {claim(mean_kl(facts.kl_divergence), 'nats')}"
+    kl = f"mean KL {claim(mean_kl(facts.kl_divergence), 'nats')}"
     if facts.same_top_token is None:
         return kl
-    return f"{kl} and {percent(facts.same_top_token.value)} of the most likely tokens kept"
+    return f"{kl}, same top token at {percent(facts.same_top_token.value)} of the positions"
 
 
 def _quantiles(schemes: dict[str, SchemeFacts]) -> Grid:
@@ -47,7 +47,7 @@ def _quantiles(schemes: dict[str, SchemeFacts]) -> Grid:
         quantiles = [number(getattr(kl, key)) if kl else ABSENT for key in _QUANTILES]
         rows.append((marked(name, facts), estimate(mean_kl(kl)), *quantiles))
     return Grid(
-        "KL divergence over the scored positions, nats",
+        "KL divergence at the scored positions, nats",
         ("Scheme", "Mean", "Median", "p90", "p95", "p99", "p99.9", "Largest"),
         tuple(rows),
     )
@@ -60,7 +60,7 @@ def _tokens(schemes: dict[str, SchemeFacts]) -> Grid:
         told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
         rows.append((marked(name, facts), percent_estimate(facts.same_top_token), *told))
     return Grid(
-        "What becomes of the most likely and of the true token",
+        "Changes of the most likely and of the true token",
         ("Scheme", "Same top token", "Mean change of p", "RMS change of p"),
         tuple(rows),
     )

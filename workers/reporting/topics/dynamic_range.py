@@ -1,15 +1,23 @@
-"""The dynamic range: how far the largest values lie above the typical one, and where."""
+"""The dynamic range: the ratio of the largest to the typical values, and where it is largest."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.reporting.loading import Columns, Source
-from workers.reporting.text import ABSENT, counted, number
+from workers.reporting.text import ABSENT, counted, number, ranges
 from workers.reporting.topics.records import Grid, Topic, without
 
 FP16_LARGEST = 65504
+_INT8_BITS, _INT4_BITS = np.log2(2 * 127), np.log2(2 * 7)
+"""A symmetric grid with this many steps up to the peak rounds the median to zero if it is under half a step."""
 _TITLE = "Dynamic range"
-_COLUMNS = ("abs_max", "p99_9_abs", "p99_abs", "median_abs", "max_to_median", "range_bits", "kurtosis")
+_COLUMNS = ("abs_max", "median_abs", "range_bits", "kurtosis")
+RUNS = 10
+"""Rows of the table of layers; more only where layers without a finite peak stand between others."""
+_WIDEST_TOLERANCE = 64.0
+"""Bits between peaks in one run at which no more layers are joined."""
 
 
 def topic(source: Source) -> Topic:
@@ -27,12 +35,21 @@ def topic(source: Source) -> Topic:
 def _lead(sites: Columns, layers: NDArray[np.int64], stream: NDArray[np.bool_]) -> str:
     row = _largest(sites["range_bits"], stream)
     if row is None:
-        return "No layer's output has a median magnitude above zero, so that no range can be given."
-    return (
-        f"The residual stream's peak stands out most after layer {layers[row]}: {_cell(sites, 'abs_max', row)} is "
-        f"{_cell(sites, 'max_to_median', row)} times its median magnitude, so that "
-        f"{_cell(sites, 'range_bits', row)} bits of a symmetric integer grid lie above the typical value."
+        return "No layer's output has a median magnitude above zero, so no range can be computed."
+    peak = (
+        f"The residual stream has its widest range after layer {layers[row]}: the peak of "
+        f"{_cell(sites, 'abs_max', row)} is {_cell(sites, 'max_to_median', row)} times the median magnitude."
     )
+    return f"{peak} {_consequence(float(sites['range_bits'][row]))}"
+
+
+def _consequence(bits: float) -> str:
+    """Say what the range means for integer grids whose scale is the peak over 2^(b-1) - 1."""
+    if bits > _INT8_BITS:
+        return "An int8 grid scaled to this peak rounds the typical value to zero."
+    if bits > _INT4_BITS:
+        return "An int4 grid scaled to this peak rounds the typical value to zero; an int8 grid does not."
+    return "An int8 or int4 grid scaled to this peak still represents the typical value."
 
 
 def _widest_input(sites: Columns, layers: NDArray[np.int64]) -> tuple[str, ...]:
@@ -40,7 +57,7 @@ def _widest_input(sites: Columns, layers: NDArray[np.int64]) -> tuple[str, ...]:
     if row is None:
         return ()
     return (
-        f"Of what enters a projection, layer {layers[row]} {sites['component'][row]} has the widest range: "
+        f"The projection input with the widest range is at layer {layers[row]} {sites['component'][row]}: "
         f"{_cell(sites, 'range_bits', row)} bits, with a peak of {_cell(sites, 'abs_max', row)}.",
     )
 
@@ -55,14 +72,14 @@ def _cell(sites: Columns, column: str, row: int) -> str:
 
 
 def over_fp16(sites: Columns) -> str:
-    """Say how many values a cast to fp16 would make infinite, and where the most are."""
+    """Say how many values a cast to fp16 would make infinite, and where most of them are."""
     over = sites["over_fp16"]
     if not over.size or not over.sum() > 0:
-        return f"No value at any site lies beyond fp16's largest, {FP16_LARGEST:,}."
+        return f"No value exceeds {FP16_LARGEST:,}, the largest fp16 value."
     most = int(np.argmax(over))
     return (
-        f"Values beyond fp16's largest, {FP16_LARGEST:,}, occur at {counted(int((over > 0).sum()), 'site')}; "
-        f"most at {_name(sites, most)}: {int(over[most]):,}."
+        f"Values over {FP16_LARGEST:,}, the largest fp16 value, occur at {counted(int((over > 0).sum()), 'site')}, "
+        f"most of them at {_name(sites, most)} ({int(over[most]):,}). Run this model in bfloat16."
     )
 
 
@@ -72,8 +89,8 @@ def _nonfinite(sites: Columns) -> tuple[str, ...]:
         return ()
     most = int(np.argmax(count))
     return (
-        f"NaN or infinite values occur at {counted(int((count > 0).sum()), 'site')} and are left out of every other "
-        f"figure; most at {_name(sites, most)}: {int(count[most]):,}.",
+        f"NaN or infinite values occur at {counted(int((count > 0).sum()), 'site')}, most of them at "
+        f"{_name(sites, most)} ({int(count[most]):,}). All other figures exclude them.",
     )
 
 
@@ -82,21 +99,62 @@ def _name(sites: Columns, row: int) -> str:
 
 
 def _by_layer(sites: Columns, layers: NDArray[np.int64], stream: NDArray[np.bool_], depth: int) -> Grid:
+    """Return the stream after the layers, a row for each run of neighboring layers with about the same peak."""
+    place = {int(layers[row]): int(row) for row in np.flatnonzero(stream)}
+    peaks = [float(sites["abs_max"][place[layer]]) if layer in place else np.nan for layer in range(depth)]
+    factor, runs = runs_of(peaks)
     rows = []
-    for layer in range(depth):
-        here = np.flatnonzero(stream & (layers == layer))
-        figures = [_cell(sites, name, here[0]) if here.size else ABSENT for name in _COLUMNS]
-        rows.append((str(layer), *figures, _widest(sites, np.flatnonzero(~stream & (layers == layer)))))
+    for run in runs:
+        here = [place[layer] for layer in run if layer in place]
+        inside = np.flatnonzero(~stream & (layers >= run[0]) & (layers <= run[-1]))
+        rows.append((ranges(run), *(_span(sites[name][here]) for name in _COLUMNS), _widest(sites, layers, inside)))
     return Grid(
-        "The stream after each layer (block.output), and the site with the most range_bits inside the layer",
-        ("Layer", "abs max", "p99.9", "p99", "median", "max / median", "range bits", "kurtosis", "widest site, bits"),
+        f"The residual stream. A row joins neighboring layers whose peaks are within a factor of {factor:.2g}",
+        ("Layers", "Peak", "Median", "Range, bits", "Kurtosis", "Widest site inside, bits"),
         tuple(rows),
     )
 
 
-def _widest(sites: Columns, rows: NDArray[np.int64]) -> str:
-    bits = np.asarray(sites["range_bits"][rows], dtype=np.float64)
-    if not np.isfinite(bits).any():
+def runs_of(peaks: Sequence[float]) -> tuple[float, list[list[int]]]:
+    """Split layers into runs of neighbors whose peaks lie within a factor, and return the factor with the runs.
+
+    The factor is 2^(1/4), squared until there are at most `RUNS` runs. Neighboring layers whose peaks are all zero or
+    all not finite are a run.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = np.log2(np.asarray(peaks, dtype=np.float64))
+    tolerance = 0.25
+    while len(runs := _runs(bits, tolerance)) > RUNS and tolerance < _WIDEST_TOLERANCE:
+        tolerance *= 2
+    return 2.0**tolerance, runs
+
+
+def _runs(bits: NDArray[np.float64], tolerance: float) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for layer, value in enumerate(bits):
+        inside = bits[runs[-1]] if runs else np.empty(0)
+        if inside.size and np.isfinite([*inside, value]).all():
+            joins = max(inside.max(), value) - min(inside.min(), value) <= tolerance
+        else:
+            joins = bool(inside.size) and not np.isfinite([*inside, value]).any()
+        if joins:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs
+
+
+def _span(values: NDArray[np.float64]) -> str:
+    """Return the smallest and the largest of the values: `1.87 to 2.11`; one where they are written alike."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
         return ABSENT
-    row = rows[int(np.nanargmax(bits))]
-    return f"{sites['component'][row]}.{sites['port'][row]} {number(float(sites['range_bits'][row]))}"
+    low, high = number(float(finite.min())), number(float(finite.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _widest(sites: Columns, layers: NDArray[np.int64], rows: NDArray[np.int64]) -> str:
+    row = _largest(sites["range_bits"], np.isin(np.arange(len(layers)), rows))
+    if row is None:
+        return ABSENT
+    return f"layer {layers[row]} {sites['component'][row]}.{sites['port'][row]}, {_cell(sites, 'range_bits', row)}"

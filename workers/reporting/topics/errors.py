@@ -1,33 +1,31 @@
-"""The errors: where each arises, with the reference's own input, and how it grows in the scheme's own stream."""
-
-import numpy as np
-from numpy.typing import NDArray
+"""The errors: of each module with the reference's input, and accumulated in the scheme's own stream."""
 
 from service.contracts.report import WorstSite
-from workers.reporting.loading import Columns, Source, select
+from workers.reporting.loading import Source, select
 from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import ABSENT, listing, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
-COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate")
-"""Components with a column of their own, in the order of the maps."""
+SITES = 5
+"""Largest errors listed for each scheme; report.json has ten and tables/errors.parquet has all."""
 SIDE_BY_SIDE = 4
-"""Schemes whose tables of worst sites stand open; those of more schemes are folded."""
+"""With more schemes than this, their tables of worst sites are folded."""
 _EXACT = "exact"
 
 
 def topic(source: Source) -> Topic:
     """Return the section on errors."""
-    title = "Errors: where they arise, how they grow"
+    title = "Errors of modules and of the residual stream"
     schemes = source.report.schemes
     worst = {name: facts.worst_sites[0] for name, facts in schemes.items() if facts.worst_sites}
     if not worst:
-        lead = "No scheme was measured." if not schemes else "No quantized module has an error to show."
+        lead = "No scheme was measured." if not schemes else "No module was quantized, so there are no errors."
         return Topic("errors", title, lead)
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
-        "Isolated: each quantized module alone, fed with the reference's input; the worst are the first candidates to "
-        "leave in 16 bits. Accumulated: the residual stream after each layer, in the scheme's own run.",
+        "Isolated error: one quantized module with the reference's input. Accumulated error: the residual stream after "
+        "each layer of the quantized model. A large isolated error need not change the predictions much: to learn "
+        "whether a module should stay in 16 bits, measure the scheme with keep=MODULE.",
         *_typical(source),
     )
     return Topic(
@@ -35,33 +33,38 @@ def topic(source: Source) -> Topic:
         title,
         _lead(worst, grown),
         notes,
-        grids=(by_scheme(source), *_worst_sites(source), *_all(source, grown)),
+        grids=(by_scheme(source), *_worst_sites(source)),
     )
 
 
 def _lead(worst: dict[str, WorstSite], grown: dict[str, list[str]]) -> str:
     name = max(worst, key=lambda one: worst[one].relative_l2)
     site = worst[name]
-    where = f"The largest error of a single module is {percent(site.relative_l2)}, at {_site(site)} under {name}"
+    where = f"{_site(site)} under {name} has the largest error of a single module: {percent(site.relative_l2)}."
+    where = where[0].upper() + where[1:]
     first, last = grown[name][0], grown[name][-1]
     if ABSENT in (first, last) or len(grown[name]) == 1:
-        return f"{where}."
-    start = "an exact stream" if first == _EXACT else f"{first} dB"
-    end = "an exact stream" if last == _EXACT else f"{last} dB"
-    return f"{where}; from the first layer to the last its stream goes from {start} to {end} of signal over noise."
+        return where
+    start = "exact" if first == _EXACT else f"{first} dB"
+    end = "exact" if last == _EXACT else f"{last} dB"
+    return f"{where} The SQNR of its residual stream is {start} after the first layer and {end} after the last."
 
 
 def _typical(source: Source) -> tuple[str, ...]:
-    """Say what the streams' errors are without the massive dimensions, where there are any."""
+    """Return the streams' errors without the massive dimensions, if there are any."""
     massive, schemes = massive_dimensions(source.report), source.report.schemes
     last = {name: _grown(source, name, "sqnr_db_typical")[-1] for name in schemes}
     if not massive or set(last.values()) <= {ABSENT}:
         return ()
     told = "; ".join(f"{marked(name, schemes[name])} {of} dB" for name, of in last.items())
     return (
-        f"Massive dimensions ({listing([str(dimension) for dimension in sorted(massive)], 10)}) are most of the "
-        f"stream's signal and hide the error of the others. Without them the SQNR after the last layer is: {told}.",
+        f"Massive dimensions can dominate the SQNR of the stream. Without them ({_names(massive)}), the SQNR after the "
+        f"last layer is: {told}.",
     )
+
+
+def _names(dimensions: frozenset[int]) -> str:
+    return listing([str(dimension) for dimension in sorted(dimensions)], 10)
 
 
 def by_scheme(source: Source) -> Grid:
@@ -73,14 +76,14 @@ def by_scheme(source: Source) -> Grid:
         told = (_site(worst), percent(worst.relative_l2), number(worst.sqnr_db)) if worst else (ABSENT,) * 3
         rows.append((marked(name, facts), *told, grown[0], grown[-1]))
     return Grid(
-        "The worst module of each scheme, and its stream's SQNR after the first and the last layer",
-        ("Scheme", "Worst module", "Relative error", "SQNR, dB", "First layer, dB", "Last layer, dB"),
+        "Largest isolated error of each scheme, and SQNR of its residual stream",
+        ("Scheme", "Module", "Relative error", "SQNR, dB", "Stream after first layer, dB", "After last layer, dB"),
         tuple(rows),
     )
 
 
 def named(site: WorstSite) -> str:
-    """Return a site with its error: `layer 3 attn.v (14.4 %)`."""
+    """Return a site with its error: `layer 3 attn.v (14.4%)`."""
     return f"{_site(site)} ({percent(site.relative_l2)})"
 
 
@@ -100,54 +103,17 @@ def _grown(source: Source, scheme: str, column: str = "sqnr_db") -> list[str]:
     return told
 
 
-def _growth(source: Source, grown: dict[str, list[str]]) -> Grid:
-    return Grid(
-        "Accumulated SQNR of the stream after each layer, dB",
-        ("Layer", *(marked(name, source.report.schemes[name]) for name in grown)),
-        tuple((str(layer), *told) for layer, told in enumerate(zip(*grown.values(), strict=True))),
-        folded=True,
-    )
-
-
-def _all(source: Source, grown: dict[str, list[str]]) -> tuple[Grid, ...]:
-    """Return the values behind the figures."""
-    if "errors" not in source.tables:
-        return ()
-    isolated = (_isolated(source, name) for name in source.report.schemes)
-    return _growth(source, grown), *isolated
-
-
 def _worst_sites(source: Source) -> tuple[Grid, ...]:
     """Return one table of the largest isolated errors for each scheme that has any."""
     return tuple(
         Grid(
-            f"Largest isolated errors of {marked(name, scheme)}",
-            ("Site", "relative_l2", "SQNR, dB"),
-            tuple((_site(site), number(site.relative_l2), number(site.sqnr_db)) for site in scheme.worst_sites),
+            f"Largest isolated errors: {marked(name, scheme)}",
+            ("Module", "Relative error", "SQNR, dB"),
+            tuple(
+                (_site(site), percent(site.relative_l2), number(site.sqnr_db)) for site in scheme.worst_sites[:SITES]
+            ),
             folded=len(source.report.schemes) > SIDE_BY_SIDE,
         )
         for name, scheme in source.report.schemes.items()
         if scheme.worst_sites
     )
-
-
-def _isolated(source: Source, scheme: str) -> Grid:
-    """Return every isolated error and weight error, layers by components."""
-    rows = select(source.tables["errors"], scheme=scheme, mode="isolated", port="output")
-    layers = source.layers_of("errors", rows)
-    depth = source.report.model.layers
-    cells = [_column(rows, layers, component, depth) for component in COMPONENTS]
-    return Grid(
-        f"Isolated relative_l2 / weight_error of {marked(scheme, source.report.schemes[scheme])}, layers by components",
-        ("Layer", *COMPONENTS),
-        tuple((str(layer), *(column[layer] for column in cells)) for layer in range(depth)),
-        folded=True,
-    )
-
-
-def _column(rows: Columns, layers: NDArray[np.int64], component: str, depth: int) -> list[str]:
-    told = [ABSENT] * depth
-    for row in np.flatnonzero(rows["component"] == component):
-        error, weight = float(rows["relative_l2"][row]), float(rows["weight_error"][row])
-        told[layers[row]] = f"{number(error)} / {number(weight)}"
-    return told

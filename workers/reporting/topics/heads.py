@@ -1,4 +1,4 @@
-"""The attention heads: which of them are outliers, and which of them the schemes damage."""
+"""The attention heads: which of them are outliers, and which the schemes damage."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, counted, number
 from workers.reporting.topics.records import Grid, Topic
 
-SHOWN = 30
-"""Heads in the table; the rest is in tables/heads.parquet."""
+SHOWN = 8
+"""Heads in the table; tables/heads.parquet has all."""
 _TITLE = "Attention heads"
 
 
@@ -16,14 +16,14 @@ def topic(source: Source) -> Topic:
     heads = source.report.heads
     limits = heads.thresholds
     if not heads.heads:
-        return Topic("heads", _TITLE, "No attention heads were measured: the architecture has none that are known.")
+        return Topic("heads", _TITLE, "No attention heads were measured: Headroom knows none of this architecture.")
     lead = (
-        f"{_measured(heads.measured_outliers, heads.heads)}, with a peak of "
-        f"{limits.relative_peak:g} times the layer's root mean square or more."
+        f"{_measured(heads.measured_outliers, heads.heads)}: a peak of at least {limits.relative_peak:g} times the "
+        "layer's root mean square."
     )
     notes = tuple(
-        f"{scheme} damages {counted(damage.damaged, 'head')} (SQNR below {limits.damaged_sqnr_db:g} dB), of them "
-        f"{counted(damage.damaged_outliers, 'outlier')}."
+        f"{scheme} damages {counted(damage.damaged, 'head')} (SQNR below {limits.damaged_sqnr_db:g} dB), including "
+        f"{counted(damage.damaged_outliers, 'outlier head')}."
         for scheme, damage in heads.schemes.items()
     )
     return Topic("heads", _TITLE, lead, notes, grids=(_highest(source),) if "heads" in source.tables else ())
@@ -31,7 +31,7 @@ def topic(source: Source) -> Topic:
 
 def _measured(outliers: int, heads: int) -> str:
     if heads == 1:
-        return f"The one attention head is {'an' if outliers else 'no'} outlier"
+        return f"The only attention head is {'an' if outliers else 'not an'} outlier"
     verb = "is an outlier" if outliers <= 1 else "are outliers"
     return f"{f'{outliers:,}' if outliers else 'None'} of the {heads:,} attention heads {verb}"
 
@@ -57,7 +57,6 @@ def _highest(source: Source) -> Grid:
         f"The heads with the highest peaks{f', {len(order)} of {peaks.size:,}' if peaks.size > len(order) else ''}",
         ("Head", "Relative peak", "Outlier", *(f"SQNR {s}, dB" for s in source.report.schemes), "abs max", "Crest, dB"),
         rows,
-        folded=True,
     )
 
 

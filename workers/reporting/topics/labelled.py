@@ -1,4 +1,4 @@
-"""The labeled prompts: which dimensions tell true answers from false, and whether they still do under a scheme."""
+"""The labeled prompts: which dimensions separate true from false records, and whether they still do when quantized."""
 
 from service.contracts.labelled import CHANCE, Labelled, LabelledDimension, Separation
 from service.contracts.report import Report
@@ -20,34 +20,34 @@ def topic(report: Report) -> Topic:
 def _lead(found: Labelled, report: Report) -> str:
     false = found.records - found.true_records
     if not found.records:
-        return "The file of labeled prompts holds no record."
+        return "The file of labeled prompts has no records."
     if not found.true_records or not false:
         what = "true" if found.true_records else "false"
-        every = f"All {found.records:,} records are {what}" if found.records > 1 else f"The one record is {what}"
-        return f"{every}, so that no dimension can tell true from false."
+        every = f"All {found.records:,} records are {what}" if found.records > 1 else f"The only record is {what}"
+        return f"{every}, so no dimension can separate true from false. Give records of both kinds."
     if not found.dimensions:
-        return "No dimension tells true from false."
+        return "No dimension separates true from false."
     best = found.dimensions[0]
     if found.by_chance:
-        return f"No dimension separates beyond chance: {chance(found)}."
+        return f"No dimension separates better than chance: {chance(found)}."
     told = (
-        f"Dimension {best.dimension} separates the {found.true_records:,} true from the {false:,} false records best: "
-        f"{_figures(best.reference)} under the reference"
+        f"Dimension {best.dimension} best separates the {found.true_records:,} true from the {false:,} false records: "
+        f"{_figures(best.reference)} without quantization."
     )
     weakest = _weakest(best)
     if weakest is None:
-        return f"{told}."
+        return told
     if number(weakest[1]) == number(best.reference.auroc):
-        return f"{told}; no scheme weakens it."
-    return f"{told}, {number(weakest[1])} under {_marked(report, weakest[0])}, where it is weakest."
+        return f"{told} No scheme weakens it."
+    return f"{told} It is weakest under {_marked(report, weakest[0])}: AUROC {number(weakest[1])}."
 
 
 def chance(found: Labelled) -> str:
-    """Say how often chance gives so good a best dimension; for labeled prompts of which one is known to be best."""
+    """Return the permutation test of the best dimension as a clause; there must be a best dimension."""
     best = found.dimensions[0]
     return (
-        f"the best, dimension {best.dimension} ({_figures(best.reference)}), is matched by the best dimension of "
-        f"{percent(found.permutation_probability or 0)} of {found.permutations:,} random orders of the {found.given}s"
+        f"in {percent(found.permutation_probability or 0)} of {found.permutations:,} permutations of the "
+        f"{found.given}s, the best dimension is as good as dimension {best.dimension} ({_figures(best.reference)})"
     )
 
 
@@ -76,12 +76,12 @@ def _notes(found: Labelled) -> tuple[str, ...]:
     by = f"; dimensions are ranked by {ranked[found.ranked_by]}" if found.ranked_by else ""
     tested: tuple[str, ...] = ()
     if found.dimensions and found.permutation_probability is not None:
-        limit = f"Above {percent(CHANCE, 0)}, no dimension separates beyond chance."
-        tested = (f"Permutation test under the reference: {chance(found)}. {limit}",)
+        limit = f"Over {percent(CHANCE, 0)}, the separation is not better than chance."
+        tested = (f"Permutation test without quantization: {chance(found)}. {limit}",)
     return (
         *tested,
         f"{counted(found.records, 'record')} of {found.source}, with {given}. The vector is the last token's hidden "
-        f"state {where}{by}. An AUROC of 0.5 tells nothing; 0 tells as much as 1, the other way round.",
+        f"state {where}{by}. AUROC 0.5 is no separation; 0 and 1 are perfect separation.",
     )
 
 
@@ -92,7 +92,7 @@ def _separations(found: Labelled, report: Report) -> Grid:
         for one in found.dimensions
     )
     return Grid(
-        "AUROC, and Spearman's rho in brackets, of the dimensions that separate best",
+        "AUROC (Spearman's rho) of the dimensions that separate best",
         ("Dimension", "Reference", *(_marked(report, name) for name in schemes)),
         rows,
     )

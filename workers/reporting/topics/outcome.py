@@ -1,4 +1,4 @@
-"""The outcome: what every scheme does to the predictions, in one word each, and the figures and limits behind it."""
+"""The outcome: the verdict on every scheme, its reasons, and the figures behind it."""
 
 from typing import NamedTuple
 
@@ -6,19 +6,24 @@ from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, mean_kl
 from workers.reporting.columns import fp16_columns
 from workers.reporting.figures.style import scheme_title
-from workers.reporting.text import claim, counted, data_size, estimate, listing, number, percent_estimate
+from workers.reporting.text import claim, counted, data_size, estimate, listing, number, percent, percent_estimate
 from workers.reporting.topics.records import joined
-from workers.reporting.verdict import Verdict, verdict
+from workers.reporting.verdict import Verdict, allowed, verdict
 
 SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
-"""Fuller is worse; the word stands beside it, so that no color is needed to tell them apart."""
+"""A fuller circle is worse. The level's name follows it, so the sign never stands alone."""
+
+NAMED = 4
+"""Modules that are listed by name."""
+_COMMON = {"embed_tokens": "embeddings", "wte": "embeddings", "embed_in": "embeddings", "wpe": "position embeddings"}
+"""Last parts of module names, and what a reader calls these modules."""
 
 HEAD = ("Mean KL, nats", "Perplexity ratio", "Same top token", "Size", "Smaller")
-"""What the table of outcomes tells of a scheme, after its name and the word."""
+"""Columns of the table of outcomes, after the scheme's name and level."""
 
 
 class Outcome(NamedTuple):
-    """One scheme: a row of the table of outcomes, and its grounds."""
+    """One scheme: a row of the table of outcomes, its verdict and its settings."""
 
     name: str
     simulated: bool
@@ -28,7 +33,8 @@ class Outcome(NamedTuple):
     cells: tuple[str, ...]
     """As `HEAD` says."""
     perplexity: str
-    not_quantised: str
+    not_quantised: str | None
+    """The modules that the scheme leaves as they are, and their share of the result; None if there are none."""
     settings: str
     columns: str | None
     """How many input columns int8 computes in 16 bits; None for another scheme."""
@@ -47,7 +53,6 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
         data_size(scheme.model_bytes),
         f"{number(scheme.compression)} times",
     )
-    left = scheme.not_quantised
     return Outcome(
         name=name,
         simulated=scheme.simulated,
@@ -56,10 +61,21 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
         verdict=verdict(report, scheme),
         cells=cells,
         perplexity=estimate(scheme.perplexity),
-        not_quantised=f"{counted(len(left), 'module')} ({listing(left, 6)})" if left else "",
+        not_quantised=_not_quantised(scheme),
         columns=fp16_columns(name, scheme),
         settings=", ".join(f"{key} {value}" for key, value in scheme.settings.items()) or "none",
     )
+
+
+def _not_quantised(scheme: SchemeFacts) -> str | None:
+    modules = scheme.not_quantised
+    if not modules:
+        return None
+    names = [_COMMON.get(name.rpartition(".")[2], name) for name in modules]
+    shown = joined(names) if len(names) <= NAMED else listing(names, NAMED)
+    size = scheme.not_quantised_bytes
+    share = "" if size is None else f" ({percent(size / scheme.model_bytes, 0)} of the result)"
+    return f"Not quantized: {shown}{share}."
 
 
 def by_level(report: Report) -> tuple[tuple[Level, str], ...]:
@@ -77,24 +93,23 @@ def _told(outcome: Outcome) -> str:
 
 
 def doubt(found: Verdict) -> tuple[str, ...]:
-    """Return what the word must not be read without: how little was quantized, which other class is not ruled out."""
-    unsettled = f"{' and '.join(level.name for level in found.doubtful)} not ruled out" if found.doubtful else None
+    """Return what qualifies the level: a small share of quantized weights, and other levels within the intervals."""
+    unsettled = f"95% intervals also allow {allowed(found.doubtful)}" if found.doubtful else None
     return tuple(remark for remark in (found.partial, unsettled) if remark)
 
 
 def reference(report: Report) -> str:
-    """Say how the model does without quantization."""
+    """Return the reference's perplexity and what the intervals rest on, in sentences."""
     perplexity = report.reference.perplexity
     if perplexity is None:
-        return "No position has a finite prediction under the reference."
+        return "The reference has no finite prediction at any position."
     scored = counted(perplexity.scored_tokens, "scored token")
-    return f"The reference has a perplexity of {claim(perplexity)} over {scored}. {intervals(perplexity)}"
+    return f"Reference perplexity is {claim(perplexity)} over {scored}. {intervals(perplexity)}"
 
 
 def intervals(figure: Estimate) -> str:
-    """Say what the brackets hold, and what was taken as independent for them."""
+    """Return what the values in brackets are, and which units they take as independent."""
     if figure.units is None or figure.unit_count is None:
-        return "No value has a 95% interval."
-    independent = f"{figure.unit_count:,} {figure.units}"
-    cut = "" if figure.units == "sequences" else ", into which the text is cut because it has fewer than 8 sequences"
-    return f"Brackets hold 95% intervals, with {independent} taken as independent{cut}."
+        return "The values have no 95% intervals."
+    cut = "" if figure.units == "sequences" else " cut from the text, which has fewer than 8 sequences"
+    return f"Brackets: 95% intervals over {figure.unit_count:,} independent {figure.units}{cut}."

@@ -1,6 +1,8 @@
-"""The outlier dimensions: every dimension that any definition flags, with what each definition says of it."""
+"""The outlier dimensions: every dimension that a definition flags, and the massive activations."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from service.contracts.outliers import (
     Definition,
@@ -12,13 +14,14 @@ from service.contracts.outliers import (
     Outliers,
 )
 from service.contracts.report import Report
-from workers.reporting.text import ABSENT, counted, listing, number, percent
+from workers.reporting.loading import Source
+from workers.reporting.text import ABSENT, listing, number, percent, ranges
 from workers.reporting.topics.records import Fact, Grid, Topic, joined
 
-SHOWN = 60
-"""Dimensions in the table; the rest is in tables/outlier_dimensions.parquet."""
-ACTIVATIONS = 20
-"""Massive activations in the table; the rest is in tables/massive_activations.parquet."""
+SHOWN = 12
+"""Dimensions in a table; tables/outlier_dimensions.parquet has all."""
+ACTIVATIONS = 8
+"""Rows of massive activations; tables/massive_activations.parquet has each activation."""
 UNFLAGGED = "-"
 _SCALES = {"llm_int8": "", "llm_int8_relative": " times the token's root mean square"}
 """By definition after LLM.int8(): what its magnitude is multiplied by."""
@@ -27,13 +30,14 @@ Flagged = Mapping[str, Mapping[int, LlmInt8Dimension | LayerwiseDimension]]
 """By definition, what it says of each dimension that it flags."""
 
 
-def topic(report: Report) -> Topic:
+def topic(source: Source) -> Topic:
     """Return the section on outlier dimensions."""
+    report = source.report
     flagged = flagged_dimensions(report)
     every = by_definition(report)
     grids = [every] if every.rows else []
-    grids += [_quartiles(name, of) for name, of in _after_llm_int8(report).items() if of.dimensions]
-    grids += [_activations(report.massive_activations)] if report.massive_activations else []
+    grids += [_quartiles(name, of) for name, of in _after_llm_int8(report).items() if of.dimensions][:1]
+    grids += massive_activations(source)
     return Topic(
         name="outliers",
         title="Outlier dimensions",
@@ -60,13 +64,13 @@ def _after_llm_int8(report: Report) -> dict[str, LlmInt8Outliers | LlmInt8Relati
 
 
 def lead(report: Report) -> str:
-    """Say which dimensions are outliers, and first which definitions cannot tell."""
+    """Say which definitions do not discriminate, then which dimensions are outliers."""
     unnamed = report.outliers.unnamed(report.model.hidden_size)
     width = f"{report.model.hidden_size:,}"
     told = [
-        f"{name} flags {count:,} of {width} dimensions, so it does not discriminate" for name, count in unnamed.items()
+        f"{name} flags {count:,} of {width} dimensions, so it does not discriminate." for name, count in unnamed.items()
     ]
-    return "; ".join([*told, _found(report, width)])
+    return " ".join([*told, _found(report, width)])
 
 
 def _found(report: Report, width: str) -> str:
@@ -84,12 +88,14 @@ def _found(report: Report, width: str) -> str:
         which = "any definition" if whole else "another definition"
         return f"None of the {width} hidden dimensions is an outlier by {which}."
     without = (
-        "No dimension meets LLM.int8()'s definition" if looked_for else "LLM.int8()'s definition was not looked for"
+        "No dimension meets LLM.int8()'s definition."
+        if looked_for
+        else "LLM.int8()'s definition was not applied, because Headroom does not know this architecture."
     )
     if not every:
-        return f"{without}; none of the {width} hidden dimensions is an outlier by another."
+        return f"{without} None of the {width} hidden dimensions is an outlier by another definition."
     verb = "meets" if len(every) == 1 else "meet"
-    return f"{without}; {len(every):,} of {width} {verb} another: {_names(every)}."
+    return f"{without} {len(every):,} of {width} dimensions {verb} another definition: {_names(every)}."
 
 
 def _names(dimensions: list[int]) -> str:
@@ -98,14 +104,14 @@ def _names(dimensions: list[int]) -> str:
 
 def _others(flagged: Flagged) -> tuple[str, ...]:
     found = [
-        f"{name} flags {len(dimensions):,}: {_names(sorted(dimensions))}"
+        f"{name} flags {len(dimensions):,} ({_names(sorted(dimensions))})"
         for name, dimensions in flagged.items()
         if dimensions and name != "llm_int8"
     ]
     none = [name for name, dimensions in flagged.items() if not dimensions]
     if none and len(none) < len(flagged):
-        found.append(f"none {'meets' if len(none) == 1 else 'meet'} {joined(none)}")
-    return (f"By definition: {'; '.join(found)}.",) if found else ()
+        found.append(f"{joined(none)} {'flags' if len(none) == 1 else 'flag'} none")
+    return (f"{'; '.join(found)}.",) if found else ()
 
 
 def _ranked(flagged: Flagged) -> list[int]:
@@ -130,10 +136,9 @@ def by_definition(report: Report) -> Grid:
         found = [of.get(dimension) for of in flagged.values()]
         peak = max(f.abs_max for f in found if f)
         rows.append((str(dimension), *map(_flag, found), number(peak)))
-    more = f"; the first {SHOWN} of {len(ranked):,}" if len(ranked) > SHOWN else ""
+    more = f" The first {SHOWN} of {len(ranked):,}." if len(ranked) > SHOWN else ""
     return Grid(
-        "Dimensions by definition: the share of the layers that flag each, and after LLM.int8() also of the positions"
-        f"{more}",
+        f"Share of the layers that flag each dimension; for llm_int8, also of the positions.{more}",
         ("Dimension", *flagged, "abs max"),
         tuple(rows),
     )
@@ -143,39 +148,31 @@ def _flag(found: LlmInt8Dimension | LayerwiseDimension | None) -> str:
     if found is None:
         return UNFLAGGED
     layers = percent(found.layers_fraction, 0)
-    return f"{layers}, {percent(found.positions_fraction)}" if isinstance(found, LlmInt8Dimension) else layers
+    return f"{layers}, {percent(found.positions_fraction, 0)}" if isinstance(found, LlmInt8Dimension) else layers
 
 
 def definitions(outliers: Outliers) -> tuple[Fact, ...]:
     """Return every definition with the thresholds that the report used."""
     massive = outliers.massive_tensor.thresholds
-    of_massive = (
-        f"at block.output, over {massive.magnitude:g} and at least {massive.ratio:g} times the median magnitude"
-    )
+    of_massive = f"block.output: over {massive.magnitude:g} and at least {massive.ratio:g} times the median"
+    quantile = 100 * outliers.median_quantile.thresholds.quantile
+    ratio = outliers.variance.thresholds.ratio
     return (
         *((name, _after(of)) for name, of in outliers.present().items() if name in _SCALES),
-        ("massive_tensor", f"{of_massive} of the sequence"),
-        ("massive_token", f"{of_massive} of the token"),
-        (
-            "median_quantile",
-            "at block.output, a median magnitude over tokens above the layer's "
-            f"{100 * outliers.median_quantile.thresholds.quantile:g}th percentile",
-        ),
-        (
-            "variance",
-            f"at block.output, a variance at least {outliers.variance.thresholds.ratio:g} times the mean of the "
-            "layer's dimensions",
-        ),
+        ("massive_tensor", f"{of_massive} magnitude of the sequence"),
+        ("massive_token", f"{of_massive} magnitude of the token"),
+        ("median_quantile", f"block.output: median magnitude above the layer's {quantile:g}th percentile"),
+        ("variance", f"block.output: variance at least {ratio:g} times the layer's mean"),
     )
 
 
 def _after(of: Definition) -> str:
-    """Say when a dimension meets a definition after LLM.int8()."""
+    """Return when a dimension meets a definition after LLM.int8()."""
     assert isinstance(of, LlmInt8Outliers | LlmInt8RelativeOutliers)
     limits = of.thresholds
     return (
-        f"at attn.q.input or mlp.up.input, {_magnitude(of)} or more in at least {percent(limits.layers_fraction, 0)} "
-        f"of the layers, and at {percent(limits.positions_fraction, 0)} of the positions or more in one layer at least"
+        f"inputs of attn.q and mlp.up: magnitude {_magnitude(of)} or more in {percent(limits.layers_fraction, 0)} of "
+        f"the layers, and at {percent(limits.positions_fraction, 0)} of the positions of a layer"
     )
 
 
@@ -195,28 +192,77 @@ def _quartiles(name: str, of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> Grid
         for found in of.dimensions[:SHOWN]
     )
     return Grid(
-        f"{name}: signs and quartiles of the values of magnitude {_magnitude(of)} or more",
+        f"Quartiles of the values of magnitude {_magnitude(of)} or more ({name})",
         ("Dimension", "Signs", "First quartile", "Median", "Third quartile", "abs max"),
         rows,
     )
 
 
-def _activations(found: tuple[MassiveActivation, ...]) -> Grid:
-    rows = tuple(
-        (
-            f"layer {one.layer}, dimension {one.dimension}",
-            f"{one.sequence}",
-            f"{one.position}",
-            ABSENT if one.token is None else f"“{one.token}”",
-            number(one.value),
-            number(one.ratio_tensor),
-            number(one.ratio_token),
+class _Carried(NamedTuple):
+    """Massive activations of one dimension at one position."""
+
+    dimension: int
+    position: int
+    layers: list[int]
+    sequences: int
+    tokens: list[str]
+    low: float
+    high: float
+    ratio: float
+    """The largest ratio to the median magnitude of the sequence; NaN if none was recorded."""
+
+
+def massive_activations(source: Source) -> list[Grid]:
+    """Return the table of massive activations, one row for each dimension and position with its range of layers."""
+    rows = sorted(_carried(_recorded(source)), key=lambda one: -max(abs(one.low), abs(one.high)))
+    if not rows:
+        return []
+    more = f" The first {ACTIVATIONS} of {len(rows):,} rows." if len(rows) > ACTIVATIONS else ""
+    return [
+        Grid(
+            f"Massive activations by dimension and position, the largest first.{more}",
+            ("Dimension", "Position", "Layers", "Sequences", "Token", "Values", "Largest ratio to the median"),
+            tuple(map(_activation, rows[:ACTIVATIONS])),
         )
-        for one in found[:ACTIVATIONS]
-    )
-    more = f"; the first {ACTIVATIONS} of the {counted(len(found), 'activation')} in report.json"
-    return Grid(
-        f"Massive activations, the largest first{more if len(found) > ACTIVATIONS else ''}",
-        ("Where", "Sequence", "Position", "Token", "Value", "over the sequence's median", "over the token's median"),
-        rows,
+    ]
+
+
+def _recorded(source: Source) -> Iterable[MassiveActivation]:
+    """Return the activations of the table, or for a report without it, the largest hundred of report.json."""
+    if "massive_activations" not in source.tables:
+        return source.report.massive_activations
+    table = source.tables["massive_activations"]
+    names = list(MassiveActivation.model_fields)
+    rows = zip(*(table[name].tolist() for name in names), strict=True)
+    return [MassiveActivation.model_construct(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+def _carried(activations: Iterable[MassiveActivation]) -> Iterator[_Carried]:
+    by_place: dict[tuple[int, int], list[MassiveActivation]] = {}
+    for one in activations:
+        by_place.setdefault((int(one.dimension), int(one.position)), []).append(one)
+    for (dimension, position), ones in by_place.items():
+        values = [one.value for one in ones]
+        yield _Carried(
+            dimension,
+            position,
+            sorted({int(one.layer) for one in ones}),
+            len({one.sequence for one in ones}),
+            sorted({one.token for one in ones if isinstance(one.token, str)}),
+            min(values),
+            max(values),
+            max((r for one in ones if (r := one.ratio_tensor) is not None and math.isfinite(r)), default=math.nan),
+        )
+
+
+def _activation(one: _Carried) -> tuple[str, ...]:
+    low, high = number(one.low), number(one.high)
+    return (
+        f"{one.dimension}",
+        f"{one.position}",
+        ranges(one.layers),
+        f"{one.sequences:,}",
+        f"“{one.tokens[0]}”" if len(one.tokens) == 1 else f"{len(one.tokens)} tokens" if one.tokens else ABSENT,
+        low if low == high else f"{low} to {high}",
+        number(one.ratio),
     )

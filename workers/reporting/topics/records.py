@@ -43,7 +43,7 @@ class Topic(NamedTuple):
     """Its anchor; also what figures name to stand in it."""
     title: str
     lead: str
-    """One plain sentence, made from the numbers: what was found."""
+    """The main result, in one or two sentences with its numbers."""
     notes: tuple[str, ...] = ()
     """Further sentences, one paragraph each."""
     terms: tuple[Fact, ...] = ()
@@ -53,8 +53,8 @@ class Topic(NamedTuple):
 
 
 def without(table: str) -> str:
-    """Say that the report was made without a table."""
-    return f"The report was made without the table {table}: this cannot be told."
+    """Say that the report has no such table, and what to do."""
+    return f"This report has no table `{table}`. Measure the model again with this version of Headroom."
 
 
 def marked(scheme: str, facts: SchemeFacts) -> str:

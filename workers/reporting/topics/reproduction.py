@@ -1,4 +1,4 @@
-"""Calibration and reproduction: what was measured, with what, where, and how to do it again.
+"""Calibration and reproduction: model, text, environment and cost of the measurement, and the command for it.
 
 Nothing is escaped here; the template escapes everything.
 """
@@ -13,24 +13,23 @@ from workers.reporting.topics.records import Fact
 
 
 def calibrated(report: Report) -> str:
-    """Say in one sentence what was run, where and how long."""
+    """Return the text, the device and the time of the measurement, in a sentence."""
     calibration = report.calibration
     return (
-        f"{counted(calibration.tokens, 'token')} of {calibration.source}, in "
-        f"{counted(calibration.sequences, 'sequence')} of {calibration.sequence_length:,} chosen by seed "
-        f"{calibration.seed}, went through the model on {report.environment.device} in "
-        f"{duration(report.timing.wall_seconds)}{_since(report)}."
+        f"Measured on {counted(calibration.tokens, 'token')} of {calibration.source} "
+        f"({counted(calibration.sequences, 'sequence')} of {calibration.sequence_length:,}, seed {calibration.seed}) "
+        f"in {duration(report.timing.wall_seconds)} on {report.environment.device}{_since(report)}."
     )
 
 
 def _since(report: Report) -> str:
-    """Say from where on the times count."""
+    """Return what the times leave out if the measurement was interrupted."""
     layer = report.timing.resumed_at_layer
-    return "" if layer is None else f" since it went on after a break, {counted(layer, 'layer')} done before"
+    return "" if layer is None else f", not counting {counted(layer, 'layer')} before an interruption"
 
 
 def provenance(report: Report) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
-    """Return what was measured, with what, where, and at what cost: blocks of facts under their headings."""
+    """Return model, calibration, environment and cost: blocks of facts under their headings."""
     return (
         ("Model", _model(report)),
         ("Calibration", _calibration(report)),
@@ -60,10 +59,8 @@ def _calibration(report: Report) -> tuple[Fact, ...]:
     calibration, reference = report.calibration, report.reference.perplexity
     return (
         ("Text", calibration.source),
-        ("Sequences", f"{calibration.sequences:,} of {calibration.sequence_length:,} tokens"),
         ("Tokens", f"{calibration.tokens:,}, {reference.scored_tokens if reference else 0:,} of them scored"),
-        ("Begins with BOS", "yes" if calibration.adds_bos else "no"),
-        ("Seed", f"{calibration.seed}"),
+        ("BOS", "added" if calibration.adds_bos else "not added"),
         ("Batch", counted(calibration.batch_sequences, "sequence")),
     )
 
@@ -92,7 +89,7 @@ def _cost(report: Report) -> tuple[Fact, ...]:
 
 
 def identity(report: Report) -> tuple[Fact, ...]:
-    """Return what fixes the report's numbers, apart from the machine."""
+    """Return what determines the report's numbers, apart from the machine."""
     return (
         ("Model", report.model.fingerprint),
         ("Calibration tokens", report.calibration.fingerprint),
@@ -103,11 +100,11 @@ def identity(report: Report) -> tuple[Fact, ...]:
 
 
 _OPTIONS = ("batch_sequences", "score", "bos", "text_field", "label_threshold", "label_depth", "label_dimensions")
-"""Settings of an analysis that the command line takes under their own names, and needs only where they are unusual."""
+"""Settings that the command line takes under their own names; the command states those that are not the defaults."""
 
 
 def command(report: Report) -> str:
-    """Return the command line that asks for the same measurement."""
+    """Return the command that repeats the measurement."""
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report"]
@@ -137,7 +134,7 @@ def command(report: Report) -> str:
 
 
 def _thresholds(analysis: Analysis) -> list[str]:
-    """Return the options that set the thresholds which are not the usual ones."""
+    """Return the options for thresholds that are not the defaults."""
     words = []
     for group, field in type(analysis).model_fields.items():
         if isinstance(field.default, Frozen):

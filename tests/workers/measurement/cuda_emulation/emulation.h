@@ -40,6 +40,11 @@ static inline unsigned __float_as_uint(float value)
     return bits;
 }
 
+static inline int __popc(unsigned bits)
+{
+    return __builtin_popcount(bits);
+}
+
 template <class T> T atomicAdd(T *at, T value)
 {
     T before = *at;
@@ -93,6 +98,18 @@ static int __reduce_max_sync(unsigned, int value)
         largest = std::max(largest, lanes[k]);
     wait_at(1 + running / 32);  // before anybody writes its next value
     return largest;
+}
+
+static unsigned __ballot_sync(unsigned, bool value)
+{
+    lanes[running] = value;
+    wait_at(1 + running / 32);
+    int first = running / 32 * 32;
+    unsigned ballot = 0;
+    for (int k = first; k < std::min<int>(first + 32, threads.size()); k++)
+        ballot |= (unsigned)lanes[k] << (k - first);
+    wait_at(1 + running / 32);
+    return ballot;
 }
 
 // Let the threads of a barrier go on if all that are left of its group have come to it.

@@ -14,8 +14,8 @@ from workers.measurement.statistics.reduction import SHIFT
 
 _THRESHOLD = 6.0
 _KEPT_BITS = 20
-_SUMS, _EXPONENTIALS = 1e-12, 1e-6
-"""Largest differences, as parts of the largest figure: of float64 sums, and of sums of float32 exponentials."""
+_SUMS, _EXPONENTIALS = 1e-12, 1e-9
+"""Largest differences, as parts of the largest figure: of sums, and of what stands on sums of exponentials."""
 
 
 class Trial(NamedTuple):

@@ -1,7 +1,8 @@
 """Log-sum-exp, KL divergence, most likely token and true token of next-token distributions, on CUDA.
 
 A program has a position of its own and reads its logits once, a block at a time: whenever a block holds a larger value
-than all before it, the sum of exponentials so far is scaled to it. Exponentials are float32, sums of them float64.
+than all before it, the sum of exponentials so far is scaled to it. Exponentials and their sums are float64: rounded to
+float32, the reference's probabilities alone would move a divergence of 30 nats by more than 1e-6.
 
     n positions, V vocabulary
 """
@@ -48,9 +49,8 @@ def _add_block(
     place = tl.where(block_largest > largest, first + tl.argmax(v, axis=0), place)
     shift = tl.maximum(largest, block_largest)
     # Until a value is finite, nothing may be subtracted from -inf.
-    known = tl.where(shift > float("-inf"), shift, 0.0)
-    scale = tl.exp(tl.where(largest > float("-inf"), largest - known, float("-inf")))
-    total = total * scale.to(tl.float64) + tl.sum(tl.exp(v - known).to(tl.float64), axis=0)
+    known = tl.where(shift > float("-inf"), shift, 0.0).to(tl.float64)
+    total = total * tl.exp(largest.to(tl.float64) - known) + tl.sum(tl.exp(v.to(tl.float64) - known), axis=0)
     return shift, place, total, broken
 
 
@@ -98,8 +98,7 @@ def _compare(
         p = float32(tl.load(reference + t * reference_stride + c, mask=c < vocabulary, other=float("-inf")))
         q = float32(tl.load(scheme + t * scheme_stride + c, mask=c < vocabulary, other=float("-inf")))
         largest, place, total, broken = _add_block(q, first, largest, place, total, broken)
-        # The differences to log-sum-exp are rounded to float32 only when they are small where it matters.
-        probability = tl.exp((p.to(tl.float64) - known).to(tl.float32)).to(tl.float64)
+        probability = tl.exp(p.to(tl.float64) - known)
         ruled_out = p == float("-inf")
         apart = tl.where(ruled_out, 0.0, p).to(tl.float64) - tl.where(ruled_out, 0.0, q).to(tl.float64)
         difference += tl.sum(probability * apart, axis=0)

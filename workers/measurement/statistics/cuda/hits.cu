@@ -54,27 +54,69 @@ extern "C" __global__ void count_reaching(
         atomicAdd(counts + n * channels + c, count);
 }
 
-// Note the values that reach their token's limit [T]: one thread for each token, dimensions shared out over the grid's second axis.
-// Of tokens [T, d] and dimensions [k]: positions [k, words] gets a bit for every token, the first token in the highest
-// bit of the first byte; peaks [k] the largest pattern; keys [capacity] for every value its dimension and the top
-// `kept` bits of its pattern, in no certain order, counted by `used`.
+#define WARPS (THREADS / 32)
+
+// Note the values that reach their token's limit [T], of tokens [T, d] and dimensions [k].
+// Grid: (ceil(words / WARPS), ceil(k / 32)); a warp has 32 tokens, which share a word of positions, and each of its
+// lanes a dimension, so that a token's values are read together.
+// positions [k, words] gets a bit for every token, the first token in the highest bit of the first byte; peaks [k] the
+// largest pattern; keys [capacity] for every value its dimension and the top `kept` bits of its pattern, in no certain
+// order, counted by `used`. peaks and used are added to.
 extern "C" __global__ void note_hits(
     const void *x, const i64 *dimensions, const float *limits, u32 *positions, u32 *peaks, i64 *keys, u64 *used,
     i64 tokens, i64 count, i64 words, i64 stride, i64 capacity, i64 kept)
 {
-    i64 t = (i64)blockIdx.x * THREADS + threadIdx.x;
-    if (t >= tokens)
-        return;
-    u32 bit = 1u << (8 * (t / 8 % 4) + 7 - t % 8);
-    for (i64 k = blockIdx.y; k < count; k += gridDim.y) {
-        u32 bits = pattern_of(x, t * stride + dimensions[k]);
-        u32 magnitude = bits & 0x7fffffffu;
-        if (magnitude >= INFINITE || __uint_as_float(magnitude) < limits[t])
+    __shared__ u32 largest[32];
+    __shared__ int hits[WARPS];
+    __shared__ u64 first_place;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    i64 word = (i64)blockIdx.x * WARPS + warp, k = (i64)blockIdx.y * 32 + lane;
+    bool present = word < words && k < count;
+    i64 dimension = present ? dimensions[k] : 0;
+    const i64 first = 32 * word, here = present ? min((i64)32, tokens - first) : 0;
+    if (threadIdx.x < 32)
+        largest[lane] = 0;
+    if (lane == 0)
+        hits[warp] = 0;
+    __syncthreads();
+
+    u32 reached = 0, peak = 0;
+    for (int b = 0; b < here; b++) {
+        u32 magnitude = pattern_of(x, (first + b) * stride + dimension) & 0x7fffffffu;
+        if (magnitude >= INFINITE || __uint_as_float(magnitude) < limits[first + b])
             continue;
-        atomicOr(positions + k * words + t / 32, bit);
-        atomicMax(peaks + k, magnitude);
-        u64 place = atomicAdd(used, 1ull);
-        if (place < (u64)capacity)
-            keys[place] = dimensions[k] << kept | (i64)(bits >> (32 - kept));
+        reached |= 1u << (b ^ 7);  // of each byte, the highest bit is the first token's
+        peak = max(peak, magnitude);
+    }
+    if (present)
+        positions[k * words + word] = reached;
+    if (reached) {
+        atomicMax(largest + lane, peak);
+        atomicAdd(hits + warp, __popc(reached));
+    }
+    __syncthreads();
+
+    int before = 0, all = 0;
+    for (int w = 0; w < WARPS; w++) {
+        before += w < warp ? hits[w] : 0;
+        all += hits[w];
+    }
+    if (all == 0)  // for every thread of the block alike
+        return;
+    if (warp == 0 && largest[lane] > 0)
+        atomicMax(peaks + k, largest[lane]);
+    if (threadIdx.x == 0)
+        first_place = atomicAdd(used, (u64)all);
+    __syncthreads();
+
+    // Token by token, the lanes that have a key write to adjacent places. The values are in the cache by now.
+    u64 place = first_place + before;
+    for (int b = 0; b < 32; b++) {
+        bool own = reached >> (b ^ 7) & 1u;
+        u32 lanes = __ballot_sync(0xffffffffu, own);
+        u64 at = place + __popc(lanes & ((1u << lane) - 1u));
+        if (own && at < (u64)capacity)
+            keys[at] = dimension << kept | (i64)(pattern_of(x, (first + b) * stride + dimension) >> (32 - kept));
+        place += __popc(lanes);
     }
 }

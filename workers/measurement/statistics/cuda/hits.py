@@ -8,8 +8,8 @@ import torch
 from workers.measurement.statistics.cuda.nvrtc import RANGE_TOKENS, THREADS, launch
 from workers.measurement.statistics.cuda.rows import contiguous_rows
 
-_MOST_ROWS = 256
-"""Blocks along the dimensions."""
+_WARP = 32
+"""Dimensions that a block of `note_hits` reads, and tokens that each of its warps reads of them."""
 
 
 def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -37,26 +37,14 @@ def count_reaching(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
 def note_hits(
     x: torch.Tensor, dimensions: torch.Tensor, count: int, limits: torch.Tensor, kept_bits: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Note every value of some dimensions of tokens [T, d] that reaches its token's limit.
-
-    Args:
-        x: bfloat16, float16 or float32.
-        dimensions: [k], int64, on the same device.
-        count: how many values reach it.
-        limits: [T], float32, on the same device.
-        kept_bits: top bits of a value's float32 pattern that its key keeps.
-
-    Returns:
-        A bit for every token, [k, bytes], uint8, the first token in the highest bit; the largest magnitude of every
-        dimension, [k], float32; and a key for every value, [count], int64: dimension << kept_bits | top bits.
-    """
+    """Note the values of some dimensions of tokens [T, d] that reach a limit; see `backends.note_hits`."""
     x, limits = contiguous_rows(x), limits.contiguous()
     tokens, k = len(x), len(dimensions)
-    words = -(-tokens // 32)
-    positions = x.new_zeros((k, words), dtype=torch.int32)
+    words = -(-tokens // _WARP)
+    positions = x.new_empty((k, words), dtype=torch.int32)
     peaks = x.new_zeros(k, dtype=torch.int32)
     keys, used = x.new_zeros(count, dtype=torch.int64), x.new_zeros(1, dtype=torch.int64)
-    grid = (-(-tokens // THREADS), min(k, _MOST_ROWS))
+    grid = (-(-words * _WARP // THREADS), -(-k // _WARP))
     sizes = (tokens, k, words, x.stride(0), count, kept_bits)
     launch("note_hits", x.dtype, grid, x, dimensions, limits, positions, peaks, keys, used, *sizes)
     return positions.view(torch.uint8)[:, : -(-tokens // 8)], peaks.view(torch.float32), keys

@@ -6,12 +6,12 @@ no CUDA toolkit need be installed. Kernels are launched on torch's current strea
 
 import ctypes
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import torch
 
-from workers.measurement.statistics.patterns import KINDS
+from workers.measurement.statistics.cpu.bit_patterns import KINDS
 from workers.measurement.statistics.reduction import BINS, FP16_MAX, PIVOT_TOKENS, SHIFT
 
 SOURCES = ("patterns", "histogram", "reduction", "hits", "channels")
@@ -41,7 +41,7 @@ class KernelFailed(RuntimeError):
 def source() -> str:
     """Return the kernels' source: the constants, then all files."""
     defined = [f"#define {name} {value}" for name, value in CONSTANTS.items()]
-    here = Path(__file__).parent
+    here = files("workers.measurement.statistics.cuda")
     return "\n".join([*defined, *((here / f"{name}.cu").read_text(encoding="utf-8") for name in SOURCES)])
 
 

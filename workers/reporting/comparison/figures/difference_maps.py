@@ -1,4 +1,4 @@
-"""`comparison_heatmap`: layers by components, what changed from the baseline to another report of the same depth.
+"""`comparison_heatmap`: layers by components, the change from the baseline to another report of the same depth.
 
 White is no change, orange more and blue less: of range in the reference, of error under each shared scheme.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import component_heatmap, style
 from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Drawing
+from workers.reporting.figures.drawing import Caption, Drawing
 from workers.reporting.figures.scales import centered_norm
 from workers.reporting.loading import Source
 from workers.reporting.text import number, plain, visible
@@ -31,8 +31,12 @@ def draw_ranges(gathered: Gathered) -> Iterator[Drawing]:
             name=f"comparison_heatmap_range_bits_{place}",
             title=f"Change of the inputs' range: {plain(label, 40)}",
             bar="range_bits, difference (bits)",
-            caption=f"{visible(label)} less {visible(gathered.labels[0])}. {_RANGE.definition}. What enters q, k and v "
-            "is one tensor, and so is what enters gate and up.",
+            parts=Caption(
+                "Change of the range of the inputs, by layer and component.",
+                ("Compared report minus baseline.", _RANGE.definition, component_heatmap.SHARED),
+                "White is no change; orange components became harder to quantize, blue ones easier.",
+                (f"{visible(label)} minus {visible(gathered.labels[0])}.",),
+            ),
         )
 
 
@@ -45,18 +49,22 @@ def draw_errors(gathered: Gathered) -> Iterator[Drawing]:
                     error_change(gathered.sources[0], other, scheme),
                     name=f"comparison_heatmap_{scheme}_relative_l2_{place}",
                     title=f"Change of the isolated error: {style.scheme_title(scheme, facts)}, {plain(label, 40)}",
-                    bar="relative_l2, quotient (dB)",
-                    caption=f"{visible(label)} over {visible(gathered.labels[0])}, 20 log10 of the quotient. "
-                    f"{_ERROR.definition}. Where one of them is 0 there is no quotient.",
+                    bar="relative_l2, ratio (dB)",
+                    parts=Caption(
+                        "Change of the isolated error of a shared scheme, by layer and component.",
+                        ("20 log10 of compared report / baseline, in dB.", _ERROR.definition),
+                        "White is no change; orange components have more error, blue ones less.",
+                        (f"{visible(label)} / {visible(gathered.labels[0])}.",),
+                    ),
                 )
 
 
 def error_change(baseline: Source, other: Source, scheme: str) -> NDArray[np.float64]:
-    """Return 20 log10 of the quotient of two isolated errors, [layers, components]; NaN where there is none."""
+    """Return 20 log10 of the ratio of two isolated errors, [layers, components]; NaN where there is none."""
     before, after = (component_heatmap.scheme_map(source, _ERROR, scheme).cells for source in (baseline, other))
     both = (before > 0) & (after > 0)
-    quotient = np.divide(after, before, out=np.ones_like(before), where=both)
-    return np.where(both, 20 * np.log10(quotient), np.nan)
+    ratio = np.divide(after, before, out=np.ones_like(before), where=both)
+    return np.where(both, 20 * np.log10(ratio), np.nan)
 
 
 def _others(gathered: Gathered) -> Iterator[tuple[int, str, Source]]:
@@ -67,13 +75,13 @@ def _others(gathered: Gathered) -> Iterator[tuple[int, str, Source]]:
             yield place, label, source
 
 
-def _drawing(cells: NDArray[np.float64], *, name: str, title: str, bar: str, caption: str) -> Drawing:
+def _drawing(cells: NDArray[np.float64], *, name: str, title: str, bar: str, parts: Caption) -> Drawing:
     figure, hover = draw_map(cells, title, bar, COMPONENTS, centered_norm)
-    hatched = "" if np.isfinite(cells).all() else " Hatched, n/a: one of the two has no such figure."
+    hatched = "" if np.isfinite(cells).all() else "Hatched, n/a: a report has no value, or an error is 0."
     return Drawing(
         name=name,
         title=title,
-        caption=f"{caption} White is no change, orange more, blue less.{hatched}",
+        parts=parts._replace(notes=(*parts.notes, hatched)),
         alt=_alt(cells, title),
         table="",
         figure=figure,
@@ -83,7 +91,7 @@ def _drawing(cells: NDArray[np.float64], *, name: str, title: str, bar: str, cap
 
 def _alt(cells: NDArray[np.float64], title: str) -> str:
     if not np.isfinite(cells).any():
-        return f"Heat map, {title}: no component has a figure in both reports."
+        return f"Heat map, {title}: no component has a value in both reports."
     layer, component = np.unravel_index(np.nanargmax(np.abs(cells)), cells.shape)
     return (
         f"Heat map, {title}, {cells.shape[0]} layers by {cells.shape[1]} components: from "

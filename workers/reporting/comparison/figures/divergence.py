@@ -1,7 +1,7 @@
 """`comparison_divergence`: every scheme's divergence in every report, with 95% intervals.
 
-Above the mean KL divergence, beneath the perplexity's ratio to the reference. Points of one scheme stand beside one
-another, in the order of the reports.
+Top: the mean KL divergence; bottom: the perplexity's ratio to the reference. Points of one scheme are side by side, in
+the order of the reports.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from service.contracts.report import Estimate
 from service.contracts.verdict import interval, mean_kl
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing
+from workers.reporting.figures.drawing import Caption, Drawing
 from workers.reporting.text import estimate, plain
 
 _SPREAD = 0.6
@@ -23,7 +23,7 @@ _SPREAD = 0.6
 
 
 class Point(NamedTuple):
-    """One report's figure of one scheme."""
+    """One report's value of one scheme."""
 
     report: int
     scheme: int
@@ -55,10 +55,13 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     yield Drawing(
         name="comparison_divergence",
         title="Divergence of the predictions",
-        caption=(
-            "Mean KL(reference || scheme) per scored position, and the perplexity's ratio to the reference of the same "
-            "report; bars are 95% intervals, each report by itself. The table beneath has the differences, over the "
-            "sequences that both reports scored."
+        parts=Caption(
+            "Divergence of every scheme in every report: mean KL (top) and perplexity ratio (bottom).",
+            (
+                "KL(reference || scheme) in nats per scored position; perplexity under the scheme / perplexity of the "
+                "same report's reference. Bars: 95% intervals of each report alone.",
+            ),
+            "Lower is better. The table has the differences over the sequences that both reports scored.",
         ),
         alt="Points with intervals. "
         + " ".join(

@@ -1,4 +1,4 @@
-"""`comparison_error_growth`: how the error of each scheme builds up with depth, report beside report."""
+"""`comparison_error_growth`: the accumulated error of each shared scheme by layer, one line per report."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing
+from workers.reporting.figures.drawing import Caption, Drawing
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, plain
 
@@ -39,9 +39,13 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     yield Drawing(
         name="comparison_error_growth",
         title="Error growth through the layers",
-        caption=(
-            "sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, each scheme in its own stream and against "
-            "its own reference; higher is better. A layer whose stream equals the reference has no point."
+        parts=Caption(
+            "Accumulated error of every shared scheme by layer, in each report.",
+            (
+                "sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, in the scheme's own stream against its "
+                "own reference. A layer that equals the reference has no point.",
+            ),
+            "Higher is better; a falling line accumulates error.",
         ),
         alt="Line charts over layers. " + " ".join(_alt(gathered, scheme, lines[scheme]) for scheme in shared),
         table="",

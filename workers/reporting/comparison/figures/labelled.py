@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures.drawing import Drawing, scheme_settings
+from workers.reporting.figures.drawing import Caption, Drawing, scheme_settings
 from workers.reporting.figures.labelled_activations import model_row
 from workers.reporting.figures.separation_grid import COLUMNS, Row, grid
 from workers.reporting.text import counted, plain, visible
@@ -18,10 +18,15 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     yield Drawing(
         name="comparison_labelled_activations",
         title="Activations of true and false answers",
-        caption=(
-            f"One row for each report with labeled prompts: the {counted(COLUMNS, 'hidden dimension')} that separate "
-            "true from false answers best in that report. Filled: the reference; outlined: the schemes that move the "
-            f"AUROC most. {' '.join(_settings(gathered))}"
+        parts=Caption(
+            f"The {counted(COLUMNS, 'hidden dimension')} that separate true from false answers best, one row for each "
+            "report with labeled prompts.",
+            (
+                "Filled: the reference; outlines: the schemes that move AUROC most. AUROC: probability that a true "
+                "prompt has the larger value, ties counted half.",
+            ),
+            "AUROC 0.5 is no separation, 0 or 1 is complete; a scheme that moves it toward 0.5 destroys the signal.",
+            tuple(_settings(gathered)),
         ),
         alt=" ".join(_alt(row) for row in rows),
         table="",
@@ -31,7 +36,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
 
 
 def _settings(gathered: Gathered) -> Iterator[str]:
-    """Say of every report with labeled prompts what they are, and under which settings it was made."""
+    """Yield a sentence about the prompts of every report that has some, with the settings of its schemes."""
     for label, source in zip(gathered.labels, gathered.sources, strict=True):
         report, labelled = source.report, source.report.labelled
         if labelled is not None:

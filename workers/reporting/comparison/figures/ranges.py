@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing
+from workers.reporting.figures.drawing import Caption, Drawing
 from workers.reporting.loading import Source, select
 from workers.reporting.text import number, plain
 
@@ -41,9 +41,10 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     yield Drawing(
         name="comparison_range",
         title="Dynamic range of the residual stream",
-        caption=(
-            "Thick: abs_max at block.output; thin: median_abs; logarithmic. The distance between the two lines of a "
-            "report is its range_bits."
+        parts=Caption(
+            "abs_max (thick) and median_abs (thin) at block.output by layer, log scale.",
+            ("The distance between the two lines of a report is its range_bits = log2(abs_max / median_abs).",),
+            "A smaller distance is easier to quantize.",
         ),
         alt="Line chart over layers. "
         + " ".join(

@@ -1,4 +1,4 @@
-"""Every figure of a comparison, with the section of the page that it stands in. Adding a figure adds a line here."""
+"""Every figure of a comparison, with its section of the page. Adding a figure adds a line here."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -49,4 +49,4 @@ def _draw(
         f"{visible(label)}: model {measured(source.report)}."
         for label, source in zip(gathered.labels, gathered.sources, strict=True)
     )
-    return tuple(replace(one, caption=f"{one.caption} {sides}").save(directory) for one in drawings), ()
+    return tuple(replace(one, parts=one.parts._replace(basis=sides)).save(directory) for one in drawings), ()

@@ -1,0 +1,66 @@
+"""The options of the command line: their numbers, and the request fields that they set."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from service.errors import InvalidRequest
+
+_OPTIONS = {"model": "MODEL", "schemes": "--scheme", "page_size": "--limit"}
+"""Options that are not named for their field."""
+_GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict)(\.|$)")
+"""Fields that `--set` sets."""
+
+
+def option_of(field: str) -> str:
+    """Return the option that sets a field of a request: `--sequence-length` for `sequence_length`."""
+    if _GROUP.match(field):
+        return f"--set {field}"
+    name = field.partition(".")[0]
+    return _OPTIONS.get(name, "--" + name.replace("_", "-"))
+
+
+def whole_number(option: str, least: int | None = None, most: int | None = None) -> Callable[[str], int]:
+    """Return a parser for `option`: whole numbers from `least` to `most`. It raises InvalidRequest."""
+    allowed = "a whole number" if least is None else f"a whole number from {least:,} to {most:,}"
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or (least is not None and most is not None and not least <= number <= most):
+            raise InvalidRequest(option, text, allowed)
+        return number
+
+    parse.__name__ = "number"
+    return parse
+
+
+def number(option: str) -> Callable[[str], float]:
+    """Return a parser for `option`: numbers. It raises InvalidRequest."""
+
+    def parse(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise InvalidRequest(option, text, "a number") from error
+
+    parse.__name__ = "number"
+    return parse
+
+
+def check_body(body: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest, by the name of the option, for a job that this version's service would refuse."""
+    from pydantic import ValidationError
+
+    from service.contracts import refusals
+    from service.contracts.request import JobSubmission
+
+    try:
+        JobSubmission.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = option_of(".".join(str(part) for part in first["loc"]))
+        message = refusals.sentence(option, repr(first["input"]), first)
+        raise InvalidRequest(option, first["input"], refusals.allowed(first), message=message) from error

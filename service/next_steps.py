@@ -1,0 +1,188 @@
+"""Says what to do after a report: which scheme to deploy, to test first or to leave, and what to measure next.
+
+The sentences follow from the verdicts alone. A scheme whose 95% intervals reach another level is not settled, so it
+is neither recommended nor rejected: the text must be longer first. A simulated scheme, and one that no
+BitsAndBytesConfig loads, is never recommended, because what was measured is not what would be deployed.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from service.contracts.report import Report
+from service.contracts.request import SAMPLE
+from service.contracts.uncertainty import FEWEST
+from service.contracts.verdict import verdict_of
+
+_MORE = 4
+"""Times as many sequences make an interval about half as wide."""
+
+
+class SchemeOutcome(NamedTuple):
+    """What a report says of a scheme, as far as the next step depends on it."""
+
+    name: str
+    level: str
+    """Of its verdict."""
+    settled: bool
+    """No other level is within the 95% intervals."""
+    mean_kl: float
+    """Nats; infinite where no position has a finite prediction."""
+    model_bytes: int
+    compression: float
+    """Bytes of the reference over those of the model under the scheme."""
+    deployable: bool
+    """It is neither simulated nor for analysis only."""
+    replaces_nothing: bool
+    """It replaces no weight of the decoder layers."""
+    worst_sites: tuple[tuple[int, str], ...]
+    """Layer and component of the largest isolated errors, the largest first."""
+
+
+class MeasuredText(NamedTuple):
+    """What a report says of the calibration text, as far as the next step depends on it."""
+
+    sequences: int
+    exhausted: bool
+    """The text has fewer sequences than were asked for."""
+    bundled: bool
+    """It is the bundled text, and the model is not the bundled sample."""
+    predictable: bool
+    """The reference has finite predictions of it."""
+
+
+def next_steps(report: Report) -> tuple[str, ...]:
+    """Return what to do after this report, in sentences, the most important first.
+
+    In this order: the scheme to use, those to test, those to leave, those that are not settled, those that are not
+    deployable, those that could not be judged. Most reports have one to three sentences.
+    """
+    perplexity, calibration = report.reference.perplexity, report.calibration
+    text = MeasuredText(
+        sequences=calibration.sequences,
+        exhausted=calibration.sequences < report.analysis.sequences,
+        bundled=calibration.source == SAMPLE != report.model.source,
+        predictable=perplexity is not None,
+    )
+    return steps_after([_outcome(report, name) for name in report.schemes], text)
+
+
+def _outcome(report: Report, name: str) -> SchemeOutcome:
+    facts = report.schemes[name]
+    verdict, kl = facts.verdict or verdict_of(report, facts), facts.kl_divergence
+    return SchemeOutcome(
+        name=name,
+        level=verdict.level,
+        settled=not verdict.not_ruled_out and (kl is None or kl.interval is not None),
+        mean_kl=kl.mean if kl is not None else float("inf"),
+        model_bytes=facts.model_bytes,
+        compression=facts.compression,
+        deployable=not facts.simulated and not facts.analysis_only,
+        replaces_nothing=facts.quantised_share == 0,
+        worst_sites=tuple((site.layer, site.component) for site in facts.worst_sites),
+    )
+
+
+def steps_after(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> tuple[str, ...]:
+    """Return what to do after schemes with these outcomes on this text, as `next_steps` does."""
+    if not schemes:
+        return ("Rerun with --scheme int8 --scheme nf4 to measure what quantization does to this model.",)
+    judged = [one for one in schemes if one.level != "unjudged"]
+    ready = [one for one in judged if one.settled and one.deployable]
+    negligible, noticeable, severe = (
+        [one for one in ready if one.level == level] for level in ("negligible", "noticeable", "severe")
+    )
+    best = min(negligible, key=lambda one: (one.model_bytes, one.mean_kl), default=None)
+
+    def matters(one: SchemeOutcome) -> bool:
+        """A worse scheme is worth a sentence only where it makes the model smaller than the best does."""
+        return best is None or one.model_bytes < best.model_bytes
+
+    return (
+        *_use(best, text),
+        *_test([one for one in noticeable if matters(one)]),
+        *_leave([one for one in severe if matters(one)]),
+        *_settle([one for one in judged if not one.settled], text),
+        *_deployable([one for one in judged if one.settled and not one.deployable and one.level != "severe"]),
+        *_judge([one for one in schemes if one.level == "unjudged"], text),
+    )
+
+
+def _use(best: SchemeOutcome | None, text: MeasuredText) -> Iterator[str]:
+    if best is None:
+        return
+    smaller = f", and the model is {best.compression:.2f} times smaller" if best.compression >= 1.005 else ""
+    if text.bundled:
+        yield (
+            f"Measure {best.name} on a text of your own before you deploy it (--calibration FILE): its effect on the "
+            f"bundled text is negligible{smaller}."
+        )
+    else:
+        yield f"Use {best.name}: its effect on this text is negligible{smaller}."
+
+
+def _test(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
+    if schemes:
+        them, effect = ("it", "its effect is") if len(schemes) == 1 else ("them", "their effects are")
+        yield f"Test {_names(schemes)} on your own task before you deploy {them}: {effect} noticeable."
+
+
+def _leave(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
+    if not schemes:
+        return
+    reason = "as it is: its effect is severe" if len(schemes) == 1 else "as they are: their effects are severe"
+    yield f"Do not deploy {_names(schemes)} {reason}."
+    mildest = min(schemes, key=lambda one: one.mean_kl)
+    if errors := _largest_errors(mildest.worst_sites):
+        yield (
+            f"The largest errors of {mildest.name} are at {errors.place}: rerun it with keep={errors.pattern}, which "
+            "leaves these modules in 16 bits."
+        )
+
+
+class _LargestErrors(NamedTuple):
+    place: str
+    pattern: str
+    """What `keep` calls it."""
+
+
+def _largest_errors(sites: Sequence[tuple[int, str]]) -> _LargestErrors | None:
+    """Return the component that more than half of the sites are of, or else the first site."""
+    if not sites:
+        return None
+    component, count = Counter(component for _, component in sites).most_common(1)[0]
+    if 2 * count > len(sites) > 1:
+        return _LargestErrors(component, component)
+    layer, component = sites[0]
+    return _LargestErrors(f"layer {layer} {component}", f"layers.{layer}.{component}")
+
+
+def _settle(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[str]:
+    if schemes:
+        levels = "the level of {} is" if len(schemes) == 1 else "the levels of {} are"
+        longer = "a longer text (--calibration FILE) and " if text.exhausted else ""
+        sequences = max(FEWEST, _MORE * text.sequences)
+        yield f"Rerun with {longer}--sequences {sequences}: {levels.format(_names(schemes))} not settled."
+
+
+def _deployable(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
+    if schemes:
+        are = "is" if len(schemes) == 1 else "are"
+        yield f"Measure again on the kernel that you will deploy: {_names(schemes)} {are} simulated or analysis only."
+
+
+def _judge(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[str]:
+    if not text.predictable and schemes:
+        yield "Check the model's weights: no position has a finite prediction even without quantization."
+        return
+    empty = [one for one in schemes if one.replaces_nothing]
+    if len(empty) < len(schemes):
+        yield "Rerun with a text that the model predicts better than a guess (--calibration FILE)."
+    if empty:
+        replaces = "it replaces" if len(empty) == 1 else "they replace"
+        yield f"Choose another scheme than {_names(empty)}: {replaces} no weight of the decoder layers."
+
+
+def _names(schemes: Sequence[SchemeOutcome]) -> str:
+    *others, last = (one.name for one in schemes)
+    return f"{', '.join(others)} and {last}" if others else last

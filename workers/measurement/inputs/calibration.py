@@ -1,0 +1,127 @@
+"""Calibration text, packed into full sequences of tokens.
+
+Documents are tokenized one by one and laid end to end, with the tokenizer's EOS token between two of them where it
+has one; token ids that are given are laid end to end as they are. The whole is cut into windows of equal length, so
+there is no padding anywhere, and a seeded draw chooses windows. Where the job's `bos` setting says so, every
+sequence of text begins with the BOS token.
+
+The ids lie in a temporary file, so that memory holds a piece of the text and the sequences drawn, whatever the
+text's size. A plain text of more than a piece is tokenized in pieces, cut at the ends of lines.
+
+    N sequences, S tokens each
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.contracts.request import MeasurementRequest
+from workers.measurement.errors import BadCalibration, BadRequest
+from workers.measurement.inputs.documents import Piece, read_documents
+from workers.measurement.inputs.file_errors import refuser
+from workers.measurement.inputs.tokenizer import Tokenizer, bos_token, encode, eos_token
+
+_ID = np.dtype("<i4")
+"""How a token id lies in the temporary file."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token ids to run through a model."""
+
+    token_ids: torch.Tensor
+    """[N, S], int64."""
+    adds_bos: bool
+    """Every sequence begins with the tokenizer's BOS token, put there. False for token ids, used as given."""
+    fingerprint: str
+    """`sha256:...` over the token ids as little-endian int64, row by row."""
+    documents: int
+    """Documents that held a token or more."""
+    separator: int | None
+    """Token id put between two documents: the tokenizer's EOS; None where nothing was put."""
+
+
+class _Joined(NamedTuple):
+    """Documents laid end to end in a file of token ids."""
+
+    tokens: int
+    documents: int
+    bos: int | None
+    separator: int | None
+
+
+def calibrate(request: MeasurementRequest, tokenizer: Tokenizer, vocabulary: int) -> Calibration:
+    """Cut the request's calibration text into sequences.
+
+    Args:
+        request: names the file and says how many sequences of what length, the seed, and the BOS setting.
+        tokenizer: of the model; asked for nothing if the file holds token ids.
+        vocabulary: rows of the model's embedding; every token id must be below.
+
+    Raises:
+        BadCalibration: the file cannot be read, is not what its name says, or is shorter than one sequence.
+        BadRequest: `bos` is `always`, and there is no BOS token, or the file holds token ids.
+        BadModel: there is no tokenizer, or it gives ids that the model's embedding lacks.
+    """
+    pieces = read_documents(request.calibration, request.text_field, vocabulary)
+    with tempfile.TemporaryFile() as file:
+        joined = _join(pieces, request.bos, tokenizer, vocabulary, file)
+        sequences = _draw(file, joined, request)
+    digest = hashlib.sha256(np.ascontiguousarray(sequences, dtype="<i8").tobytes()).hexdigest()
+    return Calibration(
+        token_ids=torch.from_numpy(sequences),
+        adds_bos=joined.bos is not None,
+        fingerprint=f"sha256:{digest}",
+        documents=joined.documents,
+        separator=joined.separator,
+    )
+
+
+def _join(pieces: Iterator[Piece], bos: str, tokenizer: Tokenizer, vocabulary: int, file: IO[bytes]) -> _Joined:
+    """Write the documents' token ids to a file, end to end; a document without any is passed over."""
+    first = next(pieces)  # there is one: a file that holds nothing has been refused
+    given = not isinstance(first.content, str)
+    if given and bos == "always":
+        raise BadRequest(
+            "bos: 'always' is not allowed, because the calibration file holds token ids, which are used unchanged"
+        )
+    begin = None if given else bos_token(tokenizer, bos, vocabulary)
+    end = None if given else eos_token(tokenizer, vocabulary)
+    tokens = documents = latest = 0
+    for piece in chain([first], pieces):
+        text = piece.content
+        ids = np.asarray(encode(tokenizer, text, vocabulary) if isinstance(text, str) else text, dtype=_ID)
+        if not ids.size:
+            continue
+        if piece.document != latest:
+            if documents and end is not None:
+                ids = np.concatenate([np.asarray([end], dtype=_ID), ids])
+            documents, latest = documents + 1, piece.document
+        file.write(ids.tobytes())
+        tokens += ids.size
+    file.flush()
+    return _Joined(tokens, documents, begin, end if documents > 1 else None)
+
+
+def _draw(file: IO[bytes], joined: _Joined, request: MeasurementRequest) -> NDArray[np.int64]:
+    """Return the sequences that the seed chooses, in the order in which they stand in the text, [N, S]."""
+    length = request.sequence_length - (joined.bos is not None)
+    windows = joined.tokens // length
+    if windows == 0:
+        raise refuser(BadCalibration, "calibration", request.calibration)(
+            f"has {joined.tokens} tokens, fewer than one sequence; at least {length} are needed for "
+            f"sequence_length={request.sequence_length}"
+        )
+    chosen = np.sort(np.random.default_rng(request.seed).permutation(windows)[: request.sequences])
+    ids = np.memmap(file, dtype=_ID, mode="r", shape=(windows, length))
+    sequences = np.asarray(ids[chosen], dtype=np.int64)
+    if joined.bos is None:
+        return sequences
+    return np.column_stack([np.full(len(sequences), joined.bos), sequences])

@@ -1,0 +1,29 @@
+"""Sites of a layer that several measurements share, and the order in which they are worked off."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from workers.measurement.layers.capture import Site
+from workers.measurement.statistics.cpu.threads import each
+
+HEADS_SITE = Site("attn.o", "input")
+"""The heads' outputs, side by side."""
+
+ForEach = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""Applies a function to every item, and returns the results in the items' order."""
+
+
+def for_each_on(device: torch.device) -> ForEach:
+    """Return what works off sites on a device: on a CPU in threads, on another device one after the other."""
+    return each if device.type == "cpu" else _in_turn
+
+
+def largest_first(sites: Mapping[Site, torch.Tensor]) -> list[Site]:
+    """Return the sites by the size of their tensors, so that threads end at about the same time."""
+    return sorted(sites, key=lambda site: sites[site].numel(), reverse=True)
+
+
+def _in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return list(map(work, items))

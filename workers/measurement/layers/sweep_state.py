@@ -1,0 +1,85 @@
+"""What a sweep works on: the model, the text, and the streams at their present depth."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from service.contracts.request import Analysis
+from service.contracts.schemes import Scheme
+from workers.measurement.layers.outer_projections import QuantizedOutside, in_place
+from workers.measurement.layers.replaceability import Trials
+from workers.measurement.layers.streams import Streams
+from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.runtime.memory import PageReturn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of equal length that go through a layer together: B of them, S tokens each."""
+
+    token_ids: torch.Tensor
+    """[B, S]."""
+    measured: bool = True
+    """Whether statistics are taken; labeled prompts only pass through."""
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """A sweep under way."""
+
+    decoder: Decoder
+    batches: Sequence[Batch]
+    """Measured ones first."""
+    schemes: Sequence[Scheme]
+    analysis: Analysis
+    arguments: Sequence[Sequence[Arguments]]
+    """By batch and layer: what the model hands the layer besides the hidden states."""
+    streams: Streams
+    outside: Mapping[str, QuantizedOutside]
+    """By scheme: what stands in place of the projections outside the layers."""
+    trials: Trials
+    """Makes the schemes' copies of the layers."""
+    kept: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By scheme: full names of the modules that it leaves as they are because it was told to."""
+    pages: PageReturn = field(default_factory=PageReturn)
+    overwritten: set[str] = field(default_factory=set)
+    """Projections into whose tensors the layers were seen to write afterwards, by name inside the layer."""
+
+    def head_input(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what enters the output head, [B, S, e], for a stream's hidden states [B, S, d] after the last layer.
+
+        A scheme may round a batch's tokens together, so they should be whole batches.
+        """
+        with in_place(self.decoder.model, self._outside(stream)):
+            return self.decoder.head_input(hidden)
+
+    def scorer(self, stream: str, hidden: torch.Tensor) -> Callable[[int, slice], torch.Tensor]:
+        """Return what gives the logits [n, V] at n positions of one of the sequences [B, S, d] after the last layer."""
+        decoder = self.decoder
+        if not self._outside(stream):
+            return lambda sequence, chunk: decoder.logits(hidden[sequence, None, chunk])[0]
+        entering = self.head_input(stream, hidden)
+        return lambda sequence, chunk: decoder.logits_of(
+            entering[sequence, None, chunk], hidden[sequence, None, chunk]
+        )[0]
+
+    def _outside(self, stream: str) -> Mapping[str, nn.Module]:
+        """Return what stands in place of the projections outside the layers."""
+        return self.outside[stream].modules if stream in self.outside else {}
+
+    @property
+    def measured(self) -> Sequence[Batch]:
+        """The batches that are measured."""
+        return [batch for batch in self.batches if batch.measured]
+
+    @property
+    def sequences(self) -> int:
+        """Measured sequences, N."""
+        return sum(len(batch.token_ids) for batch in self.measured)
+
+    @property
+    def positions(self) -> int:
+        """Measured token positions, T."""
+        return sum(batch.token_ids.numel() for batch in self.measured)

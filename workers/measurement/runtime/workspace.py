@@ -1,0 +1,123 @@
+"""Where a measurement works until its output is whole: a directory beside the output.
+
+A measurement that fails removes it. One that is killed leaves it, with a checkpoint of its streams and the files of
+the layers that are done, and the same request on the same model, text and software goes on from there.
+"""
+
+import fcntl
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from service.contracts.request import MeasurementRequest
+from workers.measurement.errors import BadRequest
+
+Identity = dict[str, Any]
+"""What must be the same for a measurement to go on where another one was broken off."""
+
+LIBRARIES = ("headroom", "torch", "transformers", "bitsandbytes")
+_IDENTITY = "identity.json"
+
+
+def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str | None) -> Identity:
+    """Return what decides a measurement's tables: the request, what its files hold, the hardware and the software.
+
+    `card` is the model of the GPU that computes; None for the CPU.
+    """
+    files = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in _files(request).items()
+        if path.is_file()  # a missing one is refused when it is read
+    }
+    software = {name: version(name) for name in LIBRARIES}
+    machine = {"machine": platform.machine(), "gpu": card}
+    # The job's id, and where and how often the streams are kept, change nothing in the tables.
+    asked = request.model_dump(mode="json", exclude={"job_id", "memory_bytes", "checkpoint_seconds"})
+    return {"request": asked, "model": model_fingerprint, "files": files, "software": software | machine}
+
+
+def unfinished(out: Path) -> Path:
+    """Return the directory that a measurement works in until `out` is whole."""
+    return out.absolute().with_name(f".{out.name}.unfinished")
+
+
+@contextmanager
+def workspace(out: Path, identity: Identity) -> Iterator[Path]:
+    """Give the directory to work in; its `result`, which must exist at the end, becomes `out`.
+
+    Raises:
+        BadRequest: `out` holds something already; nothing can be written beside it; another measurement is at work
+            there; or a broken-off one of another identity has left its directory.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadRequest(f"OUT: {str(out)!r} exists and is not an empty directory; give a new or an empty one")
+    directory = unfinished(out)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("w")
+    except OSError as error:
+        raise BadRequest(f"OUT: the directory of {str(out)!r} cannot be written: {error.strerror}") from error
+    with lock:
+        _take(lock.fileno(), directory)
+        _recognize(directory, identity)
+        try:
+            yield directory
+            (directory / "result").replace(out)
+        except Exception:
+            _remove(directory)
+            raise
+        _remove(directory)
+
+
+def _take(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadRequest(f"OUT: another measurement is using {directory}; give another output directory") from error
+
+
+def _recognize(directory: Path, identity: Identity) -> None:
+    """Refuse what another measurement left, and sign what is new, emptied of what has lost its identity."""
+    file = directory / _IDENTITY
+    found = _signed(file)
+    if found is not None:
+        differing = sorted(key for key in identity if found.get(key) != identity[key])
+        if differing:
+            raise BadRequest(
+                f"OUT: {directory} holds an unfinished measurement of something else (other {', '.join(differing)}); "
+                "remove it, or give another output directory"
+            )
+        shutil.rmtree(directory / "result", ignore_errors=True)
+    else:
+        for entry in directory.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+        unsigned = file.with_suffix(".new")
+        unsigned.write_text(json.dumps(identity), encoding="utf-8")
+        unsigned.rename(file)
+
+
+def _signed(file: Path) -> Identity | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or cut off by a crash of the machine
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _remove(directory: Path) -> None:
+    # The identity goes first: should this be broken off, nothing goes on from the rest.
+    with suppress(OSError):
+        (directory / _IDENTITY).unlink()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _files(request: MeasurementRequest) -> dict[str, Path]:
+    labelled = {"labelled": request.labelled.path} if request.labelled is not None else {}
+    return {"calibration": request.calibration.path} | labelled

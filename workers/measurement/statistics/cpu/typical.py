@@ -1,0 +1,55 @@
+"""A typical value of every channel of tensors in host memory: what their power sums are taken about.
+
+N sequences of S tokens, d channels
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.compiling import compiled
+from workers.measurement.statistics.reduction import PIVOT_TOKENS
+
+
+def typical(x: torch.Tensor) -> torch.Tensor:
+    """Return a typical value of every channel of sequences [N, S, d], [N, d]; see `backends.typical`."""
+    sequences, tokens, channels = x.shape
+    pivot = np.empty((sequences, channels), np.float32)
+    _typical(*patterns(x), tokens, pivot)
+    return torch.from_numpy(pivot)
+
+
+@compiled()
+def _typical(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+    sequences, channels = pivot.shape
+    bits = np.empty((PIVOT_TOKENS, channels), np.uint32)
+    v = bits.view(np.float32)
+    for n in range(sequences):
+        for k in range(PIVOT_TOKENS):
+            row = n * strides[0] + (tokens - 1) * k // (PIVOT_TOKENS - 1) * strides[1]
+            if decode(flat[row : row + channels], kind, bits[k]) >= INFINITY:
+                for c in range(channels):
+                    if bits[k, c] & MAGNITUDE >= INFINITY:
+                        bits[k, c] = 0
+        out = pivot[n]
+        for c in range(channels):
+            a = _middle(v[0, c], v[3, c], v[6, c])
+            b = _middle(v[1, c], v[4, c], v[7, c])
+            out[c] = _middle(a, b, _middle(v[2, c], v[5, c], v[8, c]))
+
+
+@compiled()
+def _lower(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+    return b if b < a else a
+
+
+@compiled()
+def _higher(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+    return b if b > a else a
+
+
+@compiled()
+def _middle(a: Any, b: Any, c: Any) -> Any:  # pragma: no cover - compiled
+    return _higher(_lower(a, b), _lower(_higher(a, b), c))
