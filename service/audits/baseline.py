@@ -18,7 +18,7 @@ MOST_RUNS = 100
 """Runs that a median may be of."""
 _PINNED = re.compile(r"report:([0-9A-Za-z_-]{1,64})")
 _MEDIAN = re.compile(r"median:([1-9][0-9]{0,2})", re.ASCII)
-_ALLOWED = f"allowed: {LAST_PASSING}, median:K with K from 1 to {MOST_RUNS}, or report:ID, such as median:5"
+_ALLOWED = f"{LAST_PASSING}, median:K with K from 1 to {MOST_RUNS}, or report:ID, such as median:5"
 _TEXT_SETTINGS = ("sequences", "sequence_length", "seed", "bos", "score", "text_field")
 """Settings of an analysis that choose the text, or which of its positions are scored."""
 
@@ -71,8 +71,8 @@ def check_pinned(of: Rule, runs: Sequence[PastRun]) -> None:
     """Raise InvalidRequest where a pinned report is that of a run which failed or erred."""
     verdict = next((run.verdict for run in runs if of.report_id and run.report_id == of.report_id), None)
     if verdict in ("fail", "error"):
-        allowed = f"the run of this report ended as {verdict}, and no such run is a baseline"
-        raise InvalidRequest("baseline", f"report:{of.report_id}", f"{allowed}; {_ALLOWED}")
+        problem = f"is the report of a run that ended as {verdict}"
+        raise InvalidRequest("baseline", f"report:{of.report_id}", _ALLOWED, problem=problem)
 
 
 def mismatches(baseline: Report, audit: AuditDefinition) -> tuple[str, ...]:

@@ -31,6 +31,15 @@ _NEAREST, _LISTED = 3, 8
 """Names in a refusal: those spelled most alike, and those below a record."""
 
 
+class NotALimit(ValueError):
+    """A text is no limit: what is wrong with it, and what is allowed in its place."""
+
+    def __init__(self, problem: str, allowed: str) -> None:
+        super().__init__(f"{problem}; allowed: {allowed}")
+        self.problem = problem
+        self.allowed = allowed
+
+
 class Figure(NamedTuple):
     """One figure of a report."""
 
@@ -68,7 +77,7 @@ class Figure(NamedTuple):
 def figure(name: str, schemes: Sequence[str]) -> Figure:
     """Return the figure that a name stands for, in reports of a job that runs these schemes.
 
-    Raises ValueError for a name that is no figure's, with the nearest names, and for a scheme that is not run.
+    Raises NotALimit for a name that is no figure's, with the nearest names, and for a scheme that is not run.
     """
     known = _figures(tuple(schemes))
     paths = [f"schemes.{name}", name] if name.partition(".")[0] in schemes else [name]
@@ -77,7 +86,7 @@ def figure(name: str, schemes: Sequence[str]) -> Figure:
             return known[path]
         if (pattern := _with_any_key(path, known)) is not None:
             return Figure(path, known[pattern].kind)
-    raise ValueError(_refusal(name, paths[0], tuple(schemes), known))
+    raise _refusal(name, paths[0], tuple(schemes), known)
 
 
 def read(of: Figure, side: ComparableReport) -> float | str | frozenset[int] | None:
@@ -163,17 +172,17 @@ def _with_any_key(path: str, known: Iterable[str]) -> str | None:
     return None
 
 
-def _refusal(name: str, path: str, schemes: tuple[str, ...], known: Iterable[str]) -> str:
+def _refusal(name: str, path: str, schemes: tuple[str, ...], known: Iterable[str]) -> NotALimit:
     scheme, _, of_scheme = name.removeprefix("schemes.").partition(".")
     if scheme not in schemes and (name.startswith("schemes.") or of_scheme in _of_any_scheme()):
-        run = f"the job runs {', '.join(schemes)}" if schemes else "the job runs no scheme"
-        return f"{scheme!r} is no scheme of the job; {run}"
+        return NotALimit(f"{scheme!r} is no scheme of the job", ", ".join(schemes) or "none: the job runs no scheme")
     names = [key.removeprefix("schemes.") for key in known]
     if below := [key.removeprefix("schemes.") for key in known if key.startswith(f"{path}.")]:
         more = f" and {len(below) - _LISTED} more" if len(below) > _LISTED else ""
-        return f"{name!r} holds several figures; allowed: {', '.join(below[:_LISTED])}{more}"
+        return NotALimit(f"{name!r} holds several figures", f"{', '.join(below[:_LISTED])}{more}")
     near = difflib.get_close_matches(name, names, n=_NEAREST, cutoff=0.3)
-    return f"no report has a figure {name!r}; the nearest: {', '.join(near or names[:_NEAREST])}"
+    allowed = f"figures of a report; the nearest are {', '.join(near or names[:_NEAREST])}"
+    return NotALimit(f"no report has a figure {name!r}", allowed)
 
 
 @cache

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from service.audits.figures import Figure, figure
+from service.audits.figures import Figure, NotALimit, figure
 from service.contracts.verdict import Level
 from service.errors import InvalidRequest
 
@@ -61,8 +61,8 @@ def parse(text: str, schemes: Sequence[str]) -> Limit:
     """
     try:
         return _parsed(" ".join(text.split()), schemes)
-    except ValueError as error:
-        raise InvalidRequest("limits", text, str(error)) from error
+    except NotALimit as error:
+        raise InvalidRequest("limits", text, error.allowed, problem=f"is no limit: {error.problem}") from error
 
 
 def parse_all(texts: Iterable[str], schemes: Sequence[str]) -> tuple[Limit, ...]:
@@ -71,7 +71,7 @@ def parse_all(texts: Iterable[str], schemes: Sequence[str]) -> tuple[Limit, ...]
     for text in texts:
         limit = parse(text, schemes)
         if other := limits.get(limit[1:]):
-            raise InvalidRequest("limits", text, f"it says the same as {other.text!r}; allowed: once")
+            raise InvalidRequest("limits", text, "each limit once", problem=f"says the same as {other.text!r}")
         limits[limit[1:]] = limit
     return tuple(limits.values())
 
@@ -84,37 +84,35 @@ def holds(limit: Limit, value: float, bound: float) -> bool:
 def _parsed(text: str, schemes: Sequence[str]) -> Limit:
     parts = _FIGURE.fullmatch(text)
     if parts is None or not parts[2]:
-        raise ValueError(f"a limit is one of: {'; '.join(_FORMS.values())}")
+        raise NotALimit("it has no figure, or nothing after it", "; ".join(_FORMS.values()))
     about = figure(parts[1], schemes)
     relation, rest = _relation(parts[2], about)
     if relation == "none gained":
         if rest:
-            raise ValueError(f"{rest!r} does not belong there; allowed: {_FORMS['dimensions']}")
+            raise NotALimit(f"{rest!r} does not belong there", _FORMS["dimensions"])
         return Limit(text, about, relation, True, 1.0)
     if relation == "no worse than":
         if rest not in (_BASELINE, *LEVELS):
-            raise ValueError(f"{rest!r} is no level; allowed: {_FORMS['level']}")
+            raise NotALimit(f"{rest!r} is no level", _FORMS["level"])
         against = rest == _BASELINE
         return Limit(text, about, relation, against, 1.0 if against else float(LEVELS.index(rest)))
     return Limit(text, about, relation, *_bound(rest, about))
 
 
 def _relation(text: str, about: Figure) -> tuple[Relation, str]:
-    """Return the relation that a text begins with, and the rest. Raises ValueError for one that does not fit."""
-    allowed = f"it is a {about.kind}; allowed: {_FORMS[about.kind]}"
-    if about.kind == "dimensions":
-        allowed = f"it is a set of dimensions; allowed: {_FORMS[about.kind]}"
+    """Return the relation that a text begins with, and the rest. Raises NotALimit for one that does not fit."""
+    kind = "set of dimensions" if about.kind == "dimensions" else about.kind
     for words in ("no worse than", "none gained"):
         if text == words or text.startswith(f"{words} "):
             if _WORDS[about.kind] != words:
-                raise ValueError(f"{words!r} does not fit {about.path}: {allowed}")
+                raise NotALimit(f"{words!r} does not fit {about.path}, a {kind}", _FORMS[about.kind])
             return _WORDS[about.kind], text.removeprefix(words).strip()
     operator = _OPERATOR.fullmatch(text)
     written = operator[1] if operator else text
     for one in ("<=", ">="):
         if written == one and operator and about.kind == "number":
             return _as_relation(one), operator[2]
-    raise ValueError(f"{written!r} does not fit {about.path}: {allowed}")
+    raise NotALimit(f"{written!r} does not fit {about.path}, a {kind}", _FORMS[about.kind])
 
 
 def _as_relation(text: str) -> Relation:
@@ -126,10 +124,10 @@ def _bound(text: str, about: Figure) -> tuple[bool, float]:
     against = _FACTOR.fullmatch(text)
     number = "1" if against and not against["factor"] else against["factor"] if against else text
     if not _NUMBER.fullmatch(number) or not math.isfinite(value := float(number)):
-        raise ValueError(f"{number!r} is no finite number; allowed: {_FORMS['number']}")
+        raise NotALimit(f"{number!r} is no finite number", _FORMS["number"])
     if against and value <= 0:
-        raise ValueError(f"a factor of {number} is not over 0; allowed: {_FORMS['number']}")
+        raise NotALimit(f"a factor of {number} is not over 0", _FORMS["number"])
     of_predictions = about.of_scheme or about.path.removeprefix("reference.")
     if not against and value <= 0 and of_predictions in POSITIVE:
-        raise ValueError(f"{about.path} is never under 0, so that {number} tells nothing; allowed: a number over 0")
+        raise NotALimit(f"{about.path} is never under 0, so that {number} tells nothing", "a number over 0")
     return bool(against), value

@@ -48,12 +48,15 @@ def calibrate(
     Raises InvalidRequest for fewer than 3 reports, and for reports of other weights or of one text.
     """
     if len(reports) < FEWEST_REPORTS:
-        allowed = f"allowed: {FEWEST_REPORTS - 1} or more further seeds, for a spread of {FEWEST_REPORTS} reports"
+        allowed = f"{FEWEST_REPORTS - 1} or more further seeds, for a spread of {FEWEST_REPORTS} reports"
         raise InvalidRequest("calibrate", max(0, len(reports) - 1), allowed)
+    names = [side.name for side in reports]
     if len({side.report.model.fingerprint for side in reports}) > 1:
-        raise InvalidRequest("calibrate", [side.name for side in reports], "they must be reports of the same weights")
+        raise InvalidRequest(
+            "calibrate", names, "reports of the same weights", problem="are reports of different weights"
+        )
     if len({side.report.calibration.fingerprint for side in reports}) < len(reports):
-        raise InvalidRequest("calibrate", [side.name for side in reports], "no two may be of the same text")
+        raise InvalidRequest("calibrate", names, "reports of different texts", problem="holds one text twice")
     listed = tuple(_noise(limit, reports, runs_per_year, reruns) for limit in limits)
     return Calibration(
         seeds=tuple(side.report.calibration.seed for side in reports),

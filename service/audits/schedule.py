@@ -39,10 +39,10 @@ _YEAR = timedelta(days=365.2425)
 _COUNTED = 1000
 """Times of a year that are counted one by one; of more frequent schedules the rate of these stands for the year's."""
 _EXPRESSION = (
-    "allowed: five fields, minute hour day-of-month month day-of-week, each *, a number, a name (JAN, MON), a range, "
+    "five fields, minute hour day-of-month month day-of-week, each *, a number, a name (JAN, MON), a range, "
     'a list or a step, such as "0 3 * * *" (every day at 03:00) or "30 2 * * MON-FRI"'
 )
-_NEVER = "no date fits it, so it would never fire"
+_NEVER = "would never fire, since no date fits it"
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -79,7 +79,7 @@ def schedule(expression: str, timezone: str, catch_up_seconds: int = 86400, jitt
         _expression(expression), _zone(timezone), timedelta(seconds=catch_up_seconds), timedelta(seconds=jitter_seconds)
     )
     if next(times(checked, _ANY_TIME), None) is None:
-        raise InvalidRequest("schedule", expression, f"{_NEVER}; {_EXPRESSION}")
+        raise InvalidRequest("schedule", expression, _EXPRESSION, problem=_NEVER)
     return checked
 
 
@@ -180,22 +180,24 @@ def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
 def _expression(given: str) -> str:
     try:
         if len(given.split()) != 5:  # cronsim takes seconds too
-            raise CronSimError(f"its fields are {len(given.split())}")
+            raise CronSimError(f"has {len(given.split())} fields")
         CronSim(given, datetime(2000, 1, 1))
     except CronSimError as error:
-        raise InvalidRequest("schedule", given, f"{_said(error, given)}; {_EXPRESSION}") from error
+        raise InvalidRequest("schedule", given, _EXPRESSION, problem=_problem(error, given)) from error
     return " ".join(given.split())
 
 
-def _said(error: CronSimError, given: str) -> str:
+def _problem(error: CronSimError, given: str) -> str:
+    """Say what is wrong, as the predicate of a sentence about the expression."""
     field = str(error).removeprefix("Bad ")
     if field == str(error):
         return field
     minute, hour, day, _, weekday = given.split()
     with suppress(CronSimError):  # in other months the day is good
         CronSim(" ".join((minute, hour, day, "*", weekday)), datetime(2000, 1, 1))
-        return _NEVER if field == "day-of-month" else f"its {field} is not one"
-    return f"its {field} is not one"
+        if field == "day-of-month":
+            return _NEVER
+    return f"has a {field} that is not one"
 
 
 def _zone(given: str) -> ZoneInfo:
@@ -203,5 +205,4 @@ def _zone(given: str) -> ZoneInfo:
     if given in names:
         return ZoneInfo(given)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5) or ["Europe/Berlin"]
-    allowed = f'allowed: an IANA time zone, such as "UTC" or "{near[0]}"'
-    raise InvalidRequest("timezone", given, allowed)
+    raise InvalidRequest("timezone", given, f'an IANA time zone, such as "UTC" or "{near[0]}"')

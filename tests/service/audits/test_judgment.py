@@ -212,7 +212,7 @@ def test_outlier_dimensions_gained_are_named():
         update={"thresholds": base.llm_int8.thresholds.model_copy(update={"magnitude": 5.0})})})  # fmt: skip
     finding = one("outliers.llm_int8 none gained", report(text, weights="b", outliers=other), report(text))
     assert finding.verdict == "not_judged"
-    assert "other thresholds" in finding.reason
+    assert "different thresholds" in finding.reason
 
 
 def scaled(kl, seed=1):

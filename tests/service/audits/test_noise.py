@@ -138,9 +138,9 @@ def test_too_few_reports_other_weights_and_one_text_twice_are_refused():
     with pytest.raises(InvalidRequest, match=r"calibrate: 1 is not allowed; allowed: 2 or more further seeds"):
         calibrate(limits, reports(2), 1.0)
     other = report(made_up(9, positions=20), weights="b")
-    with pytest.raises(InvalidRequest, match="they must be reports of the same weights"):
+    with pytest.raises(InvalidRequest, match="allowed: reports of the same weights"):
         calibrate(limits, [*reports(2), other], 1.0)
-    with pytest.raises(InvalidRequest, match="no two may be of the same text"):
+    with pytest.raises(InvalidRequest, match="holds one text twice; allowed: reports of different texts"):
         calibrate(limits, [*reports(2), reports(1)[0]], 1.0)
 
 

@@ -205,32 +205,32 @@ def test_jitter_is_bounded_and_the_same_everywhere():
 @pytest.mark.parametrize(
     ("expression", "said"),
     [
-        ("0 0 30 2 *", "no date fits it, so it would never fire"),
-        ("0 0 31 4,6 *", "no date fits it, so it would never fire"),
-        ("* * */20 * 1L", "no date fits it, so it would never fire"),
-        ("0 0 * *", "its fields are 4"),
-        ("0 0 0 * * *", "its fields are 6"),
-        ("", "its fields are 0"),
-        ("@daily", "its fields are 1"),
-        ("60 0 * * *", "its minute is not one"),
-        ("0 24 * * *", "its hour is not one"),
-        ("0 0 32 * *", "its day-of-month is not one"),
-        ("0 0 * JANUARY *", "its month is not one"),
-        ("0 0 * * 8", "its day-of-week is not one"),
-        ("0 0 5-1 * *", "its day-of-month is not one"),
-        ("*/0 * * * *", "its minute is not one"),
-        ("0 0 ٣ * *", "its day-of-month is not one"),
+        ("0 0 30 2 *", "would never fire, since no date fits it"),
+        ("0 0 31 4,6 *", "would never fire, since no date fits it"),
+        ("* * */20 * 1L", "would never fire, since no date fits it"),
+        ("0 0 * *", "has 4 fields"),
+        ("0 0 0 * * *", "has 6 fields"),
+        ("", "has 0 fields"),
+        ("@daily", "has 1 fields"),
+        ("60 0 * * *", "has a minute that is not one"),
+        ("0 24 * * *", "has a hour that is not one"),
+        ("0 0 32 * *", "has a day-of-month that is not one"),
+        ("0 0 * JANUARY *", "has a month that is not one"),
+        ("0 0 * * 8", "has a day-of-week that is not one"),
+        ("0 0 5-1 * *", "has a day-of-month that is not one"),
+        ("*/0 * * * *", "has a minute that is not one"),
+        ("0 0 ٣ * *", "has a day-of-month that is not one"),
     ],
 )
 def test_what_is_no_schedule_is_refused_with_an_example(expression, said):
     with pytest.raises(InvalidRequest) as refused:
         schedule(expression, "UTC")
-    assert str(refused.value).startswith(f"schedule: {expression!r} is not allowed; {said}; allowed: five fields")
+    assert str(refused.value).startswith(f"schedule: {expression!r} {said}; allowed: five fields")
     assert '"0 3 * * *" (every day at 03:00)' in str(refused.value)
 
 
 def test_a_time_that_every_clock_change_skips_never_fires():
-    with pytest.raises(InvalidRequest, match="it would never fire"):
+    with pytest.raises(InvalidRequest, match="would never fire"):
         schedule("*/15 2 * 3 7L", "Europe/Berlin")  # the last Sunday of March
     assert schedule("*/15 2 * 3 7L", "UTC")
 
