@@ -148,13 +148,16 @@ def _away(bound: float, sign: int) -> float:
     return (math.ceil if sign > 0 else math.floor)(bound / unit) * unit
 
 
-def _counted(limit: Limit, reports: Sequence[ComparableReport], values: Sequence[object]) -> float:
-    """Return the share of reports, or of ordered pairs of them, in which a verdict or a set breaks the limit."""
+def _counted(limit: Limit, reports: Sequence[ComparableReport], values: Sequence[object]) -> float | None:
+    """Return the share of reports, or of ordered pairs of them, in which a verdict or a set breaks the limit.
+
+    None where a report's figures cannot tell its verdict.
+    """
     if limit.figure.kind == "level":
         scheme = limit.figure.scheme or ""
         ranks = [level_of(side, scheme, side).level for side in reports]
         if Level.unjudged in ranks:
-            return 0.0
+            return None
         if not limit.against_baseline:
             allowed = Level[LEVELS[int(limit.bound)]]
             return fmean(not holds(limit, rank, allowed) for rank in ranks)

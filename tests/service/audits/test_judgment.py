@@ -310,6 +310,12 @@ def test_without_a_table_of_tokens_a_breach_is_within_the_noise():
     finding = one("nf4.kl_divergence <= 0.001", side)
     assert (finding.verdict, finding.p_value) == ("warn", None)
     assert finding.reason.endswith("The positions at hand are too few to tell it from noise.")
+    level = one("nf4.verdict no worse than negligible", side)
+    assert (level.value, level.verdict, level.p_value) == ("noticeable", "warn", None)
+    assert one("nf4.verdict no worse than noticeable", side).verdict == "pass"
+    alone = report(made_up(1), schemes={})  # a job that runs no scheme has no rows of tokens
+    [reference] = judge(parse_all(["reference.perplexity <= 1.5"], ()), alone, None)
+    assert (reference.verdict, reference.excess) == ("warn", None)
 
 
 def test_an_excess_without_noise_is_beyond_it():

@@ -133,6 +133,14 @@ def test_a_figure_that_a_report_lacks_has_no_chance():
     assert noise.values == (10.0, None, 10.0)
 
 
+def test_verdicts_that_cannot_be_told_have_no_chance():
+    sides = reports(3)
+    facts = {name: one.model_copy(update={"quantised_share": 0.0}) for name, one in sides[0].report.schemes.items()}
+    sides[0] = sides[0]._replace(report=sides[0].report.model_copy(update={"schemes": facts}))
+    [noise] = calibrate(parse_all(["int8.verdict no worse than noticeable"], SCHEMES), sides, 1.0).limits
+    assert (noise.chance, noise.alarms_per_year, noise.tight) == (None, None, False)
+
+
 def test_too_few_reports_other_weights_and_one_text_twice_are_refused():
     limits = parse_all(["nf4.kl_divergence <= 1"], SCHEMES)
     with pytest.raises(InvalidRequest, match=r"calibrate: 1 is not allowed; allowed: 2 or more further seeds"):
