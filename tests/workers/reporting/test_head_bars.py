@@ -179,7 +179,7 @@ def test_legends_name_the_colors_from_the_bottom_up(make_report, severity, agree
             agreement(report)["head_agreement_nf4"],
             SIDES,
             style.AGREEMENT,
-            "Heads under nf4 (4-bit NormalFloat): outliers, and damaged",
+            "Heads under nf4 (4-bit NormalFloat)",
         ),
     ):
         legend = drawing.figure.legends[0]

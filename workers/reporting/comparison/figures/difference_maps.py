@@ -54,7 +54,7 @@ def draw_errors(gathered: Gathered) -> Iterator[Drawing]:
                         "Change of the isolated error of a shared scheme, by layer and component.",
                         ("20 log10 of compared report / baseline, in dB.", _ERROR.definition),
                         "White is no change; orange components have more error, blue ones less.",
-                        (f"{visible(label)} / {visible(gathered.labels[0])}.",),
+                        (f"{visible(label)} relative to {visible(gathered.labels[0])}.",),
                     ),
                 )
 
