@@ -112,7 +112,8 @@ def test_every_figure_and_section_calls_a_variant_by_its_name(made):
     assert "block_size 128" in drawn["divergence"].caption
     assert "compute_dtype auto, analysis only" in drawn["divergence"].caption  # which a measurement would have settled
     page = Text((made / "report.html").read_text()).text
-    for said in ("nf4-block-size-128 analysis only", "w8a8-token-weight-group-64 simulated", "Analysis only: BitsAndBytesConfig cannot express",
+    for said in ("nf4-block-size-128 analysis only", "w8a8-token-weight-group-64 simulated",
+                 "Analysis only: BitsAndBytesConfig cannot express",
                  "lossless LLM.int8"):  # fmt: skip
         assert said in page
     assert "lossless analysis only" not in page
