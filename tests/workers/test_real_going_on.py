@@ -23,15 +23,15 @@ from workers.supervisor import Supervisor
 SMALL = JobRequest(model="sample", sequences=2, sequence_length=32, schemes=("nf4",))
 WAITS = """
 import os, pathlib, sys, time
-from workers.measurement.runtime.progress import Narrator
-say = Narrator._say
+from workers.measurement.runtime.progress import ProgressReporter
+say = ProgressReporter._say
 def say_and_wait(self, line):
     say(self, line)
     if (getattr(line, "stage", None), getattr(line, "done", None)) == ("sweep", 4):
         home = pathlib.Path(sys.argv[-1]).parents[3]
         (home / "reached").write_text(f"{os.getpid()}\\n")
         while not (home / "go").exists(): time.sleep(0.05)
-Narrator._say = say_and_wait
+ProgressReporter._say = say_and_wait
 from workers.measurement.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,7 +10,7 @@ import torch
 
 from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.cpu.threads import share_out
+from workers.measurement.statistics.cpu.threads import split_range
 
 _RANGE_TOKENS = 256
 _MOST_RANGES = 16
@@ -21,8 +21,8 @@ def channel_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     tokens, channels = y.shape
     ranges = min(_MOST_RANGES, -(-tokens // _RANGE_TOKENS))
     sums = np.zeros((ranges, 2, channels))
-    given = (*patterns(y), *patterns(q), tokens, sums)
-    share_out(ranges, lambda _, first, last: _add(first, last, *given))
+    operands = (*patterns(y), *patterns(q), tokens, sums)
+    split_range(ranges, lambda _, first, last: _add(first, last, *operands))
     return torch.from_numpy(sums.sum(axis=0))
 
 

@@ -46,7 +46,7 @@ def score_logits(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
     def work(_: int, first: int, last: int) -> None:
         _score(*rows, next_tokens, vocabulary, first, last, out)
 
-    threads.share_out(n, work)
+    threads.split_range(n, work)
     return torch.from_numpy(out)
 
 
@@ -62,7 +62,7 @@ def compare_logits(
     def work(_: int, first: int, last: int) -> None:
         _compare(Patterns(*reference_rows), known, Patterns(*scheme_rows), next_tokens, vocabulary, first, last, out)
 
-    threads.share_out(n, work)
+    threads.split_range(n, work)
     return torch.from_numpy(out)
 
 

@@ -14,7 +14,7 @@ import torch
 from workers.measurement.statistics.cpu.bit_patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.cpu.prefetch import AHEAD, prefetch_row
-from workers.measurement.statistics.cpu.threads import share_out
+from workers.measurement.statistics.cpu.threads import split_range
 
 _UNIT_ELEMENTS = 1 << 18
 """What makes a unit of work: it takes as long as a sleeping thread takes to begin."""
@@ -25,12 +25,12 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     tokens, channels = y.shape
     out = np.empty((5, tokens))
     unit = max(1, _UNIT_ELEMENTS // channels)
-    given = (*patterns(y), *patterns(q), channels, out)
+    operands = (*patterns(y), *patterns(q), channels, out)
 
     def work(_: int, first: int, last: int) -> None:
-        _products(first * unit, min(last * unit, tokens), *given)
+        _products(first * unit, min(last * unit, tokens), *operands)
 
-    share_out(-(-tokens // unit), work)
+    split_range(-(-tokens // unit), work)
     return torch.from_numpy(out)
 
 

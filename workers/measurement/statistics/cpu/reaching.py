@@ -12,7 +12,7 @@ import torch
 
 from workers.measurement.statistics.cpu.bit_patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.cpu.threads import share_out
+from workers.measurement.statistics.cpu.threads import split_range
 from workers.measurement.statistics.reduction import SMALLEST
 
 _UNIT_ELEMENTS = 1 << 18
@@ -25,20 +25,20 @@ def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:
     sequences, tokens, channels = x.shape
     out = np.empty((sequences, tokens), np.float32)
     unit = max(1, _UNIT_ELEMENTS // channels)
-    given = (*patterns(x), channels, np.float64(np.float32(factor)), out)
+    operands = (*patterns(x), channels, np.float64(np.float32(factor)), out)
 
     def work(_: int, first: int, last: int) -> None:
-        _limits(first * unit, min(last * unit, out.size), *given)
+        _limits(first * unit, min(last * unit, out.size), *operands)
 
-    share_out(-(-out.size // unit), work)
+    split_range(-(-out.size // unit), work)
     return torch.from_numpy(out)
 
 
 def count_reaching(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
     """Return how many values of x [N, S, d] reach their token's limit, [N, d]; see `backends.count_reaching`."""
     counts = np.zeros((x.shape[0], x.shape[2]), np.int32)
-    given = (*patterns(x), np.ascontiguousarray(limits.numpy()).view(np.uint32), counts)
-    share_out(len(counts), lambda _, first, last: _count(first, last, *given))
+    operands = (*patterns(x), np.ascontiguousarray(limits.numpy()).view(np.uint32), counts)
+    split_range(len(counts), lambda _, first, last: _count(first, last, *operands))
     return torch.from_numpy(counts)
 
 

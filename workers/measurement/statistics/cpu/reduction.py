@@ -29,7 +29,7 @@ from workers.measurement.statistics.cpu.columns import COLUMNS, ROWS, add_column
 from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.cpu.histogram import U32, empty_lanes, total
 from workers.measurement.statistics.cpu.prefetch import prefetch
-from workers.measurement.statistics.cpu.threads import share_out
+from workers.measurement.statistics.cpu.threads import split_range
 from workers.measurement.statistics.reduction import FP16_MAX, Reduction
 
 _RANGE_TOKENS = 256
@@ -52,14 +52,14 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
     token_abs_max = np.empty((sequences, tokens), np.float32)
     lanes: dict[int, U32] = {}
     about = np.pad(pivot.numpy(), ((0, 0), (0, width - channels))) if width > channels else pivot.numpy()
-    given = (*patterns(x), about, np.float32(threshold))
+    operands = (*patterns(x), about, np.float32(threshold))
 
     def work(thread: int, first: int, last: int) -> None:
         if thread not in lanes:
             lanes[thread] = empty_lanes()
-        _reduce(first, last, *given, *parts, token_abs_max, lanes[thread])
+        _reduce(first, last, *operands, *parts, token_abs_max, lanes[thread])
 
-    share_out(sequences * ranges, work)
+    split_range(sequences * ranges, work)
     _merge(*parts)
     merged = [np.ascontiguousarray(part[:, 0][..., :channels]) for part in parts[:-1]] + [over_fp16[:, 0]]
     return Reduction._make([pivot, *map(torch.from_numpy, (*merged, token_abs_max)), total(*lanes.values())])

@@ -1,4 +1,4 @@
-// One reading of sequences: typical values, and everything that a Reduction holds.
+// One reading of sequences: pivots, and everything that a Reduction holds.
 //
 // A block reduces some channels of a sequence over a range of its tokens. Each thread owns its channels, so their sums
 // need no atomic operation and come out the same every time. What does not depend on the order of additions (counts,
@@ -13,7 +13,7 @@ __device__ float median3(float a, float b, float c)
 
 // Write the median of three medians of three tokens of every channel; values that are not finite count as 0.
 // One thread for each of the N * d channels.
-extern "C" __global__ void typical(const void *x, float *out, i64 sequences, i64 tokens, i64 channels, i64 stride_n, i64 stride_s)
+extern "C" __global__ void pivots(const void *x, float *out, i64 sequences, i64 tokens, i64 channels, i64 stride_n, i64 stride_s)
 {
     i64 here = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (here >= sequences * channels)

@@ -12,7 +12,7 @@ from torch import nn
 
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import CannotQuantize
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.models.projections import weight_rows
 
 

@@ -1,4 +1,4 @@
-"""A typical value of every channel of tensors in host memory: what their power sums are taken about.
+"""Computes a pivot of every channel of tensors in host memory: a typical value, about which power sums are taken.
 
 N sequences of S tokens, d channels
 """
@@ -13,16 +13,16 @@ from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.reduction import PIVOT_TOKENS
 
 
-def typical(x: torch.Tensor) -> torch.Tensor:
-    """Return a typical value of every channel of sequences [N, S, d], [N, d]; see `backends.typical`."""
+def pivots(x: torch.Tensor) -> torch.Tensor:
+    """Return a pivot of every channel of sequences [N, S, d], [N, d]; see `backends.pivots`."""
     sequences, tokens, channels = x.shape
     pivot = np.empty((sequences, channels), np.float32)
-    _typical(*patterns(x), tokens, pivot)
+    _pivots(*patterns(x), tokens, pivot)
     return torch.from_numpy(pivot)
 
 
 @compiled()
-def _typical(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+def _pivots(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
     sequences, channels = pivot.shape
     bits = np.empty((PIVOT_TOKENS, channels), np.uint32)
     v = bits.view(np.float32)
