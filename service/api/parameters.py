@@ -8,6 +8,8 @@ from fastapi import Depends, Path, Query, Request
 from service.contracts.refusals import nearest
 from service.errors import InvalidRequest, NotFound
 
+JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+"""Form of a job's id, which is also its report's."""
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
 MAX_PAGE_SIZE = 200
@@ -25,7 +27,7 @@ ModelFilter = Annotated[
 
 def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
     """Return the id. Raises NotFound for a malformed one."""
-    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", job_id):
+    if not JOB_ID.fullmatch(job_id):
         raise NotFound(f"job: {job_id[:64]!r} is not an id; allowed: 1 to 64 letters, digits, - and _")
     return job_id
 
