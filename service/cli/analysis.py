@@ -14,7 +14,7 @@ from service.cli.client import Document, DownloadBroken
 from service.cli.connection import Service, connect, with_options
 from service.cli.display import display
 from service.cli.errors import JobCancelled, JobFailed
-from service.cli.following import Display, follow, stop
+from service.cli.following import Display, Watch
 from service.cli.inputs import Wanted
 from service.cli.options import check_body
 from service.cli.signals import interruptible
@@ -49,14 +49,15 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
 def run_job(service: Service, body: Document, shown: Display) -> Document:
     """Submit the job, and return it once it has ended; Ctrl-C cancels it, whether or not its id had come by then."""
     submit = partial(service.client.post, "/v1/jobs", body, idempotency_key=uuid.uuid4().hex)
+    watch = Watch(service.client, shown, service.check)
     job: Document | None = None
     try:
         job = submit()
-        return follow(service.client, job["id"], shown, service.check)
+        return watch.follow(job["id"])
     except KeyboardInterrupt:
         job_id = (job or submit())["id"]
         print(f"cancelling job {job_id}", file=sys.stderr)
-        return stop(service.client, job_id, shown, service.check)
+        return watch.stop(job_id)
 
 
 def _check(job: Document) -> None:

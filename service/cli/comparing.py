@@ -67,7 +67,7 @@ def _directories(reports: Sequence[str], fetched: Path) -> list[Path]:
         if is_directory(report):
             check_report(Path(report), "REPORT")
         else:
-            ids.append(checked_id(report))
+            ids.append(checked_id(report, "REPORT", ", or the directory of a report"))
     if ids:
         with connect(workers=False) as service:
             for report_id in dict.fromkeys(ids):

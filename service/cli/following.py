@@ -49,38 +49,50 @@ class Pace:
         return (elapsed - self._began[1]) / advanced * (total - done)
 
 
-def follow(client: Client, job_id: str, display: Display, check: Callable[[], None], *, after: int = 0) -> Document:
-    """Show the job's events until it has ended, and return the job.
+class Watch:
+    """Shows the events of one job, each once, also after Ctrl-C.
 
-    `check` is called between two looks and may raise. Raises ServiceUnreachable when the service stays away.
+    `check` is called between two looks and may raise.
     """
-    seen, answered = after, time.monotonic()
-    while True:
-        check()
-        try:
-            page = client.get(f"/v1/jobs/{job_id}/events", after=seen)
-            for event in page["events"]:
-                display.show(event["kind"], event["data"])
-                seen = event["sequence"]
-            job = client.get(f"/v1/jobs/{job_id}")
-            answered = time.monotonic()
-        except ServiceUnreachable as error:
-            if time.monotonic() - answered > PATIENCE_SECONDS:
-                raise ServiceUnreachable(f"{error}; job {job_id} may go on: headroom jobs show {job_id}") from error
-        else:
-            if page["ended"]:
-                return job
-            if job["queue_position"] is not None:
-                display.waiting(job["queue_position"])
-        time.sleep(LOOK_SECONDS)
 
+    def __init__(self, client: Client, display: Display, check: Callable[[], None]) -> None:
+        self._client = client
+        self._display = display
+        self._check = check
+        self._last_shown = 0
+        """Sequence number of the last event that was shown."""
 
-def stop(client: Client, job_id: str, display: Display, check: Callable[[], None]) -> Document:
-    """Cancel the job, wait until it has ended, and return it; shows only the events from the cancellation on."""
-    shown = client.get(f"/v1/jobs/{job_id}/events")["events"]
-    job = client.post(f"/v1/jobs/{job_id}/cancel")
-    return (
-        job
-        if job["finished_at"]
-        else follow(client, job_id, display, check, after=shown[-1]["sequence"] if shown else 0)
-    )
+    def follow(self, job_id: str) -> Document:
+        """Show the job's events until it has ended, and return the job.
+
+        Raises ServiceUnreachable when the service stays away.
+        """
+        answered = time.monotonic()
+        while True:
+            self._check()
+            try:
+                ended = self._show_new_events(job_id)
+                job = self._client.get(f"/v1/jobs/{job_id}")
+                answered = time.monotonic()
+            except ServiceUnreachable as error:
+                if time.monotonic() - answered > PATIENCE_SECONDS:
+                    raise ServiceUnreachable(f"{error}; job {job_id} may go on: headroom jobs show {job_id}") from error
+            else:
+                if ended:
+                    return job
+                if job["queue_position"] is not None:
+                    self._display.waiting(job["queue_position"])
+            time.sleep(LOOK_SECONDS)
+
+    def stop(self, job_id: str) -> Document:
+        """Cancel the job, follow it until it has ended, and return it."""
+        job = self._client.post(f"/v1/jobs/{job_id}/cancel")
+        return job if job["finished_at"] else self.follow(job_id)
+
+    def _show_new_events(self, job_id: str) -> bool:
+        """Show the events that were not shown yet; return whether the job has ended."""
+        page = self._client.get(f"/v1/jobs/{job_id}/events", after=self._last_shown)
+        for event in page["events"]:
+            self._display.show(event["kind"], event["data"])
+            self._last_shown = event["sequence"]
+        return bool(page["ended"])

@@ -62,16 +62,18 @@ def run(program: str, arguments: Sequence[str]) -> None:
     """
     require_drawing()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADROOM_")}
-    with interruptible():
+    with (
+        interruptible(),
         # -P: no file that happens to lie where the user stands is imported.
-        process = spawn(
+        spawn(
             [sys.executable, "-P", "-m", program, *arguments],
             env=environment,
             on_parent_death=signal.SIGTERM,  # so that it can clear away what it has begun
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-        )
+        ) as process,  # closes the pipe, also after Ctrl-C
+    ):
         try:
             _, said = process.communicate()
         except KeyboardInterrupt:
