@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from service.cli import bundle, inputs, output
-from service.cli.client import Document
+from service.cli import inputs, output
+from service.cli.client import Document, fetch
 from service.cli.connection import connect
 from service.errors import InvalidRequest
 
@@ -61,7 +61,7 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
     """Download a report into the directory `out`."""
     inputs.check_out(out)
     with connect(workers=False) as service:
-        bundle.fetch(service.client, checked_id(report_id), out)
+        fetch(service.client, checked_id(report_id), out)
     page = out.absolute() / "report.html"
     if as_json:
         output.document({"id": report_id, "directory": str(out.absolute()), "page": str(page)})

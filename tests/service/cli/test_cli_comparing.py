@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.comparing import _told
+from service.cli.drawing import _told
 from service.contracts.comparison import Comparison
 from service.contracts.request import JobRequest
 

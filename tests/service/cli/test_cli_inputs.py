@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.inputs import Wanted, check, check_out, model_name, read_text, submission, upload
-from service.cli.thresholds import thresholds
+from service.cli.inputs import Wanted, check, check_out, model_name, read_text, submission, thresholds, upload
 from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.cli import reporting
-from service.cli.reporting import DrawingInterrupted
+from service.cli import drawing
+from service.cli.drawing import DrawingInterrupted
 
 ROOT = Path(__file__).resolve().parents[3]
 STORED = ROOT / "tests" / "workers" / "reporting" / "stored" / "schema_1_0"
@@ -111,10 +111,10 @@ def test_an_interrupted_drawing_leaves_no_file_open(monkeypatch):
     def interrupted(_process):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reporting, "spawn", spawn)
+    monkeypatch.setattr(drawing, "spawn", spawn)
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(DrawingInterrupted, match="stopped; nothing was changed"):
-        reporting.run("http.server", ["--bind", "127.0.0.1", "0"])
+        drawing.run("http.server", ["--bind", "127.0.0.1", "0"])
     (process,) = started
     assert process.returncode == -signal.SIGTERM
     assert process.stderr.closed
