@@ -14,12 +14,14 @@ from service.cli.options import (
     Device,
     JobId,
     Json,
+    Labelled,
     Limit,
     Memory,
     ModelFilter,
     Out,
     PageToken,
     Schemes,
+    Score,
     Thresholds,
     number,
     whole_number,
@@ -61,10 +63,7 @@ def analyze(
         ),
     ] = None,
     calibration: Calibration = None,
-    labelled: Annotated[
-        Path | None,
-        typer.Option("--labelled", metavar="FILE", help="Labeled or scored prompts, JSON Lines."),
-    ] = None,
+    labelled: Labelled = None,
     sequences: Annotated[
         int | None,
         typer.Option(
@@ -95,12 +94,7 @@ def analyze(
             "--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of sequences. Default: 0."
         ),
     ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            "--score", metavar="WHICH", help="Scored positions: all or second_half of each sequence. Default: all."
-        ),
-    ] = None,
+    score: Score = None,
     bos: Annotated[
         str | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""The options of the command line: their numbers, and the request fields that they set."""
+"""The options of the command line: how they are read and explained, and the request fields that they set."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -97,6 +97,15 @@ Thresholds = Annotated[
         metavar="NAME=VALUE",
         help="Threshold of a definition, such as llm_int8.magnitude=5, or limit of the verdict, such as "
         "verdict.kl_severe=0.2. Repeatable.",
+    ),
+]
+Labelled = Annotated[
+    Path | None, typer.Option("--labelled", metavar="FILE", help="Labeled or scored prompts, JSON Lines.")
+]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        "--score", metavar="WHICH", help="Scored positions: all or second_half of each sequence. Default: all."
     ),
 ]
 Memory = Annotated[
