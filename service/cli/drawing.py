@@ -146,7 +146,7 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
     try:
         check_count(len(reports))
     except NotComparable as error:
-        raise InvalidRequest("REPORT", list(reports), str(error), message=str(error)) from error
+        raise InvalidRequest("REPORT", list(reports), str(error), message=f"REPORT: {error}") from error
     with tempfile.TemporaryDirectory(prefix="headroom-compare-") as fetched:
         directories = _directories(reports, Path(fetched))
         run(COMPARISON, [str(path) for path in (out.absolute(), *directories)])

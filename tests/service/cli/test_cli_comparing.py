@@ -92,8 +92,8 @@ def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path)
     out = str(place / "out")
     newer = keep(schema_version="2.0")
     for arguments, named in (
-        ([str(stored)], "compare needs 2 to 8 reports; got 1"),
-        ([str(stored)] * 9, "compare needs 2 to 8 reports; got 9"),
+        ([str(stored)], "REPORT: compare needs 2 to 8 reports; got 1"),
+        ([str(stored)] * 9, "REPORT: compare needs 2 to 8 reports; got 9"),
         ([str(stored), str(tmp_path / "none")], "has no report.json; allowed: the directory of a report"),
         ([str(stored), str(place)], "has no report.json; allowed: the directory of a report"),
         (
