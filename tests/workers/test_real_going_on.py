@@ -105,7 +105,7 @@ def working(bench: Bench) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 def take_away(bench: Bench) -> None:
     """Let the lease run out."""
     later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
-    assert later.offer_expired(3) == [bench.job_id]
+    assert later.requeue_expired(3) == [bench.job_id]
 
 
 def kill_in_the_middle(bench: Bench) -> None:
