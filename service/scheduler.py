@@ -1,9 +1,8 @@
-"""The loop that makes up for everything that was lost.
+"""Requeues the jobs of lost workers and sends missing messages, in rounds.
 
-One round: jobs whose worker was lost are offered again; dispatches that never reached the broker are sent; and where
-the broker holds fewer messages than there are jobs waiting for theirs, the messages of jobs that have waited are sent
-again. Every step may be broken off, done twice, or done by two schedulers at once: workers drop what is stale or
-double.
+One round: jobs whose worker was lost go back to the queue; dispatches that never reached the broker are sent; and if
+the broker holds fewer messages than there are queued jobs, the messages of jobs that have waited are sent again. A
+step may be interrupted, repeated, or done by two schedulers at once: workers drop messages that are stale or double.
 """
 
 import logging
@@ -22,8 +21,8 @@ from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings, settings
 from service.store.database import make_engine, upgrade
 from service.store.dispatches import Dispatches
+from service.store.job_records import Dispatch
 from service.store.jobs import JobStore
-from service.store.records import Dispatch
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +32,13 @@ ANSWER_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did."""
+    """Counts of what one round did."""
 
-    offered: int
+    requeued: int
     """Jobs taken from lost workers."""
     sent: int
     """Dispatches sent for the first time."""
-    rung: int
+    resent: int
     """Dispatches sent again."""
 
 
@@ -52,14 +51,14 @@ def run_round(
     answer_seconds: float = ANSWER_SECONDS,
 ) -> Round:
     """Do one round. `send` and `waiting` speak to the broker, and raise ServiceUnreachable when it is down."""
-    offered = len(store.offer_expired(max_attempts))
+    requeued = len(store.requeue_expired(max_attempts))
     sent = _send_all(store, store.unsent_dispatches(), send)
     # Jobs are counted before messages: a job that is taken in between makes the broker hold one too few, and the
     # message is sent once too often. The other order could hide a loss behind a message that has just come.
     expected = store.expected_messages()
     lost = expected > 0 and waiting() < expected
-    rung = _send_all(store, store.unanswered_dispatches(answer_seconds), send) if lost else 0
-    return Round(offered, sent, rung)
+    resent = _send_all(store, store.unanswered_dispatches(answer_seconds), send) if lost else 0
+    return Round(requeued, sent, resent)
 
 
 def _send_all(store: Dispatches, dispatches: Sequence[Dispatch], send: Callable[[str, int], None]) -> int:
@@ -70,7 +69,7 @@ def _send_all(store: Dispatches, dispatches: Sequence[Dispatch], send: Callable[
 
 
 class Scheduler:
-    """Rounds without end, and a log that says what changed and nothing twice."""
+    """Repeats rounds; logs a failure when it begins and when it ends, not every round."""
 
     def __init__(self, settings: Settings, store: Dispatches) -> None:
         app = queue.make_app(settings)
@@ -92,8 +91,8 @@ class Scheduler:
         if self._trouble:
             log.info("rounds succeed again")
             self._trouble = None
-        if done.offered or done.rung:
-            log.warning("%d jobs taken from lost workers, %d lost messages sent again", done.offered, done.rung)
+        if done.requeued or done.resent:
+            log.warning("%d jobs taken from lost workers, %d lost messages sent again", done.requeued, done.resent)
         return done
 
     def run(self) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Submits a job: checks the request, stores its files, inserts the job, and sends its message to the broker.
+"""Validates and submits jobs: checks the request, stores its files, inserts the job, and sends its message.
 
 Only what any API server can check is checked here: the form of the model's name, and that a file is of the format that
 its name states. The measurement checks whether the model exists and what the files contain.
@@ -24,7 +24,21 @@ Send = Callable[[str, int], None]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_NAME}/{_NAME}(@[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_FILES = ("calibration", "labelled")
+"""Fields of a submission that hold a file."""
 _MODELS = "'sample', the absolute path of a directory, or a hub id such as 'org/name' or 'org/name@revision'"
+
+
+def validate(submission: JobSubmission, *, idempotency_key: str | None = None) -> JobRequest:
+    """Return the request of the job that `submit` would make, without storing anything. Raises InvalidRequest."""
+    _check_model(submission.model)
+    _check_key(idempotency_key)
+    _check_labelled(submission)
+    uploads = _uploads(submission)
+    for name, upload in uploads.items():
+        _check_upload(name, upload)
+    files = {name: _description(upload) for name, upload in uploads.items()}
+    return JobRequest.model_validate({**submission.model_dump(exclude=set(_FILES)), **files})
 
 
 def submit(
@@ -33,29 +47,31 @@ def submit(
     submission: JobSubmission,
     *,
     idempotency_key: str | None = None,
-    validate_only: bool = False,
     send: Send | None = None,
-) -> Job | JobRequest:
-    """Put a job into the queue and return it; with `validate_only` return only its request.
+) -> Job:
+    """Put a job into the queue and return it.
 
     `send` is called after the job is committed. Where it fails or is None, the scheduler sends the message later.
     Raises InvalidRequest, IdempotencyKeyReused, and StoreFailed when a file cannot be stored; then there is no job.
     """
-    _check_model(submission.model)
-    _check_key(idempotency_key)
-    _check_labelled(submission)
-    uploads = {name: upload for name in ("calibration", "labelled") if (upload := getattr(submission, name))}
-    for name, upload in uploads.items():
-        _check_upload(name, upload)
-    stored = {name: _stored(upload, None if validate_only else artifacts) for name, upload in uploads.items()}
-    fields = submission.model_dump(exclude={"calibration", "labelled"})
-    request = JobRequest.model_validate({**fields, **stored})
-    if validate_only:
-        return request
+    request = validate(submission, idempotency_key=idempotency_key)
+    for upload in _uploads(submission).values():
+        artifacts.put(upload.content)
     job = store.submit(request, idempotency_key=idempotency_key)
     if send is not None:
         _send(store, job, send)
     return job
+
+
+def _uploads(submission: JobSubmission) -> dict[str, Upload]:
+    """Return the files of a submission by the names of their fields."""
+    return {name: upload for name in _FILES if (upload := getattr(submission, name))}
+
+
+def _description(upload: Upload) -> StoredFile:
+    """Return the name, SHA-256 and size of an uploaded file."""
+    content = upload.content
+    return StoredFile(name=upload.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
 def _check_model(model: str) -> None:
@@ -103,13 +119,6 @@ def _check_upload(field: str, upload: Upload) -> None:
         allowed = f"UTF-8 text, as the name {upload.name!r} states"
         problem = f"is not UTF-8 text at byte {error.start}"
         raise InvalidRequest(f"{field}.{name}", shown, allowed, problem=problem) from error
-
-
-def _stored(upload: Upload, artifacts: ArtifactStore | None) -> StoredFile:
-    """Store an uploaded file in `artifacts`, if any; return its description."""
-    content = upload.content
-    sha256, size = artifacts.put(content) if artifacts else (hashlib.sha256(content).hexdigest(), len(content))
-    return StoredFile(name=upload.name, sha256=sha256, size=size)
 
 
 def _send(store: JobStore, job: Job, send: Send) -> None:

@@ -25,8 +25,8 @@ from service.contracts.progress import Failed, Finished, Progress, Warned
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
+from service.store.job_records import Artifact, Claim
 from service.store.leases import Leases
-from service.store.records import ArtifactRow, Claim
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.children import Ended, run_child, without_secrets
 from workers.lease import Lease
@@ -92,7 +92,7 @@ class Attempt:
         self._layers = 0
         """That the last measurement was through with."""
 
-    def run(self) -> list[ArtifactRow]:
+    def run(self) -> list[Artifact]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
 
         Raises JobFailed, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
@@ -201,7 +201,7 @@ class Attempt:
             raise JobFailed(_unexplained("drawing the report", ended))
         report(1)
 
-    def _keep(self) -> list[ArtifactRow]:
+    def _keep(self) -> list[Artifact]:
         files = report_files(self._out)
         bundle = self._directory / BUNDLE
         write_bundle(files, bundle)
@@ -209,7 +209,7 @@ class Attempt:
         for name, path in {**files, BUNDLE: bundle}.items():
             self._lease.check_owned()
             sha256, size = self._artifacts.put(path)
-            rows.append(ArtifactRow(self._claim.job_id, name, sha256, size, media_type(name)))
+            rows.append(Artifact(self._claim.job_id, name, sha256, size, media_type(name)))
         return rows
 
     def _request(self) -> MeasurementRequest:

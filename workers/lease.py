@@ -13,8 +13,8 @@ from typing import Self
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.errors import LeaseLost
+from service.store.job_records import Claim
 from service.store.leases import Leases
-from service.store.records import Claim
 
 log = logging.getLogger(__name__)
 

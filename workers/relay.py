@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.contracts.progress import PROGRESS_LINE, Failed, Finished, Progress, Warned
+from service.store.job_records import Claim
 from service.store.leases import Leases
-from service.store.records import Claim
 
 log = logging.getLogger(__name__)
 

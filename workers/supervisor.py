@@ -31,8 +31,8 @@ from service.contracts.progress import Failed
 from service.errors import LeaseLost, StoreFailed
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
+from service.store.job_records import Claim
 from service.store.leases import Leases
-from service.store.records import Claim
 from workers.attempt import Attempt, Commands, JobFailed
 from workers.directories import WorkDirectories
 from workers.lease import CancelAsked, Lease, WorkerStopping

@@ -12,7 +12,7 @@ from service.api.parameters import PRINTABLE, JobId, ModelFilter, PageSize, Page
 from service.api.verdicts import verdicts_of
 from service.api.views import JobPage, JobView
 from service.contracts.request import JobRequest, JobSubmission
-from service.store.records import Job
+from service.store.job_records import Job
 from service.store.statuses import Status
 
 router = APIRouter(prefix="/v1/jobs", route_class=UniqueKeys)
@@ -37,19 +37,13 @@ def submit(
 
     Without `labelled`, the model `sample` uses its bundled labeled prompts.
     """
-    accepted = submission.submit(
-        backend.store,
-        backend.artifacts,
-        body,
-        idempotency_key=idempotency_key,
-        validate_only=validate_only,
-        send=partial(queue.send, backend.broker) if backend.broker else None,
-    )
-    if isinstance(accepted, JobRequest):
+    if validate_only:
         response.status_code = status.HTTP_200_OK
-        return accepted
-    response.headers["Location"] = f"/v1/jobs/{accepted.id}"
-    return JobView.of(accepted, verdicts_of(backend, [accepted]).get(accepted.id))
+        return submission.validate(body, idempotency_key=idempotency_key)
+    send = partial(queue.send, backend.broker) if backend.broker else None
+    job = submission.submit(backend.store, backend.artifacts, body, idempotency_key=idempotency_key, send=send)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobView.of(job, verdicts_of(backend, [job]).get(job.id))
 
 
 @router.get("")

@@ -13,7 +13,7 @@ from pathlib import Path
 from service.api.backend import Backend
 from service.contracts.report import SchemeVerdict
 from service.errors import NotFound
-from service.store.records import Job
+from service.store.job_records import Job
 from service.store.statuses import Status
 from service.stored import read_report
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from service.contracts.progress import Failed, Progress
 from service.contracts.report import SchemeVerdict
 from service.contracts.request import JobRequest
-from service.store.records import Event, Job
+from service.store.job_records import Event, Job
 from service.store.statuses import Status
 
 

@@ -77,12 +77,12 @@ def few_sequences(perplexity: Estimate | None, sequences: int) -> tuple[Warning,
 
 
 def _scheme(facts: SchemeFacts, sequences: Sequence[ScoredSequence]) -> SchemeFacts:
-    found = [list(one.positions.values()) for one in sequences]
+    scored = [list(one.positions.values()) for one in sequences]
     changed = {
-        "perplexity": _known(mean_exp, [[at.nll for at in one] for one in found]),
-        "perplexity_ratio": _known(mean_exp, [[at.log_ratio for at in one] for one in found]),
-        "kl_divergence": _known(mean, [[at.kl for at in one] for one in found]),
-        "same_top_token": _known(mean, [[at.same_top for at in one] for one in found]),
+        "perplexity": _known(mean_exp, [[at.nll for at in one] for one in scored]),
+        "perplexity_ratio": _known(mean_exp, [[at.log_ratio for at in one] for one in scored]),
+        "kl_divergence": _known(mean, [[at.kl for at in one] for one in scored]),
+        "same_top_token": _known(mean, [[at.same_top for at in one] for one in scored]),
     }
     return facts.model_copy(update={name: _update(getattr(facts, name), of) for name, of in changed.items()})
 

@@ -138,6 +138,17 @@ def student_t(degrees_of_freedom: int) -> float:
     return math.sqrt(degrees_of_freedom) * math.tan(middle)
 
 
+def upper_tail(t: float, degrees_of_freedom: int) -> float:
+    """Return the probability that Student's t is over `t`, to an absolute error of about 1e-15; NaN gives NaN.
+
+    The sum is as long as there are degrees of freedom.
+    """
+    if degrees_of_freedom < 1:
+        raise ValueError(f"degrees_of_freedom: {degrees_of_freedom} is not allowed; 1 or more is")
+    one_side = (1 - _inside(math.atan(abs(t) / math.sqrt(degrees_of_freedom)), degrees_of_freedom)) / 2
+    return max(one_side, 0.0) if t > 0 else 1 - one_side
+
+
 def _inside(angle: float, freedom: int) -> float:
     """Return the probability that abs(t) is at most sqrt(freedom) * tan(angle)."""
     cosine, sine = math.cos(angle), math.sin(angle)

@@ -125,8 +125,9 @@ def check_names(variants: Iterable[Variant]) -> None:
     seen: dict[str, Variant] = {}
     for variant in variants:
         if other := seen.get(variant.name):
+            label = f"LABEL={described(vars(variant))}"
             raise ValueError(
-                f"{other} and {variant} have the same name {variant.name!r}. Give one of them a label: LABEL={variant}"
+                f"{other} and {variant} have the same name {variant.name!r}. Give one of them another label: {label}"
             )
         seen[variant.name] = variant
 

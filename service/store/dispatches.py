@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Select, and_, func, select, update
 
 from service.contracts.progress import Failed
-from service.store.records import Dispatch
+from service.store.job_records import Dispatch
 from service.store.statuses import Status
 from service.store.tables import DispatchRow, JobRow
 from service.store.transactions import Transactions, end_failed, requeue
@@ -47,14 +47,14 @@ class Dispatches(Transactions):
                 .values(sent_at=self._clock())
             )
 
-    def offer_expired(self, max_attempts: int) -> list[str]:
+    def requeue_expired(self, max_attempts: int) -> list[str]:
         """Take running jobs from workers whose lease ran out; return their ids.
 
         They go back to the queue; one that lost its worker `max_attempts` times fails with the code `worker-lost`;
         one that was to be cancelled ends cancelled. Retrying by hand starts the count anew, and an attempt that a
         stopping worker gave back does not count.
         """
-        offered = []
+        requeued = []
         with self._write() as session:
             now = self._clock()
             expired = session.scalars(
@@ -74,8 +74,8 @@ class Dispatches(Transactions):
                         bad_input=False,
                     )
                     end_failed(session, row, failed, now)
-                offered.append(row.id)
-        return offered
+                requeued.append(row.id)
+        return requeued
 
 
 def _waiting(condition: ColumnElement[bool]) -> Select[str, int]:

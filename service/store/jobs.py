@@ -2,7 +2,7 @@
 
 A job is a row before it is a message. Submitting writes the row, its first event and the dispatch that is owed to
 the broker in one transaction; nothing is sent before that is committed (`service.submission`, `service.scheduler`).
-The worker's side is in `leases`, the scheduler's in `dispatches`; here is the side of the people who ask.
+The worker's side is in `leases`, the scheduler's in `dispatches`; this module has what the API calls.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ from sqlalchemy.orm import Session
 from service.contracts.request import JobRequest
 from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.dispatches import Dispatches
+from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of, new_id
 from service.store.leases import Leases
-from service.store.records import ArtifactRow, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of, new_id
 from service.store.statuses import Status
-from service.store.tables import ArtifactRecord, EventRow, JobRow
+from service.store.tables import ArtifactRow, EventRow, JobRow
 from service.store.transactions import end_cancelled, enqueue, locked, move, record
 
-__all__ = ["ArtifactRow", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
+__all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
 MAX_PAGE_SIZE = 1000
 
@@ -145,33 +145,33 @@ class JobStore(Leases, Dispatches):
             session.flush()
             return _job(session, row)
 
-    def artifact(self, job_id: str, name: str) -> ArtifactRow:
+    def artifact(self, job_id: str, name: str) -> Artifact:
         """Return one file of a report. Raises NotFound."""
         with self._read() as session:
-            row = session.get(ArtifactRecord, (job_id, name))
+            row = session.get(ArtifactRow, (job_id, name))
             if row is None:
                 _existing(session, job_id)
                 raise NotFound(f"job {job_id!r} has no file {name!r}")
             return artifact_of(row)
 
-    def artifacts(self, job_id: str) -> Sequence[ArtifactRow]:
+    def artifacts(self, job_id: str) -> Sequence[Artifact]:
         """Return the files of a report by name; none until the job has succeeded. Raises NotFound."""
         with self._read() as session:
             _existing(session, job_id)
-            query = select(ArtifactRecord).where(ArtifactRecord.job_id == job_id).order_by(ArtifactRecord.name)
+            query = select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)
             return [artifact_of(row) for row in session.scalars(query)]
 
     def named(self, name: str, job_ids: Iterable[str]) -> dict[str, str]:
         """Return the SHA-256 of the file `name` of each job that has one, by the jobs' ids."""
         with self._read() as session:
-            query = select(ArtifactRecord).where(ArtifactRecord.job_id.in_(list(job_ids)), ArtifactRecord.name == name)
+            query = select(ArtifactRow).where(ArtifactRow.job_id.in_(list(job_ids)), ArtifactRow.name == name)
             return {row.job_id: row.sha256 for row in session.scalars(query)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
         with self._read() as session:
-            found = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
-            counted = {status: count for status, count in found}  # noqa: C416 - rows are not pairs to the type checker
+            rows = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
+            counted = {status: count for status, count in rows}  # noqa: C416 - rows are not pairs to the type checker
         return {status: counted.get(status, 0) for status in Status}
 
 
@@ -207,6 +207,6 @@ def _jobs(session: Session, rows: Iterable[JobRow]) -> list[Job]:
     if waiting:
         position = func.row_number().over(order_by=(JobRow.queued_at, JobRow.id)) - 1
         queue = select(JobRow.id, position.label("position")).where(JobRow.status == Status.queued).subquery()
-        found = session.execute(select(queue.c.id, queue.c.position).where(queue.c.id.in_(waiting)))
-        positions = {job_id: place for job_id, place in found}  # noqa: C416
+        places = session.execute(select(queue.c.id, queue.c.position).where(queue.c.id.in_(waiting)))
+        positions = {job_id: place for job_id, place in places}  # noqa: C416
     return [job_of(row, positions.get(row.id)) for row in rows]

@@ -30,8 +30,8 @@ class KeyStore(Transactions):
     def ensure(self, name: str, plain: str) -> None:
         """Make `plain` the key called `name`, in place of any other key of that name."""
         with self._write() as session:
-            found = session.get(KeyRow, name)
-            if found is not None and found.sha256 == _hash(plain):
+            row = session.get(KeyRow, name)
+            if row is not None and row.sha256 == _hash(plain):
                 return
             session.execute(delete(KeyRow).where(or_(KeyRow.name == name, KeyRow.sha256 == _hash(plain))))
             session.add(KeyRow(name=name, sha256=_hash(plain), created_at=self._clock()))

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from service.contracts.progress import Failed, Progress, Warned
 from service.contracts.request import JobRequest
 from service.errors import LeaseLost
-from service.store.records import ArtifactRow, Claim
+from service.store.job_records import Artifact, Claim
 from service.store.statuses import Status
-from service.store.tables import ArtifactRecord, JobRow
+from service.store.tables import ArtifactRow, JobRow
 from service.store.transactions import Transactions, end_cancelled, end_failed, move, record, requeue
 
 
@@ -64,12 +64,12 @@ class Leases(Transactions):
                 row.progress = line.model_dump(mode="json")
             record(session, row, line.kind, data, self._clock())
 
-    def succeed(self, claim: Claim, artifacts: Iterable[ArtifactRow]) -> None:
+    def succeed(self, claim: Claim, artifacts: Iterable[Artifact]) -> None:
         """End the job with its report, in one transaction: every artifact's row and the status. Raises LeaseLost."""
         with self._write() as session:
             row = _held(session, claim)
             session.add_all(
-                ArtifactRecord(
+                ArtifactRow(
                     job_id=row.id, name=item.name, sha256=item.sha256, size=item.size, media_type=item.media_type
                 )
                 for item in artifacts

@@ -114,7 +114,7 @@ class DispatchRow(Base):
     """When it last went to the broker; null until then."""
 
 
-class ArtifactRecord(Base):
+class ArtifactRow(Base):
     """One file of a job's report."""
 
     __tablename__ = "artifacts"

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from service.contracts.progress import Failed
 from service.errors import NotFound, TransitionNotAllowed
 from service.store.database import writer
-from service.store.records import utcnow
+from service.store.job_records import utcnow
 from service.store.statuses import TRANSITIONS, Status
 from service.store.tables import DispatchRow, EventRow, JobRow
 

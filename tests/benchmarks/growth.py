@@ -23,7 +23,7 @@ from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
 from workers.measurement.program import measure
 from workers.measurement.runtime.memory import settle_memory
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 LAYERS = (4, 8, 16, 24)
 SEQUENCES = (4, 8, 16, 32)
@@ -41,9 +41,9 @@ def seconds(model: Path, text: Path, sequences: int, out: Path) -> float:
             "batch_sequences": 4,
         }
     )
-    narrator = Narrator(out=io.StringIO())
-    measure(request, out, narrator)
-    return narrator.stage_seconds["sweep"] + narrator.stage_seconds["divergence"]
+    reporter = ProgressReporter(out=io.StringIO())
+    measure(request, out, reporter)
+    return reporter.stage_seconds["sweep"] + reporter.stage_seconds["divergence"]
 
 
 def line(sizes: tuple[int, ...], taken: list[list[float]]) -> dict[str, object]:

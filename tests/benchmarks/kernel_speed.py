@@ -66,7 +66,7 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.devic
     q = (y.float() * (1 + 0.01 * torch.randn_like(y, dtype=torch.float32))).to(dtype)
     weight = torch.randn(shape[2], shape[2], device=device).to(dtype)
     ways: dict[str, Callable[[], object]] = {
-        "reduction": lambda: backends.reduce_sequences(x, backends.typical(x), THRESHOLD),
+        "reduction": lambda: backends.reduce_sequences(x, backends.pivots(x), THRESHOLD),
         "reduction by torch operations": lambda: reduce_by_operations(x),
         "token products": lambda: backends.token_products(y, q),
         "token products by torch operations": lambda: products_by_operations(y, q),

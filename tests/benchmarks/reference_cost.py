@@ -35,7 +35,7 @@ from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder
 from workers.measurement.program import measure
 from workers.measurement.runtime.memory import settle_memory
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 
 def bare(model: nn.Module, token_ids: torch.Tensor) -> None:
@@ -86,10 +86,10 @@ def whole_stage(path: Path, text: Path, shape: tuple[int, int], device: str, out
             "device": device,
         }
     )
-    narrator = Narrator(out=io.StringIO())
-    measure(request, out, narrator)
+    reporter = ProgressReporter(out=io.StringIO())
+    measure(request, out, reporter)
     shutil.rmtree(out)
-    return narrator.stage_seconds["sweep"]
+    return reporter.stage_seconds["sweep"]
 
 
 def seconds(work: Callable[[], object], device: str) -> float:

@@ -21,7 +21,7 @@ import psutil
 from synthetic_report import Shape, SyntheticReport
 
 from workers.bundle import report_files, write_bundle
-from workers.reporting.figures import style
+from workers.reporting.drawing import style
 from workers.reporting.figures.registry import FIGURES
 from workers.reporting.loading import load
 

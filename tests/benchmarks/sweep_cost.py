@@ -25,7 +25,7 @@ from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
 from workers.measurement.program import measure
 from workers.measurement.runtime.memory import settle_memory
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 NAMES = ("reference", "int8", "nf4")
 
@@ -58,10 +58,10 @@ def sweep(path: Path, text: Path, sequences: int, length: int, out: Path) -> dic
             "sequence_length": length,
         }
     )
-    narrator = Narrator(out=io.StringIO())
+    reporter = ProgressReporter(out=io.StringIO())
     started = time.perf_counter()
-    measure(request, out, narrator)
-    return narrator.stage_seconds | {"total": time.perf_counter() - started}
+    measure(request, out, reporter)
+    return reporter.stage_seconds | {"total": time.perf_counter() - started}
 
 
 def main() -> None:

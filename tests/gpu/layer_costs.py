@@ -20,8 +20,8 @@ from step_support import seconds
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
+from workers.measurement.layers.copies.quantize_layer import quantize_layer
 from workers.measurement.layers.layer_pass import LayerPass
-from workers.measurement.layers.quantize_layer import quantize_layer
 from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep import prepare_sweep
 from workers.measurement.layers.sweep_state import Batch, SweepState

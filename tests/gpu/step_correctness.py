@@ -90,14 +90,14 @@ def measured(context: Context, name: str) -> Measured:
     from oracle import WholeModel
 
     from workers.measurement.program import measure
-    from workers.measurement.runtime.progress import Narrator
+    from workers.measurement.runtime.progress import ProgressReporter
 
     path = context.scratch / f"tiny-{name}"
     save_model(path, CONFIGS[name]())
     token_ids = torch.randint(VOCABULARY, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(5))
     tokens, out = path / "tokens.jsonl", path / "out"
     write_token_ids(tokens, token_ids)
-    measure(request_of(path, tokens, (SEQUENCES, LENGTH), context.device), out, Narrator(out=io.StringIO()))
+    measure(request_of(path, tokens, (SEQUENCES, LENGTH), context.device), out, ProgressReporter(out=io.StringIO()))
     report = json.loads((out / "report.json").read_text())
     ids = token_ids.to(context.device)
     settings = {s: report["schemes"][s]["settings"] for s in SCHEMES}

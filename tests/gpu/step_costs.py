@@ -141,9 +141,9 @@ def tell_whole(context: Context, request: Any, floor: float, limit: float, out: 
     import torch
 
     from workers.measurement.program import measure
-    from workers.measurement.runtime.progress import Narrator
+    from workers.measurement.runtime.progress import ProgressReporter
 
-    class Telling(Narrator):
+    class Telling(ProgressReporter):
         def _say(self, line: Any) -> None:
             if getattr(line, "stage", "") in ("sweep", "divergence"):
                 context.detail("progress", f"{line.stage}: {line.done} of {line.total} after {self.elapsed:.1f} s")
@@ -151,16 +151,16 @@ def tell_whole(context: Context, request: Any, floor: float, limit: float, out: 
     if context.on_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(context.device)
-    narrator = Telling(out=io.StringIO())
-    measure(request, out, narrator)
-    taken = narrator.elapsed
+    reporter = Telling(out=io.StringIO())
+    measure(request, out, reporter)
+    taken = reporter.elapsed
     tokens = request.sequences * request.sequence_length
     goal = GOAL_SECONDS if context.given.long and not context.dry else None
     context.figure(f"whole measurement with int8 and nf4, {tokens} tokens", taken, "s", goal)
     context.figure("whole measurement / forwards that cannot be avoided", taken / floor, at_most=GOAL_WHOLE)
     context.figure("tokens per second", tokens / taken)
-    context.detail("stage_seconds", narrator.stage_seconds)
-    context.detail("warnings", [warning.code for warning in narrator.warnings])
+    context.detail("stage_seconds", reporter.stage_seconds)
+    context.detail("warnings", [warning.code for warning in reporter.warnings])
     tell_replaced(context)
     peak = torch.cuda.max_memory_allocated(context.device) / 1e9 if context.on_cuda else None
     context.figure("peak device memory", peak, "GB", limit / 1e9)

@@ -32,7 +32,7 @@ def check(context: Context) -> None:
     """Tell whether a kill shows in the tables."""
     quiet()
     from workers.measurement.program import measure
-    from workers.measurement.runtime.progress import Narrator
+    from workers.measurement.runtime.progress import ProgressReporter
 
     request, outs = tiny_request(context), {name: context.scratch / name for name in ("killed", "whole", "again")}
     process = start_measuring(request.model_dump_json(), outs["killed"])
@@ -40,14 +40,14 @@ def check(context: Context) -> None:
         context.problem(f"the measurement ended with status {process.returncode} before it could be killed")
         return
     for name in ("whole", "killed"):
-        measure(request, outs[name], Narrator(out=io.StringIO()))
+        measure(request, outs[name], ProgressReporter(out=io.StringIO()))
     gone_on_at = read_report(outs["killed"])["timing"]["resumed_at_layer"]
     context.figure("killed by SIGKILL, went on at layer", gone_on_at)
     if not gone_on_at:
         context.problem("the measurement did not go on from a checkpoint")
     differing = differing_tables(outs["whole"], outs["killed"])
     if differing:
-        measure(request, outs["again"], Narrator(out=io.StringIO()))
+        measure(request, outs["again"], ProgressReporter(out=io.StringIO()))
         unsteady = differing_tables(outs["whole"], outs["again"])
         context.detail("tables that differ without a kill too", unsteady)
         if not {name.split()[0] for name in differing} <= {name.split()[0] for name in unsteady}:

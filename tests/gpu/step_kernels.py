@@ -56,7 +56,7 @@ def reduction(module: Any, x: torch.Tensor) -> Tensors:
     """Return the figures of a reduction, the histogram among them."""
     from workers.measurement.statistics import plain
 
-    figures: Tensors = module.reduce(x, plain.typical(x), THRESHOLD)._asdict()
+    figures: Tensors = module.reduce(x, plain.pivots(x), THRESHOLD)._asdict()
     return figures
 
 
@@ -64,7 +64,7 @@ def power_rounding(x: torch.Tensor) -> Tensors:
     """Return how far power sums may be apart."""
     from workers.measurement.statistics import plain
 
-    v = torch.where(x.isfinite(), x.double() - plain.typical(x).double()[:, None], 0).abs()
+    v = torch.where(x.isfinite(), x.double() - plain.pivots(x).double()[:, None], 0).abs()
     sums = torch.stack([(v**power).sum(dim=1) for power in (1, 2, 3, 4)], dim=1)
     return {"power_sums": rounding(x.shape[1], sums)}
 
@@ -157,7 +157,7 @@ def exponentials(x: torch.Tensor) -> Tensors:
 
 CHECKS = (
     Check("reduction", ("reduce",), reduction, power_rounding),
-    Check("typical values", ("typical",), lambda module, x: {"values": module.typical(x)}),
+    Check("pivots", ("pivots",), lambda module, x: {"values": module.pivots(x)}),
     Check("histogram", ("histogram", "magnitudes_in_bin"), counts),
     Check("limits of tokens", ("token_limits", "count_reaching"), reaching),
     Check("hits", ("note_hits",), hits),

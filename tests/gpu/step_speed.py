@@ -36,7 +36,7 @@ def time_width(context: Context, shape: tuple[int, int, int], rounds: int) -> No
     pairs = [(x.flatten(0, 1), (x.float() * 1.01).bfloat16().flatten(0, 1)) for x in tensors]
     weight = torch.randn(width, width, device=context.device).bfloat16()
     kernels: dict[str, tuple[list[Callable[[], object]], int]] = {
-        "reduction": ([lambda x=x: backends.reduce_sequences(x, backends.typical(x), THRESHOLD) for x in tensors], 1),
+        "reduction": ([lambda x=x: backends.reduce_sequences(x, backends.pivots(x), THRESHOLD) for x in tensors], 1),
         "token products": ([lambda y=y, q=q: backends.token_products(y, q) for y, q in pairs], 2),
         "histogram": ([lambda y=y: backends.histogram(y) for y, _ in pairs], 1),
         "notes of all values": ([notes(y, 0.0) for y, _ in pairs], 1),

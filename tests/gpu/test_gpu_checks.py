@@ -44,7 +44,7 @@ def reduce(*arguments: Any) -> Any:
 
 WRONG = SimpleNamespace(
     reduce=reduce,
-    typical=lambda x: plain.typical(x) + 1,
+    pivots=lambda x: plain.pivots(x) + 1,
     histogram=lambda x: plain.histogram(x) + 1,
     magnitudes_in_bin=lambda *arguments: plain.magnitudes_in_bin(*arguments) * 2,
     note_hits=lambda *arguments: (*plain.note_hits(*arguments)[:2], plain.note_hits(*arguments)[2] + 1),
@@ -57,7 +57,7 @@ WRONG = SimpleNamespace(
 )
 FAULTS = {
     "reduction": ["power_sums is off", "over differs", "token_abs_max differs"],
-    "typical values": ["values differs"],
+    "pivots": ["values differs"],
     "histogram": ["histogram differs", "in a bin differs"],
     "limits of tokens": ["limits differs", "counts differs"],
     "hits": ["keys of few differs", "keys of all differs"],

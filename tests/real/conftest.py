@@ -14,7 +14,7 @@ from real_measurement import Measured
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.samples import CALIBRATION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     out = tmp_path_factory.mktemp("real") / "out"
     request = {"schemes": ["int8", "nf4", "nf4:compute_dtype=float32"], "sequences": 16, "sequence_length": 256}
     request |= {"model": {"path": str(path)}, "calibration": {"path": str(CALIBRATION)}, "seed": 0}
-    measure(MeasurementRequest.model_validate(request), out, Narrator(out=io.StringIO()))
+    measure(MeasurementRequest.model_validate(request), out, ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((out / "report.json").read_bytes())
     ids = pq.read_table(out / "tables/tokens.parquet", filters=[("scheme", "==", "int8")])["token_id"].to_numpy()
     token_ids = torch.from_numpy(np.array(ids)).view(report.calibration.sequences, -1)

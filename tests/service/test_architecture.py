@@ -20,7 +20,7 @@ FORBIDDEN = {
     ),
     "The measurement knows no queue, database or network": ("workers/measurement/errors.py", "import service.queue"),
     "Drawing never measures": ("workers/reporting/text.py", "import torch"),
-    "Contracts stand on pydantic alone": ("service/contracts/schemes.py", "import service.store.records"),
+    "Contracts stand on pydantic alone": ("service/contracts/schemes.py", "import service.store.job_records"),
     "The measurement's folders form layers": (
         "workers/measurement/quantization/grid.py",
         "import workers.measurement.models.decoder",
@@ -29,7 +29,7 @@ FORBIDDEN = {
         "workers/measurement/statistics/surface.py",
         "import pathlib",
     ),
-    "The service's folders form layers": ("service/store/records.py", "import service.submission"),
+    "The service's folders form layers": ("service/store/job_records.py", "import service.submission"),
 }
 HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate", "numba", "matplotlib")
 

@@ -177,7 +177,10 @@ def test_a_broker_that_is_away_is_named_by_its_setting_without_the_password(sock
 
 @pytest.mark.parametrize("address", ["host:port/0", "host:99999/0", "[::1/0"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"^HEADROOM_BROKER_URL: 'redis://\.\.\.' is not allowed; ") as caught:
+    with pytest.raises(
+        InvalidRequest,
+        match=r"^HEADROOM_BROKER_URL: 'redis://\.\.\.' has a malformed host or port; allowed: redis://host:port/0, ",
+    ) as caught:
         queue.make_app(settings(f"redis://:hush@{address}"))
     assert "hush" not in str(caught.value)
 

@@ -90,8 +90,8 @@ def step(store: JobStore, line: ListBroker) -> Callable[[], Round]:
 
 def test_what_was_not_sent_is_sent_once(store: JobStore, line: ListBroker, step: Callable[[], Round]) -> None:
     jobs = [store.submit(REQUEST).id for _ in range(3)]
-    assert step() == Round(offered=0, sent=3, rung=0)
-    assert step() == Round(offered=0, sent=0, rung=0)
+    assert step() == Round(requeued=0, sent=3, resent=0)
+    assert step() == Round(requeued=0, sent=0, resent=0)
     assert sorted(line.messages) == sorted((job, 1) for job in jobs)
 
 
@@ -103,7 +103,7 @@ def test_while_the_broker_is_down_nothing_is_marked(
     with pytest.raises(ServiceUnreachable):
         step()
     line.down = False
-    assert step() == Round(offered=0, sent=1, rung=0)
+    assert step() == Round(requeued=0, sent=1, resent=0)
 
 
 def test_an_emptied_broker_is_filled_again(
@@ -113,12 +113,12 @@ def test_an_emptied_broker_is_filled_again(
     step()
     line.messages.clear()
     clock.move(ANSWER - 1)
-    assert step().rung == 0
+    assert step().resent == 0
     clock.move(2)
-    assert step().rung == 3
+    assert step().resent == 3
     assert sorted(line.messages) == sorted((job, 1) for job in jobs)
     clock.move(ANSWER + 1)
-    assert step().rung == 0
+    assert step().resent == 0
 
 
 def test_one_lost_message_is_noticed_behind_newer_ones(
@@ -130,7 +130,7 @@ def test_one_lost_message_is_noticed_behind_newer_ones(
     clock.move(ANSWER + 1)
     for _ in range(5):
         store.submit(REQUEST)
-    assert step() == Round(offered=0, sent=5, rung=1)
+    assert step() == Round(requeued=0, sent=5, resent=1)
     assert line.messages[-1] == (lost, 1)
 
 
@@ -140,13 +140,13 @@ def test_waiting_jobs_with_their_messages_are_left_alone(
     store.submit(REQUEST)
     step()
     clock.move(1000)
-    assert step() == Round(offered=0, sent=0, rung=0)
+    assert step() == Round(requeued=0, sent=0, resent=0)
     assert len(line.messages) == 1
 
 
 def test_a_broker_that_is_down_is_not_asked_for_nothing(line: ListBroker, step: Callable[[], Round]) -> None:
     line.down = True
-    assert step() == Round(offered=0, sent=0, rung=0)
+    assert step() == Round(requeued=0, sent=0, resent=0)
 
 
 def test_the_job_of_a_lost_worker_is_offered_again(
@@ -157,11 +157,11 @@ def test_the_job_of_a_lost_worker_is_offered_again(
     store.claim(job, 1, "worker", 60)
     line.messages.clear()
     clock.move(61)
-    assert step() == Round(offered=1, sent=1, rung=0)
+    assert step() == Round(requeued=1, sent=1, resent=0)
     assert line.messages == [(job, 2)]
     store.claim(job, 2, "worker", 60)
     clock.move(61)
-    assert step() == Round(offered=1, sent=0, rung=0)
+    assert step() == Round(requeued=1, sent=0, resent=0)
     error = store.get(job).error
     assert error is not None
     assert error.code == "worker-lost"
@@ -200,13 +200,13 @@ def _broker_client(settings: Settings) -> redis.Redis:
 def test_an_emptied_redis_loses_and_repeats_nothing(settings: Settings, store: JobStore, clock: Clock) -> None:
     scheduler = Scheduler(settings, store)
     jobs = [store.submit(REQUEST).id for _ in range(4)]
-    assert scheduler.step() == Round(offered=0, sent=4, rung=0)
+    assert scheduler.step() == Round(requeued=0, sent=4, resent=0)
     with _broker_client(settings) as client:
         assert client.llen(queue.QUEUE) == 4
         client.flushall()  # the server is this test's own
         store.claim(jobs[0], 1, "worker", 3600)
         clock.move(60)
-        assert scheduler.step() == Round(offered=0, sent=0, rung=3)
+        assert scheduler.step() == Round(requeued=0, sent=0, resent=3)
         assert client.llen(queue.QUEUE) == 3
     assert [store.claim(job, 1, "worker", 60) is not None for job in jobs] == [False, True, True, True]
 
@@ -222,7 +222,7 @@ def test_a_broker_that_is_down_is_logged_once_and_tried_again(
         assert len(caplog.records) == 1
         scheduler._send = partial(queue.send, queue.make_app(settings))
         scheduler._waiting = partial(queue.waiting, queue.make_app(settings))
-        assert scheduler.step() == Round(offered=0, sent=1, rung=0)
+        assert scheduler.step() == Round(requeued=0, sent=1, resent=0)
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     assert store.get(job.id).status is Status.queued
 

@@ -1,10 +1,11 @@
-"""The one door: what is let in, what is refused, and what is left behind."""
+"""Submitting a job: which requests are accepted and refused, and what a refused one leaves in the stores."""
 
 import base64
 import hashlib
 import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -17,9 +18,9 @@ from service.contracts.request import JobRequest, JobSubmission
 from service.errors import IdempotencyKeyReused, InvalidRequest, ServiceUnreachable, StoreFailed
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
-from service.store.jobs import Job, JobStore
+from service.store.jobs import JobStore
 from service.store.statuses import Status
-from service.submission import submit
+from service.submission import submit, validate
 
 TEXT = Upload(name="calibration.txt", text="Größe und Maß\n")
 
@@ -58,7 +59,6 @@ def nothing_is_left(store: JobStore, tmp_path: Path) -> bool:
 )
 def test_models_by_name_path_and_hub_id_are_let_in(store: JobStore, artifacts: ArtifactStore, model: str) -> None:
     job = submit(store, artifacts, JobSubmission(model=model))
-    assert isinstance(job, Job)
     assert (job.request, job.status) == (JobRequest(model=model), Status.queued)
 
 
@@ -93,7 +93,6 @@ def test_other_models_are_refused_by_name(
 def test_an_upload_is_stored_before_the_job(store: JobStore, artifacts: ArtifactStore) -> None:
     submission = JobSubmission(model="sample", seed=3, schemes=("nf4",), calibration=TEXT)
     job = submit(store, artifacts, submission)
-    assert isinstance(job, Job)
     content = TEXT.text.encode()
     stored = StoredFile(name=TEXT.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     assert job.request == JobRequest(model="sample", seed=3, schemes=("nf4",), calibration=stored)
@@ -113,7 +112,6 @@ def test_text_may_come_in_base64(store: JobStore, artifacts: ArtifactStore, name
     upload = Upload(name=name, content_base64=base64.b64encode(content).decode())
     assert upload.content == content == Upload(name=name, text="größer").content
     job = submit(store, artifacts, JobSubmission(model="sample", calibration=upload))
-    assert isinstance(job, Job)
     assert job.request.calibration is not None
     assert artifacts.path(job.request.calibration.sha256).read_bytes() == content
 
@@ -122,7 +120,6 @@ def test_labelled_prompts_are_stored_beside_the_calibration(store: JobStore, art
     prompts = Upload(name="p.jsonl", text='{"prompt": "a", "score": 1}')
     submission = JobSubmission(model="sample", calibration=TEXT, labelled=prompts, label_threshold=0.5, bos="never")
     job = submit(store, artifacts, submission)
-    assert isinstance(job, Job)
     assert (job.request.label_threshold, job.request.bos) == (0.5, "never")
     for stored, sent in ((job.request.calibration, TEXT), (job.request.labelled, prompts)):
         assert stored is not None
@@ -136,18 +133,38 @@ PARQUET = base64.b64encode(b"PAR1\xff\x00").decode()
 @pytest.mark.parametrize(
     ("fields", "parameter", "why"),
     [
-        ({"calibration": Upload(name="c", content_base64="")}, "calibration.content_base64", "it is empty"),
-        ({"calibration": Upload(name="c", content_base64="/w==")}, "calibration.content_base64", "byte 0 is not"),
+        (
+            {"calibration": Upload(name="c", content_base64="")},
+            "calibration.content_base64",
+            "'' is empty; allowed: a file with content",
+        ),
+        (
+            {"calibration": Upload(name="c", content_base64="/w==")},
+            "calibration.content_base64",
+            "is not UTF-8 text at byte 0; allowed: UTF-8 text, as the name 'c' states",
+        ),
         (
             {"calibration": Upload(name="c.jsonl", content_base64=PARQUET)},
             "calibration.content_base64",
-            "UTF-8; byte 4",
+            "is not UTF-8 text at byte 4; allowed: UTF-8 text, as the name 'c.jsonl' states",
         ),
-        ({"calibration": Upload(name="c.parquet", text="PAR2")}, "calibration.text", "travels as content_base64"),
-        ({"labelled": Upload(name="p.jsonl", text=" ")}, "labelled.text", "it is empty"),
-        ({"labelled": Upload(name="p.parquet", content_base64=PARQUET)}, "labelled.name", "Parquet is not read"),
+        (
+            {"calibration": Upload(name="c.parquet", text="PAR2")},
+            "calibration.text",
+            "'PAR2' is not the content of a Parquet file; allowed: a Parquet file in content_base64",
+        ),
+        ({"labelled": Upload(name="p.jsonl", text=" ")}, "labelled.text", "' ' is empty; allowed: a file with content"),
+        (
+            {"labelled": Upload(name="p.parquet", content_base64=PARQUET)},
+            "labelled.name",
+            "'p.parquet' is a Parquet file; allowed: a JSON Lines file",
+        ),
         ({"labelled": Upload(name="x\x00", text="a")}, "labelled.name", "control characters"),
-        ({"label_threshold": 0.0}, "label_threshold", "none are given"),
+        (
+            {"label_threshold": 0.0},
+            "label_threshold",
+            "0.0 is given without labeled prompts; allowed: a threshold only with labeled prompts",
+        ),
     ],
 )
 def test_an_upload_must_be_what_its_name_says(
@@ -162,8 +179,8 @@ def test_an_upload_must_be_what_its_name_says(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({}, "exactly one of text and content_base64"),
-        ({"text": "a", "content_base64": "YQ=="}, "exactly one of text and content_base64"),
+        ({}, "give either text or content_base64, and only one of them"),
+        ({"text": "a", "content_base64": "YQ=="}, "give either text or content_base64, and only one of them"),
         ({"content_base64": "YQ="}, "standard base64"),
         ({"content_base64": "Y Q=="}, "standard base64"),
         ({"content_base64": "Y-_="}, "standard base64"),
@@ -217,10 +234,9 @@ def test_an_upload_that_cannot_be_stored_leaves_no_job(store: JobStore, tmp_path
 
 def test_validating_only_leaves_nothing(store: JobStore, artifacts: ArtifactStore, tmp_path: Path) -> None:
     submission = JobSubmission(model="sample", calibration=TEXT)
-    validated = submit(store, artifacts, submission, validate_only=True)
+    validated = validate(submission)
     assert nothing_is_left(store, tmp_path)
     job = submit(store, artifacts, submission)
-    assert isinstance(job, Job)
     assert validated == job.request
 
 
@@ -235,20 +251,20 @@ def test_a_key_makes_one_job(store: JobStore, artifacts: ArtifactStore) -> None:
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\x00"])
 def test_keys_have_a_form(store: JobStore, artifacts: ArtifactStore, tmp_path: Path, key: str) -> None:
-    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
-        submit(store, artifacts, JobSubmission(model="sample"), idempotency_key=key)
+    for call in (validate, partial(submit, store, artifacts)):
+        with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+            call(JobSubmission(model="sample"), idempotency_key=key)
     assert nothing_is_left(store, tmp_path)
 
 
-def test_the_bell_is_rung_after_the_commit(store: JobStore, artifacts: ArtifactStore) -> None:
-    rung: list[tuple[str, int, Status]] = []
+def test_the_message_is_sent_after_the_commit(store: JobStore, artifacts: ArtifactStore) -> None:
+    sent: list[tuple[str, int, Status]] = []
 
     def send(job_id: str, number: int) -> None:
-        rung.append((job_id, number, store.get(job_id).status))
+        sent.append((job_id, number, store.get(job_id).status))
 
     job = submit(store, artifacts, JobSubmission(model="sample"), send=send)
-    assert isinstance(job, Job)
-    assert rung == [(job.id, 1, Status.queued)]
+    assert sent == [(job.id, 1, Status.queued)]
     assert store.unsent_dispatches() == []
 
 
@@ -260,18 +276,16 @@ def test_without_a_broker_the_job_is_kept_for_the_scheduler(
 
     with caplog.at_level(logging.WARNING):
         job = submit(store, artifacts, JobSubmission(model="sample"), send=broken)
-    assert isinstance(job, Job)
     assert [owed.job_id for owed in store.unsent_dispatches()] == [job.id]
     assert "nobody there" in caplog.text
 
 
-def test_a_job_that_has_moved_on_is_not_rung_for_again(store: JobStore, artifacts: ArtifactStore) -> None:
-    rung: list[str] = []
+def test_no_message_is_sent_again_for_a_job_that_has_moved_on(store: JobStore, artifacts: ArtifactStore) -> None:
+    sent: list[str] = []
     job = submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key")
-    assert isinstance(job, Job)
     store.claim(job.id, 1, "worker", 60)
-    submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key", send=lambda job, _: rung.append(job))
-    assert rung == []
+    submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key", send=lambda job, _: sent.append(job))
+    assert sent == []
 
 
 def test_the_service_loads_no_numeric_libraries() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from service.contracts.uncertainty import mean, mean_exp, moved, student_t
+from service.contracts.uncertainty import mean, mean_exp, moved, student_t, upper_tail
 
 
 @pytest.mark.parametrize("freedom", [*range(1, 60), 63, 64, 99, 100, 255, 256, 499, 500, 501, 1000, 10**5, 10**7])
@@ -21,6 +21,21 @@ def test_the_quantile_is_students(freedom):
 def test_the_quantile_needs_a_degree_of_freedom(freedom):
     with pytest.raises(ValueError, match=f"degrees_of_freedom: {freedom} is not allowed; 1 or more is"):
         student_t(freedom)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 8, 15, 16, 63, 64, 499, 1000, 10_000])
+@pytest.mark.parametrize("t", [-40.0, -3.0, -0.5, -1e-3, 0.0, 1e-3, 0.3, 1.0, 1.753, 2.6, 5.0, 12.0, 400.0])
+def test_the_upper_tail_is_students(t, freedom):
+    assert upper_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), abs=2e-13)
+    assert upper_tail(t, freedom) + upper_tail(-t, freedom) == pytest.approx(1, abs=1e-15)
+
+
+def test_the_upper_tail_at_its_ends():
+    assert (upper_tail(math.inf, 7), upper_tail(-math.inf, 7)) == pytest.approx((0.0, 1.0), abs=1e-15)
+    assert math.isnan(upper_tail(math.nan, 7))
+    assert upper_tail(student_t(15), 15) == pytest.approx(0.025, rel=1e-11)
+    with pytest.raises(ValueError, match="degrees_of_freedom: 0 is not allowed; 1 or more is"):
+        upper_tail(1.0, 0)
 
 
 def text(random, count, *, equal=True, effect=1.0):

@@ -125,30 +125,48 @@ def test_int8_threshold_is_the_default_of_every_variant_of_int8():
             "nf4: compute_dtype='float31' is not allowed; allowed: bfloat16, float16, float32",
         ),
         ("nf4:compute_dtype=float31", "Did you mean 'float32'?"),
-        ("nf4:compute_dtype=auto", "nf4 takes no compute_dtype of 'auto'"),
+        ("nf4:compute_dtype=auto", "nf4: compute_dtype='auto' is not allowed; allowed: bfloat16, float16, float32"),
         ("nf4:block_size=65", "nf4: block_size='65' is not allowed; allowed: 32, 64, 128, 256, 512, 1024, 2048, 4096"),
         ("nf4:double_quantisation=1", "nf4: double_quantisation='1' is not allowed; allowed: true or false"),
         ("int8:threshold=-1", "int8: threshold='-1' is not allowed; allowed: a finite number, 0 or more"),
-        ("int8:threshold=nan", "int8 takes no threshold of 'nan'"),
-        ("int8:threshold=1e999", "int8 takes no threshold of '1e999'"),
-        ("int8:threshold=1,threshold=2", "gives 'threshold' twice"),
+        ("int8:threshold=nan", "int8: threshold='nan' is not allowed; allowed: a finite number, 0 or more"),
+        ("int8:threshold=1e999", "int8: threshold='1e999' is not allowed; allowed: a finite number, 0 or more"),
+        ("int8:threshold=1,threshold=2", "'int8:threshold=1,threshold=2' sets 'threshold' twice; allowed: once"),
         ("mxfp4:weight_group=64", "mxfp4 has no setting 'weight_group'. Available: keep"),
-        ("int8=nf4", "'int8' is no label for nf4; it stands for another scheme"),
-        ("reference=nf4", "'reference' is no label for nf4"),
+        ("int8=nf4", "'int8' cannot be the label of nf4: it is the name of another scheme. Give another label"),
+        ("reference=nf4", "'reference' cannot be the label of nf4: it is the name of the unquantized model"),
         ("Label=nf4", "'Label' is not a label; allowed: 1 to 32 of a-z, 0-9 and -"),
         (f"{'a' * 33}=nf4", "allowed: 1 to 32 of a-z, 0-9 and -"),
         ("=nf4", "no label before '='"),
-        ("nf4:", "has '' in the place of KEY=VALUE"),
-        ("nf4:block_size", "has 'block_size' in the place of KEY=VALUE"),
-        ("nf4:block_size=", "has 'block_size=' in the place of KEY=VALUE"),
+        ("nf4:", "'nf4:': '' is not KEY=VALUE; allowed: [LABEL=]SCHEME[:KEY=VALUE,...]"),
+        ("nf4:block_size", "'nf4:block_size': 'block_size' is not KEY=VALUE; allowed: [LABEL=]SCHEME[:KEY=VALUE,"),
+        ("nf4:block_size=", "'nf4:block_size=': 'block_size=' is not KEY=VALUE; allowed: [LABEL=]SCHEME[:KEY=VAL"),
         ("nf4:keep=a b", "String should match pattern"),
         ("", "Unknown scheme ''"),
-        ({"scheme": "int8", "settings": {"threshold": True}}, "int8 takes no threshold of true"),
-        ({"scheme": "int8", "settings": {"threshold": math.inf}}, "int8 takes no threshold of inf"),
-        ({"scheme": "int8", "settings": {"threshold": 10**400}}, "int8 takes no threshold of 1000"),
-        ({"scheme": "int8", "settings": {"threshold": [1]}}, "int8 takes no threshold of [1]"),
-        ({"scheme": "nf4", "settings": {"double_quantisation": 1}}, "nf4 takes no double_quantisation of 1"),
-        ({"scheme": "nf4", "settings": {"block_size": True}}, "nf4 takes no block_size of true"),
+        (
+            {"scheme": "int8", "settings": {"threshold": True}},
+            "int8: threshold=true is not allowed; allowed: a finite number, 0 or more",
+        ),
+        (
+            {"scheme": "int8", "settings": {"threshold": math.inf}},
+            "int8: threshold=inf is not allowed; allowed: a finite number, 0 or more",
+        ),
+        (
+            {"scheme": "int8", "settings": {"threshold": 10**400}},
+            f"int8: threshold=1{'0' * 119}... is not allowed; allowed: a finite number, 0 or more",
+        ),
+        (
+            {"scheme": "int8", "settings": {"threshold": [1]}},
+            "int8: threshold=[1] is not allowed; allowed: a finite number, 0 or more",
+        ),
+        (
+            {"scheme": "nf4", "settings": {"double_quantisation": 1}},
+            "nf4: double_quantisation=1 is not allowed; allowed: true or false",
+        ),
+        (
+            {"scheme": "nf4", "settings": {"block_size": True}},
+            "nf4: block_size=true is not allowed; allowed: 32, 64, 128, 256, 512, 1024, 2048, 4096",
+        ),
         ({"scheme": "nf4", "settings": [64]}, "valid dictionary"),
         ({"scheme": "nf4", "keep": "attn.v"}, "valid tuple"),
         ({"scheme": "nf4", "labels": "a"}, "Extra inputs"),
@@ -170,15 +188,19 @@ def test_what_is_long_is_shown_cut(scheme):
 
 
 def test_two_variants_of_one_name_are_refused():
-    assert "int8 and int8 are both called 'int8'" in refused("int8", "int8")
-    both = "b=int8 and b=nf4:block_size=32 are both called 'b'"
+    assert "int8 and int8 have the same name 'int8'. Give one of them another label: LABEL=int8" in refused(
+        "int8", "int8"
+    )
+    both = (
+        "b=int8 and b=nf4:block_size=32 have the same name 'b'. Give one of them another label: LABEL=nf4:block_size=32"
+    )
     assert both in refused("b=int8", "int8", "b=nf4:block_size=32")
 
 
 def test_a_name_that_is_too_long_asks_for_a_label():
     said = refused("nf4:compute_dtype=bfloat16,block_size=128")
     assert "'nf4-compute-dtype-bfloat16-block-size-128' has 41 characters; allowed: at most 32" in said
-    assert said.endswith("give a label: LABEL=nf4:compute_dtype=bfloat16,block_size=128")
+    assert said.endswith("Give a label: LABEL=nf4:compute_dtype=bfloat16,block_size=128")
     assert analysis("b=nf4:compute_dtype=bfloat16,block_size=128").scheme_names == ("b",)
 
 

@@ -94,8 +94,8 @@ def test_a_scheme_that_replaces_anything_is_judged(share):
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [({"kl_noticeable": 0.2}, r"kl_severe \(0\.1\) must be larger than kl_noticeable \(0\.2\)"),
-     ({"ratio_noticeable": 1.05}, r"ratio_severe \(1\.05\) must be larger than ratio_noticeable \(1\.05\)"),
+    [({"kl_noticeable": 0.2}, r"kl_severe \(0.1\) must be larger than kl_noticeable"),
+     ({"ratio_noticeable": 1.05}, r"ratio_severe \(1.05\) must be larger than ratio_noticeable"),
      ({"ratio_noticeable": 0.9}, "greater than or equal to 1"),
      ({"kl_noticeable": 0}, "greater than 0"),
      ({"kl_severe": float("inf")}, "finite"),

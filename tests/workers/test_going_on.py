@@ -75,7 +75,7 @@ def test_the_next_attempt_finds_what_a_stopped_worker_left(bench: Bench) -> None
 
 def test_the_next_attempt_finds_what_a_worker_left_that_lost_its_lease(bench: Bench) -> None:
     later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
-    thread = bench.meanwhile(lambda: later.offer_expired(3))
+    thread = bench.meanwhile(lambda: later.requeue_expired(3))
     assert bench.run(BROKEN_OFF).status is Status.queued
     thread.join()
     assert bench.run(COUNTED + "assert (target.parent / '.out.unfinished').is_dir()\n" + MEASURE).attempts == 2

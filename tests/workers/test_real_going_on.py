@@ -23,15 +23,15 @@ from workers.supervisor import Supervisor
 SMALL = JobRequest(model="sample", sequences=2, sequence_length=32, schemes=("nf4",))
 WAITS = """
 import os, pathlib, sys, time
-from workers.measurement.runtime.progress import Narrator
-say = Narrator._say
+from workers.measurement.runtime.progress import ProgressReporter
+say = ProgressReporter._say
 def say_and_wait(self, line):
     say(self, line)
     if (getattr(line, "stage", None), getattr(line, "done", None)) == ("sweep", 4):
         home = pathlib.Path(sys.argv[-1]).parents[3]
         (home / "reached").write_text(f"{os.getpid()}\\n")
         while not (home / "go").exists(): time.sleep(0.05)
-Narrator._say = say_and_wait
+ProgressReporter._say = say_and_wait
 from workers.measurement.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -105,7 +105,7 @@ def working(bench: Bench) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 def take_away(bench: Bench) -> None:
     """Let the lease run out."""
     later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
-    assert later.offer_expired(3) == [bench.job_id]
+    assert later.requeue_expired(3) == [bench.job_id]
 
 
 def kill_in_the_middle(bench: Bench) -> None:

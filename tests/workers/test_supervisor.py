@@ -510,7 +510,7 @@ def test_a_worker_whose_lease_is_lost_stops_and_writes_nothing(bench: Bench) -> 
     later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
 
     def take() -> None:
-        assert later.offer_expired(3) == [bench.job_id]
+        assert later.requeue_expired(3) == [bench.job_id]
         assert bench.store.claim(bench.job_id, 2, "host:2", LEASE) is not None
 
     thread = bench.meanwhile(take)
@@ -527,7 +527,7 @@ def test_a_lease_lost_at_the_last_moment_leaves_the_job_alone(bench: Bench, monk
 
     def lose_then_succeed(*arguments: object) -> None:
         later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
-        assert later.offer_expired(3) == [bench.job_id]
+        assert later.requeue_expired(3) == [bench.job_id]
         succeed(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(bench.store, "succeed", lose_then_succeed)

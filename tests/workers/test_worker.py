@@ -28,8 +28,8 @@ from service.processes import spawn, terminate
 from service.scheduler import run_round
 from service.settings import Settings
 from service.store.database import make_engine, upgrade
+from service.store.job_records import utcnow
 from service.store.jobs import JobStore
-from service.store.records import utcnow
 from service.store.statuses import Status
 from service.store.tables import JobRow
 from workers.app import worker_name
@@ -136,7 +136,7 @@ class Site:
 
     def expire(self) -> None:
         """Let all leases run out."""
-        JobStore(self.engine, lambda: utcnow() + timedelta(seconds=2 * LEASE)).offer_expired(3)
+        JobStore(self.engine, lambda: utcnow() + timedelta(seconds=2 * LEASE)).requeue_expired(3)
 
     def messages(self) -> list[Any]:
         """What the messages in the broker say: the job's id and the dispatch's number."""

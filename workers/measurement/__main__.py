@@ -30,7 +30,7 @@ from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError, first_line
 from workers.measurement.program import measure
 from workers.measurement.runtime.memory import ran_out, settle_memory
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics.backends import CUDA_KERNELS, replace_kernel
 
 _WITHOUT_KERNELS = "MEASUREMENT_WITHOUT_KERNELS"
@@ -43,36 +43,36 @@ def main(arguments: list[str]) -> int:
     if arguments in (["-h"], ["--help"]):
         print(__doc__)
         return 0
-    narrator = Narrator(out=_private_stdout())
+    reporter = ProgressReporter(out=_private_stdout())
     quiet_libraries()
     settle_memory()
     if why := os.environ.get(_WITHOUT_KERNELS):
         for kernel in CUDA_KERNELS:
             replace_kernel(kernel, why)
     try:
-        given = _Arguments().parse_args(arguments)
-        request = _read_request(given.request)
-        if given.memory is not None:
-            request = request.model_copy(update={"memory_bytes": _memory(given.memory)})
-        measure(request, given.out, narrator)
+        options = _Arguments().parse_args(arguments)
+        request = _read_request(options.request)
+        if options.memory is not None:
+            request = request.model_copy(update={"memory_bytes": _memory(options.memory)})
+        measure(request, options.out, reporter)
     except MeasurementError as error:
-        narrator.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
+        reporter.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
     except Exception as error:  # a supervisor must always be told
         if isinstance(error, torch.AcceleratorError) and _WITHOUT_KERNELS not in os.environ:
-            _restart_without_kernels(narrator, arguments, error)
+            _restart_without_kernels(reporter, arguments, error)
         traceback.print_exc()
-        narrator.failed(_code(error), f"{type(error).__name__}: {error}", bad_input=False)
+        reporter.failed(_code(error), f"{type(error).__name__}: {error}", bad_input=False)
         return 1
-    narrator.finished()
+    reporter.finished()
     return 0
 
 
-def _restart_without_kernels(narrator: Narrator, arguments: list[str], error: Exception) -> NoReturn:
+def _restart_without_kernels(reporter: ProgressReporter, arguments: list[str], error: Exception) -> NoReturn:
     """Begin anew with plain torch in place of the CUDA kernels: after such an error a process cannot use the device."""
     why = first_line(error)
     print(f"the device failed, so the measurement begins anew without CUDA kernels: {why}", file=sys.stderr, flush=True)
-    os.dup2(narrator.out.fileno(), 1)
+    os.dup2(reporter.out.fileno(), 1)
     command = [sys.executable, "-m", "workers.measurement", *arguments]
     os.execve(sys.executable, command, os.environ | {_WITHOUT_KERNELS: why})
 
@@ -97,11 +97,11 @@ class _Arguments(argparse.ArgumentParser):
         raise BadRequest(f"{USAGE}; {message}")
 
 
-def _memory(given: str) -> ByteSize:
+def _memory(text: str) -> ByteSize:
     try:
-        return TypeAdapter(MemorySize).validate_python(given)
+        return TypeAdapter(MemorySize).validate_python(text)
     except ValidationError as error:
-        raise BadRequest(f"--memory: {given!r} is not allowed; {error.errors()[0]['msg']}") from error
+        raise BadRequest(f"--memory: {text!r} is not allowed; {error.errors()[0]['msg']}") from error
 
 
 def _read_request(path: Path) -> MeasurementRequest:

@@ -1,4 +1,4 @@
-"""The measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
+"""Runs the measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
 
 import time
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from workers.measurement.models.components import ARCHITECTURES
 from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.models.kept_modules import kept_modules
 from workers.measurement.predictions.comparison import Predictions, compare_predictions, first_scored
-from workers.measurement.predictions.label_separation import LabelledFindings, labelled_findings
+from workers.measurement.predictions.label_separation import LabelSeparation, separate_labels
 from workers.measurement.predictions.labelled_vectors import final_vectors, in_record_order
 from workers.measurement.results.assembly import assemble
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.profile import pick_profile
-from workers.measurement.results.report import Findings, build_report
+from workers.measurement.results.report import MeasurementResults, build_report
 from workers.measurement.results.report_warnings import (
     warn_calibration,
     warn_fp16_columns,
@@ -47,7 +47,7 @@ from workers.measurement.runtime.device import (
     require_bitsandbytes,
     total_bytes,
 )
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableWriter, table_writers
 from workers.measurement.runtime.workspace import identity_of, workspace
 from workers.measurement.statistics.cuda.check import check_kernels
@@ -78,7 +78,7 @@ class Prompts:
     adds_bos: bool
 
 
-def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
+def measure(request: MeasurementRequest, out: Path, reporter: ProgressReporter) -> None:
     """Measure what the request asks for, and leave report.json and tables/ in `out`.
 
     Goes on where the same measurement was killed before. Otherwise `out` is whole or as it was.
@@ -87,26 +87,26 @@ def measure(request: MeasurementRequest, out: Path, narrator: Narrator) -> None:
         MeasurementError: the request, the model or the text is at fault; says which and how.
         OSError: the output cannot be written.
     """
-    with narrator.stage("load"):
+    with reporter.stage("load"):
         checkpoint = open_checkpoint(request.model.path)
         model_fingerprint = fingerprint(checkpoint.weight_files)
         device = choose_device(request.device)
     with workspace(out, identity_of(request, model_fingerprint, card_name(device))) as work:
         with device_memory(device):
-            subject = _load(request, checkpoint, model_fingerprint, device, work / "offloaded", narrator)
-        calibration = _calibrate(request, subject, narrator)
+            subject = _load(request, checkpoint, model_fingerprint, device, work / "offloaded", reporter)
+        calibration = _calibrate(request, subject, reporter)
         prompts = _prompts(request, subject)
         batches = _batches(request, subject, calibration, prompts)
         with device_memory(device, batches[0].token_ids.shape):
-            state, files = _sweep(request, subject, batches, work, narrator)
+            state, files = _sweep(request, subject, batches, work, reporter)
             (work / "result").mkdir()
             with table_writers(work / "result/tables", TABLES, request.scheme_names) as tables:
-                predictions = _compare(request, state, calibration, tables["tokens"], narrator)
-                labelled = _separate(request, state, files, prompts, work / "result/tables", narrator)
-                findings = Findings(
+                predictions = _compare(request, state, calibration, tables["tokens"], reporter)
+                labelled = _separate(request, state, files, prompts, work / "result/tables", reporter)
+                results = MeasurementResults(
                     request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
                 )
-                _write(findings, files, tables, work / "result/report.json", narrator)
+                _write(results, files, tables, work / "result/report.json", reporter)
 
 
 def _load(
@@ -115,9 +115,9 @@ def _load(
     model_fingerprint: str,
     device: torch.device,
     scratch: Path,
-    narrator: Narrator,
+    reporter: ProgressReporter,
 ) -> Subject:
-    with narrator.stage("load"):
+    with reporter.stage("load"):
         decoder = load_decoder(checkpoint, device, scratch)
         if device.type == "cuda":
             check_kernels(device, decoder.dtype)
@@ -129,14 +129,14 @@ def _load(
                 f"sequence_length: {request.sequence_length} is not allowed; the model takes at most {longest}"
             )
         if decoder.config.model_type not in ARCHITECTURES:
-            warn_unknown_architecture(type(decoder.model).__name__, narrator)
+            warn_unknown_architecture(type(decoder.model).__name__, reporter)
         return Subject(model_fingerprint, decoder, load_tokenizer(checkpoint.path))
 
 
-def _calibrate(request: MeasurementRequest, subject: Subject, narrator: Narrator) -> Calibration:
-    with narrator.stage("calibrate"):
+def _calibrate(request: MeasurementRequest, subject: Subject, reporter: ProgressReporter) -> Calibration:
+    with reporter.stage("calibrate"):
         calibration = calibrate(request, subject.tokenizer, subject.decoder.config.vocab_size)
-        warn_calibration(request, calibration, narrator)
+        warn_calibration(request, calibration, reporter)
         return calibration
 
 
@@ -186,7 +186,7 @@ def _batches(
 
 
 def _sweep(
-    request: MeasurementRequest, subject: Subject, batches: list[Batch], work: Path, narrator: Narrator
+    request: MeasurementRequest, subject: Subject, batches: list[Batch], work: Path, reporter: ProgressReporter
 ) -> tuple[SweepState, LayerFiles]:
     """Take every stream through every layer, keeping what is needed to go on after a kill."""
     decoder = subject.decoder
@@ -195,7 +195,7 @@ def _sweep(
     first = checkpoint.layers_done()
     kept = kept_modules(request.schemes, decoder)
     batch = len(batches[0].token_ids)
-    with narrator.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
+    with reporter.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
         state = prepare_sweep(
             decoder,
             batches,
@@ -208,27 +208,31 @@ def _sweep(
         checkpoint.load(state.streams)
         files.keep_first(first)
         for layer in range(first):
-            narrator.recall(files.facts(layer).warnings)
-        narrator.resumed_at_layer = first or None
+            reporter.recall(files.facts(layer).warnings)
+        reporter.resumed_at_layer = first or None
         saved_at = time.monotonic()
-        for found in sweep_layers(state, first):
-            files.write(found, warn_nonfinite(found, narrator))
-            progress.done(found.layer + 1)
+        for layer_results in sweep_layers(state, first):
+            files.write(layer_results, warn_nonfinite(layer_results, reporter))
+            progress.done(layer_results.layer + 1)
             if time.monotonic() - saved_at >= request.checkpoint_seconds:
-                checkpoint.save(found.layer + 1, state.streams)
+                checkpoint.save(layer_results.layer + 1, state.streams)
                 saved_at = time.monotonic()
-    warn_unquantized(state, files, narrator)
-    warn_overflow(state, files, narrator)
+    warn_unquantized(state, files, reporter)
+    warn_overflow(state, files, reporter)
     return state, files
 
 
 def _compare(
-    request: MeasurementRequest, state: SweepState, calibration: Calibration, table: TableWriter, narrator: Narrator
+    request: MeasurementRequest,
+    state: SweepState,
+    calibration: Calibration,
+    table: TableWriter,
+    reporter: ProgressReporter,
 ) -> Predictions:
     first = first_scored(request.score, request.sequence_length)
-    with narrator.stage("divergence", total=len(calibration.token_ids)) as progress:
+    with reporter.stage("divergence", total=len(calibration.token_ids)) as progress:
         predictions = compare_predictions(state, calibration.token_ids, first, table, progress)
-    warn_predictions(predictions, state.decoder.config.vocab_size, narrator)
+    warn_predictions(predictions, state.decoder.config.vocab_size, reporter)
     return predictions
 
 
@@ -238,8 +242,8 @@ def _separate(
     files: LayerFiles,
     prompts: Prompts | None,
     tables: Path,
-    narrator: Narrator,
-) -> LabelledFindings | None:
+    reporter: ProgressReporter,
+) -> LabelSeparation | None:
     """Find the dimensions that tell true prompts from false ones, and write the `labelled` table."""
     if prompts is None or request.labelled is None:
         return None
@@ -249,36 +253,39 @@ def _separate(
     else:
         names = state.streams.names
         vectors = {name: in_record_order(prompts.batches, files.labelled(depth, name)) for name in names}
-    found = labelled_findings(prompts.records, vectors, request.labelled, request, adds_bos=prompts.adds_bos)
-    for remark in found.warnings:
-        narrator.warn(*remark)
-    writer = TableWriter(found.table, (), tables / "labelled.parquet")
-    writer.append(found.columns)
+    separation = separate_labels(prompts.records, vectors, request.labelled, request, adds_bos=prompts.adds_bos)
+    reporter.recall(separation.warnings)
+    writer = TableWriter(separation.table, (), tables / "labelled.parquet")
+    writer.append(separation.columns)
     writer.close()
-    return found
+    return separation
 
 
 def _write(
-    findings: Findings, files: LayerFiles, tables: Mapping[str, TableWriter], report_file: Path, narrator: Narrator
+    results: MeasurementResults,
+    files: LayerFiles,
+    tables: Mapping[str, TableWriter],
+    report_file: Path,
+    reporter: ProgressReporter,
 ) -> None:
-    state = findings.state
-    warn_replaced(narrator)
-    with narrator.stage("write"):
+    state = results.state
+    warn_replaced(reporter)
+    with reporter.stage("write"):
         assembled = assemble(
             files,
             len(state.decoder.layers),
             state.positions,
             state.decoder.config.hidden_size,
-            findings.request,
+            results.request,
             tables,
-            findings.describe_token,
+            results.describe_token,
         )
-        warn_not_discriminating(assembled.outliers, state.decoder.config.hidden_size, narrator)
+        warn_not_discriminating(assembled.outliers, state.decoder.config.hidden_size, reporter)
         thresholds = {
             one.name: float(one.settings["threshold"]) for one in state.schemes if "threshold" in one.settings
         }
-        warn_fp16_columns(assembled.fp16_columns, thresholds, narrator)
+        warn_fp16_columns(assembled.fp16_columns, thresholds, reporter)
         profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
-        report = build_report(findings, assembled, profile, narrator)
+        report = build_report(results, assembled, profile, reporter)
         report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from service.contracts.report import LeftOut
 from service.contracts.warnings import by_code, most_important
 from service.next_steps import next_steps
-from workers.reporting.figures.drawing import Saved
-from workers.reporting.figures.drawing import calibrated as measured_on
+from workers.reporting.drawing.figure import Saved
+from workers.reporting.drawing.figure import calibrated as measured_on
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import Source
 from workers.reporting.templates import Placed, environment, placed_figure, style_sheet

@@ -106,7 +106,7 @@ def _worst_sites(source: Source) -> tuple[str, ...]:
     return (
         "## Errors\n",
         *_shortened(errors.by_scheme(source)),
-        "Largest isolated errors, the first candidates for 16 bits:\n",
+        "Largest isolated errors:\n",
         bullets(f"{name}: {sites or 'none'}." for name, sites in rows),
     )
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from workers.reporting.figures.drawing import Saved, joined
+from workers.reporting.drawing.figure import Saved, joined
 from workers.reporting.inline_svg import inline
 from workers.reporting.text import counted, visible
 

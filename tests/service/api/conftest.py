@@ -20,9 +20,9 @@ from service.contracts.request import JobRequest
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
+from service.store.job_records import Artifact, Claim, Job
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
-from service.store.records import ArtifactRow, Claim, Job
 
 KEY = "the-key-of-the-tests"
 LARGEST_BODY = 4096
@@ -54,7 +54,7 @@ class World:
         rows = []
         for name, content in files.items():
             sha256, size = self.artifacts.put(content)
-            rows.append(ArtifactRow(job.id, name, sha256, size, "application/octet-stream"))
+            rows.append(Artifact(job.id, name, sha256, size, "application/octet-stream"))
         self.store.succeed(claim, rows)
 
 

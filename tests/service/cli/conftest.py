@@ -20,9 +20,9 @@ from service.cli.running import run
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
+from service.store.job_records import Artifact, Claim
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
-from service.store.records import ArtifactRow, Claim
 
 KEY = "key-of-the-command-line"
 
@@ -46,7 +46,7 @@ class Remote:
         rows = []
         for name, content in files.items():
             sha256, size = self.artifacts.put(content)
-            rows.append(ArtifactRow(claim.job_id, name, sha256, size, "application/octet-stream"))
+            rows.append(Artifact(claim.job_id, name, sha256, size, "application/octet-stream"))
         self.store.succeed(claim, rows)
 
 

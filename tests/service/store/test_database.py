@@ -185,7 +185,10 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path, content: bytes | No
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidRequest, match=r"^HEADROOM_DATABASE_URL: '.*' is not allowed; its directory must be"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"^HEADROOM_DATABASE_URL: '.*/x\.db' is in a directory that cannot be created \(File exists\); allowed: ",
+    ):
         make_engine(f"sqlite:///{tmp_path / 'file' / 'x.db'}")
 
 

@@ -10,7 +10,7 @@ from service.contracts.files import StoredFile
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
 from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
-from service.store.jobs import ArtifactRow, Claim, Event, Job, JobStore
+from service.store.jobs import Artifact, Claim, Event, Job, JobStore
 from service.store.statuses import TRANSITIONS, Status
 from service.store.transactions import locked, move
 
@@ -251,8 +251,8 @@ def test_events_can_be_read_from_any_point(store: JobStore) -> None:
 def test_artifacts_come_by_name(store: JobStore) -> None:
     job = store.submit(REQUEST)
     files = [
-        ArtifactRow(job.id, "tables/sites.parquet", "b" * 64, 2**40, "application/vnd.apache.parquet"),
-        ArtifactRow(job.id, "report.json", "a" * 64, 1, "application/json"),
+        Artifact(job.id, "tables/sites.parquet", "b" * 64, 2**40, "application/vnd.apache.parquet"),
+        Artifact(job.id, "report.json", "a" * 64, 1, "application/json"),
     ]
     store.succeed(claim(store, job), files)
     assert store.artifacts(job.id) == files[::-1]

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from service.contracts.progress import Failed, Progress, Warned
 from service.contracts.request import JobRequest
 from service.errors import LeaseLost
-from service.store.jobs import ArtifactRow, Claim, Dispatch, JobStore
+from service.store.jobs import Artifact, Claim, Dispatch, JobStore
 from service.store.statuses import Status
 
 REQUEST = JobRequest(model="sample")
@@ -20,7 +20,7 @@ PROGRESS = Progress(stage="load", done=0, total=1, elapsed_seconds=0)
 WRITES: dict[str, Callable[[JobStore, Claim], object]] = {
     "renew": lambda store, claim: store.renew(claim, LEASE),
     "progress": lambda store, claim: store.progress(claim, PROGRESS),
-    "succeed": lambda store, claim: store.succeed(claim, [ArtifactRow(claim.job_id, "report.json", "a" * 64, 1, "x")]),
+    "succeed": lambda store, claim: store.succeed(claim, [Artifact(claim.job_id, "report.json", "a" * 64, 1, "x")]),
     "fail": lambda store, claim: store.fail(claim, FAILED),
     "cancelled": lambda store, claim: store.cancelled(claim),
     "release": lambda store, claim: store.release(claim),
@@ -61,21 +61,21 @@ def test_renewing_moves_the_end_of_the_lease(store: JobStore, clock, claim: Clai
     clock.move(50)
     store.renew(claim, LEASE)
     clock.move(50)
-    assert store.offer_expired(3) == []
+    assert store.requeue_expired(3) == []
     clock.move(11)
-    assert store.offer_expired(3) == [claim.job_id]
+    assert store.requeue_expired(3) == [claim.job_id]
 
 
 def test_a_lease_that_ran_out_and_was_not_taken_can_be_renewed(store: JobStore, clock, claim: Claim) -> None:
     clock.move(1000)
     assert store.renew(claim, LEASE) is False
-    assert store.offer_expired(3) == []
+    assert store.requeue_expired(3) == []
 
 
 @pytest.mark.parametrize("write", WRITES)
 def test_a_worker_that_lost_its_job_can_write_nothing(store: JobStore, clock, claim: Claim, write: str) -> None:
     clock.move(LEASE + 1)
-    store.offer_expired(3)
+    store.requeue_expired(3)
     with pytest.raises(LeaseLost):  # nobody has claimed it again yet
         WRITES[write](store, claim)
     second = claimed(store, claim.job_id, 2)
@@ -98,7 +98,7 @@ def test_nothing_is_written_after_the_end(store: JobStore, claim: Claim, end: st
 
 
 def test_success_is_whole_or_not_at_all(store: JobStore, claim: Claim) -> None:
-    twice = [ArtifactRow(claim.job_id, "report.json", "a" * 64, 1, "application/json")] * 2
+    twice = [Artifact(claim.job_id, "report.json", "a" * 64, 1, "application/json")] * 2
     with pytest.raises(IntegrityError):
         store.succeed(claim, twice)
     assert store.artifacts(claim.job_id) == []
@@ -149,7 +149,7 @@ def test_a_job_to_be_cancelled_does_not_come_back(store: JobStore, clock, claim:
         store.release(claim)
     else:
         clock.move(LEASE + 1)
-        assert store.offer_expired(1) == [claim.job_id]
+        assert store.requeue_expired(1) == [claim.job_id]
     assert store.get(claim.job_id).status is Status.cancelled
     assert store.unsent_dispatches() == []
 
@@ -159,9 +159,9 @@ def test_a_job_whose_worker_is_lost_is_offered_until_attempts_are_used_up(store:
     for attempt in (1, 2, 3):
         assert claimed(store, job.id, attempt).attempt == attempt
         clock.move(LEASE)
-        assert store.offer_expired(3) == []
+        assert store.requeue_expired(3) == []
         clock.move(1)
-        assert store.offer_expired(3) == [job.id]
+        assert store.requeue_expired(3) == [job.id]
     ended = store.get(job.id)
     assert ended.status is Status.failed
     assert ended.error is not None
@@ -177,12 +177,12 @@ def test_stopping_workers_and_retries_use_up_no_attempts(store: JobStore, clock)
         store.release(claimed(store, job.id, dispatch))
     claimed(store, job.id, 5)
     clock.move(LEASE + 1)
-    store.offer_expired(1)
+    store.requeue_expired(1)
     assert store.get(job.id).status is Status.failed
     again = store.retry(job.id)
     claimed(store, job.id, again.dispatch)
     clock.move(LEASE + 1)
-    store.offer_expired(2)
+    store.requeue_expired(2)
     assert store.get(job.id).status is Status.queued
 
 

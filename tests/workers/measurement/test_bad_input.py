@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from workers.measurement.errors import BadCalibration, BadModel, BadRequest, MeasurementError, first_line
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableWriter
 
 
@@ -33,7 +33,7 @@ def refused(kind: type[MeasurementError], tmp_path: Path, model: Path, text: Pat
     out = tmp_path / "out"
     before = sorted(tmp_path.iterdir())
     with pytest.raises(kind) as caught:
-        measure(request_for(model, text, **settings), out, Narrator(out=io.StringIO()))
+        measure(request_for(model, text, **settings), out, ProgressReporter(out=io.StringIO()))
     assert sorted(tmp_path.iterdir()) == before
     assert caught.value.bad_input
     return str(caught.value)
@@ -262,7 +262,7 @@ def test_a_text_that_cannot_be_used(content: bytes, named: str, tmp_path: Path, 
 
 def test_weights_with_an_index_are_measured(tmp_path: Path, model: Path, calibration_text: Path) -> None:
     indexed(model)
-    measure(request_for(model, calibration_text), tmp_path / "out", Narrator(out=io.StringIO()))
+    measure(request_for(model, calibration_text), tmp_path / "out", ProgressReporter(out=io.StringIO()))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,9 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(TableWriter, "append_rows", full)
     with pytest.raises(OSError, match="No space left"):
-        measure(request_for(checkpoints["gpt2"], calibration_text), tmp_path / "out", Narrator(out=io.StringIO()))
+        measure(
+            request_for(checkpoints["gpt2"], calibration_text), tmp_path / "out", ProgressReporter(out=io.StringIO())
+        )
     assert list(tmp_path.iterdir()) == []
 
 

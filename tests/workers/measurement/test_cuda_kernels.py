@@ -23,9 +23,9 @@ from tiny_models import request_for
 
 import workers.measurement.__main__ as program
 from service.contracts.schemes import SCHEMES
-from workers.measurement.layers import quantize_projection as kernels
+from workers.measurement.layers.copies import quantize_projection as kernels
 from workers.measurement.results.report_warnings import warn_replaced
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics import backends, plain
 from workers.measurement.statistics.cuda import channels, histogram, hits, nvrtc, reduction
 from workers.measurement.statistics.cuda.check import run_trials, trials
@@ -51,8 +51,8 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_reduction(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x = random_tensor(shape, dtype)
-    pivot = reduction.typical(x)
-    assert torch.equal(pivot, plain.typical(x))
+    pivot = reduction.pivots(x)
+    assert torch.equal(pivot, plain.pivots(x))
     check_reduction(reduction.reduce(x, pivot, 6.0), x, 6.0)
 
 
@@ -61,13 +61,13 @@ def test_a_reduction(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 def test_a_reduction_of_strided_rows(dtype: torch.dtype) -> None:
     whole = random_tensor((3, 140, 90), dtype)
     for x in (whole[:, ::2, 5:72], whole[1:, :, 1::3], whole.transpose(0, 1)):
-        check_reduction(reduction.reduce(x, reduction.typical(x), 6.0), x, 6.0)
+        check_reduction(reduction.reduce(x, reduction.pivots(x), 6.0), x, 6.0)
 
 
 @pytest.mark.usefixtures("on_host")
 def test_no_counter_of_a_block_overflows() -> None:
     x = torch.full((1, 3 * nvrtc.RANGE_TOKENS, nvrtc.CHANNELS + 1), 1.5)
-    counts = reduction.reduce(x, reduction.typical(x), 6.0).histogram
+    counts = reduction.reduce(x, reduction.pivots(x), 6.0).histogram
     assert counts.sum() == counts.max() == x.numel()
     assert torch.equal(counts, histogram.histogram(x[0]))
 
@@ -300,7 +300,7 @@ def test_a_kernel_that_gives_other_figures_is_replaced(field: str, monkeypatch: 
     x = random_tensor((2, 60, 7), torch.bfloat16)
     run_trials(trials(torch.device("cpu"), torch.float32), CUDA)
     assert backends.replaced()["reduce"] == "it gives other figures than plain torch"
-    check_reduction(backends.on_device("reduce", CUDA, x, plain.typical(x), 6.0), x, 6.0)
+    check_reduction(backends.on_device("reduce", CUDA, x, plain.pivots(x), 6.0), x, 6.0)
 
 
 @pytest.mark.usefixtures("nothing_replaced")
@@ -337,12 +337,12 @@ def test_a_failure_of_the_device_says_nothing_of_a_projection(
 
 @pytest.mark.usefixtures("nothing_replaced")
 def test_a_report_names_the_kernels_that_were_replaced() -> None:
-    narrator = Narrator(out=io.StringIO())
-    warn_replaced(narrator)
-    assert narrator.warnings == []
+    reporter = ProgressReporter(out=io.StringIO())
+    warn_replaced(reporter)
+    assert reporter.warnings == []
     backends.replace_kernel("reduce", "KernelFailed: no such architecture")
-    warn_replaced(narrator)
-    (warning,) = narrator.warnings
+    warn_replaced(reporter)
+    (warning,) = reporter.warnings
     assert (warning.code, warning.where) == ("kernel-replaced", "reduce")
     assert "KernelFailed: no such architecture" in warning.message
 
@@ -352,9 +352,9 @@ def test_no_memory_left_is_no_reason_to_replace_a_kernel(monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(reduction, "typical", full)
+    monkeypatch.setattr(reduction, "pivots", full)
     with pytest.raises(torch.OutOfMemoryError):
-        backends.on_device("typical", CUDA, torch.zeros(1, 2, 3))
+        backends.on_device("pivots", CUDA, torch.zeros(1, 2, 3))
     assert backends.replaced() == {}
 
 

@@ -18,7 +18,7 @@ from workers.measurement.layers import advance
 from workers.measurement.results.report import timing
 from workers.measurement.runtime.device import card_name, choose_device, device_memory, device_name
 from workers.measurement.runtime.memory import device_is_full, ran_out
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.workspace import identity_of
 
 FULL = (
@@ -75,8 +75,8 @@ def test_the_card_that_is_measured_on_is_named_and_its_peak_told(tmp_path: Path)
     second, cpu = torch.device("cuda:1"), torch.device("cpu")
     assert device_name(second) == "cuda:1, Card 1"
     assert device_name(cpu).startswith("cpu (")
-    narrator = Narrator(out=io.StringIO())
-    peaks = [timing(narrator, device).peak_memory_bytes.device for device in (second, torch.device("cuda:0"), cpu)]
+    reporter = ProgressReporter(out=io.StringIO())
+    peaks = [timing(reporter, device).peak_memory_bytes.device for device in (second, torch.device("cuda:0"), cpu)]
     assert peaks == [1001, 1000, None]
     request = request_for(tmp_path, tmp_path)
     gpus = [identity_of(request, "sha256:0", card_name(device))["software"]["gpu"] for device in (second, cpu)]

@@ -27,7 +27,7 @@ from workers.measurement.models.projections import Projection
 from workers.measurement.program import measure
 from workers.measurement.results.report_warnings import warn_fp16_columns
 from workers.measurement.results.typical import with_typical
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableRows
 from workers.measurement.statistics.channel_errors import ChannelErrors, sqnr_without
 from workers.measurement.statistics.fp16_columns import Fp16Columns, reaching, reaching_in_fp16
@@ -108,13 +108,13 @@ def test_an_input_that_never_came_has_no_share() -> None:
 
 
 def test_a_warning_names_components_from_a_fifth_on() -> None:
-    narrator = Narrator(out=io.StringIO())
+    reporter = ProgressReporter(out=io.StringIO())
     largest = LargestShare(layer=1, component="attn.q", prefill=0.9)
     shares = {"attn.q": 0.4949, "attn.o": 0.2, "mlp.up": 0.1999}
     few = Fp16ColumnFacts(prefill=0.1, decode=0.0, components={"attn.q": 0.19}, largest=largest)
     many = few.model_copy(update={"components": shares})
-    warn_fp16_columns({"lossless": few, "int8": many}, {"lossless": 4.0, "int8": 6.0}, narrator)
-    (warning,) = narrator.warnings
+    warn_fp16_columns({"lossless": few, "int8": many}, {"lossless": 4.0, "int8": 6.0}, reporter)
+    (warning,) = reporter.warnings
     assert (warning.code, warning.where) == ("fp16-columns", "int8")
     assert warning.message == (
         "int8 computes 49% of attn.q's, 20% of attn.o's input columns in 16 bits. Little of its speed is won there."
@@ -165,7 +165,7 @@ def test_a_massive_dimension_is_left_out_in_every_layer(calibration_text: Path, 
     weights["model.embed_tokens.weight"][:, 31] = 0.0
     weights["model.layers.1.mlp.down_proj.weight"][31] = 4e5  # massive from layer 1 on, and of nothing before
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    measure(request_for(path, calibration_text, schemes=["nf4"]), tmp_path / "out", Narrator(out=io.StringIO()))
+    measure(request_for(path, calibration_text, schemes=["nf4"]), tmp_path / "out", ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((tmp_path / "out/report.json").read_bytes())
     massive = {d.dimension for of in (report.outliers.massive_tensor, report.outliers.massive_token)
                for d in of.dimensions}  # fmt: skip

@@ -25,14 +25,14 @@ from workers.measurement.statistics import plain
 from workers.measurement.statistics.backends import (
     histogram,
     magnitudes_in_bin,
+    pivots,
     reduce_sequences,
     token_products,
-    typical,
 )
 from workers.measurement.statistics.cpu import products as cpu_products
 from workers.measurement.statistics.cpu import reduction as cpu_reduction
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.cpu.threads import each, share_out
+from workers.measurement.statistics.cpu.threads import map_in_threads, split_range
 from workers.measurement.statistics.deviation import DeviationStatistics
 from workers.measurement.statistics.order import median_magnitude
 from workers.measurement.statistics.reduction import BINS, SHIFT, Reduction
@@ -108,8 +108,8 @@ def check_products(found: torch.Tensor, y: torch.Tensor, q: torch.Tensor) -> Non
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_compiled_and_plain_agree_with_numpy(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x = random_tensor(shape, dtype)
-    pivot = typical(x)
-    assert torch.equal(pivot, plain.typical(x))
+    pivot = pivots(x)
+    assert torch.equal(pivot, plain.pivots(x))
     assert pivot.isfinite().all()
     for reduce in (cpu_reduction.reduce, plain.reduce):
         check_reduction(reduce(x, pivot, 6.0), x, 6.0)
@@ -119,7 +119,7 @@ def test_compiled_and_plain_agree_with_numpy(shape: tuple[int, int, int], dtype:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_histogram_by_itself_is_that_of_the_reduction(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x = random_tensor(shape, dtype)
-    whole = reduce_sequences(x, typical(x), 6.0).histogram
+    whole = reduce_sequences(x, pivots(x), 6.0).histogram
     for tokens in (x.flatten(0, 1), x.flatten(0, 1).repeat_interleave(2, dim=0)[::2]):
         assert torch.equal(histogram(tokens), whole)
         assert torch.equal(plain.histogram(tokens), whole)
@@ -165,7 +165,7 @@ def test_what_is_measured_stays_as_it_is(dtype: torch.dtype) -> None:
     x = random_tensor((2, 256, 64), dtype)
     bits = x.view(torch.int32 if dtype == torch.float32 else torch.int16)
     before = bits.clone()
-    reduce_sequences(x, typical(x), 6.0)
+    reduce_sequences(x, pivots(x), 6.0)
     assert torch.equal(bits, before)
 
 
@@ -188,7 +188,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_is_read_right(layout: str, dtype: torch.dtype) -> None:
     x = LAYOUTS[layout](random_tensor((3, 21, 19), dtype))
-    check_reduction(reduce_sequences(x, typical(x), 6.0), x, 6.0)
+    check_reduction(reduce_sequences(x, pivots(x), 6.0), x, 6.0)
     y, q = x.reshape(-1, 19), LAYOUTS[layout](random_tensor((3, 21, 19), torch.bfloat16, seed=1)).reshape(-1, 19)
     check_products(token_products(y, q), y, q)
     check_products(token_products(y.T, q.T), y.T, q.T)
@@ -215,8 +215,8 @@ def patterns(dtype: torch.dtype) -> st.SearchStrategy[torch.Tensor]:
 @settings(deadline=None, max_examples=80)
 @given(st.sampled_from(DTYPES).flatmap(patterns), st.floats(0, 1e6, width=32))
 def test_any_patterns_are_reduced_right(x: torch.Tensor, threshold: float) -> None:
-    check_reduction(reduce_sequences(x, typical(x), threshold), x, threshold)
-    check_reduction(plain.reduce(x, plain.typical(x), threshold), x, threshold)
+    check_reduction(reduce_sequences(x, pivots(x), threshold), x, threshold)
+    check_reduction(plain.reduce(x, plain.pivots(x), threshold), x, threshold)
 
 
 @settings(deadline=None, max_examples=80)
@@ -242,15 +242,15 @@ def test_nothing_depends_on_the_number_of_threads() -> None:
     found = []
     for number in (1, 2, 7):
         torch.set_num_threads(number)
-        found.append((*reduce_sequences(x, typical(x), 6.0), token_products(y, q)))
+        found.append((*reduce_sequences(x, pivots(x), 6.0), token_products(y, q)))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_a_sequence_is_reduced_alike_alone_and_among_others() -> None:
     x = random_tensor((4, 700, 12), torch.bfloat16)
-    together = reduce_sequences(x, typical(x), 6.0)
-    alone = [reduce_sequences(s[None], typical(s[None]), 6.0) for s in x]
+    together = reduce_sequences(x, pivots(x), 6.0)
+    alone = [reduce_sequences(s[None], pivots(s[None]), 6.0) for s in x]
     for name in Reduction._fields[:-1]:
         assert torch.equal(getattr(together, name), torch.cat([getattr(part, name) for part in alone])), name
     assert torch.equal(together.histogram, sum(part.histogram for part in alone))
@@ -261,7 +261,7 @@ def test_kernels_may_run_in_several_threads_at_once() -> None:
     found: list[Reduction | None] = [None] * len(inputs)
 
     def work(number: int) -> None:
-        found[number] = reduce_sequences(inputs[number], typical(inputs[number]), 6.0)
+        found[number] = reduce_sequences(inputs[number], pivots(inputs[number]), 6.0)
 
     running = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
     for thread in running:
@@ -279,7 +279,7 @@ def test_a_failure_in_any_thread_is_seen() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        share_out(4, work)
+        split_range(4, work)
 
 
 @pytest.mark.usefixtures("threads")
@@ -297,23 +297,23 @@ def test_work_inside_work_gets_the_threads_that_are_free() -> None:
             running -= 1
 
     def outer(item: int) -> int:
-        share_out(4, inner)
+        split_range(4, inner)
         return item
 
     for _ in range(3):
-        assert each(outer, range(5)) == [0, 1, 2, 3, 4]
+        assert map_in_threads(outer, range(5)) == [0, 1, 2, 3, 4]
     assert 2 <= most <= 3
     most = 0
-    share_out(4, inner)  # all threads came back
+    split_range(4, inner)  # all threads came back
     assert most >= 2
 
 
 def test_a_pivot_is_typical_though_one_token_is_not() -> None:
     x = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0)) + 100
     x[:, 0] = 1e6
-    assert (typical(x) - 100).abs().max() < 3
+    assert (pivots(x) - 100).abs().max() < 3
     x[0, :, 2] = torch.nan
-    assert typical(x)[0, 2] == 0
+    assert pivots(x)[0, 2] == 0
 
 
 def test_no_tokens_add_nothing_to_a_deviation() -> None:
@@ -332,7 +332,7 @@ def test_what_cannot_be_read_is_refused_by_name() -> None:
     ):
         reduce_sequences(x.double(), torch.zeros(1, 3), 6.0)
     with pytest.raises(ValueError, match=r"x: shape \[2, 3\]; 3 dimensions are needed"):
-        typical(x[0])
+        pivots(x[0])
     with pytest.raises(ValueError, match=r"x: shape \[1, 0, 3\]; no dimension may be 0"):
         reduce_sequences(x[:, :0], torch.zeros(1, 3), 6.0)
     with pytest.raises(ValueError, match=r"q: \[2, 2\] on cpu; it must be like y, \[2, 3\] on cpu"):

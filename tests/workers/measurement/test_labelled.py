@@ -21,7 +21,7 @@ from workers.measurement.errors import BadLabelled, BadModel, BadRequest
 from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
 from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
 from workers.measurement.inputs.tokenizer import LazyTokenizer, bos_token
-from workers.measurement.predictions.label_separation import LabelledFindings, labelled_findings, rank_dimensions
+from workers.measurement.predictions.label_separation import LabelSeparation, rank_dimensions, separate_labels
 from workers.measurement.statistics.separation import average_ranks, best_by_chance, separation
 from workers.samples import LABELLED, MODEL
 
@@ -335,9 +335,9 @@ def test_a_prompt_the_model_cannot_take_is_named(prompts: LabelledRecords, token
 # Findings
 
 
-def findings_of(records: LabelledRecords, vectors: dict[str, np.ndarray], **chosen: Any) -> LabelledFindings:
+def findings_of(records: LabelledRecords, vectors: dict[str, np.ndarray], **chosen: Any) -> LabelSeparation:
     file = LabelledFile(path=Path("l.jsonl"))
-    return labelled_findings(records, vectors, file, Analysis(**chosen), adds_bos=True)
+    return separate_labels(records, vectors, file, Analysis(**chosen), adds_bos=True)
 
 
 @pytest.fixture(scope="module")

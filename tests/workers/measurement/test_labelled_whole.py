@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from service.contracts.report import Report
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 VARIANTS = {"reference": None, "int8": "int8", "nf4": "nf4"}
 RECORDS = [{"prompt": words(3 + i % 4, seed=i), "score": (i * 7) % 11 - 4.5} for i in range(24)]
@@ -40,7 +40,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(model: Path, text: Path, out: Path, **settings: Any) -> tuple[Report, list[str]]:
     """The report, and the codes of its warnings."""
     request = request_for(model, text, sequences=2, sequence_length=24, **settings)
-    measure(request, out, Narrator(out=io.StringIO()))
+    measure(request, out, ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((out / "report.json").read_bytes())
     return report, [warning.code for warning in report.warnings]
 

@@ -16,7 +16,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
 from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
 from workers.measurement.statistics.site import SiteStatistics
@@ -55,7 +55,7 @@ def outlying(calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -
     weights["model.layers.1.mlp.down_proj.weight"][90] *= 60.0
     weights["model.layers.2.self_attn.v_proj.weight"][20] *= 12.0
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    measure(request_for(path, calibration_text, **LIMITS), root / "out", Narrator(out=io.StringIO()))
+    measure(request_for(path, calibration_text, **LIMITS), root / "out", ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((root / "out/report.json").read_bytes())
     ids = pq.read_table(root / "out/tables/tokens.parquet", filters=[("scheme", "==", "int8")])["token_id"].to_numpy()
     token_ids = torch.from_numpy(ids.reshape(report.calibration.sequences, -1).copy())

@@ -12,7 +12,7 @@ from service.contracts.comparison import Difference
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.samples import CALIBRATION, MODEL
 
 
@@ -27,7 +27,7 @@ def measured(out: Path, sequences: int, seed: int = 0) -> ComparableReport:
         "batch_sequences": 8,
         "seed": seed,
     }
-    measure(MeasurementRequest.model_validate(asked), out, Narrator(out=io.StringIO()))
+    measure(MeasurementRequest.model_validate(asked), out, ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((out / "report.json").read_bytes())
 
     def read(table: str, columns: tuple[str, ...]) -> dict[str, list[object]]:

@@ -15,7 +15,7 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 PLANTED = {5: 64.0, 77: -64.0, 100: 64.0}
 """Dimension -> factor on the norms' weights in the planted layers."""
@@ -34,7 +34,7 @@ def planted(
             weights[f"model.layers.{layer}.input_layernorm.weight"][dimension] *= factor
     weights["model.layers.3.post_attention_layernorm.weight"][9] *= 8.0
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    measure(request_for(path, calibration_text, schemes=[]), root / "out", Narrator(out=io.StringIO()))
+    measure(request_for(path, calibration_text, schemes=[]), root / "out", ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((root / "out/report.json").read_bytes())
     return report, root / "out", layer_inputs(path, request_for(path, calibration_text))
 
@@ -92,7 +92,7 @@ def test_thresholds_are_the_jobs(planted: tuple[Report, Path, list[np.ndarray]],
     model = out.parent / "model"
     thresholds = {"magnitude": 6.0, "layers_fraction": 0.75, "positions_fraction": 0.06}
     request = request_for(model, calibration_text, schemes=[], llm_int8=thresholds)
-    measure(request, out.parent / f"strict-{len(list(out.parent.iterdir()))}", Narrator(out=io.StringIO()))
+    measure(request, out.parent / f"strict-{len(list(out.parent.iterdir()))}", ProgressReporter(out=io.StringIO()))
     strict = next(p for p in out.parent.iterdir() if p.name.startswith("strict"))
     outliers = Report.model_validate_json((strict / "report.json").read_bytes()).outliers.llm_int8
     assert outliers.thresholds.layers_fraction == 0.75
@@ -131,8 +131,8 @@ def test_a_scaled_gain_changes_the_fixed_definition_alone(
         elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
             weights[name] /= 16
     save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
-    narrator = Narrator(out=io.StringIO())
-    measure(request_for(tmp_path / "model", calibration_text, schemes=[]), tmp_path / "out", narrator)
+    reporter = ProgressReporter(out=io.StringIO())
+    measure(request_for(tmp_path / "model", calibration_text, schemes=[]), tmp_path / "out", reporter)
     scaled = Report.model_validate_json((tmp_path / "out/report.json").read_bytes())
     before, after = report.outliers.llm_int8_relative, scaled.outliers.llm_int8_relative
     assert before is not None

@@ -19,13 +19,13 @@ from service.contracts.report import Report
 from service.contracts.verdict import verdict_of
 from workers.measurement.program import measure
 from workers.measurement.results.report_warnings import warn_guessing
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 
 def scored(path: Path, text: Path, out: Path, **settings: Any) -> tuple[Report, dict[str, list[Any]]]:
     """Measure five sequences of 24 tokens under int8; return the report and the columns of `tokens`."""
     request = request_for(path, text, sequences=5, sequence_length=24, schemes=["int8"], **settings)
-    measure(request, out, Narrator(out=io.StringIO()))
+    measure(request, out, ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((out / "report.json").read_bytes())
     return report, pq.read_table(out / "tables/tokens.parquet").to_pydict()
 
@@ -77,7 +77,7 @@ def exact(
     root = tmp_path_factory.mktemp("exact")
     path = save_checkpoint(root / "model", TINY["llama"](), torch.float32)
     asked = request_for(path, calibration_text, sequences=request.param, sequence_length=48)
-    measure(asked, root / "out", Narrator(out=io.StringIO()))
+    measure(asked, root / "out", ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((root / "out/report.json").read_bytes())
     rows = pq.read_table(root / "out/tables/tokens.parquet", filters=[("scheme", "==", "nf4")])
     ids = torch.tensor(rows["token_id"].to_pylist()).view(request.param, 48)
@@ -168,9 +168,9 @@ def test_the_verdict_is_part_of_the_report(exact: tuple[Report, dict[str, np.nda
     ],
 )
 def test_a_reference_that_only_guesses_is_said_to(losses: list[float], said: bool) -> None:
-    narrator = Narrator(out=io.StringIO())
-    warn_guessing(np.array(losses), 50, narrator)
-    assert [warning.code for warning in narrator.warnings] == ["reference-guesses"] * said
+    reporter = ProgressReporter(out=io.StringIO())
+    warn_guessing(np.array(losses), 50, reporter)
+    assert [warning.code for warning in reporter.warnings] == ["reference-guesses"] * said
 
 
 def test_a_model_that_gives_every_token_the_same_chance_guesses(tmp_path: Path, calibration_text: Path) -> None:

@@ -20,14 +20,14 @@ from service.contracts.progress import Progress
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 
 class Killed(BaseException):
     """Stands for the end of the process: no handler of the program's is meant to see it."""
 
 
-class Mortal(Narrator):
+class Mortal(ProgressReporter):
     """Dies when a stage has come so far."""
 
     def __init__(self, stage: str, done: int) -> None:
@@ -45,7 +45,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def run(request: MeasurementRequest, out: Path) -> dict[str, bytes]:
-    measure(request, out, Narrator(out=io.StringIO()))
+    measure(request, out, ProgressReporter(out=io.StringIO()))
     return contents(out)
 
 
@@ -103,7 +103,7 @@ def test_tables_are_the_same_after_a_kill_anywhere(
         measure(request, tmp_path / "out", Mortal(stage, done))
     assert not (tmp_path / "out").exists()
     told = io.StringIO()
-    measure(request, tmp_path / "out", Narrator(out=told))
+    measure(request, tmp_path / "out", ProgressReporter(out=told))
     assert contents(tmp_path / "out") == contents(uninterrupted)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert warnings_of(tmp_path / "out") == warnings_of(uninterrupted) != []
@@ -212,12 +212,12 @@ def test_another_model_or_text_does_not_go_on(tmp_path: Path) -> None:
 
 
 def test_two_at_once_do_not_meet(request_: MeasurementRequest, tmp_path: Path) -> None:
-    class Twin(Narrator):
+    class Twin(ProgressReporter):
         def _say(self, line: Any) -> None:
             super()._say(line)
             if isinstance(line, Progress) and (line.stage, line.done) == ("sweep", 1):
                 with pytest.raises(BadRequest, match="another measurement is at work"):
-                    measure(request_, tmp_path / "out", Narrator(out=io.StringIO()))
+                    measure(request_, tmp_path / "out", ProgressReporter(out=io.StringIO()))
 
     measure(request_, tmp_path / "out", Twin(out=io.StringIO()))
     assert (tmp_path / "out/report.json").is_file()

@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import SCHEMES, Scheme
 from workers.measurement.errors import CannotQuantize
-from workers.measurement.layers import quantize_projection as kernels
-from workers.measurement.layers.quantize_layer import quantize_layer
-from workers.measurement.layers.quantize_projection import KERNELS, quantize_projection
+from workers.measurement.layers.copies import quantize_projection as kernels
+from workers.measurement.layers.copies.quantize_layer import quantize_layer
+from workers.measurement.layers.copies.quantize_projection import KERNELS, quantize_projection
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder, run_layer
 from workers.measurement.models.projections import Projection, projections, weight_rows

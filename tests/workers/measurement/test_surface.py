@@ -17,15 +17,15 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.report import Report
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
-from workers.measurement.statistics.surface import MOST_CHANNELS, MOST_POSITIONS, reduce_surface
+from workers.measurement.runtime.progress import ProgressReporter
+from workers.measurement.statistics.surface import MAX_COLUMNS, MAX_ROWS, reduce_surface
 
 BIN = 1 / 32
 """Relative width of a histogram bin: the stated error of the median."""
 
 
 def run(out: Path, model: Path, text: Path, **settings: Any) -> tuple[Report, list[dict[str, Any]]]:
-    measure(request_for(model, text, **settings), out, Narrator(out=io.StringIO()))
+    measure(request_for(model, text, **settings), out, ProgressReporter(out=io.StringIO()))
     return Report.model_validate_json((out / "report.json").read_bytes()), pq.read_table(
         out / "tables/surface.parquet"
     ).to_pylist()
@@ -100,8 +100,8 @@ def test_batches_and_files_change_nothing(checkpoints: dict[str, Path], calibrat
 
 
 @given(
-    st.integers(1, 3 * MOST_POSITIONS + 1),
-    st.sampled_from([1, 5, MOST_CHANNELS - 1, MOST_CHANNELS, MOST_CHANNELS + 1, 1500]),
+    st.integers(1, 3 * MAX_ROWS + 1),
+    st.sampled_from([1, 5, MAX_COLUMNS - 1, MAX_COLUMNS, MAX_COLUMNS + 1, 1500]),
     st.integers(0, 9),
 )
 def test_every_cell_keeps_its_largest_magnitude_and_its_place(positions: int, channels: int, seed: int) -> None:
@@ -113,8 +113,8 @@ def test_every_cell_keeps_its_largest_magnitude_and_its_place(positions: int, ch
     down, across = surface.positions_per_cell, surface.channels_per_cell
     rows, columns = surface.value.shape
     assert (surface.sequence, surface.positions, surface.channels) == (4, positions, channels)
-    assert rows == len(range(0, positions, down)) <= MOST_POSITIONS < rows * 2 or down == 1
-    assert columns == len(range(0, channels, across)) <= MOST_CHANNELS < columns * 2 or across == 1
+    assert rows == len(range(0, positions, down)) <= MAX_ROWS < rows * 2 or down == 1
+    assert columns == len(range(0, channels, across)) <= MAX_COLUMNS < columns * 2 or across == 1
     finite = np.where(np.isfinite(x), np.abs(x), np.nan)
     for row in {0, rows // 2, rows - 1}:
         for column in {0, columns // 2, columns - 1}:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from service.contracts.report import Report
 from service.contracts.tables import TABLES
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 BIN = 1 / 32
 """Relative width of a histogram bin: the stated error of a quantile."""
@@ -57,7 +57,7 @@ def measured(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Measured:
     path, out = checkpoints[request.param], tmp_path_factory.mktemp("measured") / request.param
-    measure(request_for(path, calibration_text), out, Narrator(out=io.StringIO()))
+    measure(request_for(path, calibration_text), out, ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((out / "report.json").read_bytes())
     rows = pq.read_table(out / "tables/tokens.parquet", filters=[("scheme", "==", "int8")])
     token_ids = torch.tensor(rows["token_id"].to_pylist()).view(report.calibration.sequences, -1)

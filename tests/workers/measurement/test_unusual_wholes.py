@@ -16,11 +16,13 @@ from tiny_models import request_for, save_tokenizer
 from service.contracts.report import SchemeFacts
 from service.contracts.schemes import SCHEMES
 from workers.measurement.program import measure
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 
 def measured(path: Path, text: Path, out: Path, **settings: Any) -> dict[str, Any]:
-    measure(request_for(path, text, sequences=2, sequence_length=16, **settings), out, Narrator(out=io.StringIO()))
+    measure(
+        request_for(path, text, sequences=2, sequence_length=16, **settings), out, ProgressReporter(out=io.StringIO())
+    )
     return json.loads((out / "report.json").read_text())
 
 

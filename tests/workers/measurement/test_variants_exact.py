@@ -21,7 +21,7 @@ from service.contracts.report import Report
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import BadRequest
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
@@ -32,7 +32,7 @@ from workers.measurement.program import measure
 from workers.measurement.quantization import projection
 from workers.measurement.quantization.projection import row_ranges
 from workers.measurement.quantization.resolving import resolved
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 TOKEN_IDS = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5))
 DTYPES = ("bfloat16", "float16", "float32")
@@ -289,7 +289,9 @@ def test_an_unknown_module_is_refused_with_the_nearest(
 
 
 def measured(path: Path, text: Path, out: Path, **settings: Any) -> Report:
-    measure(request_for(path, text, sequences=2, sequence_length=16, **settings), out, Narrator(out=io.StringIO()))
+    measure(
+        request_for(path, text, sequences=2, sequence_length=16, **settings), out, ProgressReporter(out=io.StringIO())
+    )
     return Report.model_validate_json((out / "report.json").read_bytes())
 
 
@@ -372,7 +374,7 @@ def test_an_unknown_module_fails_the_measurement_before_it_begins(
     told = io.StringIO()
     request = request_for(checkpoints["llama"], calibration_text, schemes=["nf4:keep=mlp.dwn"])
     with pytest.raises(BadRequest, match=r"schemes: nf4-keep-mlp-dwn: keep: 'mlp\.dwn' is not a module"):
-        measure(request, tmp_path / "out", Narrator(out=told))
+        measure(request, tmp_path / "out", ProgressReporter(out=told))
     stages = {json.loads(line).get("stage") for line in told.getvalue().splitlines()}
     assert "sweep" not in stages
     assert not (tmp_path / "out").exists()

@@ -18,26 +18,26 @@ from service.contracts.report import Estimate, Report
 from service.contracts.request import Analysis, MeasurementRequest, schemes_for
 from service.contracts.restating import few_sequences
 from workers.measurement.inputs.calibration import Calibration
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.program import measure
 from workers.measurement.results.report_warnings import warn_calibration, warn_not_discriminating
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 IN_FP16 = ("zero=int8:threshold=0", "half=nf4:compute_dtype=float16")
 """Schemes that cast every input of a replaced module to fp16."""
 
 
-def narrated() -> Narrator:
-    return Narrator(out=io.StringIO())
+def narrated() -> ProgressReporter:
+    return ProgressReporter(out=io.StringIO())
 
 
-def only(narrator: Narrator) -> tuple[str, str, str | None]:
-    (warning,) = narrator.warnings
+def only(reporter: ProgressReporter) -> tuple[str, str, str | None]:
+    (warning,) = reporter.warnings
     return warning.message, str(warning.advice), warning.where
 
 
 # What a short text, or the bundled one, is warned of
-def warned_of_text(sequences: int, length: int, **changed: Any) -> Narrator:
+def warned_of_text(sequences: int, length: int, **changed: Any) -> ProgressReporter:
     request = MeasurementRequest.model_validate(
         {
             "model": {"path": "/models/llama"},
@@ -49,9 +49,9 @@ def warned_of_text(sequences: int, length: int, **changed: Any) -> Narrator:
     )
     tokens = torch.zeros((sequences, length), dtype=torch.int64)
     text = Calibration(tokens, adds_bos=False, fingerprint="sha256:" + "0" * 64, documents=1, separator=None)
-    narrator = narrated()
-    warn_calibration(request, text, narrator)
-    return narrator
+    reporter = narrated()
+    warn_calibration(request, text, reporter)
+    return reporter
 
 
 def test_a_text_that_is_long_enough_is_not_warned_of() -> None:
@@ -59,9 +59,9 @@ def test_a_text_that_is_long_enough_is_not_warned_of() -> None:
 
 
 def test_a_short_text_is_warned_of_with_its_tokens_and_what_to_give() -> None:
-    narrator = warned_of_text(5, 256)
-    assert [warning.code for warning in narrator.warnings] == ["short-calibration"]
-    message, advice, where = only(narrator)
+    reporter = warned_of_text(5, 256)
+    assert [warning.code for warning in reporter.warnings] == ["short-calibration"]
+    message, advice, where = only(reporter)
     assert message == (
         "The calibration text has 5 sequences of 256 tokens, and 16 were asked for. The figures are over only 1,280 "
         "tokens, so their 95% intervals are wider."
@@ -81,12 +81,12 @@ def test_no_very_short_sequences_are_proposed(sequences: int, length: int) -> No
      ("/models/llama", "own.txt", False)],
 )  # fmt: skip
 def test_the_bundled_text_is_warned_of_for_another_model_than_its_own(model: str, text: str, said: bool) -> None:
-    narrator = warned_of_text(
+    reporter = warned_of_text(
         16, 256, model={"path": "/m", "source": model}, calibration={"path": "/c", "source": text}
     )
-    assert [warning.code for warning in narrator.warnings] == ["sample-text"] * said
+    assert [warning.code for warning in reporter.warnings] == ["sample-text"] * said
     if said:
-        assert only(narrator) == (
+        assert only(reporter) == (
             "The calibration text is the bundled sample: documentation of Python modules, not your traffic.",
             "Give a text of your own with --calibration FILE.",
             None,
@@ -120,9 +120,9 @@ def test_a_definition_that_flags_too_much_is_answered_with_settings_that_exist(d
     found = content["outliers"]
     found.setdefault("llm_int8_relative", dict(found["llm_int8"]))
     found[definition]["discriminates"] = False
-    narrator = narrated()
-    warn_not_discriminating(Outliers.model_validate(found), 64, narrator)
-    _, advice, where = only(narrator)
+    reporter = narrated()
+    warn_not_discriminating(Outliers.model_validate(found), 64, reporter)
+    _, advice, where = only(reporter)
     assert where == definition
     settings = [word.removesuffix("=VALUE") for word in advice.rstrip(".").split() if "=VALUE" in word]
     assert settings

@@ -17,8 +17,9 @@ from scipy import stats
 from service.contracts.labelled import labelled_table
 from service.contracts.schemes import SCHEMES
 from service.contracts.tables import TABLES, Table
-from workers.reporting.figures import activation_profile, gallery, style
-from workers.reporting.figures.drawing import Drawing
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Drawing
+from workers.reporting.figures import activation_profile, gallery
 from workers.reporting.loading import load
 from workers.reporting.render import render
 

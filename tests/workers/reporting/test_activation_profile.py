@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Annotation, Text
 
+from workers.reporting.drawing.figure import NothingToDraw
 from workers.reporting.figures import activation_profile
 from workers.reporting.figures.activation_profile import thin
-from workers.reporting.figures.drawing import NothingToDraw
 from workers.reporting.loading import ReportUnreadable
 
 

@@ -11,9 +11,9 @@ import pytest
 from made_up_states import surface_rows, surface_section
 from matplotlib.text import Text
 
+from workers.reporting.drawing.figure import NothingToDraw
 from workers.reporting.figures import channel_surface
 from workers.reporting.figures.channel_surface import LINES, MARKED, PLACES
-from workers.reporting.figures.drawing import NothingToDraw
 from workers.reporting.loading import ReportUnreadable, TableAbsent
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -19,7 +19,7 @@ from workers.reporting.comparison.figures import difference_maps, divergence, gr
 from workers.reporting.comparison.gathering import gather
 from workers.reporting.comparison.program import compare_reports
 from workers.reporting.comparison.topics import headlines, topics
-from workers.reporting.figures import style
+from workers.reporting.drawing import style
 
 STORED = Path(__file__).parent / "stored" / "schema_1_0"
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from workers.reporting.figures import component_heatmap, style
-from workers.reporting.figures.component_map import COMPONENTS, draw_map
-from workers.reporting.figures.scales import median_norm, rising_norm
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import median_norm, rising_norm
+from workers.reporting.drawing.component_map import COMPONENTS, draw_map
+from workers.reporting.figures import component_heatmap
 
 ORDER = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate"]
 REFERENCE = {"range_bits": "input", "crest_db": "input", "abs_max": "output"}

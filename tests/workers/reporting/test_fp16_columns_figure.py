@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from workers.reporting.columns import fp16_columns as sentence
+from workers.reporting.drawing.component_map import COMPONENTS
 from workers.reporting.figures import fp16_columns
-from workers.reporting.figures.component_map import COMPONENTS
 from workers.reporting.loading import TableAbsent, load
 from workers.reporting.page import topic_of
 from workers.reporting.summary import summary

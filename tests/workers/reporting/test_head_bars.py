@@ -10,7 +10,8 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
-from workers.reporting.figures import head_agreement, head_severity, style
+from workers.reporting.drawing import style
+from workers.reporting.figures import head_agreement, head_severity
 from workers.reporting.loading import ReportUnreadable
 from workers.reporting.render import render
 
@@ -179,7 +180,7 @@ def test_legends_name_the_colors_from_the_bottom_up(make_report, severity, agree
             agreement(report)["head_agreement_nf4"],
             SIDES,
             style.AGREEMENT,
-            "Heads under nf4 (4-bit NormalFloat): outliers, and damaged",
+            "Heads under nf4 (4-bit NormalFloat)",
         ),
     ):
         legend = drawing.figure.legends[0]

@@ -13,8 +13,9 @@ from matplotlib.colors import to_rgb
 from scipy import stats
 
 from service.contracts.labelled import Separation
-from workers.reporting.figures import labelled_activations, style
-from workers.reporting.figures.separation_grid import Panel, Row, bin_edges, grid, outlined
+from workers.reporting.drawing import style
+from workers.reporting.drawing.separation_grid import Panel, Row, bin_edges, grid, outlined
+from workers.reporting.figures import labelled_activations
 from workers.reporting.loading import ReportUnreadable
 from workers.reporting.render import render
 

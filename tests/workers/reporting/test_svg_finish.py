@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from workers.reporting.figures.drawing import Caption, Drawing, name_each
-from workers.reporting.figures.svg import finish
+from workers.reporting.drawing.figure import Caption, Drawing, name_each
+from workers.reporting.drawing.svg import finish
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 

@@ -120,7 +120,7 @@ def test_another_major_version_is_named(small, version):
 
 @pytest.mark.parametrize(
     ("limits", "told"),
-    [({"kl_noticeable": 0.5}, "analysis.verdict: Value error, kl_severe (0.1) must be larger than kl_noticeable"),
+    [({"kl_noticeable": 0.5}, r"analysis.verdict: Value error, kl_severe \(0.1\) must be larger than kl_noticeable"),
      ({"ratio_severe": "much"}, "analysis.verdict.ratio_severe: Input should be a valid number")],
 )  # fmt: skip
 def test_limits_of_the_verdict_that_make_no_sense_are_named(small, limits, told):

@@ -13,7 +13,7 @@ from service.contracts.report import SchemeFacts
 from service.contracts.request import Analysis, schemes_for
 from service.contracts.schemes import LONGEST_TITLE, SCHEMES
 from workers.reporting.comparison.__main__ import main as compare
-from workers.reporting.figures import style
+from workers.reporting.drawing import style
 from workers.reporting.loading import load
 from workers.reporting.render import render
 from workers.reporting.topics.records import marked
@@ -112,14 +112,15 @@ def test_every_figure_and_section_calls_a_variant_by_its_name(made):
     assert "block_size 128" in drawn["divergence"].caption
     assert "compute_dtype auto, analysis only" in drawn["divergence"].caption  # which a measurement would have settled
     page = Text((made / "report.html").read_text()).text
-    for said in ("nf4-block-size-128 analysis only", "w8a8-token-weight-group-64 simulated", "Analysis only: measured",
-                 "BitsAndBytesConfig cannot express", "lossless LLM.int8"):  # fmt: skip
+    for said in ("nf4-block-size-128 analysis only", "w8a8-token-weight-group-64 simulated",
+                 "Analysis only: BitsAndBytesConfig cannot express",
+                 "lossless LLM.int8"):  # fmt: skip
         assert said in page
     assert "lossless analysis only" not in page
     summary = (made / "summary.md").read_text()
     assert "| nf4-block-size-128 (analysis only) |" in summary
     assert "| w8a8-token-weight-group-64 (simulated) |" in summary
-    assert "Analysis only: measured on bitsandbytes' modules" in summary
+    assert "Analysis only: BitsAndBytesConfig cannot express these settings" in summary
 
 
 def test_a_page_without_such_variants_does_not_speak_of_them(make_report):
@@ -160,7 +161,7 @@ def test_reports_with_variants_are_compared(make_report, tmp_path):
     assert tuple(difference["schemes"]) == NAMES
     told = {w["message"] for w in comparison["warnings"] if w["code"] == "scheme-settings-differ"}
     (message,) = told
-    assert message.startswith("different settings of lossless: scheme int8 and nf4, threshold 4.0 and absent")
+    assert message.startswith("The settings of lossless differ: scheme int8 and nf4, threshold 4.0 and absent")
     page = Text((tmp_path / "out/comparison.html").read_text()).text
     assert "nf4-block-size-128 (analysis only)" in page
     assert "w8a8-token-weight-group-64 (simulated)" in page

@@ -1,4 +1,4 @@
-"""Labeled prompts as they are given: JSON Lines, {"prompt", "label"} or {"prompt", "score"}, one kind in a file.
+"""Reads labeled prompts: JSON Lines, {"prompt", "label"} or {"prompt", "score"}, one kind in a file.
 
 R records
 """
@@ -16,7 +16,7 @@ from workers.measurement.errors import BadLabelled, BadRequest, shown
 from workers.measurement.inputs.file_errors import Refuse, refuser
 from workers.measurement.inputs.json_lines import read_json_lines
 
-FEWEST = 2
+MIN_RECORDS = 2
 """Records below which nothing can be told apart."""
 
 
@@ -62,8 +62,8 @@ def read_labelled(file: LabelledFile, threshold: float | None) -> LabelledRecord
             first = f"line {records[0].line} has a {records[0].kind!r}"
             raise refuse(f"line {line}: it has a {record.kind!r}, but {first}; a file must have one kind only")
         records.append(record)
-    if len(records) < FEWEST:
-        raise refuse(f"holds {len(records)} records; at least {FEWEST} are needed")
+    if len(records) < MIN_RECORDS:
+        raise refuse(f"holds {len(records)} records; at least {MIN_RECORDS} are needed")
     values = np.asarray([record.value for record in records])
     has_scores = records[0].kind == "score"
     return LabelledRecords(

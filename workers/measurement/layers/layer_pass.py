@@ -16,9 +16,9 @@ from torch import nn
 from workers.measurement.layers.advance import LayerStreams
 from workers.measurement.layers.capture import BLOCK_OUTPUT, Capture, Site
 from workers.measurement.layers.conclusion import conclude_layer
+from workers.measurement.layers.copies.quantize_layer import QuantizedLayer
 from workers.measurement.layers.int8_columns import Int8Columns
 from workers.measurement.layers.layer_results import LayerResults, SchemeResults
-from workers.measurement.layers.quantize_layer import QuantizedLayer
 from workers.measurement.layers.reference_measurement import ReferenceMeasurement
 from workers.measurement.layers.scheme_comparison import SchemeComparison
 from workers.measurement.layers.sites import for_each_on
@@ -39,7 +39,7 @@ class LayerPass:
         config = state.decoder.layer_config(index)
         parts, head_counts = projections(layer, config), heads(config)
         replaced = {scheme.name: _replaced(state, index, parts, scheme.name) for scheme in state.schemes}
-        quantized = {s.name: state.trials.quantize(index, layer, replaced[s.name], s) for s in state.schemes}
+        quantized = {s.name: state.replaceability.quantize(index, layer, replaced[s.name], s) for s in state.schemes}
         state.pages.check()
         self._state, self._layer = state, layer
         self._streams = LayerStreams(state, index, parts)

@@ -1,4 +1,4 @@
-"""What the sweep finds at one layer; whatever happens at other layers, this stands by itself."""
+"""Holds the results of one layer, which stand by themselves whatever happens at other layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ F32 = NDArray[np.float32]
 
 @dataclass
 class SchemeResults:
-    """What one scheme does at a layer."""
+    """The results of one scheme at a layer."""
 
     weight_errors: dict[str, float | None]
     """norm_F(W - Q(W)) / norm_F(W) by component; None where W is zero."""
@@ -45,7 +45,7 @@ class SchemeResults:
 
 @dataclass
 class LayerResults:
-    """What was found at one layer."""
+    """The results of one layer."""
 
     layer: int
     schemes: dict[str, SchemeResults]

@@ -1,4 +1,4 @@
-"""Sites of a layer that several measurements share, and the order in which they are worked off."""
+"""Names sites of a layer that several measurements share, and orders the work on sites."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from workers.measurement.layers.capture import Site
-from workers.measurement.statistics.cpu.threads import each
+from workers.measurement.statistics.cpu.threads import map_in_threads
 
 HEADS_SITE = Site("attn.o", "input")
 """The heads' outputs, side by side."""
@@ -17,7 +17,7 @@ ForEach = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 def for_each_on(device: torch.device) -> ForEach:
     """Return what works off sites on a device: on a CPU in threads, on another device one after the other."""
-    return each if device.type == "cpu" else _in_turn
+    return map_in_threads if device.type == "cpu" else _in_turn
 
 
 def largest_first(sites: Mapping[Site, torch.Tensor]) -> list[Site]:

@@ -1,4 +1,4 @@
-"""One pass over the decoder layers, the reference and every scheme side by side.
+"""Takes the streams once over the decoder layers, the reference and every scheme side by side.
 
 Each layer is read once. The reference stream advances through it and every site is measured; every scheme's copy
 of the layer is made from the same weights, answers the reference's inputs (the error where it arises: isolated)
@@ -15,10 +15,10 @@ from types import MappingProxyType
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
 from workers.measurement.layers.arguments import SharedTensors
+from workers.measurement.layers.copies.outer_projections import QuantizedOutside, in_place, quantize_outside
+from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.layer_pass import LayerPass
 from workers.measurement.layers.layer_results import LayerResults
-from workers.measurement.layers.outer_projections import QuantizedOutside, in_place, quantize_outside
-from workers.measurement.layers.replaceability import Trials
 from workers.measurement.layers.streams import REFERENCE, Layout, Streams
 from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.decoder import Arguments, Decoder
@@ -50,14 +50,14 @@ def prepare_sweep(
     schemes = [resolved(scheme, decoder.dtype) for scheme in schemes]
     names = [REFERENCE, *(scheme.name for scheme in schemes)]
     hidden, recorded = decoder.record(batches[0].token_ids[:1, :_TRIAL_TOKENS])
-    trials = Trials(hidden, recorded)
+    replaceability = ReplaceabilityProbe(hidden, recorded)
     layout = Layout(tuple((*batch.token_ids.shape, hidden.shape[-1]) for batch in batches), hidden.dtype)
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
     outside = {s.name: _quantized_outside(decoder, s, kept.get(s.name, ())) for s in schemes}
     arguments = _start(decoder, batches, streams, outside)
     decoder.rest()
     drop_code_pages()
-    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, trials, kept)
+    return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, replaceability, kept)
 
 
 def _quantized_outside(decoder: Decoder, scheme: Scheme, kept: Collection[str]) -> QuantizedOutside:
@@ -85,14 +85,14 @@ def _start(
 
 
 def sweep_layers(state: SweepState, first: int = 0) -> Iterator[LayerResults]:
-    """Advance every stream from layer `first` on, and yield what was found at each layer."""
+    """Advance every stream from layer `first` on, and yield each layer's results."""
     keep_what_is_loaded()
     for index in range(first, len(state.decoder.layers)):
         with state.decoder.resident(index) as layer:
-            found = LayerPass(state, index, layer).run()
+            results = LayerPass(state, index, layer).run()
         gc.collect()
         state.pages.check()
-        yield found
+        yield results
     return_pages()
 
 

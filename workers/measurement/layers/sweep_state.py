@@ -1,4 +1,4 @@
-"""What a sweep works on: the model, the text, and the streams at their present depth."""
+"""Holds what a sweep works on: the model, the text, and the streams at their present depth."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from torch import nn
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
-from workers.measurement.layers.outer_projections import QuantizedOutside, in_place
-from workers.measurement.layers.replaceability import Trials
+from workers.measurement.layers.copies.outer_projections import QuantizedOutside, in_place
+from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.streams import Streams
 from workers.measurement.models.decoder import Arguments, Decoder
 from workers.measurement.runtime.memory import PageReturn
@@ -39,7 +39,7 @@ class SweepState:
     streams: Streams
     outside: Mapping[str, QuantizedOutside]
     """By scheme: what stands in place of the projections outside the layers."""
-    trials: Trials
+    replaceability: ReplaceabilityProbe
     """Makes the schemes' copies of the layers."""
     kept: Mapping[str, Collection[str]] = field(default_factory=dict)
     """By scheme: full names of the modules that it leaves as they are because it was told to."""

@@ -1,4 +1,4 @@
-"""Which hidden dimensions tell true prompts from false ones, and whether they still do under a scheme.
+"""Ranks hidden dimensions by how well they separate true prompts from false ones, with and without a scheme.
 
 Dimensions are ranked under the reference: by abs(Spearman's rho) with the score, or by abs(AUROC - 0.5) where plain
 labels were given. A record whose vector holds NaN or infinity is left out of that variant's figures.
@@ -21,6 +21,7 @@ from service.contracts.labelled import (
     column_name,
     labelled_table,
 )
+from service.contracts.progress import Warned
 from service.contracts.request import Analysis, LabelledFile
 from service.contracts.tables import Table
 from workers.measurement.inputs.labelled_prompts import LabelledRecords
@@ -42,24 +43,15 @@ class Ranked(NamedTuple):
     auroc: float | None
 
 
-class Remark(NamedTuple):
-    """A warning for the reader of the report."""
-
-    code: str
-    message: str
-    advice: str
-    where: str | None = None
-
-
 @dataclass(frozen=True)
-class LabelledFindings:
-    """What a report takes in."""
+class LabelSeparation:
+    """The section of a report on labeled prompts, with its table and its warnings."""
 
     section: Labelled
     table: Table
     columns: dict[str, NDArray[Any]]
     """Of the table."""
-    warnings: tuple[Remark, ...]
+    warnings: tuple[Warned, ...]
 
 
 def rank_dimensions(vectors: F32, labels: NDArray[np.bool_], scores: NDArray[np.float64] | None) -> list[Ranked]:
@@ -79,9 +71,9 @@ def rank_dimensions(vectors: F32, labels: NDArray[np.bool_], scores: NDArray[np.
     return [Ranked(int(d), _number(rho[d]), _number(auroc[d])) for d in order if not np.isnan(strength[d])]
 
 
-def labelled_findings(
+def separate_labels(
     records: LabelledRecords, vectors: Mapping[str, F32], file: LabelledFile, settings: Analysis, *, adds_bos: bool
-) -> LabelledFindings:
+) -> LabelSeparation:
     """Return the report's section, table and warnings.
 
     Args:
@@ -118,7 +110,7 @@ def labelled_findings(
         permutations=PERMUTATIONS if chance is not None else 0,
     )
     table = labelled_table(chosen, schemes)
-    return LabelledFindings(section, table, _columns(records, vectors, chosen), _warnings(records, finite, chosen))
+    return LabelSeparation(section, table, _columns(records, vectors, chosen), _warnings(records, finite, chosen))
 
 
 def _best(records: LabelledRecords, x: F32, kept: NDArray[np.bool_]) -> list[int]:
@@ -148,28 +140,30 @@ def _columns(records: LabelledRecords, vectors: Mapping[str, F32], dimensions: l
     return {"record": np.arange(count), "label": records.labels, "score": scores, **own}
 
 
-def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tuple[Remark, ...]:
+def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tuple[Warned, ...]:
     count, true = len(records.prompts), int(records.labels.sum())
-    found = []
+    warnings = []
     if true in (0, count):
         labels = f"{'true' if true else 'false'}, so AUROC is not defined."
         both = "Give prompts with both labels, true and false."
         split = "Rerun with a --label-threshold that lies between the scores."
         advice = both if records.scores is None else split
-        found.append(Remark("labels-all-equal", f"All {count} labeled prompts are {labels}", advice))
+        warnings.append(
+            Warned(code="labels-all-equal", message=f"All {count} labeled prompts are {labels}", advice=advice)
+        )
     if records.scores is not None and np.ptp(records.scores) == 0:
         message = f"All {count} labeled prompts have the score {records.scores[0]:g}, so rho is not defined."
-        found.append(Remark("scores-all-equal", message, "Give prompts with different scores."))
+        warnings.append(Warned(code="scores-all-equal", message=message, advice="Give prompts with different scores."))
     if not chosen:
         message = "No hidden dimension can be ranked, because none varies with the labels or scores."
         advice = "Give prompts that differ at their last token, with different labels or scores."
-        found.append(Remark("labelled-not-ranked", message, advice))
+        warnings.append(Warned(code="labelled-not-ranked", message=message, advice=advice))
     for variant, kept in finite.items():
         if not kept.all():
             message = f"The vectors of {int((~kept).sum())} labeled prompts have NaN or infinity. They are left out."
             advice = f"Read the figures of {variant} as those of the other {int(kept.sum())} prompts."
-            found.append(Remark("nonfinite-labelled", message, advice, variant))
-    return tuple(found)
+            warnings.append(Warned(code="nonfinite-labelled", message=message, advice=advice, where=variant))
+    return tuple(warnings)
 
 
 def _number(value: float) -> float | None:

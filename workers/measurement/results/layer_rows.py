@@ -1,4 +1,4 @@
-"""From what the sweep found at a layer to rows of the tables."""
+"""Turns a layer's results into rows of the tables."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ PER_LAYER = (
     "fp16_columns",
 )
 """The tables that grow layer by layer."""
-MOST_MASSIVE = 10_000
+MAX_MASSIVE_ROWS = 10_000
 """Massive activations that the table holds, the largest first."""
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def write_layer(writers: Mapping[str, TableRows], found: LayerResults, threshold
 
 def largest(massive: Iterable[Row]) -> list[Row]:
     """Return the rows of the largest massive activations, the largest first; ties in the order of the text."""
-    return sorted(massive, key=lambda row: -abs(row["value"]))[:MOST_MASSIVE]
+    return sorted(massive, key=lambda row: -abs(row["value"]))[:MAX_MASSIVE_ROWS]
 
 
 def _write_ranges(writers: Mapping[str, TableRows], found: LayerResults) -> None:

@@ -1,4 +1,4 @@
-"""Puts `report.json` together from what was found."""
+"""Puts `report.json` together from a measurement's results."""
 
 import platform
 import resource
@@ -24,16 +24,16 @@ from workers.measurement.models.components import heads
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.projections import is_projection
 from workers.measurement.predictions.comparison import Predictions
-from workers.measurement.predictions.label_separation import LabelledFindings
+from workers.measurement.predictions.label_separation import LabelSeparation
 from workers.measurement.predictions.metrics import delta_p, kl_divergence, perplexity, perplexity_ratio, same_top_token
 from workers.measurement.results.assembly import Assembled
 from workers.measurement.results.profile import Profile
 from workers.measurement.runtime.device import device_name, peak_bytes
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 
 
 @dataclass(frozen=True)
-class Findings:
+class MeasurementResults:
     """Everything that a measurement found, and what it was made on."""
 
     request: MeasurementRequest
@@ -44,7 +44,7 @@ class Findings:
     state: SweepState
     """After the last layer."""
     predictions: Predictions
-    labelled: LabelledFindings | None
+    labelled: LabelSeparation | None
 
     def describe_token(self, sequence: int, position: int) -> tuple[int, str | None]:
         """Return the id and the text of the token at a position."""
@@ -103,18 +103,18 @@ def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment
     )
 
 
-def timing(narrator: Narrator, device: torch.device) -> contract.Timing:
+def timing(reporter: ProgressReporter, device: torch.device) -> contract.Timing:
     """State what it cost so far."""
     # Linux counts the peak in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
     return contract.Timing(
-        wall_seconds=narrator.elapsed,
-        stage_seconds=narrator.stage_seconds,
+        wall_seconds=reporter.elapsed,
+        stage_seconds=reporter.stage_seconds,
         peak_memory_bytes=contract.PeakMemory(
             resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             device=peak_bytes(device),
         ),
-        resumed_at_layer=narrator.resumed_at_layer,
+        resumed_at_layer=reporter.resumed_at_layer,
     )
 
 
@@ -128,19 +128,19 @@ def reference_facts(predictions: Predictions) -> contract.ReferenceFacts:
     )
 
 
-def scheme_facts(scheme: Scheme, findings: Findings, assembled: Assembled) -> contract.SchemeFacts:
+def scheme_facts(scheme: Scheme, results: MeasurementResults, assembled: Assembled) -> contract.SchemeFacts:
     """State what a scheme does to the model."""
-    decoder, name = findings.state.decoder, scheme.name
-    outside = findings.state.outside[name]
+    decoder, name = results.state.decoder, scheme.name
+    outside = results.state.outside[name]
     reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
     model_bytes = reference_bytes - assembled.saved_bytes[name] - outside.saved_bytes
-    comparison = findings.predictions.comparisons[name].where_finite()
+    comparison = results.predictions.comparisons[name].where_finite()
     compared = len(comparison.same_top) > 0
     left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name])}
-    left |= set(findings.state.kept.get(name, ()))
+    left |= set(results.state.kept.get(name, ()))
     names = not_quantised(decoder, left)
     return contract.SchemeFacts(
-        scheme=next(variant.scheme for variant in findings.request.schemes if variant.name == name),
+        scheme=next(variant.scheme for variant in results.request.schemes if variant.name == name),
         settings=scheme.settings,
         simulated=scheme.simulated,
         analysis_only=scheme.analysis_only,
@@ -199,11 +199,11 @@ def _matrix_elements(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.ndim >= 2)
 
 
-def profile_facts(profile: Profile, findings: Findings) -> contract.ProfileFacts:
+def profile_facts(profile: Profile, results: MeasurementResults) -> contract.ProfileFacts:
     """Say which vector the `profile` table holds."""
-    token_id, token = findings.describe_token(profile.sequence, profile.position)
+    token_id, token = results.describe_token(profile.sequence, profile.position)
     return contract.ProfileFacts(
-        layer=len(findings.state.decoder.layers) - 1,
+        layer=len(results.state.decoder.layers) - 1,
         sequence=profile.sequence,
         position=profile.position,
         token_id=token_id,
@@ -215,34 +215,36 @@ def profile_facts(profile: Profile, findings: Findings) -> contract.ProfileFacts
     )
 
 
-def build_report(findings: Findings, assembled: Assembled, profile: Profile, narrator: Narrator) -> contract.Report:
+def build_report(
+    results: MeasurementResults, assembled: Assembled, profile: Profile, reporter: ProgressReporter
+) -> contract.Report:
     """Return the whole of `report.json`; its figures are drawn later, from the tables."""
-    request, state, decoder = findings.request, findings.state, findings.state.decoder
-    labelled = findings.labelled
+    request, state, decoder = results.request, results.state, results.state.decoder
+    labelled = results.labelled
     report = contract.Report(
         schema_version=contract.SCHEMA_VERSION,
         definitions_version=contract.DEFINITIONS_VERSION,
         headroom_version=version("headroom"),
         job_id=request.job_id or uuid4().hex,
         created_at=datetime.now(UTC),
-        model=model_facts(request, decoder, findings.fingerprint),
+        model=model_facts(request, decoder, results.fingerprint),
         analysis=Analysis(**{name: getattr(request, name) for name in Analysis.model_fields}),
-        calibration=calibration_facts(request, findings.calibration, len(state.batches[0].token_ids)),
+        calibration=calibration_facts(request, results.calibration, len(state.batches[0].token_ids)),
         environment=environment(decoder, assembled.paths),
         outliers=assembled.outliers,
         massive_activations=assembled.massive_activations,
         heads=assembled.heads,
-        reference=reference_facts(findings.predictions),
-        schemes={scheme.name: scheme_facts(scheme, findings, assembled) for scheme in state.schemes},
-        profile=profile_facts(profile, findings),
+        reference=reference_facts(results.predictions),
+        schemes={scheme.name: scheme_facts(scheme, results, assembled) for scheme in state.schemes},
+        profile=profile_facts(profile, results),
         surface=assembled.surface,
-        warnings=tuple(contract.Warning(**w.model_dump(exclude={"kind"})) for w in narrator.warnings),
+        warnings=tuple(contract.Warning(**w.model_dump(exclude={"kind"})) for w in reporter.warnings),
         figures=(),
         labelled=labelled.section if labelled else None,
         tables=tuple(
             contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",))
             for t in (*TABLES.values(), *((labelled.table,) if labelled else ()))
         ),
-        timing=timing(narrator, decoder.device),
+        timing=timing(reporter, decoder.device),
     )
     return with_verdicts(report)

@@ -21,7 +21,7 @@ from workers.measurement.predictions.comparison import Predictions
 from workers.measurement.predictions.metrics import by_sequence
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.overflow import Overflow, overflows
-from workers.measurement.runtime.progress import Narrator
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics.backends import replaced
 from workers.measurement.statistics.reduction import F64
 
@@ -42,30 +42,30 @@ _HIGHER = {
 """What to do about a definition that flags too many dimensions."""
 
 
-def warn_calibration(request: MeasurementRequest, calibration: Calibration, narrator: Narrator) -> None:
+def warn_calibration(request: MeasurementRequest, calibration: Calibration, reporter: ProgressReporter) -> None:
     """Warn of a text that is shorter than was asked for, and of the bundled text for another model."""
     sequences, length = calibration.token_ids.shape
     tokens, asked = sequences * length, request.sequences
     if sequences < asked:
         shorter = tokens // asked
         rerun = f", or rerun with --sequence-length {shorter}" if shorter >= SHORTEST_SEQUENCES else ""
-        narrator.warn(
+        reporter.warn(
             "short-calibration",
             f"The calibration text has {_counted(sequences, 'sequence')} of {length:,} tokens, and {asked:,} were "
             f"asked for. The figures are over only {tokens:,} tokens, so their 95% intervals are wider.",
             f"Give a text of {asked * length:,} tokens or more with --calibration FILE{rerun}.",
         )
     if request.calibration.source == SAMPLE != request.model.source:
-        narrator.warn(
+        reporter.warn(
             "sample-text",
             "The calibration text is the bundled sample: documentation of Python modules, not your traffic.",
             "Give a text of your own with --calibration FILE.",
         )
 
 
-def warn_unknown_architecture(architecture: str, narrator: Narrator) -> None:
+def warn_unknown_architecture(architecture: str, reporter: ProgressReporter) -> None:
     """Warn that the components of a model carry module names."""
-    narrator.warn(
+    reporter.warn(
         "unknown-architecture",
         f"Headroom has no component names for {architecture}. Components carry their module names, and "
         "llm_int8 and llm_int8_relative look for no outlier dimensions.",
@@ -73,10 +73,10 @@ def warn_unknown_architecture(architecture: str, narrator: Narrator) -> None:
     )
 
 
-def warn_nonfinite(found: LayerResults, narrator: Narrator) -> list[Warned]:
+def warn_nonfinite(found: LayerResults, reporter: ProgressReporter) -> list[Warned]:
     """Warn of every site of a layer with values that are NaN or infinite, and return the warnings."""
     return [
-        narrator.warn(
+        reporter.warn(
             "nonfinite",
             f"{_counted(statistics.nonfinite, 'value is', 'values are')} NaN or infinite. No other figure of this "
             "site includes them.",
@@ -88,46 +88,46 @@ def warn_nonfinite(found: LayerResults, narrator: Narrator) -> list[Warned]:
     ]
 
 
-def warn_unquantized(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
+def warn_unquantized(state: SweepState, files: LayerFiles, reporter: ProgressReporter) -> None:
     """Warn of schemes that change nothing, and of the modules that a scheme cannot replace."""
     for scheme in state.schemes:
         facts = [files.facts(layer) for layer in range(len(state.decoder.layers))]
         if not any(layer.paths[scheme.name] for layer in facts):
-            _warn_unchanged(scheme.name, type(state.decoder.model).__name__, scheme.name in state.kept, narrator)
+            _warn_unchanged(scheme.name, type(state.decoder.model).__name__, scheme.name in state.kept, reporter)
         where: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         for number, layer in enumerate(facts):
             for left in layer.left[scheme.name].items():
                 where[left].append(number)
         for (module, reason), layers in where.items():
             place = f" in layer{'s' * (len(layers) > 1)} {_ranges(layers)}"
-            _warn_left(scheme.name, f"{module}{place}", reason, narrator)
+            _warn_left(scheme.name, f"{module}{place}", reason, reporter)
         for module, reason in state.outside[scheme.name].left.items():
-            _warn_left(scheme.name, module, reason, narrator)
+            _warn_left(scheme.name, module, reason, reporter)
 
 
-def _warn_unchanged(scheme: str, architecture: str, keeps: bool, narrator: Narrator) -> None:
+def _warn_unchanged(scheme: str, architecture: str, keeps: bool, reporter: ProgressReporter) -> None:
     if keeps:
         message = f"{scheme} keeps every Linear module of {architecture} in 16 bits, so it changes nothing."
         advice = f"Rerun with fewer keep=... in {scheme}."
     else:
         message = f"{architecture} has no Linear module that {scheme} can replace, so it changes nothing."
         advice = f"Leave {scheme} out, because its figures say nothing about quantization."
-    narrator.warn("nothing-quantized", message, advice, scheme)
+    reporter.warn("nothing-quantized", message, advice, scheme)
 
 
-def _warn_left(scheme: str, module: str, reason: str, narrator: Narrator) -> None:
+def _warn_left(scheme: str, module: str, reason: str, reporter: ProgressReporter) -> None:
     message = f"{scheme} cannot quantize {module}: {reason}."
-    narrator.warn("left-unquantized", message, "Deploy the model with this module in 16 bits, as it was here.", scheme)
+    reporter.warn("left-unquantized", message, "Deploy the model with this module in 16 bits, as it was here.", scheme)
 
 
-def warn_overflow(state: SweepState, files: LayerFiles, narrator: Narrator) -> None:
+def warn_overflow(state: SweepState, files: LayerFiles, reporter: ProgressReporter) -> None:
     """Warn of the schemes that make values infinite by casting them to fp16."""
     for scheme in state.schemes:
         if found := overflows(scheme, state, files):
-            _warn_of_overflows(scheme, found, narrator)
+            _warn_of_overflows(scheme, found, reporter)
 
 
-def _warn_of_overflows(scheme: Scheme, found: Sequence[Overflow], narrator: Narrator) -> None:
+def _warn_of_overflows(scheme: Scheme, found: Sequence[Overflow], reporter: ProgressReporter) -> None:
     worst = max(found, key=lambda one: one.abs_max)
     modules = dict.fromkeys(f"layers.{one.layer}.{name}" for one in found for name in one.components)
     if len(modules) > NAMED_SITES:
@@ -136,7 +136,7 @@ def _warn_of_overflows(scheme: Scheme, found: Sequence[Overflow], narrator: Narr
         casts, gives, other = "inputs", "NaN", "a threshold over 0 (threshold=6)"
     else:
         casts, gives, other = "inputs and outputs", "infinite or NaN", "compute_dtype=bfloat16"
-    narrator.warn(
+    reporter.warn(
         "over-fp16",
         f"{scheme.name} casts {casts} to fp16, in which values from 65520 on are infinite. "
         f"{_counted(len(found), 'site has', 'sites have')} such values, up to {worst.abs_max:,.0f} at "
@@ -155,25 +155,25 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_SITES]) + (f" and {more} more" if more > 0 else "")
 
 
-def warn_predictions(predictions: Predictions, vocabulary: int, narrator: Narrator) -> None:
+def warn_predictions(predictions: Predictions, vocabulary: int, reporter: ProgressReporter) -> None:
     """Warn of whatever limits what the predictions show."""
     for variant, count in predictions.not_finite.items():
-        narrator.warn(
+        reporter.warn(
             "nonfinite-predictions",
             f"{_counted(count, 'position has a prediction that is', 'positions have predictions that are')} NaN or "
             "infinite. Perplexity and divergence leave them out.",
             CHECK_WEIGHTS if variant == "reference" else f"Do not deploy {variant} as it is: it fails at these tokens.",
             variant,
         )
-    warn_guessing(predictions.reference_nll, vocabulary, narrator)
-    warn_few_sequences(predictions, narrator)
+    warn_guessing(predictions.reference_nll, vocabulary, reporter)
+    warn_few_sequences(predictions, reporter)
 
 
-def warn_guessing(reference_nll: F64, vocabulary: int, narrator: Narrator) -> None:
+def warn_guessing(reference_nll: F64, vocabulary: int, reporter: ProgressReporter) -> None:
     """Warn if the reference predicts no better than a guess; reference_nll: [n], nats."""
     finite = reference_nll[np.isfinite(reference_nll)]
     if finite.size and finite.mean() >= math.log(vocabulary):
-        narrator.warn(
+        reporter.warn(
             "reference-guesses",
             f"The reference predicts the text no better than a guess among {vocabulary:,} tokens: its mean loss is "
             f"{finite.mean():.4g} nats, and that of a guess is {math.log(vocabulary):.4g}. No scheme can be judged.",
@@ -182,20 +182,20 @@ def warn_guessing(reference_nll: F64, vocabulary: int, narrator: Narrator) -> No
         )
 
 
-def warn_few_sequences(predictions: Predictions, narrator: Narrator) -> None:
+def warn_few_sequences(predictions: Predictions, reporter: ProgressReporter) -> None:
     """Warn if the intervals are not by sequence, because there are too few."""
     finite = np.isfinite(predictions.reference_nll)
     if finite.any():
         sequences = by_sequence(predictions.reference_nll[finite], predictions.sequence[finite])
         few = few_sequences(mean(sequences), len(sequences))
-        narrator.recall([Warned.model_validate(warning.model_dump()) for warning in few])
+        reporter.recall([Warned.model_validate(warning.model_dump()) for warning in few])
 
 
-def warn_not_discriminating(outliers: Outliers, hidden_size: int, narrator: Narrator) -> None:
+def warn_not_discriminating(outliers: Outliers, hidden_size: int, reporter: ProgressReporter) -> None:
     """Warn of the definitions that flag more than half of the dimensions."""
     for name, found in outliers.present().items():
         if not found.discriminates:
-            narrator.warn(
+            reporter.warn(
                 "not-discriminating",
                 f"{name} flags {len(found.dimensions):,} of {hidden_size:,} dimensions, more than half. It does not "
                 "tell outlier dimensions from the others of this model.",
@@ -205,7 +205,7 @@ def warn_not_discriminating(outliers: Outliers, hidden_size: int, narrator: Narr
 
 
 def warn_fp16_columns(
-    columns: Mapping[str, Fp16ColumnFacts], thresholds: Mapping[str, float], narrator: Narrator
+    columns: Mapping[str, Fp16ColumnFacts], thresholds: Mapping[str, float], reporter: ProgressReporter
 ) -> None:
     """Warn if int8 computes so many input columns in 16 bits that it is hardly faster; both by scheme."""
     for scheme, facts in columns.items():
@@ -213,7 +213,7 @@ def warn_fp16_columns(
         if many:
             shares = ", ".join(f"{share:.0%} of {name}'s" for name, share in many.items())
             keep = ",".join(f"keep={name}" for name in many)
-            narrator.warn(
+            reporter.warn(
                 "fp16-columns",
                 f"{scheme} computes {shares} input columns in 16 bits. Little of its speed is won there.",
                 f"Rerun with a threshold over {thresholds[scheme]:g}, which costs some accuracy, or keep these modules "
@@ -222,10 +222,10 @@ def warn_fp16_columns(
             )
 
 
-def warn_replaced(narrator: Narrator) -> None:
+def warn_replaced(reporter: ProgressReporter) -> None:
     """Warn of the CUDA kernels that did not work, so that plain torch computed their figures."""
     for kernel, why in replaced().items():
-        narrator.warn(
+        reporter.warn(
             "kernel-replaced",
             f"The CUDA kernel {kernel} does not work on this device ({why}). Plain torch computed its figures, which "
             "takes longer and can change the last digits of sums.",

@@ -1,8 +1,8 @@
-"""Tells on standard output how far the measurement has come, one JSON object per line."""
+"""Reports on standard output how far the measurement has come, one JSON object per line."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -11,7 +11,7 @@ from service.contracts.progress import Failed, Finished, Progress, ProgressLine,
 
 
 @dataclass
-class Narrator:
+class ProgressReporter:
     """Writes progress lines, and keeps what the report needs of them: warnings, and what every stage took."""
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
@@ -46,8 +46,8 @@ class Narrator:
         self.recall([warning])
         return warning
 
-    def recall(self, warnings: list[Warned]) -> None:
-        """Say again what was said before this measurement was broken off."""
+    def recall(self, warnings: Sequence[Warned]) -> None:
+        """Report warnings that were made elsewhere: by a statistic, or before this measurement was broken off."""
         self.warnings += warnings
         for warning in warnings:
             self._say(warning)
@@ -68,11 +68,11 @@ class Narrator:
 class StageProgress:
     """A stage under way."""
 
-    narrator: Narrator
+    reporter: ProgressReporter
     stage: Stage
     total: int
 
     def done(self, units: int) -> None:
         """Say that `units` of the stage's total are done."""
-        narrator = self.narrator
-        narrator._say(Progress(stage=self.stage, done=units, total=self.total, elapsed_seconds=narrator.elapsed))
+        reporter = self.reporter
+        reporter._say(Progress(stage=self.stage, done=units, total=self.total, elapsed_seconds=reporter.elapsed))

@@ -1,4 +1,4 @@
-"""One reading of a tensor, by whatever is fastest where the tensor is.
+"""Reads a tensor once for its statistics, by whatever kernel is fastest where the tensor is.
 
 In host memory that is a compiled kernel (the `cpu_` modules), on CUDA one of `cuda`, and plain torch (`plain`) anywhere
 else. All give the same figures: counts, extremes and histograms to the bit, sums to the rounding of float64. A CUDA
@@ -19,16 +19,16 @@ from workers.measurement.statistics import plain
 from workers.measurement.statistics.cpu import channels as cpu_channels
 from workers.measurement.statistics.cpu import divergence as cpu_divergence
 from workers.measurement.statistics.cpu import histogram as cpu_histogram
+from workers.measurement.statistics.cpu import pivots as cpu_pivots
 from workers.measurement.statistics.cpu import products as cpu_products
 from workers.measurement.statistics.cpu import reaching as cpu_reaching
 from workers.measurement.statistics.cpu import reduction as cpu_reduction
-from workers.measurement.statistics.cpu import typical as cpu_typical
 from workers.measurement.statistics.cpu.bit_patterns import DTYPES
 from workers.measurement.statistics.reduction import Reduction, Stream
 
 CUDA_KERNELS = {
     "reduce": "reduction",
-    "typical": "reduction",
+    "pivots": "reduction",
     "histogram": "histogram",
     "magnitudes_in_bin": "histogram",
     "token_products": "products",
@@ -63,8 +63,8 @@ def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> 
     return reduction
 
 
-def typical(x: torch.Tensor) -> torch.Tensor:
-    """Return a typical value of every channel of sequences [N, S, d], [N, d], float32 and finite.
+def pivots(x: torch.Tensor) -> torch.Tensor:
+    """Return a pivot, a typical value, of every channel of sequences [N, S, d], [N, d], float32 and finite.
 
     It is the median of three medians of three tokens, values that are not finite taken as 0: the same to the bit on
     every device.
@@ -72,7 +72,7 @@ def typical(x: torch.Tensor) -> torch.Tensor:
     _check("x", x, dimensions=3)
     if x.numel() == 0:
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
-    return cpu_typical.typical(x) if x.device.type == "cpu" else _tensor("typical", x.device, x)
+    return cpu_pivots.pivots(x) if x.device.type == "cpu" else _tensor("pivots", x.device, x)
 
 
 def histogram(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The figures of every kernel in plain torch, one operation after another, on any device.
+"""Computes the figures of every kernel in plain torch, one operation after another, on any device.
 
 What the kernels are compared with, and what runs where no kernel does. It is written for clearness and holds
 several float64 copies of a sequence at a time.
@@ -28,8 +28,8 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
     return Reduction._make([pivot, *about_sequences[:-1], about_sequences[-1].sum(dim=0)])
 
 
-def typical(x: torch.Tensor) -> torch.Tensor:
-    """Return a typical value of every channel of sequences [N, S, d], [N, d]; see `backends.typical`."""
+def pivots(x: torch.Tensor) -> torch.Tensor:
+    """Return a pivot of every channel of sequences [N, S, d], [N, d]; see `backends.pivots`."""
     few = x[:, pivot_tokens(x.shape[1])].float()
     few = torch.where(few.isfinite(), few, 0).unflatten(1, (3, 3))
     middle: torch.Tensor = few.median(dim=1).values.median(dim=1).values

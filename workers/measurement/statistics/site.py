@@ -1,4 +1,4 @@
-"""The dynamic range of one site: tensors go in, a small record of floats comes out.
+"""Computes the dynamic range of one site: tensors go in, a small record of floats comes out.
 
 Only sums, extremes, counts, a histogram and one number per token are kept between tensors, so memory hardly grows
 with the text, and the result does not depend on how sequences were grouped into batches. Moments are formed from
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workers.measurement.statistics.backends import reduce_sequences, typical
+from workers.measurement.statistics.backends import pivots, reduce_sequences
 from workers.measurement.statistics.channel_totals import ChannelTotals
 from workers.measurement.statistics.histogram import magnitude_quantiles
 from workers.measurement.statistics.moments import Moments, pooled
@@ -88,7 +88,7 @@ class SiteStatistics:
         """
         x = torch.as_tensor(x)
         sequences = x.reshape(-1, *x.shape[-2:])
-        reduction = reduce_sequences(sequences, typical(sequences), self._threshold)
+        reduction = reduce_sequences(sequences, pivots(sequences), self._threshold)
         self._copies.add(reduction, self._merge)
         return reduction.over
 

@@ -1,4 +1,4 @@
-"""One sequence's hidden state, position by channel, as a grid small enough to look at.
+"""Reduces one sequence's hidden state, position by channel, to a grid small enough to look at.
 
 Averaging would wash out what the picture is for, a few values thousands of times the typical one; so each cell keeps
 its largest magnitude, and where exactly that lies.
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from workers.measurement.statistics.reduction import F32
 
-MOST_POSITIONS = 256
+MAX_ROWS = 256
 """Rows of cells."""
-MOST_CHANNELS = 512
+MAX_COLUMNS = 512
 """Columns of cells."""
 
 _ELEMENTS_AT_ONCE = 1 << 20
@@ -42,19 +42,19 @@ class Surface:
     @property
     def positions_per_cell(self) -> int:
         """Neighboring positions in a cell; the last row may have fewer."""
-        return _step(self.positions, MOST_POSITIONS)
+        return _step(self.positions, MAX_ROWS)
 
     @property
     def channels_per_cell(self) -> int:
         """Neighboring channels in a cell; the last column may have fewer."""
-        return _step(self.channels, MOST_CHANNELS)
+        return _step(self.channels, MAX_COLUMNS)
 
 
 def reduce_surface(sequence: int, x: torch.Tensor) -> Surface:
     """Return the cells of x [S, d], the hidden state of the sequence of that number. Only finite values count."""
     x = x.cpu()
     positions, channels = x.shape
-    down, across = _step(positions, MOST_POSITIONS), _step(channels, MOST_CHANNELS)
+    down, across = _step(positions, MAX_ROWS), _step(channels, MAX_COLUMNS)
     at_once = down * max(1, _ELEMENTS_AT_ONCE // (down * channels))
     parts = [
         _cells(x[first : first + at_once].float().numpy(), first, down, across)

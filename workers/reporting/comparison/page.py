@@ -6,7 +6,7 @@ from pathlib import Path
 from service.contracts.report import LeftOut
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.comparison.topics import headlines, reports
-from workers.reporting.figures.drawing import calibrated
+from workers.reporting.drawing.figure import calibrated
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.markdown import bullets, escaped, table
 from workers.reporting.templates import environment, placed_figure, style_sheet

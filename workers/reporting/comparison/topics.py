@@ -164,7 +164,7 @@ def _errors(gathered: Gathered) -> Topic:
     grids += [
         Grid(
             f"Largest increases of isolated error, {_marked(gathered, scheme)}, {label}",
-            ("Site", "Baseline", "Compared", "dB"),
+            ("Site", "Baseline", "Compared", "change, dB"),
             tuple(
                 (f"layer {c.layer} {c.component}", number(c.relative_l2[0]), number(c.relative_l2[1]),
                  number(c.change_db))
@@ -197,7 +197,7 @@ def _range(gathered: Gathered) -> Topic:
         )
         for kind, sites in (("increases", change.growth), ("decreases", change.shrinkage)):
             if sites:
-                head = ("Site", "bits", "range_bits, baseline", "compared", "abs_max, baseline", "compared")
+                head = ("Site", "change, bits", "range_bits, baseline", "compared", "abs_max, baseline", "compared")
                 rows = tuple(map(_range_row, carried(sites)))
                 grids.append(Grid(f"Largest {kind} of range, {difference.label}", head, rows))
     lead = " ".join(leads) or "The range of these reports cannot be compared; see Not compared."

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Caption, Drawing, NothingToDraw, provenance
-from workers.reporting.figures.labels import spread
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, NothingToDraw, provenance
+from workers.reporting.drawing.label_placement import spread
 from workers.reporting.loading import ReportUnreadable, Source
 from workers.reporting.text import counted, number, visible
 

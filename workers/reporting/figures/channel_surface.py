@@ -19,9 +19,9 @@ from mpl_toolkits.mplot3d import proj3d
 from numpy.typing import NDArray
 
 from service.contracts.report import SurfaceFacts
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Caption, Drawing, NothingToDraw, provenance
-from workers.reporting.figures.labels import spread
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, NothingToDraw, provenance
+from workers.reporting.drawing.label_placement import spread
 from workers.reporting.loading import Columns, ReportUnreadable, Source
 from workers.reporting.text import counted, number
 

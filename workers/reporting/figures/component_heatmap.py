@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Caption, Drawing, provenance
-from workers.reporting.figures.scales import logarithmic
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import logarithmic
+from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.figure import Caption, Drawing, provenance
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, visible
 
@@ -167,13 +167,13 @@ def _caption(source: Source, shown: Map, table: str, schemes: tuple[str, ...]) -
     if values.size < shown.cells.size:
         other = "has no finite value" if table == "sites" else "is not quantized"
         notes.append(f"Hatched, n/a: the component does not exist or {other}.")
-    about, use = ("Range of the reference's activations", "harder to quantize, blue ones easier")
+    about, use = ("Range of the reference's activations", "are harder to quantize, blue ones easier")
     if schemes:
-        about, use = "Error that a scheme makes", "candidates to leave in 16 bits"
+        about, use = "Error that a scheme makes", "have larger errors"
     return Caption(
         f"{about}, by layer and component.",
         tuple(definition),
-        f"White is a map's median; orange components are {use}.",
+        f"White is a map's median; orange components {use}.",
         (*notes, *_others(shown)),
         provenance(source.report, table, schemes),
     )

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Caption, Drawing, name_bins, provenance
-from workers.reporting.figures.svg import Hover
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, name_bins, provenance
+from workers.reporting.drawing.svg import Hover
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, percent
 

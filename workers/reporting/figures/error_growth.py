@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.absence import leave_empty
-from workers.reporting.figures.drawing import Caption, Drawing, provenance
-from workers.reporting.figures.labels import spread
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, provenance
+from workers.reporting.drawing.label_placement import spread
+from workers.reporting.drawing.missing_values import leave_empty
 from workers.reporting.loading import Source, select
 from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import counted, number, plain, ranges, visible
@@ -250,7 +250,7 @@ def _caption(source: Source, growths: Sequence[Growth]) -> Caption:
             f"Dotted: sqnr_db_typical, without the {massive}." if _apart(growths) else "",
             "Bottom: the largest isolated relative_l2 = norm2(y - q) / norm2(y), on the reference's input, log scale.",
         ),
-        "A falling line at the top accumulates error; a peak at the bottom is a component to leave in 16 bits.",
+        "A falling line at the top accumulates error; a peak at the bottom is the layer where one component errs most.",
         tuple(_exceptions(source, growths)),
         provenance(source.report, "errors", [growth.scheme for growth in growths]),
     )

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from service.contracts.report import MANY_FP16_COLUMNS
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
 from workers.reporting.columns import share
-from workers.reporting.figures import style
-from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Caption, Drawing, provenance
-from workers.reporting.figures.scales import share_norm
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import share_norm
+from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.figure import Caption, Drawing, provenance
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, percent, visible
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from service.contracts.report import LeftOut
 from service.errors import HeadroomError
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import NothingToDraw, Saved
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import NothingToDraw, Saved
 from workers.reporting.figures.registry import FIGURES, SEVERAL
 from workers.reporting.loading import Source, TableAbsent
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Caption, Drawing, model_title, provenance
-from workers.reporting.figures.head_bars import (
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, model_title, provenance
+from workers.reporting.drawing.head_bars import (
     FEW_LAYERS,
     QUARTERS,
     Heads,

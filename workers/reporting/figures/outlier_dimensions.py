@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from service.contracts.outliers import Outliers
 from service.contracts.request import LlmInt8Thresholds
-from workers.reporting.figures import style
-from workers.reporting.figures.absence import hatch
-from workers.reporting.figures.drawing import Caption, Drawing, joined, provenance
-from workers.reporting.figures.scales import color_bar, logarithmic, rising_norm
-from workers.reporting.figures.svg import Hover
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import color_bar, logarithmic, rising_norm
+from workers.reporting.drawing.figure import Caption, Drawing, joined, provenance
+from workers.reporting.drawing.missing_values import hatch
+from workers.reporting.drawing.svg import Hover
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, percent
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.absence import leave_empty
-from workers.reporting.figures.drawing import Caption, Drawing, provenance
-from workers.reporting.figures.style import Mark
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing, provenance
+from workers.reporting.drawing.missing_values import leave_empty
+from workers.reporting.drawing.style import Mark
 from workers.reporting.loading import Source, select
 from workers.reporting.text import number, ranges
 

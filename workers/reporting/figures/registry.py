@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from workers.reporting.drawing.figure import Drawing
 from workers.reporting.figures import (
     activation_profile,
     channel_surface,
@@ -15,7 +16,6 @@ from workers.reporting.figures import (
     outlier_dimensions,
     range_by_layer,
 )
-from workers.reporting.figures.drawing import Drawing
 from workers.reporting.loading import Source
 
 FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (

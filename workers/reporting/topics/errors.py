@@ -23,9 +23,9 @@ def topic(source: Source) -> Topic:
         return Topic("errors", title, lead)
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
-        "Isolated error: one quantized module with the reference's input. The modules with the largest isolated errors "
-        "are the first candidates for 16 bits. Accumulated error: the residual stream after each layer of the "
-        "quantized model.",
+        "Isolated error: one quantized module with the reference's input. Accumulated error: the residual stream after "
+        "each layer of the quantized model. A large isolated error need not change the predictions much: to learn "
+        "whether a module should stay in 16 bits, measure the scheme with keep=MODULE.",
         *_typical(source),
     )
     return Topic(

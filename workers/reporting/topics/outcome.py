@@ -5,7 +5,7 @@ from typing import NamedTuple
 from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, mean_kl
 from workers.reporting.columns import fp16_columns
-from workers.reporting.figures.style import scheme_title
+from workers.reporting.drawing.style import scheme_title
 from workers.reporting.text import claim, counted, data_size, estimate, listing, number, percent, percent_estimate
 from workers.reporting.topics.records import joined
 from workers.reporting.verdict import Verdict, allowed, verdict

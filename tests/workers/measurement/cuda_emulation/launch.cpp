@@ -5,7 +5,7 @@ extern "C" int emulate(const char *name, void **values, unsigned grid_x, unsigne
 #define KERNEL(function)                                                                                               \
     if (!std::strcmp(name, #function))                                                                                 \
         return launch(function, values, grid_x, grid_y, block) ? 0 : 1;
-    KERNEL(typical)
+    KERNEL(pivots)
     KERNEL(reduce_range)
     KERNEL(join_ranges)
     KERNEL(count_bins)

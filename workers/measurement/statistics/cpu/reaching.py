@@ -1,4 +1,4 @@
-"""Which values reach a limit that every token has of its own, in host memory.
+"""Counts the values that reach a limit of their token's own, in host memory.
 
 Magnitudes order as their patterns do, so they are compared as integers, as many at a time as a vector holds.
 
@@ -12,7 +12,7 @@ import torch
 
 from workers.measurement.statistics.cpu.bit_patterns import BFLOAT16, FLOAT16, INFINITY, MAGNITUDE, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.cpu.threads import share_out
+from workers.measurement.statistics.cpu.threads import split_range
 from workers.measurement.statistics.reduction import SMALLEST
 
 _UNIT_ELEMENTS = 1 << 18
@@ -25,20 +25,20 @@ def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:
     sequences, tokens, channels = x.shape
     out = np.empty((sequences, tokens), np.float32)
     unit = max(1, _UNIT_ELEMENTS // channels)
-    given = (*patterns(x), channels, np.float64(np.float32(factor)), out)
+    operands = (*patterns(x), channels, np.float64(np.float32(factor)), out)
 
     def work(_: int, first: int, last: int) -> None:
-        _limits(first * unit, min(last * unit, out.size), *given)
+        _limits(first * unit, min(last * unit, out.size), *operands)
 
-    share_out(-(-out.size // unit), work)
+    split_range(-(-out.size // unit), work)
     return torch.from_numpy(out)
 
 
 def count_reaching(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
     """Return how many values of x [N, S, d] reach their token's limit, [N, d]; see `backends.count_reaching`."""
     counts = np.zeros((x.shape[0], x.shape[2]), np.int32)
-    given = (*patterns(x), np.ascontiguousarray(limits.numpy()).view(np.uint32), counts)
-    share_out(len(counts), lambda _, first, last: _count(first, last, *given))
+    operands = (*patterns(x), np.ascontiguousarray(limits.numpy()).view(np.uint32), counts)
+    split_range(len(counts), lambda _, first, last: _count(first, last, *operands))
     return torch.from_numpy(counts)
 
 
@@ -53,6 +53,7 @@ def _limits(
         n, t = number // tokens, number % tokens
         row = n * strides[0] + t * strides[1]
         left = channels
+        # float32 and bfloat16 are added up where they lie; NaN asks for decoding, as does what is not finite.
         squares = np.float64(np.nan)
         if kind != FLOAT16:
             squares = _squares(flat[row : row + channels], shift)
@@ -60,6 +61,7 @@ def _limits(
             if decode(flat[row : row + channels], kind, bits) >= INFINITY:
                 left -= _leave_out(bits)
             squares = _squares(bits, np.uint32(0))
+        # The mean is over the finite values; a token of zeros, or without any, has a limit that nothing reaches.
         limit = np.float32(factor * np.sqrt(squares / max(left, 1)))
         out[n, t] = max(limit, _SMALLEST) if squares > 0 else np.float32(np.inf)
 
@@ -108,6 +110,7 @@ def _add_reaching(row: Any, shift: Any, limit: Any, counts: Any) -> None:  # pra
     """Add 1 wherever a row's value is finite and reaches the limit; shifted, its patterns are those of float32."""
     if limit >= INFINITY:
         return
+    # One unsigned comparison for limit <= magnitude < infinity, which the compiler turns into vector instructions.
     room = np.uint32(INFINITY - limit)
     for c in range(row.shape[0]):
         magnitude = np.uint32(np.uint32(np.uint32(row[c]) << shift) & MAGNITUDE)

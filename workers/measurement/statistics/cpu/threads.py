@@ -1,4 +1,4 @@
-"""Sharing a kernel's work among as many threads as torch uses.
+"""Divides a kernel's work among as many threads as torch uses.
 
 numba's own parallel loops are not used. Their OpenMP threads, like torch's, spin for a while when they have nothing
 to do, and two such pools take the cores from each other; the alternative that does not spin may not be entered from
@@ -30,17 +30,17 @@ _taken = 0
 """Threads of the pool that have something to do."""
 
 
-def share_out(units: int, work: Callable[[int, int, int], None]) -> None:
+def split_range(units: int, work: Callable[[int, int, int], None]) -> None:
     """Call work(thread, first, last) until all units of 0..units are done; thread < `most_threads()`.
 
     Which thread takes which units is left to chance: results must not depend on it.
     """
     helpers = _take_helpers(units - 1)
     count = min(units, (helpers + 1) * _PARTS_PER_THREAD) if helpers else 1
-    _share_out(helpers, [(units * k // count, units * (k + 1) // count) for k in range(count)], work)
+    _work_off(helpers, [(units * k // count, units * (k + 1) // count) for k in range(count)], work)
 
 
-def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def map_in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return work(item) for every item, in their order; the work may itself be shared out.
 
     Where work has parts that only one thread can do at a time, Python's above all, others go on meanwhile. Items are
@@ -51,11 +51,11 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     def do(_: int, first: int, __: int) -> None:
         results[first] = work(items[first])
 
-    _share_out(_take_helpers(len(items) - 1), [(k, k + 1) for k in range(len(items))], do)
+    _work_off(_take_helpers(len(items) - 1), [(k, k + 1) for k in range(len(items))], do)
     return [results[k] for k in range(len(items))]
 
 
-def _share_out(helpers: int, shares: Sequence[tuple[int, int]], work: Callable[[int, int, int], None]) -> None:
+def _work_off(helpers: int, shares: Sequence[tuple[int, int]], work: Callable[[int, int, int], None]) -> None:
     """Work off the shares, together with helpers that were taken."""
     parts = iter(shares)
 
@@ -96,5 +96,5 @@ def _give_back(helpers: int) -> None:
 
 
 def most_threads() -> int:
-    """Return how many threads `share_out` uses at the most."""
+    """Return how many threads `split_range` uses at the most."""
     return torch.get_num_threads()

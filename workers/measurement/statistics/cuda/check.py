@@ -55,8 +55,8 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
     next_ids = torch.arange(20, device=device)
     scores = plain.score_logits(reference, next_ids)
     return [
-        Trial("typical", (x,)),
-        Trial("reduce", (x, plain.typical(x), _THRESHOLD), _SUMS),
+        Trial("pivots", (x,)),
+        Trial("reduce", (x, plain.pivots(x), _THRESHOLD), _SUMS),
         Trial("histogram", (tokens,)),
         Trial("magnitudes_in_bin", (lambda: iter([tokens]), number, in_bin), unordered=True),
         Trial("token_products", (tokens, other), _SUMS),

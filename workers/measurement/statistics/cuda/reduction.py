@@ -1,4 +1,4 @@
-"""The reduction of sequences on CUDA: each element is read once, and nothing leaves the device.
+"""Reduces sequences on CUDA: each element is read once, and nothing leaves the device.
 
 N sequences of S tokens, d channels, R ranges of a sequence
 """
@@ -44,11 +44,11 @@ def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
     )
 
 
-def typical(x: torch.Tensor) -> torch.Tensor:
-    """Return a typical value of every channel of sequences [N, S, d], [N, d]; see `backends.typical`."""
+def pivots(x: torch.Tensor) -> torch.Tensor:
+    """Return a pivot of every channel of sequences [N, S, d], [N, d]; see `backends.pivots`."""
     x = contiguous_rows(x)
     n, tokens, channels = x.shape
     values = x.new_empty((n, channels), dtype=torch.float32)
     blocks = -(-n * channels // THREADS)
-    launch("typical", x.dtype, (blocks, 1), x, values, n, tokens, channels, x.stride(0), x.stride(1))
+    launch("pivots", x.dtype, (blocks, 1), x, values, n, tokens, channels, x.stride(0), x.stride(1))
     return values

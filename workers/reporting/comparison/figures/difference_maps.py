@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures import component_heatmap, style
-from workers.reporting.figures.component_map import COMPONENTS, LABELS, draw_map
-from workers.reporting.figures.drawing import Caption, Drawing
-from workers.reporting.figures.scales import centered_norm
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import centered_norm
+from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.figure import Caption, Drawing
+from workers.reporting.figures import component_heatmap
 from workers.reporting.loading import Source
 from workers.reporting.text import number, plain, visible
 
@@ -54,7 +55,7 @@ def draw_errors(gathered: Gathered) -> Iterator[Drawing]:
                         "Change of the isolated error of a shared scheme, by layer and component.",
                         ("20 log10 of compared report / baseline, in dB.", _ERROR.definition),
                         "White is no change; orange components have more error, blue ones less.",
-                        (f"{visible(label)} / {visible(gathered.labels[0])}.",),
+                        (f"{visible(label)} relative to {visible(gathered.labels[0])}.",),
                     ),
                 )
 

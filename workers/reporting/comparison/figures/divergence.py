@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from service.contracts.report import Estimate
 from service.contracts.verdict import interval, mean_kl
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Caption, Drawing
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing
 from workers.reporting.text import estimate, plain
 
 _SPREAD = 0.6

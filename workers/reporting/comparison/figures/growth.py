@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Caption, Drawing
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Caption, Drawing
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, plain
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures.drawing import Caption, Drawing, scheme_settings
+from workers.reporting.drawing.figure import Caption, Drawing, scheme_settings
+from workers.reporting.drawing.separation_grid import COLUMNS, Row, grid
 from workers.reporting.figures.labelled_activations import model_row
-from workers.reporting.figures.separation_grid import COLUMNS, Row, grid
 from workers.reporting.text import counted, plain, visible
 
 

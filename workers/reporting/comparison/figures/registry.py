@@ -7,8 +7,8 @@ from pathlib import Path
 from service.contracts.report import LeftOut
 from workers.reporting.comparison.figures import difference_maps, divergence, growth, labelled, ranges
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import Drawing, Saved, measured
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import Drawing, Saved, measured
 from workers.reporting.figures.gallery import Gallery
 from workers.reporting.loading import TableAbsent
 from workers.reporting.text import visible

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from workers.reporting.figures.labels import spread
+from workers.reporting.drawing.label_placement import spread
 
 PLACES = st.lists(st.floats(0, 100), min_size=1, max_size=5)
 

@@ -1,4 +1,4 @@
-"""Finds out which projections of a layer can be replaced, by a trial of the first layer of every kind.
+"""Probes which projections of a layer can be replaced, on the first layer of every kind and a few tokens.
 
 A layer may do more with a projection than call it. Where it multiplies by the weight itself (Mamba), a real kernel's
 module breaks it off, and a simulated one would round the weight but never the input. Where it brings the input into
@@ -15,7 +15,7 @@ from torch import nn
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import CannotQuantize, first_line
 from workers.measurement.layers.capture import capturing
-from workers.measurement.layers.quantize_layer import QuantizedLayer, copy_to_quantize, quantize_layer
+from workers.measurement.layers.copies.quantize_layer import QuantizedLayer, copy_to_quantize, quantize_layer
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.models.projections import Projection
 from workers.measurement.models.stand_ins import Arguments
@@ -31,8 +31,8 @@ class _Run(NamedTuple):
     """Of what every projection that it called gave."""
 
 
-class Trials:
-    """Quantizes layers, and tries the first of every kind on a few tokens."""
+class ReplaceabilityProbe:
+    """Quantizes layers, and probes the first layer of every kind on a few tokens for what can be replaced."""
 
     def __init__(self, hidden: torch.Tensor, arguments: Sequence[Arguments]) -> None:
         """Try nothing yet.

@@ -19,9 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from service.contracts.labelled import REFERENCE, Separation
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import name_bins
-from workers.reporting.figures.svg import Hover
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import name_bins
+from workers.reporting.drawing.svg import Hover
 from workers.reporting.text import ABSENT, plain
 
 COLUMNS = 4

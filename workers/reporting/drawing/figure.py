@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from service.contracts.report import Entry, Report
 from service.errors import HeadroomError
-from workers.reporting.figures import style
-from workers.reporting.figures.svg import Hover, finish
+from workers.reporting.drawing import style
+from workers.reporting.drawing.svg import Hover, finish
 from workers.reporting.text import counted, plain, visible
 
 _SVG_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.patches import Rectangle
 
-from workers.reporting.figures import style
+from workers.reporting.drawing import style
 from workers.reporting.text import ABSENT
 
 

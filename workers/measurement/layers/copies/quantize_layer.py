@@ -1,4 +1,4 @@
-"""A decoder layer with every projection quantized; everything else of it is the layer's own."""
+"""Copies a decoder layer with every projection quantized; everything else of the copy is the layer's own."""
 
 import copy
 import itertools
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import CannotQuantize
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.models.projections import Projection, weight_rows
 from workers.measurement.quantization.projection import QuantizedProjection, row_ranges
 from workers.measurement.runtime.memory import drop_file_pages

@@ -1,4 +1,4 @@
-"""Projections outside the decoder layers, as OPT-350m has before its first layer and after its last.
+"""Quantizes projections outside the decoder layers, as OPT-350m has before its first layer and after its last.
 
 `from_pretrained` with a BitsAndBytesConfig quantizes them too, so a scheme's stream begins and ends with their
 quantized copies, which stay in memory.
@@ -12,7 +12,7 @@ from torch import nn
 
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import CannotQuantize
-from workers.measurement.layers.quantize_projection import quantize_projection
+from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.models.projections import weight_rows
 
 

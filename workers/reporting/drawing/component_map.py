@@ -9,11 +9,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.absence import hatch
-from workers.reporting.figures.drawing import name_each
-from workers.reporting.figures.scales import color_bar, median_norm
-from workers.reporting.figures.svg import Hover
+from workers.reporting.drawing import style
+from workers.reporting.drawing.color_scales import color_bar, median_norm
+from workers.reporting.drawing.figure import name_each
+from workers.reporting.drawing.missing_values import hatch
+from workers.reporting.drawing.svg import Hover
 from workers.reporting.text import ABSENT, number, ranges
 
 COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate")

@@ -1,4 +1,4 @@
-"""What the store hands out: frozen records, free of the database session they came from.
+"""Frozen records of jobs and what belongs to them, read from the database: they need no open session.
 
 Times are timezone-aware UTC. Job ids are 32 hexadecimal characters that sort by the time of submission.
 """
@@ -11,12 +11,12 @@ from typing import Any
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
 from service.store.statuses import Status
-from service.store.tables import ArtifactRecord, EventRow, JobRow
+from service.store.tables import ArtifactRow, EventRow, JobRow
 
 
 @dataclass(frozen=True)
 class Job:
-    """One request to analyze one model, and where it stands."""
+    """One request to analyze one model, and its state."""
 
     id: str
     """Also the id of its report."""
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job."""
+    """One entry of a job's history."""
 
     job_id: str
     sequence: int
@@ -66,7 +66,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class ArtifactRow:
+class Artifact:
     """One file of a report."""
 
     job_id: str
@@ -131,6 +131,6 @@ def event_of(row: EventRow) -> Event:
     return Event(row.job_id, row.sequence, row.at, row.kind, row.data)
 
 
-def artifact_of(row: ArtifactRecord) -> ArtifactRow:
+def artifact_of(row: ArtifactRow) -> Artifact:
     """Return the record of a row."""
-    return ArtifactRow(row.job_id, row.name, row.sha256, row.size, row.media_type)
+    return Artifact(row.job_id, row.name, row.sha256, row.size, row.media_type)

@@ -1,4 +1,4 @@
-"""A typical value of every channel of tensors in host memory: what their power sums are taken about.
+"""Computes a pivot of every channel of tensors in host memory: a typical value, about which power sums are taken.
 
 N sequences of S tokens, d channels
 """
@@ -13,26 +13,29 @@ from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.reduction import PIVOT_TOKENS
 
 
-def typical(x: torch.Tensor) -> torch.Tensor:
-    """Return a typical value of every channel of sequences [N, S, d], [N, d]; see `backends.typical`."""
+def pivots(x: torch.Tensor) -> torch.Tensor:
+    """Return a pivot of every channel of sequences [N, S, d], [N, d]; see `backends.pivots`."""
     sequences, tokens, channels = x.shape
     pivot = np.empty((sequences, channels), np.float32)
-    _typical(*patterns(x), tokens, pivot)
+    _pivots(*patterns(x), tokens, pivot)
     return torch.from_numpy(pivot)
 
 
 @compiled()
-def _typical(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+def _pivots(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+    """Put the pivots of every sequence into `pivot` [N, d]."""
     sequences, channels = pivot.shape
     bits = np.empty((PIVOT_TOKENS, channels), np.uint32)
     v = bits.view(np.float32)
     for n in range(sequences):
+        # Nine tokens spread over the sequence, from its first to its last; what is not finite counts as 0.
         for k in range(PIVOT_TOKENS):
             row = n * strides[0] + (tokens - 1) * k // (PIVOT_TOKENS - 1) * strides[1]
             if decode(flat[row : row + channels], kind, bits[k]) >= INFINITY:
                 for c in range(channels):
                     if bits[k, c] & MAGNITUDE >= INFINITY:
                         bits[k, c] = 0
+        # The median of three medians of three: no branch and no sorting, and one token cannot move it far.
         out = pivot[n]
         for c in range(channels):
             a = _middle(v[0, c], v[3, c], v[6, c])

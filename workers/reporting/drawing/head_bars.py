@@ -13,10 +13,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from workers.reporting.figures import style
-from workers.reporting.figures.drawing import NothingToDraw, name_each
-from workers.reporting.figures.labels import spread
-from workers.reporting.figures.svg import Hover
+from workers.reporting.drawing import style
+from workers.reporting.drawing.figure import NothingToDraw, name_each
+from workers.reporting.drawing.label_placement import spread
+from workers.reporting.drawing.svg import Hover
 from workers.reporting.loading import ReportUnreadable, Source, select
 from workers.reporting.text import counted
 

@@ -1,0 +1,110 @@
+"""The verdict of a run: every limit judged, noise told apart, and a broken figure believed once it breaks again.
+
+A limit that is broken is weighed by how improbable so clear an excess is where the limit just holds. All limits of a
+run that can be weighed are taken together by Holm's method, so that the chance of one false alarm or more in a run is
+5% at most, however many limits there are. What is broken beyond that is measured again on other text, and fails the
+run only if it is broken there too.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from service.audits.assessment import assess
+from service.audits.evidence import Evidence, holm
+from service.audits.limits import Limit
+from service.comparison.comparable_report import ComparableReport
+from service.contracts.audit import Finding, Rerun, RunVerdict
+
+ALPHA = 0.05
+"""Chance that limits which just hold are called broken beyond noise, for all limits of one measurement together."""
+_SMALLEST = 1e-12
+"""Probabilities under it are written as that."""
+
+
+class Outcome(NamedTuple):
+    """The verdict of a run, and why."""
+
+    verdict: RunVerdict
+    reasons: tuple[str, ...]
+    """A sentence for each limit that decides, or that was not judged."""
+
+
+def judge(
+    limits: Sequence[Limit], candidate: ComparableReport, baseline: ComparableReport | None
+) -> tuple[Finding, ...]:
+    """Return what a report says of every limit, in their order.
+
+    Args:
+        limits: As `limits.parse_all` gives them.
+        candidate: The report of the run, with its tables `tokens` and `sites`.
+        baseline: The report that it is held against; None where there is none yet.
+    """
+    evidence = Evidence(candidate, baseline)
+    assessed = [assess(limit, evidence) for limit in limits]
+    weighed = [finding.p_value for finding in assessed if finding.p_value is not None]
+    levels = iter(holm(weighed, ALPHA))
+    return tuple(finding if finding.p_value is None else _weighed(finding, *next(levels)) for finding in assessed)
+
+
+def to_measure_again(limits: Sequence[Limit], findings: Sequence[Finding]) -> tuple[Limit, ...]:
+    """Return the limits that are broken beyond noise: those that a rerun judges, and no others."""
+    broken = {finding.limit for finding in findings if finding.verdict == "broken"}
+    return tuple(limit for limit in limits if limit.text in broken)
+
+
+def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
+    """Return the verdict of a run from its findings and those of its reruns.
+
+    A figure that is broken fails the run if it is broken in every rerun that ended, or if none did. Where it is not
+    broken in one, or the baseline's model is gone so that it could not be judged, it is unconfirmed.
+
+    Args:
+        findings: Of the first measurement.
+        reruns: On other calibration seeds, in any order; none where none was asked for.
+    """
+    broken = [finding for finding in findings if finding.verdict == "broken"]
+    not_judged = [f"{one.limit}: not judged. {one.reason}" for one in findings if one.verdict == "not_judged"]
+    if not broken:
+        warned = [f"{one.limit}: {one.reason}" for one in findings if one.verdict == "warn"]
+        return Outcome("warn" if warned else "pass", (*warned, *not_judged))
+    ended = [rerun for rerun in reruns if rerun.status != "failed"]
+    doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
+    verdict: RunVerdict = "fail" if any(not listed for listed in doubts.values()) else "unconfirmed"
+    reasons = [
+        " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(reruns, ended),)))) for one in broken
+    ]
+    return Outcome(verdict, (*reasons, *not_judged))
+
+
+def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:
+    """Yield why a broken figure is not confirmed, by the reruns that ended."""
+    for rerun in ended:
+        again = next((one for one in rerun.findings if one.limit == finding.limit), None)
+        if again is not None and again.verdict == "broken":
+            continue
+        if again is None or again.verdict == "not_judged":
+            gone = "the baseline's model is gone" if rerun.status == "baseline_gone" else "it was not judged there"
+            yield f"Not confirmed on seed {rerun.seed}: {gone}."
+        else:
+            yield f"Not confirmed on seed {rerun.seed}: {again.reason}"
+
+
+def _standing(reruns: Sequence[Rerun], ended: Sequence[Rerun]) -> str:
+    if ended:
+        return f"Broken again on seed {', '.join(str(rerun.seed) for rerun in ended)}."
+    return "The rerun failed, so the first measurement stands." if reruns else "No rerun was asked for."
+
+
+def _weighed(finding: Finding, level: float, beyond: bool) -> Finding:
+    """Return a finding with what its p-value means beside those of the other limits."""
+    if finding.verdict != "broken" or finding.p_value is None:
+        return finding.model_copy(update={"level_needed": level})
+    p = f"under {_SMALLEST:g}" if finding.p_value < _SMALLEST else f"{finding.p_value:.2g}"
+    where = "beyond" if beyond else "within"
+    needed = f"so clear an excess has a probability of {p} where the limit just holds; {level:.2g} or less is needed"
+    changed = {
+        "level_needed": level,
+        "verdict": "broken" if beyond else "warn",
+        "reason": f"{finding.reason} That is {where} its noise: {needed}.",
+    }
+    return finding.model_copy(update=changed)
