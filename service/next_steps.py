@@ -6,16 +6,33 @@ BitsAndBytesConfig loads, is never recommended, because what was measured is not
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
 from service.contracts.uncertainty import FEWEST
+from service.contracts.variants import LONGEST_NAME, Asked, Variant, described, slug
 from service.contracts.verdict import verdict_of
 
 _MORE = 4
 """Times as many sequences make an interval about half as wide."""
+_QKV = frozenset({"attn.q", "attn.k", "attn.v"})
+FUSED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "BloomForCausalLM": _QKV,
+        "DeepseekV3ForCausalLM": frozenset({"attn.k", "attn.v"}),
+        "FalconForCausalLM": _QKV,
+        "GPT2LMHeadModel": _QKV,
+        "GPTNeoXForCausalLM": _QKV,
+        "Phi3ForCausalLM": _QKV | {"mlp.gate", "mlp.up"},
+    }
+)
+"""Components that are parts of a fused module, by architecture: `keep` does not take one of them alone."""
+_ASKED: TypeAdapter[Variant] = TypeAdapter(Asked)
 
 
 class SchemeOutcome(NamedTuple):
@@ -35,8 +52,8 @@ class SchemeOutcome(NamedTuple):
     """It is neither simulated nor for analysis only."""
     replaces_nothing: bool
     """It replaces no weight of the decoder layers."""
-    worst_sites: tuple[tuple[int, str], ...]
-    """Layer and component of the largest isolated errors, the largest first."""
+    keep_trial: str
+    """Sentence on the modules to keep in 16 bits in another run, from `keep_trial`; it may be empty."""
 
 
 class MeasuredText(NamedTuple):
@@ -79,7 +96,11 @@ def _outcome(report: Report, name: str) -> SchemeOutcome:
         compression=facts.compression,
         deployable=not facts.simulated and not facts.analysis_only,
         replaces_nothing=facts.quantised_share == 0,
-        worst_sites=tuple((site.layer, site.component) for site in facts.worst_sites),
+        keep_trial=keep_trial(
+            variant_named(name, report.analysis.schemes),
+            [(site.layer, site.component) for site in facts.worst_sites],
+            report.model.architecture,
+        ),
     )
 
 
@@ -133,28 +154,52 @@ def _leave(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
     reason = "as it is: its effect is severe" if len(schemes) == 1 else "as they are: their effects are severe"
     yield f"Do not deploy {_names(schemes)} {reason}."
     mildest = min(schemes, key=lambda one: one.mean_kl)
-    if errors := _largest_errors(mildest.worst_sites):
-        yield (
-            f"The largest errors of {mildest.name} are at {errors.place}: rerun it with keep={errors.pattern}, which "
-            "leaves these modules in 16 bits."
-        )
+    if mildest.keep_trial:
+        yield mildest.keep_trial
 
 
-class _LargestErrors(NamedTuple):
-    place: str
-    pattern: str
-    """What `keep` calls it."""
+def variant_named(name: str, asked: Sequence[Any]) -> Variant | None:
+    """Return the variant with this name, of those that a job asked for; None where none can be read.
+
+    `asked` has variants, or their text or JSON forms; a newer service's forms may be unknown here.
+    """
+    for one in asked:
+        try:
+            variant = _ASKED.validate_python(one)
+        except ValidationError:
+            continue
+        if variant.name == name:
+            return variant
+    return None
 
 
-def _largest_errors(sites: Sequence[tuple[int, str]]) -> _LargestErrors | None:
-    """Return the component that more than half of the sites are of, or else the first site."""
-    if not sites:
-        return None
+def keep_trial(variant: Variant | None, sites: Sequence[tuple[int, str]], architecture: str) -> str:
+    """Return the sentence that proposes to measure a variant with some modules in 16 bits.
+
+    The modules are the component that more than half of the sites are of, or else the first site. That keeping them
+    helps is not known: modules with large isolated errors are in general no better a choice than others.
+
+    Args:
+        variant: What was measured.
+        sites: Layer and component of the largest isolated errors, the largest first.
+        architecture: Class of the model.
+
+    Returns:
+        The sentence; empty where there is nothing to propose, or `keep` does not take the component alone.
+    """
+    if variant is None or not sites:
+        return ""
     component, count = Counter(component for _, component in sites).most_common(1)[0]
-    if 2 * count > len(sites) > 1:
-        return _LargestErrors(component, component)
-    layer, component = sites[0]
-    return _LargestErrors(f"layer {layer} {component}", f"layers.{layer}.{component}")
+    place = pattern = component
+    if not 2 * count > len(sites) > 1:
+        layer, component = sites[0]
+        place, pattern = f"{component} of layer {layer}", f"layers.{layer}.{component}"
+    fields = {"scheme": variant.scheme, "settings": variant.settings, "keep": (*variant.keep, pattern)}
+    label = "kept=" if len(slug(fields)) > LONGEST_NAME else ""
+    scheme = label + described(fields)
+    if component in FUSED.get(architecture, ()) or variant_named("kept" if label else slug(fields), [scheme]) is None:
+        return ""
+    return f"Measure whether keeping {place} in 16 bits helps: rerun with --scheme {scheme}."
 
 
 def _settle(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[str]:

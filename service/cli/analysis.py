@@ -1,25 +1,33 @@
-"""`headroom analyze`: submit, watch, download, summarize."""
+"""`headroom analyze`: submit, watch, download, summarize.
+
+The events of a job are numbered, so nothing is lost or shown twice when the connection breaks in between.
+"""
 
 import json
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from service.cli import bundle, inputs, output, summary, summary_text
-from service.cli.client import Document, DownloadBroken
+from service.cli import inputs, output, summary, summary_text
+from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
-from service.cli.display import display
-from service.cli.errors import JobCancelled, JobFailed
-from service.cli.following import Display, follow, stop
 from service.cli.inputs import Wanted
 from service.cli.options import check_body
-from service.cli.signals import interruptible
+from service.cli.running import JobCancelled, JobFailed, interruptible
 from service.contracts.restating import predates_intervals
+from service.errors import ServiceUnreachable
 from service.settings import settings
+
+LOOK_SECONDS = 0.4
+"""Pause between two questions to the service."""
+PATIENCE_SECONDS = 30.0
+"""How long the service may be away before the command gives up watching."""
 
 
 def analyze(wanted: Wanted, *, as_json: bool) -> None:
@@ -32,10 +40,10 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
     if here:
         check_body(body)
     with interruptible(), connect(workers=True, options=wanted.worker) as service:
-        with display(messages) as shown:
+        with output.display(messages) as shown:
             job = run_job(service, body, shown)
         _check(job)
-        bundle.fetch(service.client, job["id"], wanted.out)
+        fetch(service.client, job["id"], wanted.out)
     out = wanted.out.absolute()
     found = _found(out / "report.json")
     if as_json:
@@ -46,17 +54,18 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
     output.line(results, f"Report: {out / 'report.html'}")
 
 
-def run_job(service: Service, body: Document, shown: Display) -> Document:
+def run_job(service: Service, body: Document, shown: output.Display) -> Document:
     """Submit the job, and return it once it has ended; Ctrl-C cancels it, whether or not its id had come by then."""
     submit = partial(service.client.post, "/v1/jobs", body, idempotency_key=uuid.uuid4().hex)
+    watch = Watch(service.client, shown, service.check)
     job: Document | None = None
     try:
         job = submit()
-        return follow(service.client, job["id"], shown, service.check)
+        return watch.follow(job["id"])
     except KeyboardInterrupt:
         job_id = (job or submit())["id"]
         print(f"cancelling job {job_id}", file=sys.stderr)
-        return stop(service.client, job_id, shown, service.check)
+        return watch.stop(job_id)
 
 
 def _check(job: Document) -> None:
@@ -84,3 +93,52 @@ def _found(report: Path) -> dict[str, Any]:
 def _told(job: Document, out: Path, found: dict[str, Any]) -> Document:
     paths = {"directory": str(out), "report": str(out / "report.json"), "page": str(out / "report.html")}
     return {"job_id": job["id"], "status": job["status"], **paths, **found}
+
+
+class Watch:
+    """Shows the events of one job, each once, also after Ctrl-C.
+
+    `check` is called between two looks and may raise.
+    """
+
+    def __init__(self, client: Client, display: output.Display, check: Callable[[], None]) -> None:
+        self._client = client
+        self._display = display
+        self._check = check
+        self._last_shown = 0
+        """Sequence number of the last event that was shown."""
+
+    def follow(self, job_id: str) -> Document:
+        """Show the job's events until it has ended, and return the job.
+
+        Raises ServiceUnreachable when the service stays away.
+        """
+        answered = time.monotonic()
+        while True:
+            self._check()
+            try:
+                ended = self._show_new_events(job_id)
+                job = self._client.get(f"/v1/jobs/{job_id}")
+                answered = time.monotonic()
+            except ServiceUnreachable as error:
+                if time.monotonic() - answered > PATIENCE_SECONDS:
+                    raise ServiceUnreachable(f"{error}; job {job_id} may go on: headroom jobs show {job_id}") from error
+            else:
+                if ended:
+                    return job
+                if job["queue_position"] is not None:
+                    self._display.waiting(job["queue_position"])
+            time.sleep(LOOK_SECONDS)
+
+    def stop(self, job_id: str) -> Document:
+        """Cancel the job, follow it until it has ended, and return it."""
+        job = self._client.post(f"/v1/jobs/{job_id}/cancel")
+        return job if job["finished_at"] else self.follow(job_id)
+
+    def _show_new_events(self, job_id: str) -> bool:
+        """Show the events that were not shown yet; return whether the job has ended."""
+        page = self._client.get(f"/v1/jobs/{job_id}/events", after=self._last_shown)
+        for event in page["events"]:
+            self._display.show(event["kind"], event["data"])
+            self._last_shown = event["sequence"]
+        return bool(page["ended"])

@@ -9,8 +9,23 @@ from typing import Annotated
 
 import typer
 
-from service.cli.option_types import Device, JobId, Json, Limit, Memory, ModelFilter, Out, PageToken
-from service.cli.options import number, whole_number
+from service.cli.options import (
+    Calibration,
+    Device,
+    JobId,
+    Json,
+    Labelled,
+    Limit,
+    Memory,
+    ModelFilter,
+    Out,
+    PageToken,
+    Schemes,
+    Score,
+    Thresholds,
+    number,
+    whole_number,
+)
 from service.cli.running import run
 
 app = typer.Typer(
@@ -37,15 +52,7 @@ def analyze(
         str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
     ],
     out: Out,
-    scheme: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scheme",
-            metavar="SCHEME",
-            help="Quantization scheme, as [LABEL=]SCHEME[:KEY=VALUE,...]: int8, nf4:compute_dtype=float32, "
-            "lossless=int8:threshold=4, nf4:keep=mlp.down. Repeatable. Default: int8 and nf4.",
-        ),
-    ] = None,
+    scheme: Schemes = None,
     int8_threshold: Annotated[
         float | None,
         typer.Option(
@@ -55,19 +62,8 @@ def analyze(
             help="Default threshold of int8: input columns that reach X stay in 16 bits; 0: none. Default: 6.0.",
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            metavar="FILE",
-            help="Calibration text: UTF-8 text, or JSON Lines (.jsonl) or Parquet (.parquet) with texts or token ids. "
-            "Default: the bundled text.",
-        ),
-    ] = None,
-    labelled: Annotated[
-        Path | None,
-        typer.Option("--labelled", metavar="FILE", help="Labeled or scored prompts, JSON Lines."),
-    ] = None,
+    calibration: Calibration = None,
+    labelled: Labelled = None,
     sequences: Annotated[
         int | None,
         typer.Option(
@@ -98,12 +94,7 @@ def analyze(
             "--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of sequences. Default: 0."
         ),
     ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            "--score", metavar="WHICH", help="Scored positions: all or second_half of each sequence. Default: all."
-        ),
-    ] = None,
+    score: Score = None,
     bos: Annotated[
         str | None,
         typer.Option(
@@ -143,15 +134,7 @@ def analyze(
             help="Dimensions reported for the prompts. Default: 4.",
         ),
     ] = None,
-    thresholds: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Threshold of a definition, such as llm_int8.magnitude=5, or limit of the verdict, such as "
-            "verdict.kl_severe=0.2. Repeatable.",
-        ),
-    ] = None,
+    thresholds: Thresholds = None,
     memory: Memory = None,
     device: Device = None,
     as_json: Json = False,
@@ -289,9 +272,9 @@ def render_report(
     as_json: Json = False,
 ) -> None:
     """Redraw the figures and the page of a report from its tables. Needs neither the model nor torch."""
-    from service.cli import redrawing
+    from service.cli import drawing
 
-    redrawing.render(directory, density=density, as_json=as_json)
+    drawing.render(directory, density=density, as_json=as_json)
 
 
 @reports.command("compare")
@@ -304,9 +287,9 @@ def compare_reports(
     as_json: Json = False,
 ) -> None:
     """Compare reports with the first: range, outlier dimensions, errors and divergence."""
-    from service.cli import comparing
+    from service.cli import drawing
 
-    comparing.compare(report, out, as_json=as_json)
+    drawing.compare(report, out, as_json=as_json)
 
 
 def main() -> None:

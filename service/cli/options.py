@@ -1,8 +1,11 @@
-"""The options of the command line: their numbers, and the request fields that they set."""
+"""The options of the command line: how they are read and explained, and the request fields that they set."""
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from service.errors import InvalidRequest
 
@@ -64,3 +67,68 @@ def check_body(body: Mapping[str, Any]) -> None:
         option = option_of(".".join(str(part) for part in first["loc"]))
         message = refusals.sentence(option, repr(first["input"]), first)
         raise InvalidRequest(option, first["input"], refusals.allowed(first), message=message) from error
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the report: new or empty.")]
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        metavar="SCHEME",
+        help="Quantization scheme, as [LABEL=]SCHEME[:KEY=VALUE,...]: int8, nf4:compute_dtype=float32, "
+        "lossless=int8:threshold=4, nf4:keep=mlp.down. Repeatable. Default: int8 and nf4.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="Calibration text: UTF-8 text, or JSON Lines (.jsonl) or Parquet (.parquet) with texts or token ids. "
+        "Default: the bundled text.",
+    ),
+]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Threshold of a definition, such as llm_int8.magnitude=5, or limit of the verdict, such as "
+        "verdict.kl_severe=0.2. Repeatable.",
+    ),
+]
+Labelled = Annotated[
+    Path | None, typer.Option("--labelled", metavar="FILE", help="Labeled or scored prompts, JSON Lines.")
+]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        "--score", metavar="WHICH", help="Scored positions: all or second_half of each sequence. Default: all."
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Keep hidden states above SIZE, such as 4GiB, in files. Default: HEADROOM_MEMORY, 2GiB.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Device: auto, cpu, cuda or cuda:N. Default: HEADROOM_DEVICE, auto.",
+    ),
+]
+Limit = Annotated[
+    int,
+    typer.Option("--limit", parser=whole_number("--limit", 1, 200), metavar="N", help="Entries to print, 1 to 200."),
+]
+PageToken = Annotated[
+    str | None, typer.Option("--page-token", help="Continue a list; the previous page prints the token.")
+]
+ModelFilter = Annotated[str | None, typer.Option("--model", help="List only entries of this model.")]

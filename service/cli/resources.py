@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from service.cli import bundle, inputs, output
-from service.cli.client import Document
+from service.cli import inputs, output
+from service.cli.client import Document, fetch
 from service.cli.connection import connect
 from service.errors import InvalidRequest
 
@@ -61,7 +61,7 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
     """Download a report into the directory `out`."""
     inputs.check_out(out)
     with connect(workers=False) as service:
-        bundle.fetch(service.client, checked_id(report_id), out)
+        fetch(service.client, checked_id(report_id), out)
     page = out.absolute() / "report.html"
     if as_json:
         output.document({"id": report_id, "directory": str(out.absolute()), "page": str(page)})
@@ -69,10 +69,13 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
     output.line(output.results(), f"Report: {page}")
 
 
-def checked_id(resource_id: str) -> str:
-    """Return an id that is safe to stand in a path. Raises InvalidRequest."""
+def checked_id(resource_id: str, parameter: str = "ID", or_else: str = "") -> str:
+    """Return an id that is safe to stand in a path. Raises InvalidRequest.
+
+    The message names `parameter`, and what it may be besides an id (`or_else`).
+    """
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", resource_id):
-        raise InvalidRequest("ID", resource_id, "1 to 64 letters, digits, - and _")
+        raise InvalidRequest(parameter, resource_id, f"an id of 1 to 64 letters, digits, - and _{or_else}")
     return resource_id
 
 

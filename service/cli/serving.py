@@ -6,7 +6,7 @@ import time
 
 from service.cli import output
 from service.cli.connection import WorkerOptions, require_worker, with_options
-from service.cli.signals import interruptible
+from service.cli.running import interruptible
 from service.errors import InvalidRequest
 from service.local.stack import WORKER_COMMAND, Stack, for_worker
 from service.settings import settings

@@ -11,7 +11,7 @@ from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
 from service.contracts.request import SAMPLE, VerdictLimits
 from service.contracts.verdict import Grounds, recorded
-from service.next_steps import MeasuredText, SchemeOutcome, steps_after
+from service.next_steps import MeasuredText, SchemeOutcome, keep_trial, steps_after, variant_named
 
 
 def summarize(report: Document) -> dict[str, Any]:
@@ -46,11 +46,10 @@ def _next_steps(report: Document, schemes: dict[str, Any]) -> list[str]:
         bundled=calibration.get("source") == SAMPLE != report["model"]["source"],
         predictable=report["reference"]["perplexity"] is not None,
     )
-    outcomes = [_outcome(name, facts, report["schemes"][name]) for name, facts in schemes.items()]
-    return list(steps_after(outcomes, text))
+    return list(steps_after([_outcome(report, name, facts) for name, facts in schemes.items()], text))
 
 
-def _outcome(name: str, facts: dict[str, Any], of_report: Document) -> SchemeOutcome:
+def _outcome(report: Document, name: str, facts: dict[str, Any]) -> SchemeOutcome:
     verdict, kl = facts["verdict"], facts["kl_divergence"]
     return SchemeOutcome(
         name=name,
@@ -61,7 +60,11 @@ def _outcome(name: str, facts: dict[str, Any], of_report: Document) -> SchemeOut
         compression=facts["compression"],
         deployable=not facts["simulated"] and not facts["analysis_only"],
         replaces_nothing=facts["quantised_share"] == 0,
-        worst_sites=tuple((site["layer"], site["component"]) for site in of_report["worst_sites"]),
+        keep_trial=keep_trial(
+            variant_named(name, report.get("analysis", {}).get("schemes", ())),
+            [(site["layer"], site["component"]) for site in report["schemes"][name]["worst_sites"]],
+            report["model"]["architecture"],
+        ),
     )
 
 

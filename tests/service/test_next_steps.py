@@ -4,22 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.contracts.report import Report
-from service.next_steps import MeasuredText, SchemeOutcome, next_steps, steps_after
+from service.contracts.variants import Variant, parse
+from service.next_steps import FUSED, MeasuredText, SchemeOutcome, keep_trial, next_steps, steps_after, variant_named
+from workers.measurement.models.components import ARCHITECTURES
 
 STORED = Path(__file__).parents[1] / "workers/reporting/stored/schema_1_0/report.json"
 OWN_TEXT = MeasuredText(sequences=16, exhausted=False, bundled=False, predictable=True)
 BUNDLED = OWN_TEXT._replace(bundled=True)
 V_SITES = ((12, "attn.v"), (3, "attn.v"), (1, "mlp.down"))
-KEEP_V = "The largest errors of nf4 are at attn.v: rerun it with keep=attn.v, which leaves these modules in 16 bits."
+KEEP_V = "Measure whether keeping attn.v in 16 bits helps: rerun with --scheme nf4:keep=attn.v."
 
 
 def outcome(name, level, **changed):
     size = 4 if name.startswith(("nf4", "fp4")) else 8
     usual = SchemeOutcome(
         name=name, level=level, settled=True, mean_kl=0.05, model_bytes=1000 * size, compression=16 / size,
-        deployable=True, replaces_nothing=False, worst_sites=V_SITES,
+        deployable=True, replaces_nothing=False, keep_trial=KEEP_V,
     )  # fmt: skip
     return usual._replace(**changed)
 
@@ -77,15 +80,59 @@ def test_of_several_severe_schemes_the_mildest_is_to_be_improved():
     )
 
 
+O_7 = "Measure whether keeping attn.o of layer 7 in 16 bits helps: rerun with --scheme nf4:keep=layers.7.attn.o."
+
+
 @pytest.mark.parametrize(
-    ("sites", "said"),
-    [((), None), (((7, "attn.o"),), "layer 7 attn.o: rerun it with keep=layers.7.attn.o,"),
-     (((7, "attn.o"), (2, "attn.v")), "layer 7 attn.o: rerun it with keep=layers.7.attn.o,"), (V_SITES, "attn.v: ")],
+    ("sites", "sentence"),
+    [((), ""), (((7, "attn.o"),), O_7), (((7, "attn.o"), (2, "attn.v")), O_7), (V_SITES, KEEP_V),
+     (((0, "<b> component"),), "")],  # no pattern of `keep`
 )  # fmt: skip
-def test_the_largest_errors_are_named_as_keep_takes_them(sites, said):
-    _, *kept = steps_after([outcome("nf4", "severe", worst_sites=sites)], OWN_TEXT)
-    assert [step for step in kept if said and f"are at {said}" in step] == kept
-    assert len(kept) == (said is not None)
+def test_modules_with_the_largest_errors_are_proposed_for_a_trial(sites, sentence):
+    assert keep_trial(Variant(scheme="nf4"), sites, "LlamaForCausalLM") == sentence
+
+
+@pytest.mark.parametrize(
+    ("measured", "rerun"),
+    [
+        ("nf4:block_size=32", "nf4:block_size=32,keep=attn.v"),
+        ("mine=nf4:keep=mlp.down", "nf4:keep=mlp.down,keep=attn.v"),
+        ("b=nf4:block_size=32,keep=mlp.down", "kept=nf4:block_size=32,keep=mlp.down,keep=attn.v"),  # a name is short
+    ],
+)
+def test_a_trial_keeps_the_settings_and_can_be_asked_for(measured, rerun):
+    sentence = keep_trial(Variant(**parse(measured)), V_SITES, "LlamaForCausalLM")
+    assert sentence == f"Measure whether keeping attn.v in 16 bits helps: rerun with --scheme {rerun}."
+    assert Variant(**parse(rerun)).keep[-1] == "attn.v"
+
+
+def test_a_part_of_a_fused_module_is_not_proposed():
+    nf4 = Variant(scheme="nf4")
+    assert keep_trial(nf4, V_SITES, "GPT2LMHeadModel") == ""
+    assert keep_trial(nf4, ((3, "mlp.up"),), "Phi3ForCausalLM") == ""
+    assert keep_trial(nf4, ((3, "mlp.up"),), "GPT2LMHeadModel").endswith("--scheme nf4:keep=layers.3.mlp.up.")
+    assert steps_after([outcome("nf4", "severe", keep_trial="")], OWN_TEXT) == (
+        "Do not deploy nf4 as it is: its effect is severe.",
+    )
+
+
+def test_the_fused_modules_are_those_of_the_table_of_architectures():
+    components = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
+    fused = {}
+    for model_type, architecture in ARCHITECTURES.items():
+        whole = {component for component in architecture.modules.values() if isinstance(component, str)}
+        if any(callable(entry) for entry in architecture.modules.values()):
+            absent = {"mlp.gate"} if "mlp.up" in whole else set()
+            fused[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]] = components - whole - absent
+    assert fused == FUSED
+
+
+def test_a_variant_is_read_in_every_form_of_a_request():
+    nf4 = Variant(scheme="nf4")
+    assert variant_named("nf4", [{"scheme": "of-later"}, "int8", nf4]) == nf4
+    assert variant_named("nf4", ["nf4"]) == nf4
+    assert variant_named("b", [{"name": "b", "scheme": "nf4"}]) == Variant(scheme="nf4", name="b")
+    assert variant_named("int4", ["nf4"]) is None
 
 
 def test_schemes_without_a_verdict_are_told_by_their_cause():

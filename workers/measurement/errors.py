@@ -1,4 +1,4 @@
-"""What a measurement refuses, and how it says so.
+"""Defines the errors of a measurement, which say what is refused and what is allowed.
 
 `code` is stable and travels in the `failed` line; every message names what was given and what is allowed.
 """

@@ -1,4 +1,4 @@
-"""The measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
+"""Runs the measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
 
 import time
 from collections.abc import Mapping

@@ -7,8 +7,7 @@ import zipfile
 
 import pytest
 
-from service.cli.bundle import fetch, unpack
-from service.cli.client import DownloadBroken
+from service.cli.client import DownloadBroken, fetch, unpack
 from service.errors import StoreFailed
 
 GOOD = {"report.json": b"{}", "figures/a.svg": b"<svg/>", "tables/a.parquet": b"PAR1"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.errors import BAD_INPUT, DONE, JOB_FAILED, UNREACHABLE
-from service.cli.thresholds import thresholds
+from service.cli.inputs import thresholds
+from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, UNREACHABLE
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, schemes_for
 from service.local.home import Home, Running

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.comparing import _told
+from service.cli.drawing import _told
 from service.contracts.comparison import Comparison
 from service.contracts.request import JobRequest
 
@@ -92,11 +92,14 @@ def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path)
     out = str(place / "out")
     newer = keep(schema_version="2.0")
     for arguments, named in (
-        ([str(stored)], "compare needs 2 to 8 reports; got 1"),
-        ([str(stored)] * 9, "compare needs 2 to 8 reports; got 9"),
+        ([str(stored)], "REPORT: compare needs 2 to 8 reports; got 1"),
+        ([str(stored)] * 9, "REPORT: compare needs 2 to 8 reports; got 9"),
         ([str(stored), str(tmp_path / "none")], "has no report.json; allowed: the directory of a report"),
         ([str(stored), str(place)], "has no report.json; allowed: the directory of a report"),
-        ([str(stored), "a b"], "an id has letters"),
+        (
+            [str(stored), "a b"],
+            "REPORT: 'a b' is not allowed; allowed: an id of 1 to 64 letters, digits, - and _, or the directory of a",
+        ),
         ([str(stored), "0" * 32], "0000"),
         ([str(stored), newer], "schema_version: '2.0' is not allowed"),
     ):

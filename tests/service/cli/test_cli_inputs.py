@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.inputs import Wanted, check, check_out, model_name, read_text, submission, upload
-from service.cli.thresholds import thresholds
+from service.cli.inputs import Wanted, check, check_out, model_name, read_text, submission, thresholds, upload
 from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
 
@@ -63,14 +62,15 @@ def test_a_model_without_a_name_is_refused(tmp_path):
         (b" \n\t ", "is empty"),
         (b"good \xff bad", "is not UTF-8 at byte 5"),
         (b"x" * 101, "is too large"),
-        ("größe".encode("utf-16"), "not UTF-8"),
+        ("größe".encode("utf-16-le"), "is not UTF-8 at byte 4"),
     ],
 )
 def test_a_text_that_cannot_be_sent_is_refused(tmp_path, content, reason):
     file = tmp_path / "text"
     file.write_bytes(content)
-    with pytest.raises(InvalidRequest, match=rf"--calibration: '.*text'.* {reason}; allowed: .* 1 to 100 bytes"):
+    with pytest.raises(InvalidRequest) as refused:
         read_text("--calibration", file, 100)
+    assert str(refused.value) == (f"--calibration: '{file}' {reason}; allowed: a file of UTF-8 text, 1 to 100 bytes")
 
 
 def test_a_missing_text_and_a_directory_are_refused(tmp_path):

@@ -13,6 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.cli import drawing
+from service.cli.drawing import DrawingInterrupted
+
 ROOT = Path(__file__).resolve().parents[3]
 STORED = ROOT / "tests" / "workers" / "reporting" / "stored" / "schema_1_0"
 COMMAND = "import sys; from service.cli.main import main; sys.argv[0] = 'headroom'; main()"
@@ -96,3 +99,22 @@ def test_an_interrupted_drawing_leaves_the_report_as_it_was(stored, number):
     assert not psutil.wait_procs(drawing, timeout=10)[1]
     assert contents(stored) == before
     assert not list(stored.glob(".reporting-*"))
+
+
+def test_an_interrupted_drawing_leaves_no_file_open(monkeypatch):
+    started = []
+
+    def spawn(*arguments, **options):
+        started.append(subprocess.Popen(*arguments, start_new_session=True, stderr=options["stderr"]))
+        return started[0]
+
+    def interrupted(_process):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing, "spawn", spawn)
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(DrawingInterrupted, match="stopped; nothing was changed"):
+        drawing.run("http.server", ["--bind", "127.0.0.1", "0"])
+    (process,) = started
+    assert process.returncode == -signal.SIGTERM
+    assert process.stderr.closed

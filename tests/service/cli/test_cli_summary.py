@@ -94,11 +94,12 @@ def test_what_to_do_next_is_shown_and_in_the_document(report, told):
     step = "Use int8: its effect on this text is negligible, and the model is 1.64 times smaller."
     assert told()[-1] == f"Next: {step}"
     assert summarize(report)["next_steps"] == [step]
+    report |= {"analysis": {"schemes": ["int8"]}}
     report["schemes"]["int8"]["verdict"] = {"level": "severe", "reasons": [], "not_ruled_out": []}
     assert told()[-2:] == [
         "Next: Do not deploy int8 as it is: its effect is severe.",
-        "      The largest errors of int8 are at layer 3 mlp.up: rerun it with keep=layers.3.mlp.up, which leaves "
-        "these modules in 16 bits.",
+        "      Measure whether keeping mlp.up of layer 3 in 16 bits helps: rerun with --scheme "
+        "int8:keep=layers.3.mlp.up.",
     ]
     report["schemes"]["int8"]["verdict"] = {"level": "negligible", "reasons": [], "not_ruled_out": ["noticeable"]}
     report |= {"calibration": {"sequences": 12, "source": "sample"}, "analysis": {"sequences": 16}}

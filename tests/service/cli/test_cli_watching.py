@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from service.cli import following
-from service.cli.analysis import run_job
-from service.cli.display import display
-from service.cli.following import Pace, follow, stop
+from service.cli import analysis
+from service.cli.analysis import Watch, run_job
+from service.cli.output import Pace, display
 from service.errors import ServiceUnreachable
 
 
@@ -25,7 +24,7 @@ class Service:
             return self.job
         self.asked.append(parameters["after"])
         page = self.pages.pop(0)
-        if isinstance(page, Exception):
+        if isinstance(page, BaseException):
             raise page
         numbers, ended = page
         return {"events": [{"sequence": n, "kind": f"k{n}", "data": {}} for n in numbers], "ended": ended}
@@ -49,23 +48,23 @@ class Record:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """No pause between two questions."""
-    monkeypatch.setattr(following, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(analysis, "LOOK_SECONDS", 0.0)
 
 
 def test_events_are_shown_once_each_though_the_service_goes_away():
     away = ServiceUnreachable("away")
     service = Service([([1, 2], False), away, away, ([], False), ([3], True)], {"id": "j", "queue_position": None})
     record, checks = Record(), []
-    assert follow(service, "j", record, lambda: checks.append(1)) is service.job
+    assert Watch(service, record, lambda: checks.append(1)).follow("j") is service.job
     assert record.shown == ["k1", "k2", "k3"]
     assert service.asked == [0, 2, 2, 2, 2]
     assert len(checks) == 5
 
 
 def test_a_service_that_stays_away_is_given_up_with_the_job_named(monkeypatch):
-    monkeypatch.setattr(following, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(analysis, "PATIENCE_SECONDS", -1.0)
     with pytest.raises(ServiceUnreachable, match="job j may go on: headroom jobs show j"):
-        follow(Service([ServiceUnreachable("away")], {}), "j", Record(), lambda: None)
+        Watch(Service([ServiceUnreachable("away")], {}), Record(), lambda: None).follow("j")
 
 
 def test_a_stack_that_dies_ends_the_watch():
@@ -73,13 +72,13 @@ def test_a_stack_that_dies_ends_the_watch():
         raise RuntimeError("the worker ended")
 
     with pytest.raises(RuntimeError, match="the worker ended"):
-        follow(Service([([1], False)], {}), "j", Record(), dead)
+        Watch(Service([([1], False)], {}), Record(), dead).follow("j")
 
 
 def test_the_place_in_the_queue_is_shown():
     service = Service([([1], False), ([2], True)], {"id": "j", "queue_position": 3})
     record = Record()
-    follow(service, "j", record, lambda: None)
+    Watch(service, record, lambda: None).follow("j")
     assert record.ahead == [3]
 
 
@@ -90,7 +89,7 @@ def test_stopping_a_queued_job_needs_no_waiting():
             return {"id": "j", "finished_at": "now"}
 
     service = Cancels([], {})
-    assert stop(service, "j", Record(), lambda: None)["finished_at"] == "now"
+    assert Watch(service, Record(), lambda: None).stop("j")["finished_at"] == "now"
     assert service.asked == ["/v1/jobs/j/cancel"]
 
 
@@ -109,6 +108,22 @@ def test_a_job_whose_submission_is_interrupted_is_found_by_its_key_and_cancelled
     assert first == again
     assert first[2]
     assert cancel[0] == "/v1/jobs/j/cancel"
+    assert capsys.readouterr().err == "cancelling job j\n"
+
+
+def test_an_interrupted_job_s_events_are_shown_once_each(capsys):
+    class InterruptedLater(Service):
+        def post(self, path, *_body, **_headers):
+            self.asked.append(path)
+            return {"id": "j", "finished_at": None}
+
+    pages = [([1, 2], False), KeyboardInterrupt(), ([3], False), ([4], True)]
+    client = InterruptedLater(pages, {"id": "j", "queue_position": None, "status": "cancelled"})
+    record = Record()
+    job = run_job(SimpleNamespace(client=client, check=lambda: None), {"model": "sample"}, record)
+    assert job["status"] == "cancelled"
+    assert record.shown == ["k1", "k2", "k3", "k4"]
+    assert client.asked == ["/v1/jobs", 0, 2, "/v1/jobs/j/cancel", 2, 3]
     assert capsys.readouterr().err == "cancelling job j\n"
 
 

@@ -60,7 +60,7 @@ def test_a_figure_without_its_table_is_left_out_and_the_reason_stated(stored):
     assert "activation_profile" in {figure.name for figure in report.figures}
     assert Report.model_validate_json((stored / "report.json").read_bytes()).figures_left_out == report.figures_left_out
     page = (stored / "report.html").read_text()
-    assert "<code>error_growth</code>, the report, of schema version 1.0, has no table &#39;errors&#39;" in page
+    assert "<code>error_growth</code>: the report, of schema version 1.0, has no table &#39;errors&#39;" in page
 
 
 def test_a_column_newer_than_the_report_reads_as_null(stored, monkeypatch):

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from service.cli.thresholds import thresholds
+from service.cli.inputs import thresholds
 from service.contracts.request import Analysis
 from service.next_steps import next_steps
 from workers.reporting import page as page_module

@@ -120,7 +120,7 @@ def test_every_figure_and_section_calls_a_variant_by_its_name(made):
     summary = (made / "summary.md").read_text()
     assert "| nf4-block-size-128 (analysis only) |" in summary
     assert "| w8a8-token-weight-group-64 (simulated) |" in summary
-    assert "Analysis only: measured on bitsandbytes' modules" in summary
+    assert "Analysis only: BitsAndBytesConfig cannot express these settings" in summary
 
 
 def test_a_page_without_such_variants_does_not_speak_of_them(make_report):

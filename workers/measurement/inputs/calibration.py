@@ -1,4 +1,4 @@
-"""Calibration text, packed into full sequences of tokens.
+"""Packs calibration text into full sequences of tokens.
 
 Documents are tokenized one by one and laid end to end, with the tokenizer's EOS token between two of them where it
 has one; token ids that are given are laid end to end as they are. The whole is cut into windows of equal length, so

@@ -1,4 +1,4 @@
-"""The documents in a calibration file, read piece by piece, so that a large file never lies in memory whole.
+"""Reads the documents in a calibration file piece by piece, so that a large file never lies in memory whole.
 
     text      UTF-8; the file is one document
     jsonl     one JSON object a line: {"text": "..."} or {"token_ids": [1, 2, 3]}

@@ -1,4 +1,4 @@
-"""How a file that somebody gave is refused: every error names the file and, where there is one, the place in it."""
+"""Makes the errors about an input file: each names the file and, where there is one, the place in it."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""JSON Lines, one object a line, read a line at a time; what is wrong is named with its line, from 1."""
+"""Reads JSON Lines, one object a line, a line at a time; errors name the line, from 1."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Labeled prompts as batches of token ids without padding: prompts of equal length go together.
+"""Puts labeled prompts into batches of token ids without padding: prompts of equal length go together.
 
 R records; B prompts of S tokens in a batch
 """

@@ -1,4 +1,4 @@
-"""Labeled prompts as they are given: JSON Lines, {"prompt", "label"} or {"prompt", "score"}, one kind in a file.
+"""Reads labeled prompts: JSON Lines, {"prompt", "label"} or {"prompt", "score"}, one kind in a file.
 
 R records
 """

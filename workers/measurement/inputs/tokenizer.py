@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, loaded when it is first needed: token ids given as they are need none."""
+"""Loads the tokenizer of a checkpoint when it is first needed: a file of token ids needs none."""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Sites of a layer that several measurements share, and the order in which they are worked off."""
+"""Names sites of a layer that several measurements share, and orders the work on sites."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

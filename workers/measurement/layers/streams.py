@@ -1,4 +1,4 @@
-"""The hidden states of every variant at the present depth: in host memory, or past a budget in memory-mapped files.
+"""Holds the hidden states of every variant at the present depth, in host memory or in memory-mapped files.
 
 A stream is what a layer takes and gives, for every batch. Only one batch of one variant is worked on at a time, so
 a device holds no more of it, and a stream that lies in files costs the memory of a batch, however long the text.

@@ -1,4 +1,4 @@
-"""A checkpoint directory, looked at before anything of it is loaded.
+"""Opens a checkpoint directory, and checks it before anything of it is loaded.
 
 What could run code (pickles, a config that names its own Python files) is refused here, and so is what cannot be
 whole: every safetensors file is opened, which reads its header and holds it against the file's size.

@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint: read by transformers, and held against what can be measured."""
+"""Reads the configuration of a checkpoint by transformers, and checks that it can be measured."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Modules that a variant of a scheme keeps in 16 bits: from the patterns of a job to the names of the model's modules.
+"""Resolves the patterns of modules that a variant of a scheme keeps in 16 bits to names of the model's modules.
 
 A pattern is a module's full name, a component of one layer (`layers.11.mlp.down`) or a component of every layer
 (`mlp.down`). What it names must be a whole module: of a fused one, all components or none.

@@ -1,4 +1,4 @@
-"""Holds a model against what the sweep takes for granted, before anything is measured.
+"""Checks a model against the sweep's assumptions before anything is measured.
 
 The sweep calls the layers one by one, each with the arguments that the model would hand it. That is the model's own
 computation only if every layer is called once and in order, takes what the layer before it gave, and learns of the

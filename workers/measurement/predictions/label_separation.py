@@ -1,4 +1,4 @@
-"""Which hidden dimensions tell true prompts from false ones, and whether they still do under a scheme.
+"""Ranks hidden dimensions by how well they separate true prompts from false ones, with and without a scheme.
 
 Dimensions are ranked under the reference: by abs(Spearman's rho) with the score, or by abs(AUROC - 0.5) where plain
 labels were given. A record whose vector holds NaN or infinity is left out of that variant's figures.

@@ -1,4 +1,4 @@
-"""The vectors that labeled prompts are judged by: each prompt's last token, at the chosen depth.
+"""Collects the vectors that labeled prompts are judged by: each prompt's last token, at the chosen depth.
 
 R records; B prompts of S tokens in a batch; d hidden dimensions
 """

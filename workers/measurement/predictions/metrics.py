@@ -1,4 +1,4 @@
-"""What a scheme does to the model's predictions: perplexity, KL divergence, agreement.
+"""Computes a scheme's effect on the model's predictions: perplexity, KL divergence, agreement.
 
 Two models are compared position by position on the same text: P is the reference's distribution over the next
 token, Q the scheme's. What is done for each position over the whole vocabulary is `comparison`'s and the kernels' work.

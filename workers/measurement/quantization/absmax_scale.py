@@ -1,4 +1,4 @@
-"""The scale that carries a group's largest magnitude to the end of a symmetric format (absmax quantization)."""
+"""Computes the scale of a group in a symmetric format from its largest magnitude (absmax quantization)."""
 
 import torch
 

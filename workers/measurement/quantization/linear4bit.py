@@ -1,4 +1,4 @@
-"""4-bit weights by `bitsandbytes.nn.Linear4bit` (QLoRA, arXiv 2305.14314), the kernel that people deploy.
+"""Quantizes weights to 4 bits by `bitsandbytes.nn.Linear4bit` (QLoRA, arXiv 2305.14314).
 
 Weights in flat blocks, each with its largest magnitude as scale, are rounded to the nearest of 16 codes; with double
 quantization the scales are themselves rounded to 8 bits in blocks of 256. Inputs are cast to `compute_dtype`, and what

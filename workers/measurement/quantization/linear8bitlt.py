@@ -1,4 +1,4 @@
-"""LLM.int8() by `bitsandbytes.nn.Linear8bitLt` (arXiv 2208.07339), the kernel that people deploy.
+"""Quantizes weights to LLM.int8() by `bitsandbytes.nn.Linear8bitLt` (arXiv 2208.07339).
 
 Weights are rounded row by row to int8, by way of fp16. At each call the input's rows are rounded too, but columns
 that hold a value at or over the threshold are multiplied as they came with the dequantized weights. The module holds

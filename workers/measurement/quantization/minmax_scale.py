@@ -1,4 +1,4 @@
-"""The scale and zero point that carry a group's range to the ends of an unsigned integer format.
+"""Computes the scale and zero point of a group in an unsigned integer format from its least and largest value.
 
 The range is widened to hold zero, so that zero has a code of its own (arXiv 1712.05877, section 2.1).
 """

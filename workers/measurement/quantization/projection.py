@@ -1,4 +1,4 @@
-"""What every kernel makes of a projection, and the settings that it is told.
+"""Defines what every kernel returns for a projection, and the ranges of rows in which weights are worked off.
 
 A weight is taken a range of its rows at a time, so that what comes up on the way (wider types, codes before they are
 packed) takes the memory of a range and not of the weight, and stays in the processor's caches.

@@ -1,4 +1,4 @@
-"""Settings that are known only once the model is: the type that 4-bit schemes compute in."""
+"""Settles settings that depend on the model: the type that 4-bit schemes compute in."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Rounding to the nearest value of a format, ties to even.
+"""Rounds to the nearest value of a format, ties to even.
 
 Source: IEEE 754-2019, section 4.3.1 (roundTiesToEven), with the saturation that OCP OFP8 v1.0 calls SAT mode.
 """

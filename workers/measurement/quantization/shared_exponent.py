@@ -1,4 +1,4 @@
-"""The power of two that a block of a microscaling (MX) format shares.
+"""Computes the power of two that a block of a microscaling (MX) format shares.
 
 Source: OCP Microscaling Formats (MX) Specification v1.0, section 6.3: the largest power of two that is not above the
 block's largest magnitude, divided by the largest power of two of the element format.

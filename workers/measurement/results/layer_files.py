@@ -1,4 +1,4 @@
-"""What each layer leaves on disk: its rows of the tables, and what the definitions over all layers need.
+"""Writes and reads what each layer leaves on disk: its rows of the tables, and the inputs of later definitions.
 
 A layer's files stand in a directory of their own, which takes its name when they are whole. The report is put
 together from them at the end, layer by layer, so a measurement that was broken off and went on again leaves the

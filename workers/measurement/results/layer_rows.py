@@ -1,4 +1,4 @@
-"""From what the sweep found at a layer to rows of the tables."""
+"""Turns a layer's results into rows of the tables."""
 
 import math
 from collections.abc import Iterable, Mapping

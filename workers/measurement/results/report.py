@@ -1,4 +1,4 @@
-"""Puts `report.json` together from what was found."""
+"""Puts `report.json` together from a measurement's results."""
 
 import platform
 import resource

@@ -1,4 +1,4 @@
-"""The device that a measurement computes on: which one it is, what it is called, and what to say when it is full."""
+"""Chooses and describes the device that a measurement computes on, and explains when it is full."""
 
 import platform
 import re

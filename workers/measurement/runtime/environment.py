@@ -1,4 +1,4 @@
-"""What libraries read from the environment when they are loaded: to be settled before the first `import torch`.
+"""Sets the environment variables that libraries read when they are loaded, before the first `import torch`.
 
 torch's OpenMP threads spin for a while when a parallel loop is done, so as to be at hand for the next. By default that
 takes milliseconds, in which they keep the statistics' own threads (`statistics.cpu.threads`) off the cores; with no

@@ -1,4 +1,4 @@
-"""Tells on standard output how far the measurement has come, one JSON object per line."""
+"""Reports on standard output how far the measurement has come, one JSON object per line."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Where a measurement works until its output is whole: a directory beside the output.
+"""Manages the directory beside the output in which a measurement works until its output is whole.
 
 A measurement that fails removes it. One that is killed leaves it, with a checkpoint of its streams and the files of
 the layers that are done, and the same request on the same model, text and software goes on from there.

@@ -1,4 +1,4 @@
-"""One reading of a tensor, by whatever is fastest where the tensor is.
+"""Reads a tensor once for its statistics, by whatever kernel is fastest where the tensor is.
 
 In host memory that is a compiled kernel (the `cpu_` modules), on CUDA one of `cuda`, and plain torch (`plain`) anywhere
 else. All give the same figures: counts, extremes and histograms to the bit, sums to the rounding of float64. A CUDA

@@ -1,4 +1,4 @@
-"""How far a quantized residual stream lies from its reference, dimension by dimension.
+"""Sums the errors of a quantized residual stream, dimension by dimension.
 
 A massive dimension is most of the signal, and hides every other error. Which dimensions are massive in any layer is
 known only after the last, so each layer keeps two sums for every dimension, and those to be left out are chosen later.

@@ -1,4 +1,4 @@
-"""How far a quantized tensor q lies from its reference y, in one reading of both.
+"""Computes the error of a quantized tensor q against its reference y, in one reading of both.
 
 Every figure of `Error of a scheme` follows from five numbers per token: |y|^2, |q|^2, <y, q>, |y - q|^2 and
 max |y - q|. Elements where either is not finite are left out. Sums are float64.

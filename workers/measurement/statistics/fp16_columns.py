@@ -1,4 +1,4 @@
-"""The input columns that bitsandbytes' int8 computes in 16 bits: those with abs(x) at or over the threshold in a call.
+"""Counts the input columns that bitsandbytes' int8 computes in 16 bits: abs(x) at or over the threshold in a call.
 
 bitsandbytes casts the input to fp16 and compares there. A magnitude that is a little too small may be rounded up to
 the threshold, and the threshold itself is rounded to fp16; so the comparison is with the smallest magnitude of the

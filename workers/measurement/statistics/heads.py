@@ -1,4 +1,4 @@
-"""Attention heads: which stand out, and what a scheme does to them.
+"""Computes the ranges of attention heads, and their errors under a scheme.
 
 z_h is head h's slice of what enters the attention's output projection.
 

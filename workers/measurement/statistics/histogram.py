@@ -1,4 +1,4 @@
-"""Order statistics of magnitudes out of a histogram of float32 patterns.
+"""Computes order statistics of magnitudes from a histogram of float32 patterns.
 
 Inside a bin the values are taken to be spread evenly. So each order statistic lies in the same bin as the exact
 one, a relative error of 1/32 at the most, and so does a quantile, which interpolates between two of them.

@@ -1,4 +1,4 @@
-"""Outlier dimensions that a layer's residual stream shows by itself, by two definitions.
+"""Finds outlier dimensions in one layer's residual stream, by two definitions.
 
 - median_quantile (Macocco et al.): the median over tokens of abs(x_j) is above the 99th percentile of all abs(x).
 - variance (Rudman et al.): var(x_j) is at least 5 times the mean over dimensions of var.

@@ -1,4 +1,4 @@
-"""Outlier dimensions after LLM.int8() (Dettmers et al., arXiv 2208.07339, section 4.1).
+"""Finds outlier dimensions after LLM.int8() (Dettmers et al., arXiv 2208.07339, section 4.1).
 
 A hidden dimension j is an outlier when abs(x) reaches the magnitude at j in enough of the layers, and enough of
 the token positions have it in one layer or more. The layers look at what enters the attention's and the MLP's

@@ -1,4 +1,4 @@
-"""Massive activations (Sun et al., arXiv 2402.17762): the few values that are thousands of times the typical one.
+"""Finds massive activations (Sun et al., arXiv 2402.17762): the few values thousands of times the typical one.
 
 A value of the residual stream is massive when it is larger than a magnitude and at least so many times the median
 magnitude. The median is taken two ways, and both are kept: over the sequence's whole hidden state, and over the

@@ -1,4 +1,4 @@
-"""Moments out of power sums, and power sums about one point out of those about another.
+"""Computes moments from power sums, and power sums about one point from those about another.
 
 Where v = x - p, the sums of (v + e)^k follow from those of v^k by the binomial theorem, so parts that were taken
 about different pivots can be added, and moments over all channels follow from each channel's sums about its own

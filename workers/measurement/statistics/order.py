@@ -1,4 +1,4 @@
-"""Exact order statistics of magnitudes.
+"""Computes exact order statistics of magnitudes.
 
 Sorting them all is not needed: their histogram says in which bin a rank lies, so only that bin's values are sorted.
 

@@ -1,4 +1,4 @@
-"""The figures of every kernel in plain torch, one operation after another, on any device.
+"""Computes the figures of every kernel in plain torch, one operation after another, on any device.
 
 What the kernels are compared with, and what runs where no kernel does. It is written for clearness and holds
 several float64 copies of a sequence at a time.

@@ -1,4 +1,4 @@
-"""How well one number tells two groups apart, or follows a score: AUROC and Spearman's rho, for many numbers at once.
+"""Computes AUROC and Spearman's rho of many numbers at once: how well each separates two groups or follows a score.
 
 Both depend on ranks alone, so any rising transformation of the numbers leaves them as they are. Equal values share
 the mean of their ranks. Ranks are multiples of a half and all sums of their products are exact in float64 for up to

@@ -1,4 +1,4 @@
-"""The dynamic range of one site: tensors go in, a small record of floats comes out.
+"""Computes the dynamic range of one site: tensors go in, a small record of floats comes out.
 
 Only sums, extremes, counts, a histogram and one number per token are kept between tensors, so memory hardly grows
 with the text, and the result does not depend on how sequences were grouped into batches. Moments are formed from

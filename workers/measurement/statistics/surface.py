@@ -1,4 +1,4 @@
-"""One sequence's hidden state, position by channel, as a grid small enough to look at.
+"""Reduces one sequence's hidden state, position by channel, to a grid small enough to look at.
 
 Averaging would wash out what the picture is for, a few values thousands of times the typical one; so each cell keeps
 its largest magnitude, and where exactly that lies.

@@ -1,4 +1,4 @@
-"""Projections outside the decoder layers, as OPT-350m has before its first layer and after its last.
+"""Quantizes projections outside the decoder layers, as OPT-350m has before its first layer and after its last.
 
 `from_pretrained` with a BitsAndBytesConfig quantizes them too, so a scheme's stream begins and ends with their
 quantized copies, which stay in memory.

@@ -1,4 +1,4 @@
-"""A decoder layer with every projection quantized; everything else of it is the layer's own."""
+"""Copies a decoder layer with every projection quantized; everything else of the copy is the layer's own."""
 
 import copy
 import itertools

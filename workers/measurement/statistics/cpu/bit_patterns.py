@@ -1,4 +1,4 @@
-"""Tensors as compiled kernels read them: bit patterns in one flat stretch of memory, turned into float32 row by row.
+"""Hands tensors to compiled kernels as bit patterns in one flat stretch of memory, and decodes them row by row.
 
 bfloat16 is the upper half of a float32, so a shift decodes it. A float16 needs its exponent moved by 112, and its
 subnormals, which float32 holds as normal numbers, are whole multiples of 2^-24. Magnitudes order as their patterns

@@ -1,4 +1,4 @@
-"""What quantized and reference tokens add up to channel by channel, in host memory.
+"""Sums the squares of reference tokens and of quantized tokens' errors, channel by channel, in host memory.
 
 T tokens, d channels
 """
@@ -44,6 +44,7 @@ def _add(
     bits = np.empty((2, channels), np.uint32)
     for r in range(first, last):
         for t in range(tokens * r // ranges, tokens * (r + 1) // ranges):
+            # A token is left out channel by channel where either value is not finite, which its peaks show.
             a, b = t * y_strides[0], t * q_strides[0]
             y_peak = decode(y[a : a + channels], y_kind, bits[0])
             q_peak = decode(q[b : b + channels], q_kind, bits[1])
@@ -62,6 +63,7 @@ def _leave_out(y: Any, q: Any) -> None:  # pragma: no cover - compiled
 
 @compiled()
 def _add_row(y: Any, q: Any, signal: Any, noise: Any) -> None:  # pragma: no cover - compiled
+    """Add y^2 and (y - q)^2 of a token [d] to the channels' sums [d], in float64."""
     for c in range(y.shape[0]):
         a = np.float64(y[c])
         e = a - np.float64(q[c])

@@ -1,4 +1,4 @@
-"""Eight tokens by eight channels: what the reduction does to them, written out in vector operations.
+"""Adds eight tokens by eight channels to a reduction, written out in vector operations.
 
 The compiler makes vector instructions of extremes, of power sums and of decoding only in loops of their own, each of
 which loads the tokens again, and of none in a loop that also counts bins. Here they are loaded once for all of that.

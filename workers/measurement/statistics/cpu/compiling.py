@@ -1,4 +1,4 @@
-"""Compiling kernels with numba, cached where the machine allows it.
+"""Compiles kernels with numba, cached where the machine allows it.
 
 numba keeps compiled code beside the module or in the user's cache directory, and refuses to define a function that
 is to be cached where it can write to neither (a read-only image with no home). Such a machine compiles at every start.

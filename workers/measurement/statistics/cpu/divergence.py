@@ -1,4 +1,4 @@
-"""Log-sum-exp, KL divergence, most likely token and true token of next-token distributions, in host memory.
+"""Computes log-sum-exp, KL divergence and the likeliest tokens of next-token distributions, in host memory.
 
 A row of logits is read once into the cache, where its largest value is found and its exponentials are summed. Those are
 computed in float64 by a polynomial, in loops that the compiler turns into vector instructions: the C library's
@@ -70,6 +70,7 @@ def compare_logits(
 def _score(
     flat: Any, kind: Any, strides: Any, next_ids: Any, vocabulary: Any, first: Any, last: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
+    """Put log-sum-exp, most likely token and the next token's logit of rows first..last into `out`."""
     row = np.empty(vocabulary, np.float32)
     for t in range(first, last):
         start = t * strides[0]
@@ -83,6 +84,7 @@ def _score(
 def _compare(
     reference: Any, known: Any, scheme: Any, next_ids: Any, vocabulary: Any, first: Any, last: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
+    """Put log-sum-exp, most likely token and next token's logit of `scheme`, and KL, of rows first..last into `out`."""
     p, q = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.float32)
     for t in range(first, last):
         start = t * reference.strides[0]
@@ -93,6 +95,7 @@ def _compare(
         out[0, t] = log_sum_exp
         out[1, t] = top
         out[2, t] = q[next_ids[t]]
+        # KL = mean of log P - log Q under P = mean of the logits' difference, less that of the log-sum-exps.
         out[3, t] = _mean_difference(p, q, known[t]) - (known[t] - log_sum_exp)
 
 
@@ -111,8 +114,10 @@ def _read_row(encoded: Any, kind: Any, row: Any) -> Any:  # pragma: no cover - c
             largest = max(largest, np.int32(pattern ^ ((pattern >> np.int32(31)) & np.int32(0x7FFFFFFF))))
         if largest > best:
             best, best_block = largest, begin
+    # NaN has a larger pattern than infinity, and +inf stands for no distribution.
     if peak > INFINITY or best >= np.int32(0x7F800000):
         return -1
+    # The largest lies in the block that first reached it: look there for its place, which a vector loop cannot keep.
     for c in range(best_block, len(row)):
         pattern = ordered[c]
         if np.int32(pattern ^ ((pattern >> np.int32(31)) & np.int32(0x7FFFFFFF))) == best:
@@ -125,6 +130,7 @@ def _log_sum_exp(row: Any, top: Any) -> Any:  # pragma: no cover - compiled
     """Return log(sum(exp(row))); NaN where there is no largest value."""
     if top < 0:
         return np.nan
+    # Less the largest logit, no exponential overflows.
     shift, total = np.float64(row[top]), 0.0
     for c in range(len(row)):
         total += _exponential(np.float64(row[c]) - shift)
@@ -146,10 +152,12 @@ def _mean_difference(p: Any, q: Any, log_sum_exp: Any) -> Any:  # pragma: no cov
 @compiled(fastmath={"contract"})
 def _exponential(x: Any) -> Any:  # pragma: no cover - compiled
     """Return exp(x) of an x not far above 0."""
+    # k without a call to round: the sum's last bits are the integer. r is exact but for the low part of ln 2.
     x = x if x > _LOWEST else _LOWEST
     shifted = x * _LOG2_E + _TO_INTEGER
     k = shifted - _TO_INTEGER
     r = x - k * _LN2_HIGH - k * _LN2_LOW
+    # Horner's scheme, from 1 / 11! down.
     series = 1 / 39916800
     series = series * r + 1 / 3628800
     series = series * r + 1 / 362880

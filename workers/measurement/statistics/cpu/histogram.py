@@ -1,4 +1,4 @@
-"""Histograms of tensors in host memory, counted from the patterns of their values.
+"""Counts histograms of tensors in host memory from the patterns of their values.
 
 T tokens, d channels
 """
@@ -73,6 +73,7 @@ def count(
     for t in range(tokens):
         prefetch_row(flat, (t + AHEAD) * strides[0], channels)
         row = flat[t * strides[0] : t * strides[0] + channels]
+        # A bin is the top bits of a float32 pattern, which a bfloat16 has too, but not a float16.
         if kind == FLOAT16:
             decode(row, kind, bits)
             _count_bins(bits, SHIFT, lanes)
@@ -103,6 +104,7 @@ def collect(
 
 @compiled()
 def _collect_row(row: Any, mask: Any, width: Any, first: Any, out: Any) -> Any:  # pragma: no cover - compiled
+    """Put the magnitudes of a row that lie in the bin from `first` on into `out`; return how many they are."""
     held = 0
     for c in range(row.shape[0]):
         magnitude = row[c] & mask
@@ -115,6 +117,7 @@ def _collect_row(row: Any, mask: Any, width: Any, first: Any, out: Any) -> Any: 
 def _count_bins(row: Any, shift: Any, lanes: Any) -> None:  # pragma: no cover - compiled
     """Count the patterns of a row in a thread's lanes [2, 16384]; those above `shift` bits are the bin."""
     lane0, lane1, one, shift = lanes[0], lanes[1], np.uint32(1), np.uint32(shift)
+    # Two halves of the row go to two lanes, so that neighbors in one bin do not wait for each other.
     half = row.shape[0] // 2
     left, right = row[:half], row[half : 2 * half]
     for c in range(half):

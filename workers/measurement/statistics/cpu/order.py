@@ -1,4 +1,4 @@
-"""The median magnitude of a tensor in host memory, in one call: count the bins, collect the middle one, pick its rank.
+"""Computes the median magnitude of a tensor in host memory: count the bins, collect the middle one, pick its rank.
 
 T tokens, d channels
 """
@@ -36,6 +36,7 @@ def _middle(
 ) -> Any:  # pragma: no cover - compiled
     """Return the patterns of the two middle magnitudes, twice the same where their number is odd; NaN of none."""
     count(flat, kind, strides, tokens, channels, lanes)
+    # Positive and negative values of one magnitude count together; the bins of infinity and NaN are left out.
     of_bins = np.zeros(_FINITE, np.int64)
     for lane in lanes:
         for number in range(_FINITE):
@@ -45,6 +46,7 @@ def _middle(
     if finite == 0:
         return middle
     for k in range(2):
+        # Find the bin that holds the rank, and collect it unless the rank before it lay there too.
         rank, number = (finite - 1 + k) // 2, 0
         while rank >= of_bins[number]:
             rank -= of_bins[number]
@@ -62,6 +64,7 @@ def _of_rank(found: Any, rank: Any) -> Any:  # pragma: no cover - compiled
     for digit in (1, 0):
         shift = digit * _DIGIT
         counts, wanted, kept = np.zeros(1 << _DIGIT, np.int64), 0, 0
+        # Count the patterns by this digit, find the digit at the rank, and keep those that have it.
         for pattern in found:
             counts[(pattern >> shift) & _LAST] += 1
         while rank >= counts[wanted]:

@@ -23,16 +23,19 @@ def pivots(x: torch.Tensor) -> torch.Tensor:
 
 @compiled()
 def _pivots(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+    """Put the pivots of every sequence into `pivot` [N, d]."""
     sequences, channels = pivot.shape
     bits = np.empty((PIVOT_TOKENS, channels), np.uint32)
     v = bits.view(np.float32)
     for n in range(sequences):
+        # Nine tokens spread over the sequence, from its first to its last; what is not finite counts as 0.
         for k in range(PIVOT_TOKENS):
             row = n * strides[0] + (tokens - 1) * k // (PIVOT_TOKENS - 1) * strides[1]
             if decode(flat[row : row + channels], kind, bits[k]) >= INFINITY:
                 for c in range(channels):
                     if bits[k, c] & MAGNITUDE >= INFINITY:
                         bits[k, c] = 0
+        # The median of three medians of three: no branch and no sorting, and one token cannot move it far.
         out = pivot[n]
         for c in range(channels):
             a = _middle(v[0, c], v[3, c], v[6, c])

@@ -1,4 +1,4 @@
-"""Asking for memory before it is needed, so that a core does not wait for it.
+"""Asks for memory before it is needed, so that a core does not wait for it.
 
 A processor itself looks ahead within a page of memory only, and the rows of a tensor that a layer has just written are
 in neither of the caches near a core.

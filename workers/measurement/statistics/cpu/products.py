@@ -1,4 +1,4 @@
-"""The products of quantized and reference tokens in host memory: both are read once, in their own dtypes, by all cores.
+"""Computes the products of quantized and reference tokens in host memory, reading both once, by all cores.
 
 A float32 or bfloat16 row is a shift away from float32 patterns, so it is used where it lies; a float16 row, and one
 with a value that is not finite, which shows in the sum of its squares, is decoded into a scratch.
@@ -47,6 +47,7 @@ def _products(
     channels: Any,
     out: Any,
 ) -> None:  # pragma: no cover - compiled
+    """Put the products of tokens first..last into `out`."""
     bits = np.empty((2, channels), np.uint32)
     in_place = y_kind != FLOAT16 and q_kind != FLOAT16
     y_shift, q_shift = np.uint32(16 * (y_kind == BFLOAT16)), np.uint32(16 * (q_kind == BFLOAT16))
@@ -55,14 +56,17 @@ def _products(
         prefetch_row(y, a + AHEAD * y_strides[0], channels)
         prefetch_row(q, b + AHEAD * q_strides[0], channels)
         y_row, q_row = y[a : a + channels], q[b : b + channels]
+        # Nearly every row is finite: add it up where it lies, and look at its values only if a sum says otherwise.
         if in_place and _sums(y_row, y_shift, q_row, q_shift, out[:, t]):
             continue
+        # Else decode both rows, put zeros where either is not finite, and add those up.
         left = channels
         y_peak = decode(y_row, y_kind, bits[0])
         q_peak = decode(q_row, q_kind, bits[1])
         if max(y_peak, q_peak) >= INFINITY:
             left -= _leave_out(bits[0], bits[1])
         _sums(bits[0], np.uint32(0), bits[1], np.uint32(0), out[:, t])
+        # Of a token without a finite pair there is no largest error; its sums are 0.
         if left == 0:
             out[4, t] = np.nan
 

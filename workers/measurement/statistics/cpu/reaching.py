@@ -1,4 +1,4 @@
-"""Which values reach a limit that every token has of its own, in host memory.
+"""Counts the values that reach a limit of their token's own, in host memory.
 
 Magnitudes order as their patterns do, so they are compared as integers, as many at a time as a vector holds.
 
@@ -53,6 +53,7 @@ def _limits(
         n, t = number // tokens, number % tokens
         row = n * strides[0] + t * strides[1]
         left = channels
+        # float32 and bfloat16 are added up where they lie; NaN asks for decoding, as does what is not finite.
         squares = np.float64(np.nan)
         if kind != FLOAT16:
             squares = _squares(flat[row : row + channels], shift)
@@ -60,6 +61,7 @@ def _limits(
             if decode(flat[row : row + channels], kind, bits) >= INFINITY:
                 left -= _leave_out(bits)
             squares = _squares(bits, np.uint32(0))
+        # The mean is over the finite values; a token of zeros, or without any, has a limit that nothing reaches.
         limit = np.float32(factor * np.sqrt(squares / max(left, 1)))
         out[n, t] = max(limit, _SMALLEST) if squares > 0 else np.float32(np.inf)
 
@@ -108,6 +110,7 @@ def _add_reaching(row: Any, shift: Any, limit: Any, counts: Any) -> None:  # pra
     """Add 1 wherever a row's value is finite and reaches the limit; shifted, its patterns are those of float32."""
     if limit >= INFINITY:
         return
+    # One unsigned comparison for limit <= magnitude < infinity, which the compiler turns into vector instructions.
     room = np.uint32(INFINITY - limit)
     for c in range(row.shape[0]):
         magnitude = np.uint32(np.uint32(np.uint32(row[c]) << shift) & MAGNITUDE)

@@ -1,4 +1,4 @@
-"""The reduction of tensors in host memory: each element is fetched once, in its own dtype, by all cores.
+"""Reduces tensors in host memory: each element is fetched once, in its own dtype, by all cores.
 
 Eight tokens at a time are looked through for values that are not finite, and then are in a cache when all figures are
 taken of them at once, eight channels at a time (`columns`). float32 and bfloat16 are used where they lie; float16,
@@ -140,6 +140,7 @@ def _reduce_range(
         rows = magnitudes[t : t + ROWS]
         first = start + t * stride
         ahead = first + ROWS * stride
+        # Eight whole rows that are all finite are used where they lie; this also finds each token's largest magnitude.
         in_place = whole_vectors and len(rows) == ROWS
         if in_place:
             there = flat[first : first + ROWS * channels].reshape(ROWS, channels)
@@ -147,8 +148,10 @@ def _reduce_range(
         if in_place:
             _add(flat, ahead, stride, there, pivot, threshold, low, high, over, sums, lanes)
         else:
+            # Everything else is decoded into the scratch, with NaN, which changes no figure, for what is not there.
             _load(flat, kind, first, stride, scratch, missing, rows)
             _add(flat, ahead, stride, scratch, pivot, threshold, low, high, over, sums, lanes)
+        # Values over fp16's largest are rare: only a token whose peak is over it is looked through for them.
         for k in range(len(rows)):
             if peaks[t + k] > _FP16_MAX:
                 row = first + k * stride
@@ -183,6 +186,7 @@ def _all_finite(bits: Any, kind: Any, peaks: Any) -> Any:  # pragma: no cover - 
     """Put the largest float32 pattern of every row, sign aside, into `peaks`; return whether all are finite."""
     most = np.uint32(0)
     for k in range(ROWS):
+        # The maximum of the patterns in their own width: twice as many to a vector in bfloat16.
         if kind == BFLOAT16:
             half = np.uint16(0)
             for c in range(bits.shape[1]):
@@ -230,6 +234,7 @@ def _mark_missing(bits: Any, missing: Any) -> Any:  # pragma: no cover - compile
 
 @compiled()
 def _count_over(values: Any) -> Any:  # pragma: no cover - compiled
+    """Return how many finite values of a row [d] are over fp16's largest."""
     count = 0
     for c in range(values.shape[0]):
         count += _FP16_MAX < abs(values[c]) < np.inf

@@ -1,4 +1,4 @@
-"""Sharing a kernel's work among as many threads as torch uses.
+"""Divides a kernel's work among as many threads as torch uses.
 
 numba's own parallel loops are not used. Their OpenMP threads, like torch's, spin for a while when they have nothing
 to do, and two such pools take the cores from each other; the alternative that does not spin may not be entered from

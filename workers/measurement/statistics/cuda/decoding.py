@@ -1,4 +1,4 @@
-"""Widening elements to float32 in a Triton kernel."""
+"""Widens elements to float32 in a Triton kernel."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Log-sum-exp, KL divergence, most likely token and true token of next-token distributions, on CUDA.
+"""Computes log-sum-exp, KL divergence and the likeliest tokens of next-token distributions, on CUDA.
 
 A program has a position of its own and reads its logits once, a block at a time: whenever a block holds a larger value
 than all before it, the sum of exponentials so far is scaled to it. Exponentials and their sums are float64: rounded to
@@ -50,6 +50,7 @@ def _add_block(
     shift = tl.maximum(largest, block_largest)
     # Until a value is finite, nothing may be subtracted from -inf.
     known = tl.where(shift > float("-inf"), shift, 0.0).to(tl.float64)
+    # What was summed about the largest value so far is carried over to the new one; so no exponential overflows.
     total = total * tl.exp(largest.to(tl.float64) - known) + tl.sum(tl.exp(v.to(tl.float64) - known), axis=0)
     return shift, place, total, broken
 
@@ -64,6 +65,7 @@ def _score(
     stride: tl.tensor,
     BLOCK: tl.constexpr,  # noqa: N803 - Triton's way to name a constant
 ) -> None:  # pragma: no cover - runs on the device
+    """Put log-sum-exp, most likely token and next token's logit of one position into `out` [3, n]."""
     t = tl.program_id(0).to(tl.int64)
     largest, place, total, broken = tl.full([], float("-inf"), tl.float32), -1, tl.zeros([], tl.float64), 0
     for first in range(0, vocabulary, BLOCK):
@@ -89,6 +91,7 @@ def _compare(
     scheme_stride: tl.tensor,
     BLOCK: tl.constexpr,  # noqa: N803
 ) -> None:  # pragma: no cover - runs on the device
+    """Put the scheme's three figures and its KL divergence at one position into `out` [4, n]."""
     t = tl.program_id(0).to(tl.int64)
     known = tl.load(reference_log_sum_exp + t)
     difference, weight = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
@@ -99,6 +102,7 @@ def _compare(
         q = float32(tl.load(scheme + t * scheme_stride + c, mask=c < vocabulary, other=float("-inf")))
         largest, place, total, broken = _add_block(q, first, largest, place, total, broken)
         probability = tl.exp(p.to(tl.float64) - known)
+        # A token of probability 0 adds nothing, whatever the scheme gives it: -inf times 0 would be NaN.
         ruled_out = p == float("-inf")
         apart = tl.where(ruled_out, 0.0, p).to(tl.float64) - tl.where(ruled_out, 0.0, q).to(tl.float64)
         difference += tl.sum(probability * apart, axis=0)

@@ -1,4 +1,4 @@
-"""Counting values by bin and finding those of one bin, on CUDA.
+"""Counts values by bin, and collects those of one bin, on CUDA.
 
 T tokens, d channels
 """

@@ -1,4 +1,4 @@
-"""Counting and noting the values that reach a limit which every token has of its own, on CUDA.
+"""Counts and notes the values that reach a limit of their token's own, on CUDA.
 
 N sequences of S tokens; T tokens, d channels, k dimensions
 """

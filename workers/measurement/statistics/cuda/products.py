@@ -1,4 +1,4 @@
-"""The products of two tensors' tokens on CUDA: each element is read once, and nothing leaves the device.
+"""Computes the products of two tensors' tokens on CUDA: each element is read once, and nothing leaves the device.
 
 T tokens, d channels
 """
@@ -34,7 +34,9 @@ def _products(
     q_stride: tl.tensor,
     CHANNELS: tl.constexpr,  # noqa: N803
 ) -> None:  # pragma: no cover - runs on the device
+    """Put the five products of one token into `out` [5, T]; each program takes one."""
     t = tl.program_id(0).to(tl.int64)
+    # A sum for each lane, added up at the end: the order of additions depends on d alone.
     yy = tl.zeros([CHANNELS], tl.float64)
     qq = tl.zeros([CHANNELS], tl.float64)
     yq = tl.zeros([CHANNELS], tl.float64)
@@ -45,6 +47,7 @@ def _products(
         c = first + tl.arange(0, CHANNELS)
         a = float32(tl.load(y + t * y_stride + c, mask=c < channels, other=0.0))
         b = float32(tl.load(q + t * q_stride + c, mask=c < channels, other=0.0))
+        # Finite by the patterns, for a compiler may take comparisons of floats with NaN or infinity for granted.
         a_pattern = (a.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
         b_pattern = (b.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
         ok = (a_pattern < 0x7F800000) & (b_pattern < 0x7F800000)
@@ -57,6 +60,7 @@ def _products(
         ee += e * e
         peak = tl.maximum(peak, tl.abs(e))
         compared += (ok & (c < channels)).to(tl.int32)
+    # A token without a finite pair has no largest error; its sums are 0.
     tl.store(out + t, tl.sum(yy, axis=0))
     tl.store(out + tokens + t, tl.sum(qq, axis=0))
     tl.store(out + 2 * tokens + t, tl.sum(yq, axis=0))

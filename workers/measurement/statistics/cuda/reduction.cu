@@ -45,8 +45,11 @@ extern "C" __global__ void reduce_range(
     const void *x, const float *pivot, float *extremes, double *sums, int *counts, u32 *over_fp16, int *peaks,
     u64 *histogram, i64 sequences, i64 tokens, i64 channels, i64 ranges, i64 stride_n, i64 stride_s, float threshold)
 {
+    // The block's histogram, of two 16-bit counters to a word (histogram.cu).
     __shared__ u32 bins[BINS / 2];
     clear_bins(bins);
+    // Each thread owns two channels, THREADS apart so that neighboring threads read neighboring elements, and keeps
+    // their figures in registers; past the last channel it only takes part in what the warp does together.
     i64 unit = blockIdx.x, n = unit / ranges, r = unit % ranges;
     i64 begin = tokens * r / ranges, end = tokens * (r + 1) / ranges;
     i64 c[2];
@@ -69,6 +72,7 @@ extern "C" __global__ void reduce_range(
                 continue;
             u32 bits = pattern_of(x, n * stride_n + t * stride_s + c[k]);
             u32 magnitude = bits & 0x7fffffffu;
+            // What is not finite is counted, and changes no other figure.
             if (magnitude >= INFINITE) {
                 n_missing[k]++;
                 continue;
@@ -76,6 +80,7 @@ extern "C" __global__ void reduce_range(
             float v = __uint_as_float(bits), size = __uint_as_float(magnitude);
             low[k] = fminf(low[k], v);
             high[k] = fmaxf(high[k], v);
+            // Powers of the distance from the pivot, in float64: about 0 they would lose the variance's digits.
             double w = (double)v - p[k], w2 = w * w;
             s1[k] += w;
             s2[k] += w2;
@@ -86,10 +91,12 @@ extern "C" __global__ void reduce_range(
             peak = max(peak, (int)magnitude);  // magnitudes order as their patterns do
             count_bin(bins, bits);
         }
+        // One atomic operation for each warp and token, and none where no value is finite.
         peak = largest_of_warp(peak);
         if (threadIdx.x % 32 == 0 && peak >= 0)
             atomicMax(peaks + n * tokens + t, peak);
     }
+    // Each range has a place of its own, so that `join_ranges` adds them up in the same order every time.
     for (int k = 0; k < 2; k++) {
         if (c[k] >= channels)
             continue;

@@ -1,4 +1,4 @@
-"""The reduction of sequences on CUDA: each element is read once, and nothing leaves the device.
+"""Reduces sequences on CUDA: each element is read once, and nothing leaves the device.
 
 N sequences of S tokens, d channels, R ranges of a sequence
 """

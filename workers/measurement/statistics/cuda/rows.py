@@ -1,4 +1,4 @@
-"""What the kernels need of a tensor's layout."""
+"""Checks and lays out tensors as the kernels need their rows."""
 
 import torch
 
