@@ -14,8 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pyarrow import ArrowException, parquet
 
 from service.api import downloads
-from service.api.backend import Backend, FromApp
-from service.api.parameters import JOB_ID
+from service.api.dependencies import JOB_ID, Backend, FromApp
 from service.comparison.comparable_report import (
     MAX_REPORTS,
     ComparableReport,
