@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pyarrow import ArrowException, parquet
 
 from service.api import downloads
-from service.api.dependencies import JOB_ID, Backend, FromApp
+from service.api.dependencies import Backend, FromApp
 from service.comparison.comparable_report import (
     MAX_REPORTS,
     ComparableReport,
@@ -24,6 +24,7 @@ from service.comparison.comparable_report import (
 from service.comparison.compare import compare
 from service.contracts.comparison import Comparison
 from service.contracts.report import Report
+from service.contracts.request import JOB_ID
 from service.contracts.restating import restated
 from service.contracts.scored import COLUMNS, Rows
 from service.errors import InvalidRequest, NotComparable, ReportDamaged
@@ -31,7 +32,7 @@ from service.errors import InvalidRequest, NotComparable, ReportDamaged
 router = APIRouter(prefix="/v1/comparisons")
 
 ReportIds = Annotated[
-    list[Annotated[str, Query(pattern=rf"^{JOB_ID.pattern}$")]],
+    list[Annotated[str, Query(pattern=rf"^{JOB_ID}$")]],
     Query(description=f"Ids of 2 to {MAX_REPORTS} reports. The first is the baseline."),
 ]
 

@@ -11,14 +11,13 @@ from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
 from service.contracts.refusals import nearest
+from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest, NotFound
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 
-JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
-"""Form of a job's id, which is also its report's."""
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
 MAX_PAGE_SIZE = 200
@@ -36,7 +35,7 @@ ModelFilter = Annotated[
 
 def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
     """Return the id. Raises NotFound for a malformed one."""
-    if not JOB_ID.fullmatch(job_id):
+    if not re.fullmatch(JOB_ID, job_id):
         raise NotFound(f"job: {job_id[:64]!r} is not an id; allowed: 1 to 64 letters, digits, - and _")
     return job_id
 

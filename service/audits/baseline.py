@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 
 from service.contracts.audit import AuditDefinition, PastRun
 from service.contracts.report import DEFINITIONS_VERSION, Report
+from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest
 
 LAST_PASSING = "last-passing"
 MOST_RUNS = 100
 """Runs that a median may be of."""
-_PINNED = re.compile(r"report:([0-9A-Za-z_-]{1,64})")
+_PINNED = re.compile(rf"report:({JOB_ID})")
 _MEDIAN = re.compile(r"median:([1-9][0-9]{0,2})", re.ASCII)
 _ALLOWED = f"{LAST_PASSING}, median:K with K from 1 to {MOST_RUNS}, or report:ID, such as median:5"
 _TEXT_SETTINGS = ("sequences", "sequence_length", "seed", "bos", "score", "text_field")

@@ -6,6 +6,7 @@ from pathlib import Path
 from service.cli import inputs, output
 from service.cli.client import Document, fetch
 from service.cli.connection import connect
+from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest
 
 
@@ -74,7 +75,7 @@ def checked_id(resource_id: str, parameter: str = "ID", or_else: str = "") -> st
 
     The message names `parameter`, and what it may be besides an id (`or_else`).
     """
-    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", resource_id):
+    if not re.fullmatch(JOB_ID, resource_id):
         raise InvalidRequest(parameter, resource_id, f"an id of 1 to 64 letters, digits, - and _{or_else}")
     return resource_id
 

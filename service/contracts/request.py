@@ -24,6 +24,8 @@ from service.contracts.variants import Asked, Variant, check_names
 
 SAMPLE = "sample"
 """The model name of the bundled sample checkpoint."""
+JOB_ID = r"[0-9A-Za-z_-]{1,64}"
+"""Pattern of the id of a job, which is also its report's."""
 
 
 def _no_boolean(value: Any) -> Any:
