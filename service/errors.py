@@ -1,4 +1,4 @@
-"""The errors of the service, as one tree.
+"""The errors of the service and the API, as one tree; those of the command line are in `service.cli`.
 
 A message names the parameter, its value and what is allowed. `code` is stable and becomes the `type` of an HTTP
 problem document; `status` is the HTTP status of the API's answer.
@@ -15,7 +15,7 @@ class HeadroomError(Exception):
 
 
 class InvalidRequest(HeadroomError):
-    """A value in a request is not allowed."""
+    """Raised when a parameter, a field of a request or a setting has a value that is not allowed."""
 
     code = "invalid-request"
     status = 422
@@ -32,55 +32,81 @@ class InvalidRequest(HeadroomError):
         self.message = message
 
 
-class Unauthorized(HeadroomError):
-    """The API key is missing or unknown."""
-
-    code = "unauthorized"
-    status = 401
-
-
 class NotFound(HeadroomError):
-    """No such job, report, figure or table."""
+    """Raised when there is no job, report, figure or table of that name."""
 
     code = "not-found"
     status = 404
 
 
 class Conflict(HeadroomError):
-    """The present state of a resource does not allow the request."""
+    """Raised when the present state of a resource does not allow the request, such as a name that is taken."""
 
     code = "conflict"
     status = 409
 
 
 class TransitionNotAllowed(Conflict):
-    """The job's present status does not allow the requested one."""
+    """Raised when the table of transitions has no step from a job's status to the requested one."""
 
     code = "transition-not-allowed"
 
 
 class IdempotencyKeyReused(Conflict):
-    """An Idempotency-Key was used before, with another request."""
+    """Raised when an Idempotency-Key was used before, with another request."""
 
     code = "idempotency-key-reused"
 
 
+class HomeInUse(Conflict):
+    """Raised when another embedded stack runs on the same HEADROOM_HOME."""
+
+    code = "home-in-use"
+
+
+class NotComparable(HeadroomError):
+    """Raised when reports cannot be compared; the message names them and the reason."""
+
+    code = "not-comparable"
+    status = 422
+
+
+class ReportDamaged(HeadroomError):
+    """Raised when a stored report, or a table of it, cannot be read."""
+
+    code = "report-damaged"
+
+
 class LeaseLost(HeadroomError):
-    """The job went to another worker, or ended, while this worker held it."""
+    """Raised when a worker writes to a job that went to another worker, or ended, while it held it."""
 
     code = "lease-lost"
     status = 409
 
 
 class ServiceUnreachable(HeadroomError):
-    """The service, its database or its broker does not answer."""
+    """Raised when the service, its database or its broker does not answer."""
 
     code = "service-unreachable"
     status = 503
 
 
+class NoBroker(HeadroomError):
+    """Raised when no program on this machine can serve as the queue's broker."""
+
+    code = "no-broker"
+    status = 503
+
+
+class StackStopped(HeadroomError):
+    """Raised when a process of the embedded stack ended by itself."""
+
+    code = "stack-stopped"
+    status = 503
+
+
 class StoreFailed(HeadroomError):
-    """An artifact could not be written; no part of it is kept."""
+    """Raised when an artifact cannot be read or written whole; no part of it is kept."""
 
     code = "store-failed"
     status = 507

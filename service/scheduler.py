@@ -17,12 +17,11 @@ from typing import NoReturn
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import queue
-from service.errors import InvalidRequest, ServiceUnreachable
+from service.errors import ServiceUnreachable
 from service.settings import Settings, settings
-from service.store.database import make_engine, upgrade
+from service.startup import open_stores, reporting_failure
 from service.store.dispatches import Dispatches
 from service.store.job_records import Dispatch
-from service.store.jobs import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +110,9 @@ def main() -> NoReturn:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    try:
+    with reporting_failure("scheduler"):
         present = settings()
-        engine = make_engine(present.database)
-        upgrade(engine)
-        scheduler = Scheduler(present, JobStore(engine))
-    except (InvalidRequest, ServiceUnreachable) as error:
-        print(f"headroom scheduler: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
+        scheduler = Scheduler(present, open_stores(present).jobs)
     log.info("the scheduler runs a round every %g s", present.scheduler_seconds)
     scheduler.run()
 

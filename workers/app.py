@@ -17,11 +17,9 @@ from celery import Celery
 from celery.worker import state
 
 from service import queue
-from service.errors import InvalidRequest, ServiceUnreachable
+from service.errors import ServiceUnreachable
 from service.settings import Settings, settings
-from service.store.artifacts import ArtifactStore
-from service.store.database import make_engine, upgrade
-from service.store.jobs import JobStore
+from service.startup import open_stores, reporting_failure
 from workers.attempt import Commands
 from workers.supervisor import Supervisor
 
@@ -35,11 +33,10 @@ def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
     database URL that is not allowed, and ServiceUnreachable when the database does not answer.
     """
     app = queue.make_app(present)
-    engine = make_engine(present.database)
-    upgrade(engine)
+    stores = open_stores(present)
     supervisor = Supervisor(
-        JobStore(engine),
-        ArtifactStore(present.artifacts),
+        stores.jobs,
+        stores.artifacts,
         present,
         worker=worker_name(present),
         stopping=stopping,
@@ -68,12 +65,9 @@ def main() -> None:
 
     Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """
-    try:
+    with reporting_failure("worker"):
         present = settings()
         app = make_worker(present)
-    except (InvalidRequest, ServiceUnreachable) as error:
-        print(f"headroom worker: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
     try:
         queue.waiting(app)
     except ServiceUnreachable as error:

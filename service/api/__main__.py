@@ -2,19 +2,14 @@
 
 import argparse
 import socket
-import sys
 
 import uvicorn
 from fastapi import FastAPI
 
 from service import queue
 from service.api.app import make_app
-from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings, settings
-from service.store.artifacts import ArtifactStore
-from service.store.database import make_engine, upgrade
-from service.store.jobs import JobStore
-from service.store.keys import KeyStore
+from service.startup import open_stores, reporting_failure
 
 LOCAL_KEY = "local"
 """Name of the key from `HEADROOM_API_KEY` or the embedded stack."""
@@ -30,12 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
     parser.add_argument("--fd", type=int, help="inherited listening socket; default: HEADROOM_HOST and HEADROOM_PORT")
     descriptor: int | None = parser.parse_args().fd
-    try:
+    with reporting_failure("api"):
         chosen = settings()
         app = _app(chosen)
-    except (InvalidRequest, ServiceUnreachable) as error:
-        print(f"headroom api: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -50,14 +42,12 @@ def main() -> None:
 
 
 def _app(chosen: Settings) -> FastAPI:
-    engine = make_engine(chosen.database)
-    upgrade(engine)
-    keys = KeyStore(engine)
+    stores = open_stores(chosen)
     if chosen.api_key is not None:
-        keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
+        stores.keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
     chosen.artifacts.mkdir(parents=True, exist_ok=True)
     broker = queue.make_app(chosen) if chosen.broker_url else None
-    return make_app(chosen, JobStore(engine), ArtifactStore(chosen.artifacts), keys, broker)
+    return make_app(chosen, stores.jobs, stores.artifacts, stores.keys, broker)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
-from service.api.backend import Backend
+from service.api.dependencies import Backend, known_parameters_only
 from service.api.middleware import BodyLimit, KeyRequired
-from service.api.parameters import known_parameters_only
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import JobStore

@@ -14,11 +14,10 @@ from fastapi import APIRouter, Query, Request, Response
 from pyarrow import ArrowException, parquet
 
 from service.api import downloads
-from service.api.backend import Backend, FromApp
+from service.api.dependencies import JOB_ID, Backend, FromApp
 from service.comparison.comparable_report import (
     MAX_REPORTS,
     ComparableReport,
-    NotComparable,
     check_count,
     check_schema_version,
 )
@@ -27,21 +26,14 @@ from service.contracts.comparison import Comparison
 from service.contracts.report import Report
 from service.contracts.restating import restated
 from service.contracts.scored import COLUMNS, Rows
-from service.errors import HeadroomError, InvalidRequest
+from service.errors import InvalidRequest, NotComparable, ReportDamaged
 
 router = APIRouter(prefix="/v1/comparisons")
 
-_ID = r"^[0-9A-Za-z_-]{1,64}$"
 ReportIds = Annotated[
-    list[Annotated[str, Query(pattern=_ID)]],
+    list[Annotated[str, Query(pattern=rf"^{JOB_ID.pattern}$")]],
     Query(description=f"Ids of 2 to {MAX_REPORTS} reports. The first is the baseline."),
 ]
-
-
-class ReportDamaged(HeadroomError):
-    """A stored report cannot be read."""
-
-    code = "report-damaged"
 
 
 @router.get("", response_model=Comparison)
@@ -86,8 +78,6 @@ def _report(backend: Backend, report_id: str) -> Report:
     try:
         check_schema_version(f"report {report_id}", json.loads(content)["schema_version"])
         return Report.model_validate_json(content, extra="allow")
-    except NotComparable:
-        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ReportDamaged(f"report {report_id}: report.json cannot be read") from error
 

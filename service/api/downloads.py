@@ -1,17 +1,22 @@
-"""Sends files that never change: strong ETag, If-None-Match, Range.
+"""Sends files that never change: strong ETag, If-None-Match, Range; and tables as CSV, written for each request.
 
 An artifact is stored by its SHA-256, which is also its entity tag; a client that has the file gets 304 and no content.
 """
 
+import hashlib
+import os
 import re
+import tempfile
 from pathlib import Path
 
+import pyarrow
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
+from pyarrow import csv, parquet
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from service.api.backend import Backend
+from service.api.dependencies import Backend
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content-Security-Policy of every file: the browser blocks scripts and requests to other hosts."""
@@ -91,3 +96,29 @@ def _lies_within(part: str, size: int) -> bool:
     if not first:
         return last != "" and int(last) > 0 and size > 0
     return int(first) < size and (last == "" or int(first) <= int(last))
+
+
+def csv_tag(parquet_sha256: str) -> str:
+    """Return the strong tag of a table's CSV: the same Parquet and the same writer give the same bytes."""
+    source = f"csv of {parquet_sha256} by pyarrow {pyarrow.__version__}"
+    return f'"{hashlib.sha256(source.encode()).hexdigest()}"'
+
+
+def write_csv(table: Path) -> Path:
+    """Write the Parquet file `table` as CSV into a temporary file, and return its path; the caller deletes it.
+
+    Row groups go through one by one, so memory does not grow with the table. A null is an empty field.
+    """
+    handle, name = tempfile.mkstemp(prefix="headroom-", suffix=".csv")
+    try:
+        with (
+            os.fdopen(handle, "wb") as file,
+            parquet.ParquetFile(table) as source,
+            csv.CSVWriter(file, source.schema_arrow) as writer,
+        ):
+            for batch in source.iter_batches():
+                writer.write_batch(batch)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return Path(name)

@@ -13,8 +13,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.api.backend import FromApp
-from service.api.parameters import JobId
+from service.api.dependencies import FromApp, JobId
 from service.api.views import EventList, EventView
 from service.errors import InvalidRequest
 from service.store.jobs import JobStore

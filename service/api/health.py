@@ -8,7 +8,7 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.api.backend import Backend, FromApp
+from service.api.dependencies import Backend, FromApp
 
 BROKER_SECONDS = 1.0
 """How long the broker may take to answer."""

@@ -6,9 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response, status
 
 from service import queue, submission
-from service.api.backend import FromApp
-from service.api.bodies import UniqueKeys
-from service.api.parameters import PRINTABLE, JobId, ModelFilter, PageSize, PageToken
+from service.api.dependencies import PRINTABLE, FromApp, JobId, ModelFilter, PageSize, PageToken, UniqueKeys
 from service.api.verdicts import verdicts_of
 from service.api.views import JobPage, JobView
 from service.contracts.request import JobRequest, JobSubmission

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from service.contracts import refusals
 from service.contracts.request import JobSubmission
-from service.errors import HeadroomError, InvalidRequest, Unauthorized
+from service.errors import HeadroomError, InvalidRequest
 
 TYPE_PREFIX = "urn:headroom:problem:"
 """A problem's `type` is this and the error's `code`."""
@@ -68,8 +68,7 @@ def _headroom_error(_: Request, error: Exception) -> JSONResponse:
         entry = {"field": field, "value": error.value, "allowed": error.allowed}
         detail = error.message or f"{field}: {_written(error.value)} {error.problem}; allowed: {error.allowed}"
         return problem(error.code, error.status, detail, errors=[entry])
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-    return problem(error.code, error.status, str(error), headers=headers)
+    return problem(error.code, error.status, str(error))
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:

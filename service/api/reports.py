@@ -7,9 +7,8 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from service.api import csv_tables, downloads
-from service.api.backend import FromApp
-from service.api.parameters import JobId, ModelFilter, PageSize, PageToken
+from service.api import downloads
+from service.api.dependencies import FromApp, JobId, ModelFilter, PageSize, PageToken
 from service.api.verdicts import verdicts_of
 from service.api.views import ReportPage, ReportView
 from service.errors import NotFound
@@ -72,10 +71,10 @@ def table(backend: FromApp, request: Request, job_id: JobId, name: Name, form: s
     if form != "csv":
         raise NotFound(f"table: {form!r} is not a format; allowed: {name}.parquet, {name}.csv")
     row = backend.store.artifact(job_id, f"tables/{name}.parquet")
-    etag = csv_tables.entity_tag(row.sha256)
+    etag = downloads.csv_tag(row.sha256)
     if downloads.holds(request, etag):
         return downloads.not_modified(etag)
-    written = csv_tables.write(backend.artifacts.path(row.sha256))
+    written = downloads.write_csv(backend.artifacts.path(row.sha256))
     cleanup = BackgroundTask(os.unlink, written)
     try:
         return downloads.send(request, written, etag, "text/csv; charset=utf-8", f"{job_id}-{name}.csv", then=cleanup)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from service.api.backend import Backend
+from service.api.dependencies import Backend
 from service.contracts.report import SchemeVerdict
 from service.errors import NotFound
 from service.store.job_records import Job

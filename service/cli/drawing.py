@@ -139,7 +139,8 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
 
     What names a directory is read there; anything else is an id, and downloaded from the service first.
     """
-    from service.comparison.comparable_report import NotComparable, check_count
+    from service.comparison.comparable_report import check_count
+    from service.errors import NotComparable
 
     inputs.check_out(out)
     require_drawing()

@@ -7,10 +7,10 @@ meaning: that is a warning. A value whose difference has no meaning is not compa
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.comparison.comparable_report import NotComparable
 from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import LeftOut, Report, Warning
 from service.contracts.request import Thresholds
+from service.errors import NotComparable
 
 Caution = tuple[str, str, str]
 """Code, message and advice of a warning."""
@@ -128,9 +128,9 @@ def _thresholds(baseline: Report, other: Report) -> Iterator[Caution]:
         "heads": (baseline.heads.thresholds, other.heads.thresholds),
     }
     for definition in ("llm_int8", "llm_int8_relative", "median_quantile", "variance"):
-        found = [report.outliers.present().get(definition) for report in (baseline, other)]
-        if found[0] is not None and found[1] is not None:
-            limits[definition] = found[0].thresholds, found[1].thresholds
+        facts = [report.outliers.present().get(definition) for report in (baseline, other)]
+        if facts[0] is not None and facts[1] is not None:
+            limits[definition] = facts[0].thresholds, facts[1].thresholds
     for name, (before, after) in limits.items():
         if before != after:
             yield (

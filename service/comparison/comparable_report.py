@@ -6,13 +6,10 @@ from typing import NamedTuple
 
 from service.contracts.report import SCHEMA_VERSION, Report
 from service.contracts.scored import Rows
+from service.errors import NotComparable
 
 MIN_REPORTS, MAX_REPORTS = 2, 8
 """Reports in one comparison."""
-
-
-class NotComparable(ValueError):
-    """Reports that cannot be compared; the message names them and the reason."""
 
 
 class ComparableReport(NamedTuple):

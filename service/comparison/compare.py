@@ -85,18 +85,18 @@ def _not_compared(baseline: ComparableReport, other: ComparableReport, layers: s
 
 def _outliers(baseline: ComparableReport, other: ComparableReport) -> dict[str, OutlierDifference]:
     refused = {left_out.name for left_out in cautions.uncomparable_outliers(baseline.report, other.report)}
-    found = {}
+    differences = {}
     definitions = [side.report.outliers.present() for side in (baseline, other)]
     for definition in definitions[0]:
         if f"outliers.{definition}" in refused:
             continue
         before, after = ({outlier.dimension for outlier in of[definition].dimensions} for of in definitions)
-        found[definition] = OutlierDifference(
+        differences[definition] = OutlierDifference(
             gained=tuple(sorted(after - before)),
             lost=tuple(sorted(before - after)),
             kept=tuple(sorted(before & after)),
         )
-    return found
+    return differences
 
 
 def _scheme(

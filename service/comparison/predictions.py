@@ -41,12 +41,12 @@ def pairs(baseline: ComparableReport, other: ComparableReport, before: str, afte
     left: dict[tuple[int, ...], list[ScoredSequence]] = {}
     for sequence in _sequences(other, after):
         left.setdefault(sequence.token_ids, []).append(sequence)
-    found = []
+    pairs = []
     for sequence in _sequences(baseline, before):
         if same := left.get(sequence.token_ids):
             twin = same.pop(0).positions
-            found.append([Pair(at, twin[place]) for place, at in sequence.positions.items() if place in twin])
-    return [sequence for sequence in found if sequence]
+            pairs.append([Pair(at, twin[place]) for place, at in sequence.positions.items() if place in twin])
+    return [sequence for sequence in pairs if sequence]
 
 
 def kl_change(before: SchemeFacts, after: SchemeFacts, paired: Paired) -> Change:

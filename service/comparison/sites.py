@@ -41,10 +41,10 @@ def range_changes(baseline: ComparableReport, other: ComparableReport) -> tuple[
 
 def range_difference(baseline: ComparableReport, other: ComparableReport) -> RangeDifference | None:
     """Return the summary of all changes of range; None where a report has no table of sites."""
-    found = range_changes(baseline, other)
-    if found is None:
+    compared = range_changes(baseline, other)
+    if compared is None:
         return None
-    changes, only_baseline, only_other = found
+    changes, only_baseline, only_other = compared
     known = [(change.change_bits, change) for change in changes if change.change_bits is not None]
     return RangeDifference(
         sites=len(changes),
@@ -109,8 +109,8 @@ def final_sqnr(side: ComparableReport, scheme: str) -> float | None:
         return None
     wanted = (scheme, side.report.model.layers - 1, "block", "output", "accumulated")
     names = ("scheme", "layer", "component", "port", "mode")
-    found = zip(*(rows[name] for name in names), rows["sqnr_db"], strict=True)
-    return next((row[-1] for row in found if row[:-1] == wanted), None)
+    keyed = zip(*(rows[name] for name in names), rows["sqnr_db"], strict=True)
+    return next((row[-1] for row in keyed if row[:-1] == wanted), None)
 
 
 def _ranges(side: ComparableReport) -> Mapping[Site, tuple[float | None, float]] | None:

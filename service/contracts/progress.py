@@ -10,8 +10,7 @@ from pydantic import Field, TypeAdapter
 from service.contracts.record import Frozen
 
 Stage = Literal["load", "calibrate", "sweep", "divergence", "write", "report"]
-STAGES: tuple[Stage, ...] = ("load", "calibrate", "sweep", "divergence", "write", "report")
-"""Every stage in the order in which a job passes through them; `report` is the drawing, after the measurement."""
+"""A stage of a job, in the order of the stages; `report` is the drawing, after the measurement."""
 
 
 class Progress(Frozen):

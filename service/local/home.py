@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from service.errors import Conflict, InvalidRequest
+from service.errors import HomeInUse, InvalidRequest
 from service.settings import Settings
 
 LOCK_SECONDS = 5.0
@@ -30,12 +30,6 @@ KEY_BYTES = 32
 
 Purpose = Literal["serve", "command"]
 """`serve`: stays until stopped. `command`: ends with the command that started it."""
-
-
-class HomeInUse(Conflict):
-    """Another stack runs on the same HEADROOM_HOME."""
-
-    code = "home-in-use"
 
 
 @dataclass(frozen=True)

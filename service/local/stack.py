@@ -21,7 +21,7 @@ from typing import BinaryIO, Self
 
 import httpx
 
-from service.errors import HeadroomError, InvalidRequest
+from service.errors import InvalidRequest, StackStopped
 from service.local import broker
 from service.local.home import Home, Purpose, Running
 from service.processes import spawn, terminate
@@ -36,13 +36,6 @@ SOCKET_PATH_BYTES = 100
 LOG_TAIL_LINES = 5
 WORKER_COMMAND = ("-m", "workers.app")
 """Arguments to Python; the worker's code is named, never imported."""
-
-
-class StackStopped(HeadroomError):
-    """A part of the embedded stack ended by itself."""
-
-    code = "stack-stopped"
-    status = 503
 
 
 class Stack:

@@ -16,11 +16,10 @@ import redis
 from kombu import Connection
 from pydantic import SecretStr
 
-from service.errors import InvalidRequest, ServiceUnreachable
+from service.errors import HomeInUse, InvalidRequest, NoBroker, ServiceUnreachable, StackStopped
 from service.local import broker, home
-from service.local.broker import NoBroker
-from service.local.home import Home, HomeInUse, Running
-from service.local.stack import Stack, StackStopped
+from service.local.home import Home, Running
+from service.local.stack import Stack
 from service.processes import terminate
 from service.settings import Settings
 

@@ -27,7 +27,7 @@ LONG = """
 import pathlib, sys
 import pyarrow as pa
 from pyarrow import parquet
-from service.api import csv_tables
+from service.api import downloads
 
 path = pathlib.Path(sys.argv[1])
 part = pa.table({"layer": pa.array(range(100_000), pa.int32()), "value": pa.array([i / 7 for i in range(100_000)])})
@@ -38,7 +38,7 @@ size = 40 * part.nbytes
 del part
 pool = pa.proxy_memory_pool(pa.default_memory_pool())
 pa.set_memory_pool(pool)
-written = csv_tables.write(path)
+written = downloads.write_csv(path)
 with written.open("rb") as lines:
     print(sum(1 for _ in lines), pool.max_memory(), size)
 written.unlink()

@@ -8,10 +8,11 @@ import pytest
 from scipy import stats
 from stored_reports import copy, edit, restate, side
 
-from service.comparison.comparable_report import NotComparable, labels
+from service.comparison.comparable_report import labels
 from service.comparison.compare import compare
 from service.comparison.sites import carried
 from service.contracts.comparison import Comparison
+from service.errors import NotComparable
 
 
 @pytest.fixture

@@ -4,25 +4,17 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.comparison.comparable_report import ComparableReport, NotComparable, check_count
+from service.comparison.comparable_report import ComparableReport, check_count
 from service.comparison.compare import compare
 from service.contracts.comparison import Comparison
 from service.contracts.report import SchemeFacts
 from service.contracts.scored import Rows
-from service.errors import HeadroomError
 from workers.reporting.loading import ReportUnreadable, Source, load
-
-
-class Refused(HeadroomError):
-    """These reports cannot be compared."""
-
-    code: ClassVar[str] = "not-comparable"
-    status: ClassVar[int] = 422
 
 
 class Gathered(NamedTuple):
@@ -52,15 +44,12 @@ def gather(directories: Sequence[Path]) -> Gathered:
 
     Raises:
         ReportUnreadable: one is missing or damaged; the message names its directory.
-        Refused: they cannot be compared.
+        NotComparable: they cannot be compared.
     """
-    try:
-        check_count(len(directories))
-        sources = tuple(_loaded(directory) for directory in directories)
-        sides = [_side(source) for source in sources]
-        return Gathered(compare(sides, version("headroom")), sources)
-    except NotComparable as error:
-        raise Refused(str(error)) from error
+    check_count(len(directories))
+    sources = tuple(_loaded(directory) for directory in directories)
+    sides = [_side(source) for source in sources]
+    return Gathered(compare(sides, version("headroom")), sources)
 
 
 def _loaded(directory: Path) -> Source:

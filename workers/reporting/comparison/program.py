@@ -33,7 +33,7 @@ def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
     Raises:
         OutTaken: `out` is there already, and is not an empty directory.
         ReportUnreadable: a report is missing or damaged.
-        Refused: the reports cannot be compared.
+        NotComparable: the reports cannot be compared.
         OSError: a file could not be written.
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):

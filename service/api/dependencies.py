@@ -1,0 +1,103 @@
+"""What FastAPI passes to the routes: the parts of the service, parameters that several calls share, strict bodies."""
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from celery import Celery
+from fastapi import Depends, Path, Query, Request, Response
+from fastapi.routing import APIRoute
+
+from service.contracts.refusals import nearest
+from service.errors import InvalidRequest, NotFound
+from service.settings import Settings
+from service.store.artifacts import ArtifactStore
+from service.store.jobs import JobStore
+from service.store.keys import KeyStore
+
+JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+"""Form of a job's id, which is also its report's."""
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+"""No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
+MAX_PAGE_SIZE = 200
+SHOWN_CHARACTERS = 200
+"""A longer name of a parameter is cut to this length in the message."""
+
+PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Largest number of entries in the answer.")]
+PageToken = Annotated[
+    str | None, Query(max_length=512, pattern=PRINTABLE, description="`next_page_token` of the previous page.")
+]
+ModelFilter = Annotated[
+    str | None, Query(max_length=1024, pattern=PRINTABLE, description="Return only entries with exactly this `model`.")
+]
+
+
+def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
+    """Return the id. Raises NotFound for a malformed one."""
+    if not JOB_ID.fullmatch(job_id):
+        raise NotFound(f"job: {job_id[:64]!r} is not an id; allowed: 1 to 64 letters, digits, - and _")
+    return job_id
+
+
+JobId = Annotated[str, Depends(_job_id)]
+
+
+def known_parameters_only(request: Request) -> None:
+    """Raise InvalidRequest for an unknown query parameter, such as a misspelled filter."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            allowed = f"{', '.join(known) or 'no parameters'}{nearest(name, known)}"
+            message = f"{name[:SHOWN_CHARACTERS]}: the call has no such parameter; allowed: {allowed}"
+            raise InvalidRequest(name, value, allowed, message=message)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The parts of the service behind the API."""
+
+    settings: Settings
+    store: JobStore
+    artifacts: ArtifactStore
+    keys: KeyStore
+    broker: Celery | None
+    """Sends messages to the queue; None: only the scheduler sends them."""
+
+
+def _backend(request: Request) -> Backend:
+    backend = request.app.state.backend
+    assert isinstance(backend, Backend)
+    return backend
+
+
+FromApp = Annotated[Backend, Depends(_backend)]
+
+
+class UniqueKeys(APIRoute):
+    """A route that answers 400 to a body with a duplicate key."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return a handler that reads the request's body strictly."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """Return the body. Raises json.JSONDecodeError, also for a duplicate key."""
+        return json.loads(await self.body(), object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise json.JSONDecodeError(f"the key {key[:SHOWN_CHARACTERS]!r} occurs twice in one object", "", 0)
+        fields[key] = value
+    return fields

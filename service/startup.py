@@ -1,0 +1,47 @@
+"""Puts the stores together from the settings, and reports why a process cannot start.
+
+The API, the scheduler and the workers all start with it.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from service.errors import InvalidRequest, ServiceUnreachable
+from service.settings import Settings
+from service.store.artifacts import ArtifactStore
+from service.store.database import make_engine, upgrade
+from service.store.jobs import JobStore
+from service.store.keys import KeyStore
+
+
+class Stores(NamedTuple):
+    """What the service keeps: two stores in one database, and the files by content."""
+
+    jobs: JobStore
+    artifacts: ArtifactStore
+    keys: KeyStore
+
+
+def open_stores(settings: Settings) -> Stores:
+    """Return the stores, after bringing the database to the newest schema.
+
+    Raises InvalidRequest for a database URL that is not allowed, and ServiceUnreachable.
+    """
+    engine = make_engine(settings.database)
+    upgrade(engine)
+    return Stores(JobStore(engine), ArtifactStore(settings.artifacts), KeyStore(engine))
+
+
+@contextmanager
+def reporting_failure(program: str) -> Iterator[None]:
+    """End the process with a message when the code inside cannot start `program`.
+
+    The exit status is 2 for a setting that is not allowed, and 3 when the database does not answer.
+    """
+    try:
+        yield
+    except (InvalidRequest, ServiceUnreachable) as error:
+        print(f"headroom {program}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InvalidRequest) else 3)
