@@ -101,7 +101,7 @@ class Client:
             errors = document.get("errors", ())
             detail = _with_options(str(document.get("detail")), errors)
             if response.status_code == 401:
-                detail += "; set HEADROOM_API_KEY"
+                detail = f"HEADROOM_API_KEY: {self.url} does not know this key; set it to an API key of the service"
             raise Refused(code, response.status_code, detail, errors)
         raise ServiceUnreachable(
             f"{self.url} is not a Headroom service: its answer ({response.status_code}) is not a Headroom document; "

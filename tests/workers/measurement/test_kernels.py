@@ -339,9 +339,7 @@ def test_what_cannot_be_read_is_refused_by_name() -> None:
         token_products(x[0], x[0, :, :2])
 
 
-def test_a_kernel_gives_the_same_in_the_process_that_compiles_it_and_from_the_cache(tmp_path: Path) -> None:
-    """A function that another one calls may be compiled twice; sums in any order then differ in their last digit."""
-    code = """
+MOMENTS = """
 import numpy as np
 from workers.measurement.statistics.channel_totals import ChannelTotals
 g = np.random.default_rng(0)
@@ -350,10 +348,37 @@ pivot, sums = g.normal(size=(n, d)).astype(np.float32), np.abs(g.normal(size=(n,
 moments = ChannelTotals.none(pivot[0]).add(pivot, pivot, pivot, sums, *np.zeros((2, n, d), np.int32), 50)
 print(b"".join(moment.tobytes() for moment in moments).hex())
 """
+DIVERGENCE = """
+import torch
+from workers.measurement.statistics.cpu.divergence import compare_logits, score_logits
+g = torch.Generator().manual_seed(0)
+p, noise = torch.randn(2, 40, 4999, generator=g)
+ids = torch.arange(40)
+scores = score_logits(4 * p, ids)
+print(scores.numpy().tobytes().hex(), compare_logits(4 * p, scores[0], 4 * p + noise, ids).numpy().tobytes().hex())
+"""
+PRODUCTS = """
+import torch
+from workers.measurement.statistics.cpu.products import token_products
+from workers.measurement.statistics.cpu.reaching import token_limits
+x = torch.randn(2, 40, 577, generator=torch.Generator().manual_seed(0))
+print(token_products(x[0], x[1]).numpy().tobytes().hex(), token_limits(x, 3.0).numpy().tobytes().hex())
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "kernel"),
+    [(MOMENTS, "channel_totals._add"), (DIVERGENCE, "divergence._compare"), (PRODUCTS, "products._products")],
+)
+def test_a_kernel_gives_the_same_in_the_process_that_compiles_it_and_from_the_cache(
+    code: str, kernel: str, tmp_path: Path
+) -> None:
+    """A function that another one calls may be compiled twice; sums in any order then differ in their last digit."""
     environment = dict(os.environ) | {"NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", code]
     first, second = (subprocess.run(command, env=environment, check=True, capture_output=True).stdout for _ in "12")
-    assert list(tmp_path.rglob("channel_totals._add*.nbi"))
+    assert list(tmp_path.rglob(f"{kernel}*.nbi"))
+    assert len(first) > 1000
     assert first == second
 
 

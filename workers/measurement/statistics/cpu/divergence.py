@@ -125,7 +125,7 @@ def _read_row(encoded: Any, kind: Any, row: Any) -> Any:  # pragma: no cover - c
     return -1
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath={"reassoc", "contract", "nsz"}, forceinline=True)
 def _log_sum_exp(row: Any, top: Any) -> Any:  # pragma: no cover - compiled
     """Return log(sum(exp(row))); NaN where there is no largest value."""
     if top < 0:
@@ -137,7 +137,7 @@ def _log_sum_exp(row: Any, top: Any) -> Any:  # pragma: no cover - compiled
     return shift + np.log(total)
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath={"reassoc", "contract", "nsz"}, forceinline=True)
 def _mean_difference(p: Any, q: Any, log_sum_exp: Any) -> Any:  # pragma: no cover - compiled
     """Return the mean of p - q under the distribution exp(p - log_sum_exp); a token of probability 0 counts nothing."""
     total = weight = 0.0
@@ -149,7 +149,7 @@ def _mean_difference(p: Any, q: Any, log_sum_exp: Any) -> Any:  # pragma: no cov
     return total / weight
 
 
-@compiled(fastmath={"contract"})
+@compiled(fastmath={"contract"}, forceinline=True)
 def _exponential(x: Any) -> Any:  # pragma: no cover - compiled
     """Return exp(x) of an x not far above 0."""
     # k without a call to round: the sum's last bits are the integer. r is exact but for the low part of ln 2.
