@@ -168,7 +168,7 @@ class Attempt:
         self._discard(unfinished(self._out))
         batch = "1 sequence" if sequences == 1 else f"{sequences} sequences"
         message = f"{full.message}. The measurement began again with {batch} in a batch."
-        advice = f"Give --batch-sequences {sequences} next time, which saves the first try."
+        advice = f"Use --batch-sequences {sequences} next time to avoid the failed first attempt."
         Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message, advice=advice))
         return _with_batch(request, sequences)
 
@@ -288,7 +288,7 @@ def _unexplained(what: str, ended: Ended) -> Failed:
     if os.strerror(errno.ENOSPC) in ended.last_error:
         return Failed(code="disk-full", message=f"{what} failed: {ended.last_error}", bad_input=False)
     how = f"was ended by {signal.Signals(-ended.status).name}" if ended.status < 0 else f"ended with {ended.status}"
-    return _internal(f"{what} {how}: {ended.last_error or 'it said nothing on standard error'}")
+    return _internal(f"{what} {how}: {ended.last_error or 'it printed no error message'}")
 
 
 def _internal(message: str) -> Failed:

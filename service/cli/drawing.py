@@ -91,7 +91,7 @@ def run(program: str, arguments: Sequence[str]) -> None:
         finally:
             terminate(process, GRACE_SECONDS)
     if process.returncode:
-        lines = said.decode("utf-8", "replace").strip().splitlines() or ["it said nothing on standard error"]
+        lines = said.decode("utf-8", "replace").strip().splitlines() or ["it printed no error message"]
         message = lines[-1].removeprefix("workers.reporting: ")
         if process.returncode == _BAD_INPUT:
             raise NotDrawable(message)

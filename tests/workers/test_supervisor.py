@@ -323,7 +323,7 @@ def test_a_device_that_is_full_is_tried_again_with_half_the_batch(
     warnings = [event.data for event in bench.store.events(job.id) if event.kind == "warning"]
     batch = "1 sequence" if half == 1 else f"{half} sequences"
     message = f"cuda:1 is full at {used}. The measurement began again with {batch} in a batch."
-    advice = f"Give --batch-sequences {half} next time, which saves the first try."
+    advice = f"Use --batch-sequences {half} next time to avoid the failed first attempt."
     assert warnings == [{"code": "smaller-batch", "message": message, "where": None, "advice": advice}]
     assert bench.no_work_is_left()
 
