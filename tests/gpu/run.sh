@@ -5,8 +5,9 @@
 #
 # The device is the first that CUDA_VISIBLE_DEVICES leaves; --scratch names a folder for 20 GB of checkpoints.
 # OUT/gpu.jsonl gets a line as soon as a step has ended, OUT/gpu.md is a table of them. --dry does the same on the CPU
-# with small sizes. Needs Python >= 3.11, torch, triton, transformers and accelerate, and neither network nor service;
-# wheels of what else is missing lie in the folder that WHEELS names. HEADROOM_PYTHON names another Python.
+# with small sizes. Needs Python >= 3.11, torch >= 2.11 with CUDA, triton >= 3.6, transformers >= 5.17 and accelerate, and
+# neither network nor service; wheels of what else is missing lie in the folder that WHEELS names. HEADROOM_PYTHON names
+# another Python.
 # Exit status: 0 every step was ok or skipped; 1 one failed; 2 it could not begin.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
