@@ -249,6 +249,20 @@ def test_the_memory_that_is_allowed(tmp_path: Path) -> None:
     assert step_costs.memory_limit(decoder, request, sizes) == layers + copies + outside + batch
 
 
+@pytest.mark.parametrize(
+    ("device", "long", "goal"),
+    [
+        ("NVIDIA H200", True, 60.0),
+        ("NVIDIA H200 NVL", True, 60.0),
+        ("NVIDIA H200", False, None),
+        ("NVIDIA H100 80GB HBM3", True, None),
+        ("cpu", True, None),
+    ],
+)
+def test_the_goal_in_seconds_is_set_for_the_long_run_on_an_h200(device: str, long: bool, goal: float | None) -> None:
+    assert step_costs.goal_seconds(device, long=long) == goal
+
+
 @pytest.mark.parametrize("sizes", step_costs.SIZES.values(), ids=step_costs.SIZES.keys())
 def test_there_are_batches_enough_to_watch(sizes: step_costs.Sizes) -> None:
     assert sizes.shape[0] % sizes.batch == sizes.timed % sizes.batch == 0
