@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,8 @@ import pytest
 from gpu_steps import HERE, STEPS, TOTAL_SECONDS
 from step_correctness import ARCHITECTURES, EXACT
 from step_kernels import CHECKS, DRY_SHAPES, DTYPES, LAYOUTS
+
+from workers.measurement.statistics.backends import CUDA_KERNELS
 
 ROOT = HERE.parents[1]
 SUMMED = ("reduction", "token products", "channel products", "divergence")
@@ -125,11 +128,15 @@ def test_a_kill_does_not_show(dry: dict[str, Any]) -> None:
 
 def test_kernels_are_timed(dry: dict[str, Any]) -> None:
     said = figures(dry["speed"])
-    for width in (64, 128):
-        for kernel in ("reduction", "token products", "histogram"):
-            assert said[f"d = {width}: {kernel} / matrix product"] > 0
-            assert said[f"d = {width}: {kernel}, read"] > 0
-    assert said["vocabulary 512: divergence / the head's matrix product"] > 0
+    beside = {"score_logits": "the head's matrix product", "compare_logits": "the head's matrix product"}
+    inputs = {name: ["vocabulary 512"] if name in beside else ["d = 64", "d = 128"] for name in CUDA_KERNELS}
+    for name, measured in inputs.items():
+        for tensor in measured:
+            timed = [figure for figure in said if re.match(rf"{tensor}: {name}\b", figure)]
+            product = beside.get(name, "matrix product")
+            assert any(figure.endswith(f" / {product}") for figure in timed), (tensor, name)
+            assert any(figure.endswith(", read") for figure in timed), (tensor, name)
+            assert all(said[figure] > 0 for figure in timed)
 
 
 @pytest.mark.parametrize("step", ["costs-1b", "costs-8b", "long"])
