@@ -107,7 +107,7 @@ def with_options(present: Settings, options: WorkerOptions) -> Settings:
 
 def _check_own_worker(options: WorkerOptions, problem: str) -> None:
     for name, value in options.given.items():
-        raise InvalidRequest(f"--{name}", value, f"allowed only if this command starts the stack. {problem}")
+        raise InvalidRequest(f"--{name}", value, f"only if this command starts the stack. {problem}")
 
 
 def require_worker() -> None:

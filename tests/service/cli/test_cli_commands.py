@@ -199,14 +199,14 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--set", "heads.relative_peak=0"], "--set heads.relative_peak: '0'"),
         (
             ["analyze", "sample", "--out", out, "--memory", "1GiB"],
-            "--memory: '1GiB' is not allowed; allowed: only where",
+            "--memory: '1GiB' is not allowed; allowed: only if",
         ),
         (["analyze", "sample", "--out", out, "--memory", "4 apples"], "--memory: '4 apples'"),
         (["serve", "--memory", "-1GiB"], "--memory: '-1GiB' is not allowed; allowed: 0 or more bytes"),
         (["worker", "--memory", "lots"], "--memory: 'lots'"),
         (
             ["analyze", "sample", "--out", out, "--device", "cpu"],
-            "--device: 'cpu' is not allowed; allowed: only where",
+            "--device: 'cpu' is not allowed; allowed: only if",
         ),
         (["analyze", "sample", "--out", out, "--device", "gpu"], "--device: 'gpu' is not allowed; allowed: auto, cpu"),
         (["serve", "--device", "cuda:100"], "--device: 'cuda:100' is not allowed; allowed: auto, cpu, cuda, or cuda:N"),
