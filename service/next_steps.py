@@ -123,6 +123,7 @@ def steps_after(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> tuple[s
         *_use(best, text),
         *_test([one for one in noticeable if matters(one)]),
         *_leave([one for one in severe if matters(one)]),
+        *_leave_simulated([one for one in judged if one.settled and not one.deployable and one.level == "severe"]),
         *_settle([one for one in judged if not one.settled], text),
         *_deployable([one for one in judged if one.settled and not one.deployable and one.level != "severe"]),
         *_judge([one for one in schemes if one.level == "unjudged"], text),
@@ -156,6 +157,12 @@ def _leave(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
     mildest = min(schemes, key=lambda one: one.mean_kl)
     if mildest.keep_trial:
         yield mildest.keep_trial
+
+
+def _leave_simulated(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
+    if schemes:
+        reason = "as it is: its effect is" if len(schemes) == 1 else "as they are: their effects are"
+        yield f"Do not deploy {_names(schemes)} {reason} severe (measured as a simulation or for analysis only)."
 
 
 def variant_named(name: str, asked: Sequence[Any]) -> Variant | None:

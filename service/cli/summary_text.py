@@ -96,9 +96,6 @@ def _notes(schemes: dict[str, Any]) -> Iterable[str]:
         yield f"{SIMULATED}: simulated, rounded numbers stand in for a low-precision kernel"
     if any(facts["analysis_only"] for facts in schemes.values()):
         yield f"{ANALYSIS_ONLY}: analysis only, no BitsAndBytesConfig loads a model with these settings"
-    for name, facts in schemes.items():
-        if columns := facts["fp16_columns"]:
-            yield f"{name} computes {_columns(columns)}"
     worst = {name: facts["worst_site"] for name, facts in schemes.items() if facts["worst_site"] is not None}
     if worst:
         places = (f"{name} layer {w['layer']} {w['component']} ({w['relative_l2']:.2%})" for name, w in worst.items())
@@ -108,14 +105,6 @@ def _notes(schemes: dict[str, Any]) -> Iterable[str]:
         if left:
             names = "" if len(under) == len(schemes) else f" under {', '.join(under)}"
             yield f"Not quantized{names}: {_some(left)}"
-
-
-def _columns(columns: Document) -> str:
-    largest = columns["largest"]
-    shares = (columns["prefill"], columns["decode"], largest["prefill"])
-    prefill, decode, most = (f"{100 * share:.2g}%" for share in shares)
-    where = f"; at most {most}, at layer {largest['layer']} {largest['component']}" if shares[2] else ""
-    return f"{prefill} of the input columns of a sequence in 16 bits ({decode} of a token){where}"
 
 
 def _outliers(summary: dict[str, Any]) -> Iterable[str]:

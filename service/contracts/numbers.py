@@ -33,6 +33,11 @@ def claim(figure: Estimate | None, unit: str = "") -> str:
     return _with(figure, "95% interval ", f" {unit}" if unit else "")
 
 
+def short_percent(share: float) -> str:
+    """Return a share as a percentage to two significant digits."""
+    return f"{number(100 * share, 2)}%"
+
+
 def percent_estimate(share: Estimate | None) -> str:
     """Return a share and its 95% interval in percent; bounds outside of 0% to 100% are written as these."""
     if share is None:

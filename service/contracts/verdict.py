@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from service.contracts.numbers import claim
-from service.contracts.report import Estimate, KlDivergence, Report, SchemeFacts, SchemeVerdict
+from service.contracts.numbers import claim, short_percent
+from service.contracts.report import Estimate, Fp16ColumnFacts, KlDivergence, Report, SchemeFacts, SchemeVerdict
 from service.contracts.request import VerdictLimits
 
 MOST = 0.9
@@ -154,7 +154,22 @@ def verdict_of(report: Report, scheme: SchemeFacts) -> SchemeVerdict:
     """Return the verdict on a scheme of `report` as a record, by the report's own limits."""
     perplexity = report.reference.perplexity
     grounds = Grounds(perplexity.value if perplexity else None, report.model.vocabulary, scheme.quantised_share)
-    return recorded(mean_kl(scheme.kl_divergence), scheme.perplexity_ratio, report.analysis.verdict, grounds)
+    verdict = recorded(mean_kl(scheme.kl_divergence), scheme.perplexity_ratio, report.analysis.verdict, grounds)
+    if scheme.fp16_columns is None:
+        return verdict
+    return verdict.model_copy(update={"reasons": (*verdict.reasons, fp16_column_sentence(scheme.fp16_columns))})
+
+
+def fp16_column_sentence(columns: Fp16ColumnFacts) -> str:
+    """Return how many input columns int8 computes in 16 bits, as a sentence."""
+    most = columns.largest
+    if most.prefill == 0:
+        return "No input column is computed in 16 bits."
+    return (
+        f"On average, {short_percent(columns.prefill)} of the input columns are computed in 16 bits when a call is one "
+        f"sequence, and {short_percent(columns.decode)} when it is one token. The largest share is "
+        f"{short_percent(most.prefill)}, at layer {most.layer} {most.component}."
+    )
 
 
 def recorded(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> SchemeVerdict:

@@ -5,6 +5,9 @@ outliers are genuine. The error of nf4's weights is not typical: nf4 rounds a gr
 """
 
 import math
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ import torch
 from oracle import configuration, head_figures, site_figures
 from real_measurement import Measured
 from whole_model import Whole, kl_divergence
+
+from workers.reporting.render import render
 
 pytestmark = pytest.mark.real
 
@@ -143,3 +148,13 @@ def test_the_divergence_is_that_of_the_whole_quantized_model(
     divergence = measured.report.schemes[name].kl_divergence
     assert divergence is not None
     assert divergence.mean == pytest.approx(np.mean([row["kl_divergence"] for row in rows]), rel=1e-9)
+
+
+def test_the_page_is_short(measured: Measured, tmp_path: Path) -> None:
+    """At most 3,500 words outside the drawings, closed parts included."""
+    directory = tmp_path / "report"
+    shutil.copytree(measured.out, directory)
+    render(directory)
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    text = re.sub(r"<(style|svg|title)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert 1000 < len(text.split()) <= 3500

@@ -72,6 +72,24 @@ def test_what_cannot_be_deployed_is_never_recommended(level):
     assert step == "Measure again on the kernel that you will deploy: mxfp4 is simulated or analysis only."
 
 
+def test_a_severe_scheme_that_is_simulated_is_not_to_be_deployed():
+    int4 = outcome("int4-group128", "severe", deployable=False)
+    assert steps_after([int4], OWN_TEXT) == (
+        "Do not deploy int4-group128 as it is: its effect is severe (measured as a simulation or for analysis only).",
+    )
+    assert steps_after([int4, int4._replace(name="mxfp4")], OWN_TEXT) == (
+        "Do not deploy int4-group128 and mxfp4 as they are: their effects are severe (measured as a simulation or for "
+        "analysis only).",
+    )
+
+
+@pytest.mark.parametrize("deployable", [True, False])
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("level", ["negligible", "noticeable", "severe", "unjudged"])
+def test_every_outcome_has_a_next_step(level, settled, deployable):
+    assert steps_after([outcome("nf4", level, settled=settled, deployable=deployable)], OWN_TEXT)
+
+
 def test_of_several_severe_schemes_the_mildest_is_to_be_improved():
     schemes = [outcome("fp4", "severe", mean_kl=0.9), outcome("nf4", "severe", mean_kl=0.3)]
     assert steps_after(schemes, OWN_TEXT) == (

@@ -79,10 +79,7 @@ def _values(report: Report) -> tuple[str, ...]:
         *([SIMULATED] if any(one.simulated for one in schemes) else []),
         *([ANALYSIS_ONLY] if any(one.analysis_only for one in schemes) else []),
     ]
-    details = [
-        *(f"{one.name}: {one.not_quantised}" for one in schemes if one.not_quantised),
-        *(one.columns for one in schemes if one.columns),
-    ]
+    details = [f"{one.name}: {one.not_quantised}" for one in schemes if one.not_quantised]
     return (
         "## Schemes\n",
         table(("Scheme", "Effect", *outcome.HEAD), rows),

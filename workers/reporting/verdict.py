@@ -34,7 +34,9 @@ def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
     """Return the verdict on a scheme: the report's own, or for earlier reports, one by its figures and limits."""
     found = scheme.verdict or verdict_of(report, scheme)
     doubtful = tuple(Level[name] for name in found.not_ruled_out)
-    return Verdict(Level[found.level], doubtful, found.reasons, _unsettled(doubtful), _partial(scheme.quantised_share))
+    exhausted = report.calibration.sequences < report.analysis.sequences
+    unsettled = _unsettled(doubtful, exhausted=exhausted)
+    return Verdict(Level[found.level], doubtful, found.reasons, unsettled, _partial(scheme.quantised_share))
 
 
 def _partial(share: float | None) -> str | None:
@@ -43,10 +45,11 @@ def _partial(share: float | None) -> str | None:
     return f"{f'only {share_in_words(share)}' if share else 'none'} of the layers' weights quantized"
 
 
-def _unsettled(doubtful: tuple[Level, ...]) -> str | None:
+def _unsettled(doubtful: tuple[Level, ...], *, exhausted: bool) -> str | None:
     if not doubtful:
         return None
-    return f"The 95% intervals also allow {allowed(doubtful)}; rerun with more --sequences."
+    more = "a longer text (--calibration FILE)" if exhausted else "more --sequences"
+    return f"The 95% intervals also allow {allowed(doubtful)}; rerun with {more}."
 
 
 def allowed(doubtful: tuple[Level, ...]) -> str:

@@ -230,14 +230,6 @@ def test_a_definition_that_flags_most_is_said_to_and_lists_none(report, told):
     assert "llm_int8" not in summary["outlier_dimensions"]
 
 
-def test_columns_in_16_bits_are_told(report, told):
-    assert not any("in 16 bits" in line for line in told())
-    largest = {"layer": 3, "component": "attn.q", "prefill": 0.49}
-    report["schemes"]["int8"]["fp16_columns"] = {"prefill": 0.1, "decode": 0.01, "components": {}, "largest": largest}
-    most = "at most 49%, at layer 3 attn.q"
-    assert f"int8 computes 10% of the input columns of a sequence in 16 bits (1% of a token); {most}" in told()
-
-
 @pytest.mark.parametrize(("probability", "begins"), [
     (0.2, "no dimension separates beyond chance; best is dimension 9"), (0.001, "best separated by dimension 9"),
     (None, "best separated by dimension 9"),

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from workers.reporting.columns import fp16_columns as sentence
+from service.contracts.verdict import fp16_column_sentence, verdict_of
 from workers.reporting.drawing.component_map import COMPONENTS
 from workers.reporting.figures import fp16_columns
 from workers.reporting.loading import TableAbsent, load
@@ -72,18 +72,22 @@ def test_a_map_without_any_share_is_hatched(make_report, draw, edit_table):
     assert "no share for any" in drawing.alt
 
 
-def test_the_reader_is_told_beside_the_verdict(make_report):
-    source = load(make_report())
-    facts = source.report.schemes["int8"]
-    told = sentence("int8", facts)
-    assert told is not None
+def test_the_verdict_of_int8_states_the_columns(make_report):
+    report = load(make_report()).report
+    facts = report.schemes["int8"]
     most = facts.fp16_columns.largest
     shares = [facts.fp16_columns.prefill, facts.fp16_columns.decode, most.prefill]
-    assert [float(text) / 100 for text in re.findall(r"([\d.]+)%", told)] == pytest.approx(shares, rel=0.05)
-    assert told.startswith("int8 computes ")
-    assert told.endswith(f"%, at layer {most.layer} {most.component}.")
-    assert [one.columns for one in outcomes(source.report)] == [told, None]
-    assert f"- {told}" in summary(source, ()).replace("\\", "")
+    sentence = verdict_of(report, facts).reasons[-1]
+    assert [float(text) / 100 for text in re.findall(r"([\d.]+)%", sentence)] == pytest.approx(shares, rel=0.05)
+    assert sentence.startswith("On average, ")
+    assert sentence.endswith(f"%, at layer {most.layer} {most.component}.")
+    assert not any("16 bits" in reason for reason in verdict_of(report, report.schemes["nf4"]).reasons)
     none = facts.fp16_columns.model_copy(update={"largest": most.model_copy(update={"prefill": 0.0})})
-    quiet = facts.model_copy(update={"fp16_columns": none})
-    assert sentence("int8", quiet) == "int8 computes no input column in 16 bits."
+    assert fp16_column_sentence(none) == "No input column is computed in 16 bits."
+
+
+def test_page_and_summary_give_the_columns_among_the_reasons(make_report):
+    source = load(make_report())
+    sentence = fp16_column_sentence(source.report.schemes["int8"].fp16_columns)
+    assert [sentence in one.verdict.reasons for one in outcomes(source.report)] == [True, False]
+    assert sentence in summary(source, ()).replace("\\", "")

@@ -14,13 +14,15 @@ from workers.reporting.verdict import Level, verdict
 def verdict_on(make_report):
     """A function that gives the verdict on nf4 in a report where some of its figures are as asked for."""
 
-    def judged(limits=None, reference=True, guesses=False, **figures):
+    def judged(limits=None, reference=True, guesses=False, exhausted=False, **figures):
         directory = make_report(schemes=("nf4",))
         path = directory / "report.json"
         content = json.loads(path.read_text())
         content["schemes"]["nf4"] |= figures
         if limits is not None:
             content["analysis"]["verdict"] = limits
+        if exhausted:
+            content["calibration"]["sequences"] = content["analysis"]["sequences"] - 1
         if not reference:
             content["reference"]["perplexity"] = None
         if guesses:
@@ -70,6 +72,11 @@ def test_what_is_not_ruled_out_is_said(verdict_on):
 def test_milder_and_worse_classes_that_are_not_ruled_out_are_said_together(verdict_on):
     above = verdict_on(kl_divergence=kl(0.02, 0.1), perplexity_ratio=ratio(1.0, 0.001))
     assert above.unsettled == "The 95% intervals also allow negligible and severe; rerun with more --sequences."
+
+
+def test_where_the_text_is_used_up_a_longer_one_is_asked_for(verdict_on):
+    noisy = verdict_on(exhausted=True, kl_divergence=kl(0.001, 0.0001), perplexity_ratio=ratio(1.02, 0.03))
+    assert noisy.unsettled == "The 95% intervals also allow severe; rerun with a longer text (--calibration FILE)."
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contracts.numbers import short_percent
 from service.contracts.report import MANY_FP16_COLUMNS
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
-from workers.reporting.columns import share
 from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import share_norm
 from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
@@ -64,7 +64,7 @@ def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float
     if (columns := facts.fp16_columns) is not None:
         most = columns.largest
         notes.append(
-            f"Mean {share(columns.prefill)}; largest {share(most.prefill)}, layer {most.layer} "
+            f"Mean {short_percent(columns.prefill)}; largest {short_percent(most.prefill)}, layer {most.layer} "
             f"{visible(most.component)}."
         )
     if np.isnan(cells).any():

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.verdict import Level, mean_kl
-from workers.reporting.columns import fp16_columns
 from workers.reporting.drawing.style import scheme_title
 from workers.reporting.text import claim, counted, data_size, estimate, listing, number, percent, percent_estimate
 from workers.reporting.topics.records import joined
@@ -36,8 +35,6 @@ class Outcome(NamedTuple):
     not_quantised: str | None
     """The modules that the scheme leaves as they are, and their share of the result; None if there are none."""
     settings: str
-    columns: str | None
-    """How many input columns int8 computes in 16 bits; None for another scheme."""
 
 
 def outcomes(report: Report) -> tuple[Outcome, ...]:
@@ -62,7 +59,6 @@ def _outcome(report: Report, name: str, scheme: SchemeFacts) -> Outcome:
         cells=cells,
         perplexity=estimate(scheme.perplexity),
         not_quantised=_not_quantised(scheme),
-        columns=fp16_columns(name, scheme),
         settings=", ".join(f"{key} {value}" for key, value in scheme.settings.items()) or "none",
     )
 
