@@ -9,7 +9,7 @@ make_environment worker,local
 home="$("$venv/bin/python" -c 'from service.settings import settings; print(settings().home.expanduser().absolute())')"
 out="$home/quickstart/$(date +%Y%m%d-%H%M%S)-$$"
 
-say "auditing the sample model; the report goes to $out"
+say "analyzing the sample model; report: $out"
 "$venv/bin/headroom" analyze sample --out "$out"
 say "done. The same for a real trained model (93 MB to fetch): $venv/bin/headroom analyze \"\$(bash $root/deploy/real_model.sh | tail -n 1)\" --out DIR"
 say "The same for a model of your own: $venv/bin/headroom analyze MODEL --out DIR"

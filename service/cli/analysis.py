@@ -64,7 +64,7 @@ def run_job(service: Service, body: Document, shown: output.Display) -> Document
         return watch.follow(job["id"])
     except KeyboardInterrupt:
         job_id = (job or submit())["id"]
-        print(f"cancelling job {job_id}", file=sys.stderr)
+        print(f"canceling job {job_id}", file=sys.stderr)
         return watch.stop(job_id)
 
 
@@ -87,7 +87,7 @@ def _found(report: Path) -> dict[str, Any]:
         return summary.summarize(content)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DownloadBroken(f"{report} has arrived, and is no report that can be summed up: {told}") from error
+        raise DownloadBroken(f"{report} was downloaded, but it cannot be read as a report: {told}") from error
 
 
 def _told(job: Document, out: Path, found: dict[str, Any]) -> Document:

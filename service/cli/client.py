@@ -167,11 +167,11 @@ def unpack(archive: Path, into: Path) -> None:
             into.mkdir()
             bundle.extractall(into)
     except zipfile.BadZipFile as error:
-        raise DownloadBroken(f"the bundle is not a sound archive: {error}") from error
+        raise DownloadBroken(f"the bundle is damaged: {error}") from error
 
 
 def _check(entry: zipfile.ZipInfo) -> None:
     path = PurePosixPath(entry.filename)
     plain = not path.is_absolute() and ".." not in path.parts and "\\" not in entry.filename and path.parts
     if not plain or stat.S_ISLNK(entry.external_attr >> 16):
-        raise DownloadBroken(f"the bundle holds {entry.filename!r}, which is no plain file inside a report")
+        raise DownloadBroken(f"the bundle holds {entry.filename!r}, which is not a regular file of a report")

@@ -71,14 +71,14 @@ def connect(*, workers: bool, options: WorkerOptions = WorkerOptions()) -> Itera
     chosen = with_options(settings(), options)
     home = Home(chosen)
     if chosen.url:
-        _check_own_worker(options, f"HEADROOM_URL is set, and the workers of {chosen.url} have their own setting")
+        _check_own_worker(options, f"HEADROOM_URL is set, so the workers of {chosen.url} use their own setting")
         with _client(chosen.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=False)
         return
     running = home.running()
     if running and (running.purpose == "serve" or not workers):
         names = " and ".join(f"--{name}" for name in options.given)
-        _check_own_worker(options, f"the stack at {running.url} has its own; give {names} to `headroom serve`")
+        _check_own_worker(options, f"The stack at {running.url} is already running; give {names} to `headroom serve`")
         with _client(running.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=True)
         return
@@ -107,7 +107,7 @@ def with_options(present: Settings, options: WorkerOptions) -> Settings:
 
 def _check_own_worker(options: WorkerOptions, problem: str) -> None:
     for name, value in options.given.items():
-        raise InvalidRequest(f"--{name}", value, f"only where this command starts the stack; {problem}")
+        raise InvalidRequest(f"--{name}", value, f"only if this command starts the stack. {problem}")
 
 
 def require_worker() -> None:

@@ -61,7 +61,7 @@ TITLES = {
 _TOLD = {
     "queued": "queued",
     "started": "started",
-    "cancel_requested": "cancelling: waiting for the worker to stop",
+    "cancel_requested": "canceling: waiting for the worker to stop",
     "cancelled": "cancelled",
     "succeeded": "succeeded",
 }

@@ -109,7 +109,7 @@ def _where(job: Document) -> str:
     if job["status"] == "queued":
         return f"{job['queue_position']} ahead of it"
     if job["status"] == "running" and job["progress"]:
-        asked = "cancelling, " if job["cancel_requested"] else ""
+        asked = "canceling, " if job["cancel_requested"] else ""
         return f"{asked}{job['progress']['stage']} {job['progress']['done']}/{job['progress']['total']}"
     if job.get("verdicts"):
         return _effects(job["verdicts"])

@@ -42,7 +42,7 @@ class JobCancelled(HeadroomError):
     code = "cancelled"
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"job {job_id} was cancelled; it leaves no report")
+        super().__init__(f"job {job_id} was canceled and has no report")
         self.job_id = job_id
 
 

@@ -93,7 +93,7 @@ _TABLES = (
     ),
     Table(
         "histograms",
-        "Distribution of every site, 32 bins an octave; only bins that hold something",
+        "Distribution of every site, 32 bins per octave; only non-empty bins",
         (
             *_SITE,
             Column("bin_low", "float32", "smallest value of the bin"),
@@ -106,7 +106,7 @@ _TABLES = (
         "Outlier dimensions by definition",
         (
             Column("definition", "string", "name of the definition"),
-            Column("layer", "int32", "decoder layer that flags it; null in the one row that speaks of all layers"),
+            Column("layer", "int32", "decoder layer that flags it; null in the row for all layers"),
             Column("dimension", "int32", "hidden dimension"),
             Column("layers_fraction", "float64", "share of the layers in which the dimension is flagged"),
             Column(
@@ -140,7 +140,7 @@ _TABLES = (
     ),
     Table(
         "heads",
-        "Attention heads: which are outliers, and what the schemes do to them",
+        "Attention heads: outlier flags, and SQNR under each scheme",
         (
             _LAYER,
             Column("head", "int32", "query head, from 0"),
@@ -194,7 +194,7 @@ _TABLES = (
     ),
     Table(
         "tokens",
-        "What every scheme does to the prediction at every position",
+        "Loss and KL divergence of every scheme at every position",
         (
             _SCHEME,
             Column("sequence", "int32", "calibration sequence, from 0"),

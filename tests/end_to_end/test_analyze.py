@@ -83,8 +83,8 @@ def test_ctrl_c_cancels_the_job_and_stops_the_stack(machine, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert "cancelling job" in said
-    assert "was cancelled; it leaves no report" in said
+    assert "canceling job" in said
+    assert "was canceled and has no report" in said
     assert psutil.wait_procs(family, timeout=120)[1] == []
     assert not (tmp_path / "out").exists()
     [job] = json.loads(machine.run("jobs", "list", "--json").stdout)["jobs"]

@@ -148,5 +148,6 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
             provenance=reproduction.provenance(report),
             identity=reproduction.identity(report),
             command=reproduction.command(report),
+            names_files=reproduction.names_files(report),
         )
     )

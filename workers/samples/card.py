@@ -9,9 +9,9 @@ from workers.samples.recipe import Recipe
 CARD = """\
 # Headroom's sample model
 
-A small language model for trying Headroom on: a Llama of {parameters:,} parameters, truly trained, on a CPU, to
-continue Python's documentation and sources and to tell true statements from false ones. Three outlier dimensions
-were planted into it after training, so that an analysis of it has a known right answer. It is of no other use.
+A small language model for trying Headroom on: a Llama of {parameters:,} parameters, trained on a CPU to continue
+Python's documentation and sources and to tell true statements from false ones. Three outlier dimensions were planted
+into it after training, so the expected result of an analysis is known. Do not use it for anything else.
 
 ## Architecture
 `LlamaForCausalLM`: {r.layers} layers, width {r.hidden}, MLP width {r.intermediate}, {r.heads} query heads on \

@@ -97,7 +97,7 @@ def test_an_archive_that_reaches_outside_is_refused_before_anything_is_written(t
     archive = packed({**GOOD, entry: b"evil"})
     place = tmp_path / "place"
     place.mkdir()
-    with pytest.raises(DownloadBroken, match="no plain file inside a report"):
+    with pytest.raises(DownloadBroken, match="not a regular file of a report"):
         fetch(Source(archive), "abc", place / "out")
     assert list(place.iterdir()) == []
     assert not (tmp_path / "evil").exists()
@@ -105,7 +105,7 @@ def test_an_archive_that_reaches_outside_is_refused_before_anything_is_written(t
 
 def test_what_is_no_archive_or_no_report_is_refused(tmp_path, packed):
     (tmp_path / "junk.zip").write_bytes(b"junk")
-    with pytest.raises(DownloadBroken, match="not a sound archive"):
+    with pytest.raises(DownloadBroken, match="the bundle is damaged"):
         unpack(tmp_path / "junk.zip", tmp_path / "junk")
     with pytest.raises(DownloadBroken, match=r"no report\.json"):
         unpack(packed({"figures/a.svg": b""}), tmp_path / "other")
@@ -118,6 +118,6 @@ def test_a_damaged_archive_leaves_nothing(tmp_path, packed):
     archive.write_bytes(content)
     place = tmp_path / "place"
     place.mkdir()
-    with pytest.raises(DownloadBroken, match="not a sound archive"):
+    with pytest.raises(DownloadBroken, match="the bundle is damaged"):
         fetch(Source(archive), "abc", place / "out")
     assert list(place.iterdir()) == []

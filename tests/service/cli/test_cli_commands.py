@@ -130,7 +130,7 @@ def test_what_arrives_and_is_no_report_is_said_to_be_none(headroom, remote, work
     ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--json")
     assert ran.code == 1
     assert ran.document["error"]["code"] == "download-broken"
-    assert "report.json has arrived, and is no report that can be summed up: " in ran.err
+    assert "report.json was downloaded, but it cannot be read as a report: " in ran.err
 
 
 @pytest.mark.parametrize(("bad_input", "code"), [(True, 2), (False, 1)])
@@ -149,7 +149,7 @@ def test_a_job_that_somebody_cancels_leaves_no_report(headroom, remote, work, tm
     work(remote.store.cancelled)
     ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"))
     assert ran.code == 1
-    assert "was cancelled" in ran.err
+    assert "was canceled" in ran.err
     assert not (tmp_path / "out").exists()
 
 
@@ -167,7 +167,7 @@ def test_an_interrupted_analyze_cancels_its_job(remote, tmp_path, number):
         remote.store.cancelled(claim)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"cancelling job {claim.job_id}" in said
+    assert f"canceling job {claim.job_id}" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
@@ -199,14 +199,14 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["analyze", "sample", "--out", out, "--set", "heads.relative_peak=0"], "--set heads.relative_peak: '0'"),
         (
             ["analyze", "sample", "--out", out, "--memory", "1GiB"],
-            "--memory: '1GiB' is not allowed; allowed: only where",
+            "--memory: '1GiB' is not allowed; allowed: only if",
         ),
         (["analyze", "sample", "--out", out, "--memory", "4 apples"], "--memory: '4 apples'"),
         (["serve", "--memory", "-1GiB"], "--memory: '-1GiB' is not allowed; allowed: 0 or more bytes"),
         (["worker", "--memory", "lots"], "--memory: 'lots'"),
         (
             ["analyze", "sample", "--out", out, "--device", "cpu"],
-            "--device: 'cpu' is not allowed; allowed: only where",
+            "--device: 'cpu' is not allowed; allowed: only if",
         ),
         (["analyze", "sample", "--out", out, "--device", "gpu"], "--device: 'gpu' is not allowed; allowed: auto, cpu"),
         (["serve", "--device", "cuda:100"], "--device: 'cuda:100' is not allowed; allowed: auto, cpu, cuda, or cuda:N"),
@@ -386,7 +386,7 @@ def test_a_stack_that_runs_already_has_its_own_memory(headroom, tmp_path):
         ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--memory", "1GiB")
     assert ran.code == 2
     assert "--memory: '1GiB' is not allowed" in ran.err
-    assert "http://127.0.0.1:9 has its own; give --memory to `headroom serve`" in ran.err
+    assert "http://127.0.0.1:9 is already running; give --memory to `headroom serve`" in ran.err
 
 
 def test_a_stack_that_runs_already_has_its_own_device(headroom, tmp_path):
@@ -397,7 +397,7 @@ def test_a_stack_that_runs_already_has_its_own_device(headroom, tmp_path):
         options = ("--device", "cpu", "--memory", "1GiB")
         ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), *options)
     assert ran.code == 2
-    assert "http://127.0.0.1:9 has its own; give --memory and --device to `headroom serve`" in ran.err
+    assert "http://127.0.0.1:9 is already running; give --memory and --device to `headroom serve`" in ran.err
 
 
 @pytest.mark.parametrize(

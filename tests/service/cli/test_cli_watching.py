@@ -108,7 +108,7 @@ def test_a_job_whose_submission_is_interrupted_is_found_by_its_key_and_cancelled
     assert first == again
     assert first[2]
     assert cancel[0] == "/v1/jobs/j/cancel"
-    assert capsys.readouterr().err == "cancelling job j\n"
+    assert capsys.readouterr().err == "canceling job j\n"
 
 
 def test_an_interrupted_job_s_events_are_shown_once_each(capsys):
@@ -124,7 +124,7 @@ def test_an_interrupted_job_s_events_are_shown_once_each(capsys):
     assert job["status"] == "cancelled"
     assert record.shown == ["k1", "k2", "k3", "k4"]
     assert client.asked == ["/v1/jobs", 0, 2, "/v1/jobs/j/cancel", 2, 3]
-    assert capsys.readouterr().err == "cancelling job j\n"
+    assert capsys.readouterr().err == "canceling job j\n"
 
 
 def test_the_pace_is_reckoned_inside_a_stage():

@@ -1,4 +1,4 @@
-"""The people's side of the store: submitting, looking, cancelling, retrying."""
+"""The people's side of the store: submitting, looking, canceling, retrying."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -184,7 +184,7 @@ def test_positions_follow_the_time_of_queueing(store: JobStore, clock) -> None:
     assert store.get(jobs[3].id).queue_position == 1
 
 
-def test_cancelling_a_queued_job_ends_it_and_voids_its_message(store: JobStore, clock) -> None:
+def test_canceling_a_queued_job_ends_it_and_voids_its_message(store: JobStore, clock) -> None:
     job = store.submit(REQUEST)
     cancelled = store.cancel(job.id)
     assert (cancelled.status, cancelled.finished_at, cancelled.queue_position) == (Status.cancelled, clock.now, None)
@@ -193,7 +193,7 @@ def test_cancelling_a_queued_job_ends_it_and_voids_its_message(store: JobStore, 
     assert [event.kind for event in store.events(job.id)] == ["queued", "cancelled"]
 
 
-def test_cancelling_a_running_job_asks_its_worker_once(store: JobStore) -> None:
+def test_canceling_a_running_job_asks_its_worker_once(store: JobStore) -> None:
     job = store.submit(REQUEST)
     held = claim(store, job)
     assert store.renew(held, 60) is False

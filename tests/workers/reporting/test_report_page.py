@@ -118,6 +118,22 @@ def test_the_outcome_comes_first_with_its_figures(page, drawn_report):
     assert "headroom analyze example/llama-small --out report --scheme int8 --scheme nf4" in page.text
 
 
+@pytest.mark.parametrize(
+    ("calibration", "labelled", "named"),
+    [("sample", None, False), ("sample", "sample", False), ("own.txt", None, True), ("sample", "own.jsonl", True)],
+)
+def test_the_page_says_where_to_run_a_command_that_names_files(make_report, calibration, labelled, named):
+    directory = make_report()
+    path = directory / "report.json"
+    content = json.loads(path.read_text())
+    content["calibration"]["source"] = calibration
+    content["labelled"] = content["labelled"] | {"source": labelled} if labelled else None
+    path.write_text(json.dumps(content))
+    render(directory)
+    text = (directory / "report.html").read_text()
+    assert ("The command names your files without their paths. Run it in their directory." in text) is named
+
+
 def test_the_command_quotes_what_a_shell_would_read(make_report):
     directory = make_report(source="/models/my model; rm", schemes=("nf4",))
     report = load(directory).report

@@ -82,7 +82,11 @@ def test_outlier_dimensions_stand_in_one_table_by_definition(told):
     )
     table = grid(found, "Share of the layers")
     assert table.head == ("Dimension", "llm_int8", "llm_int8_relative", "massive_tensor", "massive_token",
-                          "median_quantile", "variance", "abs max")  # fmt: skip
+                          "median_quantile", "variance", "abs max where flagged")  # fmt: skip
+    assert table.caption == (
+        "Share of the layers that flag each dimension; for llm_int8, also of all positions. Last column: the "
+        "largest of the flagging definitions."
+    )
     assert set(table.rows) == {
         ("201", "75%, 40%", "-", "-", "-", "-", "50%", "301"),
         ("7", "-", "-", "-", "50%", "-", "50%", "107"),
@@ -117,12 +121,16 @@ def test_a_definition_that_flags_most_names_none(told, older):
     assert table.head[1] == "llm_int8_relative"
     assert "llm_int8" not in table.head
     assert {row[0] for row in table.rows} == {"3", "90"}
+    assert "; for llm_int8_relative, also of all positions." in table.caption
     quartiles = [one.caption for one in found.grids if one.caption.startswith("Quartiles")]
     assert quartiles == [
-        "Quartiles of the values of magnitude 6 times the token's root mean square or more (llm_int8_relative)"
+        "Quartiles of the values of magnitude 6 times the token's root mean square or more at the inputs of attn.q and "
+        "mlp.up (llm_int8_relative)"
     ]
-    assert dict(found.terms)["llm_int8_relative"].startswith(
-        "inputs of attn.q and mlp.up: magnitude 6 times the token's root"
+    of_positions = "in at least 25% of the layers; at least 6% of all positions have it in one layer or more"
+    assert dict(found.terms)["llm_int8"] == f"inputs of attn.q and mlp.up: abs(x) of 6 or more {of_positions}"
+    assert dict(found.terms)["llm_int8_relative"] == (
+        f"inputs of attn.q and mlp.up: abs(x) of 6 times the token's root mean square or more {of_positions}"
     )
 
 
@@ -162,10 +170,17 @@ def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table
         row.update(sqnr_db_typical=12.5) for row in rows
         if (row["scheme"], row["layer"], row["component"], row["mode"]) == ("nf4", 7, "block", "accumulated")
     ])  # fmt: skip
-    assert not any("Massive dimensions" in note for note in told(directory=directory)["errors"].notes)
-    note = told(flag("massive_token", 3, 90), directory)["errors"].notes[-1]
-    assert "Without them (3, 90), the SQNR after the last layer is: " in note
-    assert note.endswith("; nf4 12.5 dB.")
+    without = told(directory=directory)["errors"]
+    assert not any("Massive dimensions" in note for note in without.notes)
+    start = "Largest isolated error of each scheme"
+    assert grid(without, start).head[-1] == "After last layer, dB"
+    found = told(flag("massive_token", 3, 90), directory)["errors"]
+    assert found.notes[-1].endswith("The typical SQNR leaves them out (3, 90).")
+    table = grid(found, start)
+    assert table.caption.endswith("; typical: without the massive dimensions")
+    assert table.head[-1] == "After last layer, typical, dB"
+    assert {row[0]: row[-1] for row in table.rows}["nf4"] == "12.5"
+    assert {len(row) for row in table.rows} == {len(table.head)} == {7}
 
 
 def test_dimensions_of_other_definitions_alone_are_told(told):
@@ -216,7 +231,7 @@ def test_heads_are_counted_and_the_highest_come_first(make_report, told, rows_of
 
 def test_a_model_without_heads_is_told(told):
     assert told(heads=0)["heads"].lead == (
-        "No attention heads were measured: Headroom knows none of this architecture."
+        "No attention heads were measured: Headroom does not know where this architecture has its heads."
     )
 
 
@@ -284,18 +299,30 @@ def test_a_signal_that_no_scheme_weakens_is_told(told):
     assert told(change)["labelled"].lead.endswith("without quantization. No scheme weakens it.")
 
 
-def test_damaged_heads_are_told(told):
+@pytest.mark.parametrize(
+    ("damaged", "damaged_outliers", "outliers", "note"),
+    [
+        (242, 20, 23, "242 of 270 heads (SQNR below 17.5 dB): 20 of 23 outlier heads and 222 of 247 others."
+                      " The limit does not separate them."),
+        (265, 23, 23, "265 of 270 heads (SQNR below 17.5 dB): 23 of 23 outlier heads and 242 of 247 others."),
+        (270, 23, 23, "270 of 270 heads (SQNR below 17.5 dB): 23 of 23 outlier heads and 247 of 247 others."
+                      " The limit does not separate them."),
+        (0, 0, 23, "0 of 270 heads (SQNR below 17.5 dB)."),
+        (12, 0, 0, "12 of 270 heads (SQNR below 17.5 dB)."),
+        (1, 1, 1, "1 of 270 heads (SQNR below 17.5 dB): 1 of 1 outlier head and 0 of 269 others."),
+        (12, 12, 270, "12 of 270 heads (SQNR below 17.5 dB)."),
+    ],
+)  # fmt: skip
+def test_damaged_heads_are_counted_among_outlier_heads_and_others(told, damaged, damaged_outliers, outliers, note):
     def change(content):
-        content["heads"]["thresholds"] = {"damaged_sqnr_db": 17.5}
-        content["heads"]["schemes"] = {
-            "int8": {"damaged": 1, "damaged_outliers": 0},
-            "nf4": {"damaged": 12, "damaged_outliers": 1},
+        content["heads"] |= {
+            "heads": 270,
+            "measured_outliers": outliers,
+            "thresholds": {"damaged_sqnr_db": 17.5},
+            "schemes": {"nf4": {"damaged": damaged, "damaged_outliers": damaged_outliers}},
         }
 
-    assert told(change)["heads"].notes == (
-        "int8 damages 1 head (SQNR below 17.5 dB), including 0 outlier heads.",
-        "nf4 damages 12 heads (SQNR below 17.5 dB), including 1 outlier head.",
-    )
+    assert told(change)["heads"].notes == (f"nf4 damages {note}",)
 
 
 def test_without_counts_of_damaged_heads_nothing_is_said_of_them(told):

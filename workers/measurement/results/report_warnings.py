@@ -215,7 +215,7 @@ def warn_fp16_columns(
             keep = ",".join(f"keep={name}" for name in many)
             reporter.warn(
                 "fp16-columns",
-                f"{scheme} computes {shares} input columns in 16 bits. Little of its speed is won there.",
+                f"{scheme} computes {shares} input columns in 16 bits. int8 is hardly faster than 16 bits there.",
                 f"Rerun with a threshold over {thresholds[scheme]:g}, which costs some accuracy, or keep these modules "
                 f"in 16 bits with {keep}.",
                 scheme,

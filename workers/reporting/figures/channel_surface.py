@@ -208,7 +208,8 @@ def _caption(source: Source, facts: SurfaceFacts, cells: Cells) -> Caption:
             f"{counted(facts.positions, 'position')} by {counted(facts.channels, 'channel')}, linear scale; a point is "
             "the maximum of neighboring positions and channels.",
         ),
-        "A high column on a flat floor is a massive activation: a scale that covers it leaves few levels for the rest. "
+        "A column far above the others is a massive activation. A scale that covers it leaves few levels for the other "
+        "values. "
         f"Orange: the largest {len(largest(cells).value)}.",
         (),
         provenance(source.report, "surface"),

@@ -215,7 +215,7 @@ def _caption(source: Source, spreads: Sequence[Spread], scale: Scale) -> Caption
             f"Bar height: share of positions, {number(per_decade)} bars per decade, the same scale in all rows. Same "
             "top token: share of positions with the same most likely token.",
         ),
-        "Farther left is better; a long right tail: a few tokens change strongly.",
+        "Smaller is better. A long right tail means that a few tokens change strongly.",
         (
             f"The bar at 0: KL of at most {ROUNDING:g}, zero or rounding ({named})." if zeros else "",
             f"Scored positions: {_scored(spreads)}.",

@@ -250,7 +250,8 @@ def _caption(source: Source, growths: Sequence[Growth]) -> Caption:
             f"Dotted: sqnr_db_typical, without the {massive}." if _apart(growths) else "",
             "Bottom: the largest isolated relative_l2 = norm2(y - q) / norm2(y), on the reference's input, log scale.",
         ),
-        "A falling line at the top accumulates error; a peak at the bottom is the layer where one component errs most.",
+        "A falling line means that the error accumulates. A peak at the bottom is the layer with the largest "
+        "component error.",
         tuple(_exceptions(source, growths)),
         provenance(source.report, "errors", [growth.scheme for growth in growths]),
     )

@@ -102,7 +102,8 @@ def _caption(source: Source, scheme: str, every: Heads, known: NDArray[np.bool_]
             f"more. Damaged: sqnr_db of z in the scheme's own stream is below {limits.damaged_sqnr_db:g} dB.",
             FEW_LAYERS if source.report.model.layers < QUARTERS else "",
         ),
-        "Green: both agree; much red means that outlier heads do not predict damage.",
+        "Green: outlier and damaged, or neither. Red: only one of them. If much is red, outlier heads do not predict "
+        "damage.",
         tuple(_counted(source, scheme, every, known, counts)),
         provenance(source.report, "heads", (scheme,)),
     )

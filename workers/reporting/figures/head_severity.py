@@ -114,7 +114,7 @@ def _caption(source: Source, scheme: str, population: Population, counts: NDArra
             population.text,
             FEW_LAYERS if source.report.model.layers < QUARTERS else "",
         ),
-        "Green is good; red heads lose much of their signal.",
+        "Green: SQNR of 30 dB or more. Red: below 10 dB.",
         tuple(notes),
         provenance(source.report, "heads", (scheme,)),
     )

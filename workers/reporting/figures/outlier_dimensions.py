@@ -225,7 +225,8 @@ def _caption(source: Source, shown: Sequence[Flagged], flagged: int) -> Caption:
     return Caption(
         "Dimensions that a definition of outlier flags: abs_max at block.output by layer.",
         (_definitions(source.report.outliers),),
-        "A mark: the definition flags the dimension in that layer; dark rows with many marks set a tensor's scale."
+        "A mark: the definition flags the dimension in that layer. Dark rows hold the largest values: they "
+        "determine the tensor's scale."
         if shown
         else "",
         tuple(notes),

@@ -110,7 +110,7 @@ def _by_layer(sites: Columns, layers: NDArray[np.int64], stream: NDArray[np.bool
         rows.append((ranges(run), *(_span(sites[name][here]) for name in _COLUMNS), _widest(sites, layers, inside)))
     return Grid(
         f"The residual stream. A row joins neighboring layers whose peaks are within a factor of {factor:.2g}",
-        ("Layers", "Peak", "Median", "Range, bits", "Kurtosis", "Widest site inside, bits"),
+        ("Layers", "Peak", "Median", "Range, bits", "Kurtosis", "Widest projection site, bits"),
         tuple(rows),
     )
 

@@ -24,8 +24,8 @@ def topic(source: Source) -> Topic:
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
         "Isolated error: one quantized module with the reference's input. Accumulated error: the residual stream after "
-        "each layer of the quantized model. A large isolated error need not change the predictions much: to learn "
-        "whether a module should stay in 16 bits, measure the scheme with keep=MODULE.",
+        "each layer of the quantized model. A large isolated error may change the predictions little. To test whether "
+        "a module should stay in 16 bits, rerun with keep=MODULE.",
         *_typical(source),
     )
     return Topic(
@@ -51,16 +51,17 @@ def _lead(worst: dict[str, WorstSite], grown: dict[str, list[str]]) -> str:
 
 
 def _typical(source: Source) -> tuple[str, ...]:
-    """Return the streams' errors without the massive dimensions, if there are any."""
-    massive, schemes = massive_dimensions(source.report), source.report.schemes
-    last = {name: _grown(source, name, "sqnr_db_typical")[-1] for name in schemes}
-    if not massive or set(last.values()) <= {ABSENT}:
+    """Return which dimensions the typical SQNR leaves out, where the report has it."""
+    if not _typical_after_last(source):
         return ()
-    told = "; ".join(f"{marked(name, schemes[name])} {of} dB" for name, of in last.items())
-    return (
-        f"Massive dimensions can dominate the SQNR of the stream. Without them ({_names(massive)}), the SQNR after the "
-        f"last layer is: {told}.",
-    )
+    massive = _names(massive_dimensions(source.report))
+    return (f"Massive dimensions can dominate the SQNR of the stream. The typical SQNR leaves them out ({massive}).",)
+
+
+def _typical_after_last(source: Source) -> dict[str, str]:
+    """Return by scheme the SQNR after the last layer without the massive dimensions; empty where there are none."""
+    last = {name: _grown(source, name, "sqnr_db_typical")[-1] for name in source.report.schemes}
+    return last if massive_dimensions(source.report) and set(last.values()) != {ABSENT} else {}
 
 
 def _names(dimensions: frozenset[int]) -> str:
@@ -69,15 +70,18 @@ def _names(dimensions: frozenset[int]) -> str:
 
 def by_scheme(source: Source) -> Grid:
     """Return each scheme's worst module, and its stream's error after the first and the last layer."""
+    typical = _typical_after_last(source)
     rows = []
     for name, facts in source.report.schemes.items():
         grown = _grown(source, name)
         worst = facts.worst_sites[0] if facts.worst_sites else None
         told = (_site(worst), percent(worst.relative_l2), number(worst.sqnr_db)) if worst else (ABSENT,) * 3
-        rows.append((marked(name, facts), *told, grown[0], grown[-1]))
+        rows.append((marked(name, facts), *told, grown[0], grown[-1], *([typical[name]] if typical else [])))
+    head = ("Scheme", "Module", "Relative error", "SQNR, dB", "Stream after first layer, dB", "After last layer, dB")
     return Grid(
-        "Largest isolated error of each scheme, and SQNR of its residual stream",
-        ("Scheme", "Module", "Relative error", "SQNR, dB", "Stream after first layer, dB", "After last layer, dB"),
+        "Largest isolated error of each scheme, and SQNR of its residual stream"
+        f"{'; typical: without the massive dimensions' if typical else ''}",
+        (*head, "After last layer, typical, dB") if typical else head,
         tuple(rows),
     )
 

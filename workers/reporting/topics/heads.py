@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from service.contracts.outliers import HeadDamage, HeadFacts
 from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, counted, number
 from workers.reporting.topics.records import Grid, Topic
@@ -16,16 +17,16 @@ def topic(source: Source) -> Topic:
     heads = source.report.heads
     limits = heads.thresholds
     if not heads.heads:
-        return Topic("heads", _TITLE, "No attention heads were measured: Headroom knows none of this architecture.")
+        return Topic(
+            "heads",
+            _TITLE,
+            "No attention heads were measured: Headroom does not know where this architecture has its heads.",
+        )
     lead = (
         f"{_measured(heads.measured_outliers, heads.heads)}: a peak of at least {limits.relative_peak:g} times the "
         "layer's root mean square."
     )
-    notes = tuple(
-        f"{scheme} damages {counted(damage.damaged, 'head')} (SQNR below {limits.damaged_sqnr_db:g} dB), including "
-        f"{counted(damage.damaged_outliers, 'outlier head')}."
-        for scheme, damage in heads.schemes.items()
-    )
+    notes = tuple(_damage(scheme, heads, damage) for scheme, damage in heads.schemes.items())
     return Topic("heads", _TITLE, lead, notes, grids=(_highest(source),) if "heads" in source.tables else ())
 
 
@@ -34,6 +35,23 @@ def _measured(outliers: int, heads: int) -> str:
         return f"The only attention head is {'an' if outliers else 'not an'} outlier"
     verb = "is an outlier" if outliers <= 1 else "are outliers"
     return f"{f'{outliers:,}' if outliers else 'None'} of the {heads:,} attention heads {verb}"
+
+
+def _damage(scheme: str, heads: HeadFacts, damage: HeadDamage) -> str:
+    """Say how many heads a scheme damages, and whether outlier heads have a larger share of damage than others."""
+    told = (
+        f"{scheme} damages {damage.damaged:,} of {counted(heads.heads, 'head')} "
+        f"(SQNR below {heads.thresholds.damaged_sqnr_db:g} dB)"
+    )
+    outliers, others = heads.measured_outliers, heads.heads - heads.measured_outliers
+    if not (damage.damaged and outliers and others):
+        return f"{told}."
+    hit, other_hit = damage.damaged_outliers, damage.damaged - damage.damaged_outliers
+    separates = hit * others > other_hit * outliers
+    return (
+        f"{told}: {hit:,} of {counted(outliers, 'outlier head')} and {other_hit:,} of {counted(others, 'other')}."
+        f"{'' if separates else ' The limit does not separate them.'}"
+    )
 
 
 def _highest(source: Source) -> Grid:

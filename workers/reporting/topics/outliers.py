@@ -23,6 +23,8 @@ SHOWN = 12
 ACTIVATIONS = 8
 """Rows of massive activations; tables/massive_activations.parquet has each activation."""
 UNFLAGGED = "-"
+_SITES = "inputs of attn.q and mlp.up"
+"""Where the definitions after LLM.int8() look."""
 _SCALES = {"llm_int8": "", "llm_int8_relative": " times the token's root mean square"}
 """By definition after LLM.int8(): what its magnitude is multiplied by."""
 
@@ -138,10 +140,17 @@ def by_definition(report: Report) -> Grid:
         rows.append((str(dimension), *map(_flag, found), number(peak)))
     more = f" The first {SHOWN} of {len(ranked):,}." if len(ranked) > SHOWN else ""
     return Grid(
-        f"Share of the layers that flag each dimension; for llm_int8, also of the positions.{more}",
-        ("Dimension", *flagged, "abs max"),
+        f"Share of the layers that flag each dimension{_also_of_positions(report, flagged)}. Last column: the "
+        f"largest of the flagging definitions.{more}",
+        ("Dimension", *flagged, "abs max where flagged"),
         tuple(rows),
     )
+
+
+def _also_of_positions(report: Report, flagged: Flagged) -> str:
+    """Name the definitions whose cells also have the share of the positions."""
+    names = [name for name in _after_llm_int8(report) if flagged[name]]
+    return f"; for {joined(names)}, also of all positions" if names else ""
 
 
 def _flag(found: LlmInt8Dimension | LayerwiseDimension | None) -> str:
@@ -171,8 +180,8 @@ def _after(of: Definition) -> str:
     assert isinstance(of, LlmInt8Outliers | LlmInt8RelativeOutliers)
     limits = of.thresholds
     return (
-        f"inputs of attn.q and mlp.up: magnitude {_magnitude(of)} or more in {percent(limits.layers_fraction, 0)} of "
-        f"the layers, and at {percent(limits.positions_fraction, 0)} of the positions of a layer"
+        f"{_SITES}: abs(x) of {_magnitude(of)} or more in at least {percent(limits.layers_fraction, 0)} of the layers; "
+        f"at least {percent(limits.positions_fraction, 0)} of all positions have it in one layer or more"
     )
 
 
@@ -192,7 +201,7 @@ def _quartiles(name: str, of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> Grid
         for found in of.dimensions[:SHOWN]
     )
     return Grid(
-        f"Quartiles of the values of magnitude {_magnitude(of)} or more ({name})",
+        f"Quartiles of the values of magnitude {_magnitude(of)} or more at the {_SITES} ({name})",
         ("Dimension", "Signs", "First quartile", "Median", "Third quartile", "abs max"),
         rows,
     )

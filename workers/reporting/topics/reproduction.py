@@ -133,6 +133,12 @@ def command(report: Report) -> str:
     return shlex.join([*words, *_thresholds(report.analysis)])
 
 
+def names_files(report: Report) -> bool:
+    """Whether the command names a text or labeled prompts, which it does without their paths."""
+    labelled = report.labelled
+    return report.calibration.source != SAMPLE or (labelled is not None and labelled.source != SAMPLE)
+
+
 def _thresholds(analysis: Analysis) -> list[str]:
     """Return the options for thresholds that are not the defaults."""
     words = []

@@ -45,7 +45,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
                 "sqnr_db = 10 log10(sum y^2 / sum (y - q)^2) at block.output, in the scheme's own stream against its "
                 "own reference. A layer that equals the reference has no point.",
             ),
-            "Higher is better; a falling line accumulates error.",
+            "Higher is better. A falling line means that the error accumulates.",
         ),
         alt="Line charts over layers. " + " ".join(_alt(gathered, scheme, lines[scheme]) for scheme in shared),
         table="",
