@@ -216,7 +216,7 @@ def test_two_at_once_do_not_meet(request_: MeasurementRequest, tmp_path: Path) -
         def _say(self, line: Any) -> None:
             super()._say(line)
             if isinstance(line, Progress) and (line.stage, line.done) == ("sweep", 1):
-                with pytest.raises(BadRequest, match="another measurement is at work"):
+                with pytest.raises(BadRequest, match="another measurement is using"):
                     measure(request_, tmp_path / "out", ProgressReporter(out=io.StringIO()))
 
     measure(request_, tmp_path / "out", Twin(out=io.StringIO()))
