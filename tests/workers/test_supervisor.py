@@ -209,7 +209,7 @@ def test_a_failure_is_stored_as_it_was_said(bench: Bench) -> None:
     ("measure", "message"),
     [
         ("sys.stderr.write('first\\nRuntimeError: broke\\n\\n'); sys.exit(1)", "ended with 1: RuntimeError: broke"),
-        ("sys.exit(0)", "ended with 0: it said nothing"),
+        ("sys.exit(0)", "ended with 0: it printed no error message"),
         ("say(kind='finished'); sys.exit(3)", "ended with 3"),
         ("say(kind='finished')", "left no report.json"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV"),
