@@ -1,10 +1,10 @@
-"""One limit held against a report: value, baseline, bound, and whether the value is within it.
+"""One limit checked on a report: value, baseline, bound, and whether the value is within it.
 
 What comes out is a finding whose verdict is `pass`, `warn` or `broken` by effect size, with a p-value where noise can
 be told apart; `judgment` weighs the p-values of all limits together. Noise is told apart for means over token
 positions and for verdicts, which follow from two such means. Other figures (magnitudes, quantiles, sets, bytes) act by
 effect size alone, and so does everything where weights, text and software are the baseline's: such differences are
-exact. Figures that depend on the text are held against a baseline on the same text alone.
+exact. Figures that depend on the text are compared with a baseline on the same text alone.
 """
 
 from typing import Any
@@ -136,7 +136,7 @@ def _dimensions(limit: Limit, evidence: Evidence) -> Finding:
 
 
 def _incomparable(figure: Figure, evidence: Evidence, baseline: ComparableReport) -> str | None:
-    """Return why a figure cannot be held against the baseline's; None where it can."""
+    """Return why a figure cannot be compared with the baseline's; None where it can."""
     after, before = evidence.candidate.report, baseline.report
     try:
         cautions.check_definitions(baseline.name, before, after)

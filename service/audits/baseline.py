@@ -1,7 +1,7 @@
-"""Which report a run is held against: a pinned one, the last that passed, or the median of the last that passed.
+"""Which report a run is compared with: a pinned one, the last that passed, or the median of the last that passed.
 
 Only runs with the verdict `pass` enter a baseline. A run that warned, failed, erred or was not confirmed does not, so
-that a slow decline within the noise is still held against the last good report. A run that found nothing changed
+that a slow decline within the noise is still compared with the last good report. A run that found nothing changed
 has no report of its own.
 """
 
@@ -46,7 +46,7 @@ def rule(text: str) -> Rule:
 
 
 def select(of: Rule, runs: Sequence[PastRun], figures: Sequence[str]) -> str | None:
-    """Return the id of the report that a run is held against; None where there is none yet.
+    """Return the id of the report that a run is compared with; None where there is none yet.
 
     The median of the last k passing runs is the report that holds it. For one figure and odd k that is the report
     with the middle value. For several figures, each ranks the reports, and the report whose ranks lie closest to the

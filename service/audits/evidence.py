@@ -4,7 +4,7 @@ A limit `x <= baseline * c` is tested on the positions that both reports scored,
 same of the other: the mean of x - c b, with its error by sequence (`service.contracts.uncertainty`). A bound without
 a baseline is tested on the report's own positions: the mean of x - bound. Perplexities and their ratios are means of
 logarithms, so that log c and log bound are taken off; a root mean square is tested by squares. A limit `>=` is the
-same with the sign turned. Reports of other texts share no sequence and are never held against each other.
+same with the sign turned. Reports of other texts share no sequence and are never compared with each other.
 """
 
 import math

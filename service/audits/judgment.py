@@ -37,7 +37,7 @@ def judge(
     Args:
         limits: As `limits.parse_all` gives them.
         candidate: The report of the run, with its tables `tokens` and `sites`.
-        baseline: The report that it is held against; None where there is none yet.
+        baseline: The report that it is compared with; None where there is none yet.
     """
     evidence = Evidence(candidate, baseline)
     assessed = [assess(limit, evidence) for limit in limits]

@@ -142,7 +142,7 @@ class AuditRun(Record):
     report_id: str | None = None
     """Its report."""
     baseline_report_id: str | None = None
-    """The report that it was held against; None where there was none yet."""
+    """The report that it was compared with; None where there was none yet."""
     findings: tuple[Finding, ...] = ()
     """One for each limit, in their order."""
     reruns: tuple[Rerun, ...] = ()

@@ -9,7 +9,7 @@ from service.contracts.record import Record
 from service.contracts.tables import Column, Table
 
 REFERENCE = "reference"
-"""The variant that the schemes are held against."""
+"""The variant that the schemes are compared with."""
 
 
 CHANCE = 0.05
