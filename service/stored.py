@@ -5,8 +5,8 @@ from pathlib import Path
 from pyarrow import ArrowException, parquet
 
 from service.contracts.report import Report
-from service.contracts.restating import restated
-from service.contracts.scored import COLUMNS, Rows
+from service.evaluation.restating import restated
+from service.evaluation.scored import COLUMNS, Rows
 
 
 def read_report(report: Path, tokens: Path | None) -> Report:

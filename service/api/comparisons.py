@@ -25,9 +25,9 @@ from service.comparison.compare import compare
 from service.contracts.comparison import Comparison
 from service.contracts.report import Report
 from service.contracts.request import JOB_ID
-from service.contracts.restating import restated
-from service.contracts.scored import COLUMNS, Rows
 from service.errors import InvalidRequest, NotComparable, ReportDamaged
+from service.evaluation.restating import restated
+from service.evaluation.scored import COLUMNS, Rows
 
 router = APIRouter(prefix="/v1/comparisons")
 

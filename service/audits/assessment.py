@@ -16,10 +16,10 @@ from service.audits.limits import LEVELS, Limit, holds
 from service.comparison import cautions
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audit import Finding
-from service.contracts.numbers import number
 from service.contracts.report import Report
-from service.contracts.verdict import Level
 from service.errors import NotComparable
+from service.evaluation.numbers import number
+from service.evaluation.verdict import Level
 
 EXACT = "Weights, text and software are the baseline's, so the difference is exact."
 _PREDICTIONS = ("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token", "delta_p")

@@ -1,7 +1,7 @@
 """How far a mean over token positions lies beyond its limit, and how sure that is.
 
 A limit `x <= baseline * c` is tested on the positions that both reports scored, each position of the one against the
-same of the other: the mean of x - c b, with its error by sequence (`service.contracts.uncertainty`). A bound without
+same of the other: the mean of x - c b, with its error by sequence (`service.evaluation.uncertainty`). A bound without
 a baseline is tested on the report's own positions: the mean of x - bound. Perplexities and their ratios are means of
 logarithms, so that log c and log bound are taken off; a root mean square is tested by squares. A limit `>=` is the
 same with the sign turned. Reports of other texts share no sequence and are never compared with each other.
@@ -16,8 +16,8 @@ from service.audits.limits import Limit
 from service.comparison.comparable_report import ComparableReport
 from service.comparison.predictions import ROUNDING, Paired, pairs
 from service.contracts.report import Estimate
-from service.contracts.scored import COLUMNS, Position, scored_sequences
-from service.contracts.uncertainty import mean, upper_tail
+from service.evaluation.scored import COLUMNS, Position, scored_sequences
+from service.evaluation.uncertainty import mean, upper_tail
 
 
 class PositionMean(NamedTuple):

@@ -12,7 +12,7 @@ from service.audits.evidence import Evidence, own_excess, p_value, paired_excess
 from service.audits.figures import Figure
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.report import Estimate
-from service.contracts.verdict import Grounds, Judgment, Level, judge, kl_limit, mean_kl, ratio_limit
+from service.evaluation.verdict import Grounds, Judgment, Level, judge, kl_limit, mean_kl, ratio_limit
 
 MEASURES = ("kl_divergence.mean", "perplexity_ratio.value")
 

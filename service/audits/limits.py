@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from service.audits.figures import Figure, NotALimit, figure
-from service.contracts.verdict import Level
 from service.errors import InvalidRequest
+from service.evaluation.verdict import Level
 
 Relation = Literal["<=", ">=", "no worse than", "none gained"]
 """How a figure is held to its bound."""

@@ -19,10 +19,10 @@ from service.audits.levels import level_of
 from service.audits.limits import LEVELS, Limit, holds
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audit import Calibration, LimitNoise
-from service.contracts.numbers import number
-from service.contracts.uncertainty import upper_tail
-from service.contracts.verdict import Level
 from service.errors import InvalidRequest
+from service.evaluation.numbers import number
+from service.evaluation.uncertainty import upper_tail
+from service.evaluation.verdict import Level
 
 FEWEST_REPORTS = 3
 """Reports from which a spread can be told."""

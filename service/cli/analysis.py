@@ -20,8 +20,8 @@ from service.cli.connection import Service, connect, with_options
 from service.cli.inputs import Wanted
 from service.cli.options import check_body
 from service.cli.running import JobCancelled, JobFailed, interruptible
-from service.contracts.restating import predates_intervals
 from service.errors import ServiceUnreachable
+from service.evaluation.restating import predates_intervals
 from service.settings import settings
 
 LOOK_SECONDS = 0.4

@@ -19,9 +19,9 @@ from service.cli.client import Document, fetch
 from service.cli.connection import connect
 from service.cli.resources import checked_id
 from service.cli.running import interruptible
-from service.contracts.numbers import claim
 from service.contracts.report import Estimate
 from service.errors import HeadroomError, InvalidRequest
+from service.evaluation.numbers import claim
 from service.processes import spawn, terminate
 
 REPORT = "workers.reporting"

@@ -10,8 +10,8 @@ from service.contracts.labelled import CHANCE
 from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
 from service.contracts.request import SAMPLE, VerdictLimits
-from service.contracts.verdict import Grounds, recorded
-from service.next_steps import MeasuredText, SchemeOutcome, keep_trial, steps_after, variant_named
+from service.evaluation.next_steps import MeasuredText, SchemeOutcome, keep_trial, steps_after, variant_named
+from service.evaluation.verdict import Grounds, recorded
 
 
 def summarize(report: Document) -> dict[str, Any]:

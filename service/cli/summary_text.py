@@ -9,8 +9,8 @@ from rich.table import Table
 
 from service.cli.client import Document
 from service.cli.summary import figure
-from service.contracts.numbers import claim
 from service.contracts.warnings import by_code
+from service.evaluation.numbers import claim
 
 NONE = "none"
 """Stands for a figure that could not be had: no position had a finite prediction."""

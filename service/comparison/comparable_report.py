@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from service.contracts.report import SCHEMA_VERSION, Report
-from service.contracts.scored import Rows
 from service.errors import NotComparable
+from service.evaluation.scored import Rows
 
 MIN_REPORTS, MAX_REPORTS = 2, 8
 """Reports in one comparison."""

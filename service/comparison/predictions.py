@@ -13,9 +13,9 @@ from typing import NamedTuple
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.comparison import Change
 from service.contracts.report import Estimate, SchemeFacts
-from service.contracts.scored import COLUMNS, Position, ScoredSequence, scored_sequences
-from service.contracts.uncertainty import exp, mean, moved
-from service.contracts.verdict import mean_kl
+from service.evaluation.scored import COLUMNS, Position, ScoredSequence, scored_sequences
+from service.evaluation.uncertainty import exp, mean, moved
+from service.evaluation.verdict import mean_kl
 
 ROUNDING = 1e-12
 """Nats up to which two figures of one position differ by rounding alone: sums over a vocabulary in double precision."""

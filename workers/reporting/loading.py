@@ -20,10 +20,10 @@ from pydantic import ValidationError
 
 from service.contracts.labelled import labelled_table
 from service.contracts.report import SCHEMA_VERSION, Report
-from service.contracts.restating import restated
-from service.contracts.scored import COLUMNS, Rows
 from service.contracts.tables import TABLES, Column
 from service.errors import HeadroomError
+from service.evaluation.restating import restated
+from service.evaluation.scored import COLUMNS, Rows
 
 Columns = Mapping[str, NDArray[Any]]
 """The columns of a table by name; all of one length."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from service.contracts.report import LeftOut
 from service.contracts.warnings import by_code, most_important
-from service.next_steps import next_steps
+from service.evaluation.next_steps import next_steps
 from workers.reporting.drawing.figure import Saved
 from workers.reporting.drawing.figure import calibrated as measured_on
 from workers.reporting.figures.gallery import Gallery

@@ -5,7 +5,7 @@ from operator import attrgetter
 
 from service.contracts.report import Report
 from service.contracts.warnings import by_code, most_important
-from service.next_steps import next_steps
+from service.evaluation.next_steps import next_steps
 from workers.reporting.loading import Source
 from workers.reporting.markdown import bullets, code, escaped, line, table
 from workers.reporting.text import counted, listing, short_name

@@ -7,7 +7,7 @@ warnings) keeps its printable characters; anything that could hide, reorder or b
 import re
 from collections.abc import Iterable, Sequence
 
-from service.contracts.numbers import ABSENT, claim, estimate, number, percent_estimate
+from service.evaluation.numbers import ABSENT, claim, estimate, number, percent_estimate
 
 __all__ = ["ABSENT", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
            "percent_estimate", "plain", "ranges", "short_name", "visible"]  # fmt: skip

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from service.contracts.report import Report, SchemeFacts
 from service.contracts.request import VerdictLimits
-from service.contracts.verdict import MOST, Level, kl_limit, ratio_limit, share_in_words, verdict_of
+from service.evaluation.verdict import MOST, Level, kl_limit, ratio_limit, share_in_words, verdict_of
 
 
 class Verdict(NamedTuple):

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.report import Report
-from service.contracts.scored import COLUMNS
-from service.contracts.uncertainty import mean, mean_exp
-from service.contracts.verdict import verdict_of
+from service.evaluation.scored import COLUMNS
+from service.evaluation.uncertainty import mean, mean_exp
+from service.evaluation.verdict import verdict_of
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE.parents[1] / "workers" / "reporting" / "stored" / "schema_1_0"

@@ -10,7 +10,7 @@ from rich.console import Console
 from service.cli.summary import summarize
 from service.cli.summary_text import show
 from service.contracts.report import Report
-from service.next_steps import next_steps
+from service.evaluation.next_steps import next_steps
 
 
 @pytest.fixture

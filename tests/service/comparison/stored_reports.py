@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.report import Report
-from service.contracts.restating import restated
-from service.contracts.scored import COLUMNS
+from service.evaluation.restating import restated
+from service.evaluation.scored import COLUMNS
 
 STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"
 

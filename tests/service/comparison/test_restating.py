@@ -9,8 +9,8 @@ from scipy import stats
 from stored_reports import copy, edit, restate
 
 from service.contracts.report import Report
-from service.contracts.restating import predates_intervals, restated
-from service.contracts.scored import COLUMNS
+from service.evaluation.restating import predates_intervals, restated
+from service.evaluation.scored import COLUMNS
 from service.stored import read_report
 
 SCHEMES = ("int8", "nf4", "w8a8-tensor")

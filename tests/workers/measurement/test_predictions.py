@@ -16,7 +16,7 @@ from tiny_models import CONFIGS as TINY
 from tiny_models import request_for, save_checkpoint, save_tokenizer
 
 from service.contracts.report import Report
-from service.contracts.verdict import verdict_of
+from service.evaluation.verdict import verdict_of
 from workers.measurement.program import measure
 from workers.measurement.results.report_warnings import warn_guessing
 from workers.measurement.runtime.progress import ProgressReporter

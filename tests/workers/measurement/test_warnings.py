@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from service.contracts.outliers import DEFINITIONS, Outliers
 from service.contracts.report import Estimate, Report
 from service.contracts.request import Analysis, MeasurementRequest, schemes_for
-from service.contracts.restating import few_sequences
+from service.evaluation.restating import few_sequences
 from workers.measurement.inputs.calibration import Calibration
 from workers.measurement.layers.copies.quantize_projection import quantize_projection
 from workers.measurement.program import measure

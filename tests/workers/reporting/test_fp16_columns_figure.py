@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from service.contracts.verdict import fp16_column_sentence, verdict_of
+from service.evaluation.verdict import fp16_column_sentence, verdict_of
 from workers.reporting.drawing.component_map import COMPONENTS
 from workers.reporting.figures import fp16_columns
 from workers.reporting.loading import TableAbsent, load

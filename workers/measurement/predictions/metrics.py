@@ -2,7 +2,7 @@
 
 Two models are compared position by position on the same text: P is the reference's distribution over the next
 token, Q the scheme's. What is done for each position over the whole vocabulary is `comparison`'s and the kernels' work.
-Errors are by sequence, as `service.contracts.uncertainty` says.
+Errors are by sequence, as `service.evaluation.uncertainty` says.
 
     n scored positions
 """
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contracts.report import DeltaP, Estimate, KlDivergence, Perplexity, Uncertain
-from service.contracts.uncertainty import mean, mean_exp
+from service.evaluation.uncertainty import mean, mean_exp
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ from service.contracts import report as contract
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
-from service.contracts.verdict import with_verdicts
+from service.evaluation.verdict import with_verdicts
 from workers.measurement.inputs.calibration import Calibration
 from workers.measurement.inputs.tokenizer import LazyTokenizer
 from workers.measurement.layers.sweep_state import SweepState

@@ -11,9 +11,9 @@ from service.contracts.outliers import Outliers
 from service.contracts.progress import Warned
 from service.contracts.report import MANY_FP16_COLUMNS, Fp16ColumnFacts
 from service.contracts.request import SAMPLE, MeasurementRequest
-from service.contracts.restating import few_sequences
 from service.contracts.schemes import BITSANDBYTES_INT8, Scheme
-from service.contracts.uncertainty import mean
+from service.evaluation.restating import few_sequences
+from service.evaluation.uncertainty import mean
 from workers.measurement.inputs.calibration import Calibration
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.sweep_state import SweepState

@@ -13,7 +13,7 @@ from service.comparison.comparable_report import ComparableReport, check_count
 from service.comparison.compare import compare
 from service.contracts.comparison import Comparison
 from service.contracts.report import SchemeFacts
-from service.contracts.scored import Rows
+from service.evaluation.scored import Rows
 from workers.reporting.loading import ReportUnreadable, Source, load
 
 

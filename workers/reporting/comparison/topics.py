@@ -13,7 +13,7 @@ from service.contracts.comparison import (
 )
 from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
-from service.contracts.uncertainty import FEWEST
+from service.evaluation.uncertainty import FEWEST
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, ranges
 from workers.reporting.topics.records import Grid, Topic, marked

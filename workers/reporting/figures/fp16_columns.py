@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.numbers import short_percent
 from service.contracts.report import MANY_FP16_COLUMNS
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
+from service.evaluation.numbers import short_percent
 from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import share_norm
 from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map

@@ -1,7 +1,7 @@
 """The divergence of the predictions: how far each scheme's next-token distributions lie from the reference's."""
 
 from service.contracts.report import Report, SchemeFacts
-from service.contracts.verdict import mean_kl
+from service.evaluation.verdict import mean_kl
 from workers.reporting.text import ABSENT, claim, estimate, number, percent, percent_estimate
 from workers.reporting.topics.records import Grid, Topic, marked
 

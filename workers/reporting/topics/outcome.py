@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from service.contracts.report import Estimate, Report, SchemeFacts
-from service.contracts.verdict import Level, mean_kl
+from service.evaluation.verdict import Level, mean_kl
 from workers.reporting.drawing.style import scheme_title
 from workers.reporting.text import claim, counted, data_size, estimate, listing, number, percent, percent_estimate
 from workers.reporting.topics.records import joined

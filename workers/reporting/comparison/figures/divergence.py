@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from service.contracts.report import Estimate
-from service.contracts.verdict import interval, mean_kl
+from service.evaluation.verdict import interval, mean_kl
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
-from service.contracts.uncertainty import FEWEST
 from service.contracts.variants import LONGEST_NAME, Asked, Variant, described, slug
-from service.contracts.verdict import verdict_of
+from service.evaluation.uncertainty import FEWEST
+from service.evaluation.verdict import verdict_of
 
 _MORE = 4
 """Times as many sequences make an interval about half as wide."""

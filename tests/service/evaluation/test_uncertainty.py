@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from service.contracts.uncertainty import mean, mean_exp, moved, student_t, upper_tail
+from service.evaluation.uncertainty import mean, mean_exp, moved, student_t, upper_tail
 
 
 @pytest.mark.parametrize("freedom", [*range(1, 60), 63, 64, 99, 100, 255, 256, 499, 500, 501, 1000, 10**5, 10**7])

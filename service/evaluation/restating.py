@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.contracts.report import Estimate, Report, SchemeFacts, Uncertain, Warning
-from service.contracts.scored import Rows, ScoredSequence, scored_sequences
-from service.contracts.uncertainty import FEWEST, mean, mean_exp
-from service.contracts.verdict import with_verdicts
+from service.evaluation.scored import Rows, ScoredSequence, scored_sequences
+from service.evaluation.uncertainty import FEWEST, mean, mean_exp
+from service.evaluation.verdict import with_verdicts
 
 _UNKNOWN = (
     Warning(

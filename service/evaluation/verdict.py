@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from service.contracts.numbers import claim, short_percent
 from service.contracts.report import Estimate, Fp16ColumnFacts, KlDivergence, Report, SchemeFacts, SchemeVerdict
 from service.contracts.request import VerdictLimits
+from service.evaluation.numbers import claim, short_percent
 
 MOST = 0.9
 """If a scheme quantizes a smaller share of the layers' weights, the reasons state the share."""

@@ -8,10 +8,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from service.contracts.report import Report
 from service.contracts.variants import Variant, parse
-from service.next_steps import FUSED, MeasuredText, SchemeOutcome, keep_trial, next_steps, steps_after, variant_named
+from service.evaluation.next_steps import (
+    FUSED,
+    MeasuredText,
+    SchemeOutcome,
+    keep_trial,
+    next_steps,
+    steps_after,
+    variant_named,
+)
 from workers.measurement.models.components import ARCHITECTURES
 
-STORED = Path(__file__).parents[1] / "workers/reporting/stored/schema_1_0/report.json"
+STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0/report.json"
 OWN_TEXT = MeasuredText(sequences=16, exhausted=False, bundled=False, predictable=True)
 BUNDLED = OWN_TEXT._replace(bundled=True)
 V_SITES = ((12, "attn.v"), (3, "attn.v"), (1, "mlp.down"))

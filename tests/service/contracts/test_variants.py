@@ -14,7 +14,7 @@ from service.contracts.scheme_settings import written
 from service.contracts.schemes import SCHEMES
 from service.contracts.variants import Variant
 
-STORED = Path(__file__).parents[1] / "workers/reporting/stored/schema_1_0/report.json"
+STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0/report.json"
 
 
 def analysis(*schemes: object, **settings: object) -> Analysis:

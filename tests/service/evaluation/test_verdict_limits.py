@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from service.contracts.report import Estimate
 from service.contracts.request import Analysis, VerdictLimits
-from service.contracts.verdict import Grounds, Level, judge
+from service.evaluation.verdict import Grounds, Level, judge
 
 DEFAULTS = VerdictLimits()
 FIRM = Grounds(perplexity=20.0, vocabulary=4096, quantised_share=1.0)
