@@ -68,9 +68,6 @@ class AuditSettings(Analysis):
     """A run that would measure what the last completed run did ends as `unchanged`, without a measurement."""
     baseline: Annotated[str, Field(max_length=128)] = "last-passing"
     """`last-passing`, `median:K` or `report:ID`."""
-    force_baseline: bool = False
-    """Takes a pinned baseline although its definitions, text or schemes are others; limits that cannot be judged
-    against it are not."""
     limits: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=256)] = ()
     """What the report is held to, such as `int8.kl_divergence.mean <= baseline * 1.2`; none is there twice."""
     reruns: Annotated[int, Field(ge=0, le=16), NoBoolean] = 1
