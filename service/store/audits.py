@@ -39,7 +39,6 @@ __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
 
 MAX_PAGE_SIZE = 1000
 _NAME = re.compile(r"[a-z0-9-]{1,63}")
-_AN_ID = re.compile(r"[0-9a-f]{32}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -171,8 +170,6 @@ class AuditStore(Transactions):
 
     def _checked(self, definition: AuditDefinition, *, force: bool) -> tuple[str, ...]:
         """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
-        if _AN_ID.fullmatch(definition.name):
-            raise InvalidRequest("name", definition.name, "a name", problem="looks like an id")
         definitions.check(definition)
         of = rule(definition.baseline)
         if of.report_id is None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from alembic import command
-from conftest import Clock
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
@@ -36,7 +35,7 @@ def artifacts(tmp_path: Path) -> ArtifactStore:
 
 
 @pytest.fixture
-def audits(engine: Engine, artifacts: ArtifactStore, clock: Clock) -> AuditStore:
+def audits(engine: Engine, artifacts: ArtifactStore, clock) -> AuditStore:
     """An audit store without audits."""
     return AuditStore(engine, artifacts, clock)
 
@@ -63,14 +62,14 @@ def like(report_id: str, store: JobStore, artifacts: ArtifactStore) -> dict[str,
     return Report.model_validate_json(content).analysis.model_dump(mode="json", exclude_unset=True)
 
 
-def end(engine: Engine, run_id: str, clock: Clock, **values: Any) -> None:
+def end(engine: Engine, run_id: str, clock, **values: Any) -> None:
     """Write the end of a run as a scheduler does."""
     ended = {"state": RunState.ended, "finished_at": clock.now, "verdict": "pass"} | values
     with writer(engine).begin() as connection:
         connection.execute(update(AuditRunRow).where(AuditRunRow.id == run_id).values(**ended))
 
 
-def test_an_audit_is_found_by_name_and_by_id(audits: AuditStore, clock: Clock) -> None:
+def test_an_audit_is_found_by_name_and_by_id(audits: AuditStore, clock) -> None:
     made = audits.create(definition(schedule="0 3 * * *", timezone="Europe/Berlin", limits=("int8.perplexity <= 9",)))
     assert audits.get("shipping") == audits.get(made.id) == made
     assert made.definition.limits == ("int8.perplexity <= 9",)
@@ -110,7 +109,6 @@ def test_a_name_is_taken_once(audits: AuditStore) -> None:
         ({"limits": ("gguf.perplexity <= 9",)}, "'gguf' is no scheme of the job"),
         ({"limits": ("int8.perplexity <= 9", "int8.perplexity.value <= 9.0")}, "says the same"),
         ({"baseline": "median:0"}, "baseline: 'median:0'"),
-        ({"name": "0123456789abcdef0123456789abcdef"}, "name: .* looks like an id"),
     ],
 )
 def test_what_is_not_allowed_is_refused_when_made_and_when_edited(
@@ -152,7 +150,7 @@ def test_runs_are_listed_newest_first_in_pages(audits: AuditStore) -> None:
         audits.runs("shipping", page_token="x")
 
 
-def test_a_scheduled_time_has_one_run(audits: AuditStore, engine: Engine, clock: Clock) -> None:
+def test_a_scheduled_time_has_one_run(audits: AuditStore, engine: Engine, clock) -> None:
     audit = audits.create(definition())
     for _ in range(2):
         audits.request_run("shipping")  # these have no scheduled time
@@ -162,7 +160,7 @@ def test_a_scheduled_time_has_one_run(audits: AuditStore, engine: Engine, clock:
         end(engine, second, clock, scheduled_at=clock.now)
 
 
-def test_editing_a_schedule_fires_no_time_that_lies_in_the_past(audits: AuditStore, clock: Clock) -> None:
+def test_editing_a_schedule_fires_no_time_that_lies_in_the_past(audits: AuditStore, clock) -> None:
     audits.create(definition(schedule="0 3 * * *"))
     clock.move(10 * 3600)
     edited = audits.update("shipping", definition(schedule="0 9 * * *"))
@@ -171,7 +169,7 @@ def test_editing_a_schedule_fires_no_time_that_lies_in_the_past(audits: AuditSto
     assert audits.update("shipping", definition()).next_run_at is None
 
 
-def test_resuming_does_not_backfill(audits: AuditStore, clock: Clock) -> None:
+def test_resuming_does_not_backfill(audits: AuditStore, clock) -> None:
     audits.create(definition(schedule="0 3 * * *"))
     paused = audits.pause("shipping", "new hardware comes")
     assert (paused.paused, paused.pause_reason, paused.next_run_at) == (True, "new hardware comes", None)
@@ -182,7 +180,7 @@ def test_resuming_does_not_backfill(audits: AuditStore, clock: Clock) -> None:
     assert resumed.next_run_at == datetime(2026, 1, 12, 4, tzinfo=UTC)
 
 
-def test_resuming_what_is_not_paused_changes_nothing(audits: AuditStore, clock: Clock) -> None:
+def test_resuming_what_is_not_paused_changes_nothing(audits: AuditStore, clock) -> None:
     made = audits.create(definition(schedule="0 3 * * *"))
     clock.move(4 * 3600)
     assert audits.resume("shipping") == made
@@ -238,7 +236,7 @@ def test_a_pinned_report_that_is_unknown_is_refused_unless_forced(audits: AuditS
 
 
 def test_the_report_of_a_failed_run_is_refused_though_forced(
-    audits: AuditStore, stored: Callable[..., str], engine: Engine, clock: Clock
+    audits: AuditStore, stored: Callable[..., str], engine: Engine, clock
 ) -> None:
     audits.create(definition())
     report = stored()
@@ -247,7 +245,7 @@ def test_the_report_of_a_failed_run_is_refused_though_forced(
         audits.create(definition(name="other", baseline=f"report:{report}"), force=True)
 
 
-def test_reports_that_are_baselines_are_known(audits: AuditStore, engine: Engine, clock: Clock) -> None:
+def test_reports_that_are_baselines_are_known(audits: AuditStore, engine: Engine, clock) -> None:
     audits.create(definition(name="pinning", baseline="report:pinned"), force=True)
     audits.create(definition(name="median", baseline="median:2"))
     for report in ("old", "middle", "failed", "new"):
@@ -263,7 +261,7 @@ def test_reports_that_are_baselines_are_known(audits: AuditStore, engine: Engine
 
 
 def test_deleting_an_audit_leaves_nothing_and_stops_its_jobs(
-    audits: AuditStore, store: JobStore, engine: Engine, clock: Clock
+    audits: AuditStore, store: JobStore, engine: Engine, clock
 ) -> None:
     audits.create(definition())
     audits.create(definition(name="other"))
