@@ -86,7 +86,7 @@ def test_a_service_without_its_database_is_not_ready(stranger, world, monkeypatc
 
 def test_a_broker_that_is_away_is_told_and_does_not_stop_the_service(world, tmp_path):
     settings = Settings(home=tmp_path, broker_url=f"redis+socket://:secret@{tmp_path}/none.sock")
-    app = make_app(settings, world.store, world.artifacts, world.keys, queue.make_app(settings))
+    app = make_app(settings, world.stores, queue.make_app(settings))
     headers = {"X-API-Key": "the-key-of-the-tests"}
     with TestClient(app) as caller:
         assert caller.get("/readyz").status_code == 200
