@@ -11,17 +11,19 @@ from typing import NamedTuple
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
+from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 
 
 class Stores(NamedTuple):
-    """What the service keeps: two stores in one database, and the files by content."""
+    """What the service keeps: three stores in one database, and the files by content."""
 
     jobs: JobStore
     artifacts: ArtifactStore
     keys: KeyStore
+    audits: AuditStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -31,7 +33,8 @@ def open_stores(settings: Settings) -> Stores:
     """
     engine = make_engine(settings.database)
     upgrade(engine)
-    return Stores(JobStore(engine), ArtifactStore(settings.artifacts), KeyStore(engine))
+    artifacts = ArtifactStore(settings.artifacts)
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts))
 
 
 @contextmanager

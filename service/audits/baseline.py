@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from service.contracts.audit import AuditDefinition, PastRun
+from service.contracts.audit import AuditSettings, PastRun
 from service.contracts.report import DEFINITIONS_VERSION, Report
 from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest
@@ -76,7 +76,7 @@ def check_pinned(of: Rule, runs: Sequence[PastRun]) -> None:
         raise InvalidRequest("baseline", f"report:{of.report_id}", _ALLOWED, problem=problem)
 
 
-def mismatches(baseline: Report, audit: AuditDefinition) -> tuple[str, ...]:
+def mismatches(baseline: Report, audit: AuditSettings) -> tuple[str, ...]:
     """Return in sentences why limits against a baseline would mean nothing or be weak; none where all fits.
 
     Whoever pins such a baseline is refused, unless they insist.

@@ -5,15 +5,16 @@ unchanged, and holds the report to the limits. The meaning of schedules, limits,
 `service/audits`; these are the records.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from service.contracts.files import StoredFile
+from service.contracts.files import StoredFile, Upload
 from service.contracts.record import Frozen, Record
 from service.contracts.report import Estimate
-from service.contracts.request import Analysis, NoBoolean
+from service.contracts.request import Analysis, NoBoolean, allowing
 
 FindingVerdict = Literal["pass", "warn", "broken", "not_judged"]
 """`pass`: the limit holds. `warn`: it is broken, within the figure's noise. `broken`: it is broken beyond the noise, or
@@ -28,6 +29,9 @@ other text, or could not be measured again. `unconfirmed`: one was broken beyond
 Trigger = Literal["schedule", "request", "gate"]
 """What started a run: its schedule, somebody who asked for it, or a gate in a pipeline."""
 
+_ID = re.compile("[0-9a-f]{32}")
+"""Form of the ids of audits, which are addressed by name or id."""
+
 Seconds = Annotated[int, Field(ge=0, le=31 * 86400), NoBoolean]
 
 
@@ -38,17 +42,23 @@ class NewestIn(Frozen):
     """Absolute path of the directory that holds the checkpoints."""
 
 
-class AuditDefinition(Analysis):
-    """What an audit is asked to do: the keys of a job, and those of an audit. Texts are checked by `service/audits`."""
+class AuditSettings(Analysis):
+    """The settings of an audit: the keys of a job but for its files, and those of an audit.
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    Texts are checked by `service/audits`.
+    """
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$"),
+        allowing("allowed: 1 to 63 of a-z, 0-9 and -, first a letter or a digit"),
+    ]
     """What commands and pages call it."""
-    model: Annotated[str, Field(min_length=1, max_length=1024)] | NewestIn
+    model: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1024)] | NewestIn,
+        allowing('allowed: text, such as org/name@branch or an absolute path, or {"newest_in": DIRECTORY}'),
+    ]
     """As in a job request, resolved anew for every run: a hub id with a branch moves with it."""
-    calibration: StoredFile | None = None
-    """As in a job request."""
-    labelled: StoredFile | None = None
-    """As in a job request."""
     schedule: Annotated[str, Field(max_length=255)] | None = None
     """Cron expression of five fields; without one, runs are asked for."""
     timezone: Annotated[str, Field(max_length=64)] = "UTC"
@@ -72,6 +82,31 @@ class AuditDefinition(Analysis):
     first measurement decides."""
     notify: tuple[dict[str, str], ...] = ()
     """Whom to tell, such as {"webhook": "https://example.org/hook"}."""
+
+    @field_validator("name")
+    @classmethod
+    def _no_id(cls, name: str) -> str:
+        if _ID.fullmatch(name):
+            raise ValueError(f"{name!r} has the form of an id; allowed: any other name")
+        return name
+
+
+class AuditDefinition(AuditSettings):
+    """What an audit is asked to do."""
+
+    calibration: StoredFile | None = None
+    """As in a job request."""
+    labelled: StoredFile | None = None
+    """As in a job request."""
+
+
+class AuditSubmission(AuditSettings):
+    """The body that makes an audit: its definition with its files."""
+
+    calibration: Upload | None = None
+    """As in a job."""
+    labelled: Upload | None = None
+    """As in a job."""
 
 
 class SkippedTime(Record):

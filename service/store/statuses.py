@@ -1,4 +1,4 @@
-"""The statuses of a job, listed once, and the one table of the ways between them."""
+"""The statuses of a job and the states of an audit's run, each listed once with the ways between them."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -31,3 +31,22 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
 )
 """Status -> the statuses that may follow it. A running job goes back to the queue when its worker stops or is lost;
 a failed or cancelled one when somebody asks for it again."""
+
+
+class RunState(StrEnum):
+    """Where a run of an audit stands: each step on goes down this list, and a step is one transaction."""
+
+    queued = "queued"
+    """It waits for the run before to end, or for a scheduler."""
+    measuring = "measuring"
+    """Its job is in the queue or at a worker."""
+    judging = "judging"
+    """A scheduler reads the reports, under a lease."""
+    rerunning = "rerunning"
+    """Jobs on other calibration seeds are in the queue or at workers; afterwards it is judged again."""
+    ended = "ended"
+    """It has its verdict."""
+
+
+OPEN = (RunState.measuring, RunState.judging, RunState.rerunning)
+"""The states of a run that has begun and not ended."""

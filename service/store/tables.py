@@ -7,12 +7,26 @@ an error) are stored as the JSON of their contracts.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, ForeignKey, Index, MetaData, String, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.store.statuses import Status
+from service.store.statuses import RunState, Status
 
 Document = dict[str, Any]
+Documents = list[dict[str, Any]]
+Sentences = list[str]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -49,7 +63,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime, Document: JSON(none_as_null=True)}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        datetime: UtcDateTime,
+        Document: JSON(none_as_null=True),
+        Documents: JSON(none_as_null=True),
+        Sentences: JSON(none_as_null=True),
+    }
 
 
 class JobRow(Base):
@@ -87,6 +106,10 @@ class JobRow(Base):
     events: Mapped[int] = mapped_column(default=0)
     """Number of its last event."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    terms: Mapped[Document | None]
+    """What an audit asks of the worker besides the request; null for a job that no audit made."""
+    resolution: Mapped[Document | None]
+    """What the worker found the model to be, where there are terms."""
 
 
 class EventRow(Base):
@@ -134,3 +157,82 @@ class KeyRow(Base):
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime]
+
+
+class AuditRow(Base):
+    """One audit."""
+
+    __tablename__ = "audits"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    definition: Mapped[Document]
+    baseline: Mapped[str] = mapped_column(String(128), index=True)
+    """The definition's baseline again, to find the audits that a report is pinned by."""
+    baseline_cautions: Mapped[Sentences]
+    """Why limits against the pinned baseline mean little, where somebody insisted on it."""
+    badge_token: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    paused: Mapped[bool] = mapped_column(default=False)
+    pause_reason: Mapped[str | None] = mapped_column(String(1024))
+    errors: Mapped[int] = mapped_column(default=0)
+    """Runs in a row that ended as `error`."""
+    runs: Mapped[int] = mapped_column(default=0)
+    """Number of its last run."""
+    handled_at: Mapped[datetime]
+    """Scheduled times up to here fire no more."""
+    next_run_at: Mapped[datetime | None] = mapped_column(index=True)
+    """When the next scheduled run starts; null without a schedule, and while paused."""
+
+
+class AuditRunRow(Base):
+    """One run of an audit."""
+
+    __tablename__ = "audit_runs"
+    __table_args__ = (UniqueConstraint("audit_id", "scheduled_at"), UniqueConstraint("audit_id", "number"))
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    audit_id: Mapped[str] = mapped_column(ForeignKey("audits.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    """From 1, without gaps, for every audit."""
+    trigger: Mapped[str] = mapped_column(String(16))
+    state: Mapped[RunState] = mapped_column(
+        Enum(RunState, name="state", native_enum=False, length=16, create_constraint=True), index=True
+    )
+    definition: Mapped[Document | None]
+    """The audit's definition when the run started."""
+    scheduled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    reasons: Mapped[Sentences]
+    job_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    report_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    baseline_report_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    findings: Mapped[Documents]
+    reruns: Mapped[Documents]
+    figures: Mapped[Document]
+    """The report's numeric figures that limits speak of, by their paths."""
+    identity: Mapped[str | None] = mapped_column(String(71))
+    """What was measured, as the worker resolved it."""
+    fence: Mapped[int] = mapped_column(default=0)
+    """Number of the judgment that may write to it."""
+    judgments: Mapped[int] = mapped_column(default=0)
+    """How often a scheduler has begun to judge what was measured last."""
+    lease_expires_at: Mapped[datetime | None]
+    """When another scheduler may judge it."""
+
+
+class AuditRerunRow(Base):
+    """The jobs that measure a run's broken figures on another calibration seed."""
+
+    __tablename__ = "audit_reruns"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("audit_runs.id", ondelete="CASCADE"), primary_key=True)
+    seed: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(String(32), index=True)
+    """Of the candidate."""
+    baseline_job_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    """Of the baseline's model; null where no limit against the baseline was broken."""

@@ -38,6 +38,7 @@ def test_what_is_left_out_is_safe():
         ("name", ""),
         ("name", "-a"),
         ("name", "a" * 64),
+        ("name", "0123456789abcdef" * 2),
         ("limit", []),
         ("model", {"newest": "/x"}),
         ("jitter_seconds", -1),

@@ -26,6 +26,7 @@ from workers.measurement.statistics.cpu.compiling import compiled
 
 _BLOCK = 1024
 """Logits among which the largest is looked for again once its value is known."""
+_LEAST = np.int32(-0x80000000)
 _LOWEST = -708.0
 """exp of this is the smallest normal float64; below it the exponent would wrap around."""
 _LOG2_E = 1.4426950408889634
@@ -104,25 +105,38 @@ def _read_row(encoded: Any, kind: Any, row: Any) -> Any:  # pragma: no cover - c
     """Write the float32 values of a row [V]; return the place of the first largest one, -1 where one is NaN or +inf."""
     bits = row.view(np.uint32)
     peak = decode(encoded, kind, bits)
-    best, best_block = np.int32(-0x80000000), 0
-    ordered = row.view(np.int32)
+    best, best_block = _LEAST, 0
+    patterns_of_row = row.view(np.int32)
     for begin in range(0, len(row), _BLOCK):
-        # As integers, patterns order like their values once those of negative ones are turned round.
-        largest = np.int32(-0x80000000)
-        for c in range(begin, min(begin + _BLOCK, len(row))):
-            pattern = ordered[c]
-            largest = max(largest, np.int32(pattern ^ ((pattern >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+        largest = _largest(patterns_of_row[begin : begin + _BLOCK])
         if largest > best:
             best, best_block = largest, begin
     # NaN has a larger pattern than infinity, and +inf stands for no distribution.
-    if peak > INFINITY or best >= np.int32(0x7F800000):
+    if peak > INFINITY or best >= np.int32(INFINITY):
         return -1
     # The largest lies in the block that first reached it: look there for its place, which a vector loop cannot keep.
     for c in range(best_block, len(row)):
-        pattern = ordered[c]
-        if np.int32(pattern ^ ((pattern >> np.int32(31)) & np.int32(0x7FFFFFFF))) == best:
+        if _ordered(patterns_of_row[c]) == best:
             return c
     return -1
+
+
+@compiled()
+def _largest(block: Any) -> Any:  # pragma: no cover - compiled
+    """Return the largest of the ordered patterns of a block of float32 patterns."""
+    # Over a slice of its own from 0 on, and without max(): only then does the compiler use vectors, 15 times as fast.
+    largest = _LEAST
+    for c in range(block.shape[0]):
+        ordered = _ordered(block[c])
+        largest = ordered if ordered > largest else largest
+    return largest
+
+
+@compiled()
+def _ordered(pattern: Any) -> Any:  # pragma: no cover - compiled
+    """Return an int32 that orders as the float32 value of a pattern does: those of negative values turned round."""
+    sign = np.int32(pattern >> np.int32(31))
+    return np.int32(pattern ^ np.int32(np.uint32(sign) >> np.uint32(1)))
 
 
 @compiled(fastmath={"reassoc", "contract", "nsz"}, forceinline=True)

@@ -1,0 +1,102 @@
+"""Records of audits and their runs, read from the database: they need no open session. Times are UTC."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.contracts.audit import AuditDefinition, AuditRun, PastRun
+from service.errors import NotFound
+from service.store.tables import AuditRow, AuditRunRow
+
+_SHOWN = ("id", "audit_id", "trigger", "scheduled_at", "started_at", "finished_at", "verdict", "reasons")
+_RESULT = ("job_id", "report_id", "baseline_report_id", "findings", "reruns")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One audit, and its state."""
+
+    id: str
+    definition: AuditDefinition
+    baseline_cautions: tuple[str, ...]
+    """Why limits against the pinned baseline mean little, where somebody insisted on it; sentences."""
+    created_at: datetime
+    updated_at: datetime
+    paused: bool
+    pause_reason: str | None
+    next_run_at: datetime | None
+    """When the next scheduled run starts; None without a schedule, and while paused."""
+    badge_token: str
+    """Unguessable part of the badge's address."""
+    last_run: AuditRun | None
+    """The newest, which may not have ended."""
+
+
+@dataclass(frozen=True)
+class AuditPage:
+    """Part of the list of audits, by name."""
+
+    audits: list[Audit]
+    next_page_token: str | None
+    """Asks for the next part; None at the end."""
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """Part of the list of an audit's runs, newest first."""
+
+    runs: list[AuditRun]
+    next_page_token: str | None
+
+
+def audit_of(row: AuditRow, last_run: AuditRunRow | None) -> Audit:
+    """Return the record of a row."""
+    return Audit(
+        id=row.id,
+        definition=AuditDefinition.model_validate(row.definition),
+        baseline_cautions=tuple(row.baseline_cautions),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        paused=row.paused,
+        pause_reason=row.pause_reason,
+        next_run_at=row.next_run_at,
+        badge_token=row.badge_token,
+        last_run=None if last_run is None else run_of(last_run),
+    )
+
+
+def run_of(row: AuditRunRow) -> AuditRun:
+    """Return the record of a row."""
+    return AuditRun.model_validate({name: getattr(row, name) for name in (*_SHOWN, *_RESULT)})
+
+
+def past_run_of(row: AuditRunRow) -> PastRun:
+    """Return what the choice of a baseline needs of a run that ended."""
+    return PastRun.model_validate(
+        {
+            "report_id": row.report_id,
+            "finished_at": row.finished_at,
+            "verdict": row.verdict,
+            "values": row.figures,
+        }
+    )
+
+
+def audit_row(session: Session, name_or_id: str, *, lock: bool = False) -> AuditRow:
+    """Return the row of an audit, held until the transaction ends if `lock`. Raises NotFound."""
+    for column in (AuditRow.name, AuditRow.id):
+        query = select(AuditRow).where(column == name_or_id.replace("\0", ""))
+        row = session.scalars(query.with_for_update() if lock else query).one_or_none()
+        if row is not None:
+            return row
+    raise NotFound(f"audit: {name_or_id!r} is not the name or id of an audit; `headroom audits list` lists them")
+
+
+def last_passed(session: Session, audit_id: str, count: int) -> Sequence[AuditRunRow]:
+    """Return the last runs of an audit that passed and have a report, newest first."""
+    passed = (AuditRunRow.audit_id == audit_id, AuditRunRow.verdict == "pass", AuditRunRow.report_id.is_not(None))
+    newest = (AuditRunRow.finished_at.desc(), AuditRunRow.number.desc())
+    return session.scalars(select(AuditRunRow).where(*passed).order_by(*newest).limit(count)).all()

@@ -1,0 +1,243 @@
+"""The audit store: audits, and their runs as people see them.
+
+What advances runs is in `service.store.audit_runs`. A change of an audit sets the time up to which nothing fires to
+the present, so that neither an edit nor a resumption starts a run for a time that has passed.
+"""
+
+import re
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import Engine, and_, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.audits import definition as definitions
+from service.audits.baseline import check_pinned, mismatches, rule
+from service.contracts.audit import AuditDefinition, AuditRun, Trigger
+from service.contracts.report import Report
+from service.errors import Conflict, InvalidRequest, NotFound
+from service.store.artifacts import ArtifactStore
+from service.store.audit_records import (
+    Audit,
+    AuditPage,
+    RunPage,
+    audit_of,
+    audit_row,
+    last_passed,
+    past_run_of,
+    run_of,
+)
+from service.store.audit_runs import add_run, cancel_jobs
+from service.store.job_records import new_id, utcnow
+from service.store.statuses import OPEN, RunState
+from service.store.tables import ArtifactRow, AuditRow, AuditRunRow
+from service.store.transactions import Transactions
+
+__all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
+
+MAX_PAGE_SIZE = 1000
+_NAME = re.compile(r"[a-z0-9-]{1,63}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class AuditStore(Transactions):
+    """Audits and their runs in one database; safe to use from several threads and processes."""
+
+    def __init__(self, engine: Engine, artifacts: ArtifactStore, clock: Callable[[], datetime] = utcnow) -> None:
+        super().__init__(engine, clock)
+        self._artifacts = artifacts
+
+    def create(self, definition: AuditDefinition, *, force: bool = False) -> Audit:
+        """Make an audit.
+
+        Raises Conflict for a name that is taken, and InvalidRequest for a schedule, a zone, a limit or a baseline that
+        is not allowed. A pinned report that is unknown, or of other definitions, calibration or schemes, is refused
+        unless `force`; then the audit says so in `baseline_cautions`.
+        """
+        cautions = self._checked(definition, force=force)
+        now = self._clock()
+        row = AuditRow(id=new_id(now), badge_token=secrets.token_urlsafe(24), created_at=now, runs=0, paused=False)
+        try:
+            with self._write() as session:
+                _define(row, definition, cautions, now)
+                session.add(row)
+                session.flush()
+                return audit_of(row, None)
+        except IntegrityError as error:
+            raise _taken(definition.name) from error
+
+    def get(self, name_or_id: str) -> Audit:
+        """Return an audit. Raises NotFound."""
+        with self._read() as session:
+            return _audit(session, audit_row(session, name_or_id))
+
+    def list(self, *, page_size: int = 50, page_token: str | None = None) -> AuditPage:
+        """Return up to `page_size` audits (1 to 1000), by name, after those of the page that gave `page_token`.
+
+        Raises InvalidRequest for a page size or token that is not allowed.
+        """
+        _check_page_size(page_size)
+        last = and_(AuditRunRow.audit_id == AuditRow.id, AuditRunRow.number == AuditRow.runs)
+        query = select(AuditRow, AuditRunRow).outerjoin(AuditRunRow, last).order_by(AuditRow.name).limit(page_size + 1)
+        if page_token is not None:
+            if not _NAME.fullmatch(page_token):
+                raise _bad_token(page_token)
+            query = query.where(AuditRow.name > page_token)
+        with self._read() as session:
+            rows = session.execute(query).all()
+            audits = [audit_of(row, run) for row, run in rows[:page_size]]
+        return AuditPage(audits, audits[-1].definition.name if len(rows) > page_size else None)
+
+    def update(self, name_or_id: str, definition: AuditDefinition, *, force: bool = False) -> Audit:
+        """Replace what an audit is asked to do; no scheduled time that has passed fires by that.
+
+        A run that has begun ends by what it began with. Raises NotFound, and what `create` raises.
+        """
+        cautions = self._checked(definition, force=force)
+        try:
+            with self._write() as session:
+                row = audit_row(session, name_or_id, lock=True)
+                _define(row, definition, cautions, self._clock())
+                session.flush()
+                return _audit(session, row)
+        except IntegrityError as error:
+            raise _taken(definition.name) from error
+
+    def delete(self, name_or_id: str) -> None:
+        """Remove an audit with its runs, and cancel the jobs that they wait for; reports stay. Raises NotFound."""
+        with self._write() as session:
+            row = audit_row(session, name_or_id, lock=True)
+            cancel_jobs(session, row.id, self._clock())
+            session.delete(row)
+
+    def pause(self, name_or_id: str, reason: str) -> Audit:
+        """Let no scheduled run start anymore; runs that are asked for do. Raises NotFound and InvalidRequest."""
+        if not 1 <= len(reason) <= 1024 or _CONTROL.search(reason):
+            raise InvalidRequest("reason", reason, "1 to 1024 characters without control characters")
+        with self._write() as session:
+            row = audit_row(session, name_or_id, lock=True)
+            row.paused, row.pause_reason, row.next_run_at = True, reason, None
+            return _audit(session, row)
+
+    def resume(self, name_or_id: str) -> Audit:
+        """Let scheduled runs start again, from the present on: what was missed stays missed. Raises NotFound."""
+        with self._write() as session:
+            row = audit_row(session, name_or_id, lock=True)
+            if row.paused:
+                row.paused, row.pause_reason, row.errors = False, None, 0
+                _handle_until(row, AuditDefinition.model_validate(row.definition), self._clock())
+            return _audit(session, row)
+
+    def request_run(self, name_or_id: str, trigger: Trigger = "request") -> AuditRun:
+        """Ask for a run, of a paused audit too; it starts when the run before has ended. Raises NotFound."""
+        with self._write() as session:
+            row = audit_row(session, name_or_id, lock=True)
+            return run_of(add_run(session, row, trigger, self._clock()))
+
+    def runs(self, name_or_id: str, *, page_size: int = 50, page_token: str | None = None) -> RunPage:
+        """Return up to `page_size` runs (1 to 1000), newest first, after those of the page that gave `page_token`.
+
+        Raises NotFound, and InvalidRequest for a page size or token that is not allowed.
+        """
+        _check_page_size(page_size)
+        if page_token is not None and not re.fullmatch(r"[0-9]{1,9}", page_token, re.ASCII):
+            raise _bad_token(page_token)
+        with self._read() as session:
+            query = select(AuditRunRow).where(AuditRunRow.audit_id == audit_row(session, name_or_id).id)
+            if page_token is not None:
+                query = query.where(AuditRunRow.number < int(page_token))
+            rows = session.scalars(query.order_by(AuditRunRow.number.desc()).limit(page_size + 1)).all()
+            more = len(rows) > page_size
+            return RunPage([run_of(row) for row in rows[:page_size]], str(rows[page_size - 1].number) if more else None)
+
+    def run(self, run_id: str) -> AuditRun:
+        """Return a run. Raises NotFound."""
+        with self._read() as session:
+            row = session.get(AuditRunRow, run_id.replace("\0", ""))
+            if row is None:
+                raise NotFound(f"run: {run_id!r} is not the id of a run; `headroom audits history NAME` lists them")
+            return run_of(row)
+
+    def report_is_baseline(self, report_id: str) -> bool:
+        """Return whether an audit pins a report, is being compared with it, or may choose it for the next run."""
+        with self._read() as session:
+            pinned = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
+            if session.scalar(pinned) is not None:
+                return True
+            return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
+
+    def _checked(self, definition: AuditDefinition, *, force: bool) -> tuple[str, ...]:
+        """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
+        definitions.check(definition)
+        of = rule(definition.baseline)
+        if of.report_id is None:
+            return ()
+        with self._read() as session:
+            ended = (AuditRunRow.report_id == of.report_id, AuditRunRow.state == RunState.ended)
+            check_pinned(of, [past_run_of(run) for run in session.scalars(select(AuditRunRow).where(*ended))])
+            named = (ArtifactRow.job_id == of.report_id, ArtifactRow.name == "report.json")
+            sha256 = session.scalar(select(ArtifactRow.sha256).where(*named))
+        if sha256 is None:
+            cautions: tuple[str, ...] = ("There is no such report.",)
+        else:
+            content = self._artifacts.path(sha256).read_bytes()
+            cautions = mismatches(Report.model_validate_json(content, extra="allow"), definition)
+        if cautions and not force:
+            raise InvalidRequest(
+                "baseline",
+                definition.baseline,
+                "a report of these settings, or this one where you insist (force)",
+                problem=f"does not fit: {' '.join(cautions).rstrip('.')}",
+            )
+        return cautions
+
+
+def _define(row: AuditRow, definition: AuditDefinition, cautions: tuple[str, ...], now: datetime) -> None:
+    row.name = definition.name
+    row.definition = definition.model_dump(mode="json")
+    row.baseline = definition.baseline
+    row.baseline_cautions = [*cautions]
+    row.updated_at = now
+    _handle_until(row, definition, now)
+
+
+def _handle_until(row: AuditRow, definition: AuditDefinition, now: datetime) -> None:
+    """Let nothing up to `now` fire, nor what has fired already."""
+    row.handled_at = max(now, row.handled_at) if row.handled_at is not None else now
+    row.next_run_at = None if row.paused else definitions.next_start(definition, row.id, row.handled_at)
+
+
+def _audit(session: Session, row: AuditRow) -> Audit:
+    last = and_(AuditRunRow.audit_id == row.id, AuditRunRow.number == row.runs)
+    return audit_of(row, session.scalars(select(AuditRunRow).where(last)).one_or_none())
+
+
+def _is_in_use(session: Session, report_id: str) -> bool:
+    """Return whether a run that has not ended needs a report, as its own or as its baseline."""
+    needed = or_(AuditRunRow.baseline_report_id == report_id, AuditRunRow.job_id == report_id)
+    return session.scalar(select(AuditRunRow.id).where(needed, AuditRunRow.state.in_(OPEN)).limit(1)) is not None
+
+
+def _may_be_chosen(session: Session, report_id: str) -> bool:
+    """Return whether a report is of one of the passing runs that an audit chooses its baseline from."""
+    passed = select(AuditRunRow.audit_id).where(AuditRunRow.report_id == report_id, AuditRunRow.verdict == "pass")
+    for row in session.scalars(select(AuditRow).where(AuditRow.id.in_(passed))):
+        of = rule(row.baseline)
+        if of.report_id is None and report_id in [run.report_id for run in last_passed(session, row.id, of.runs)]:
+            return True
+    return False
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"name: {name!r} is already the name of an audit; allowed: any other name")
+
+
+def _check_page_size(page_size: int) -> None:
+    if not 1 <= page_size <= MAX_PAGE_SIZE:
+        raise InvalidRequest("page_size", page_size, f"1 to {MAX_PAGE_SIZE}")
+
+
+def _bad_token(token: str) -> InvalidRequest:
+    return InvalidRequest("page_token", token, "a next_page_token of an earlier answer")
