@@ -16,7 +16,7 @@ LONGEST_ADDRESS = 2048
 """Characters of a webhook's URL."""
 _LONGEST_MAILBOX = 254
 _FORMS = '{"webhook": "https://HOST/PATH"} or {"email": "NAME@HOST"}'
-_URL = "http:// or https:// URLs without user name and fragment, such as https://example.org/hook"
+_URL = "http:// or https:// URLs in ASCII, without user name and fragment, such as https://example.org/hook"
 _PUBLIC = "addresses in public networks, and in those of the service's setting HEADROOM_WEBHOOK_NETWORKS"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _LARGEST_PORT = 65535
@@ -31,19 +31,27 @@ class Receiver(NamedTuple):
     """URL of a webhook, or a mailbox."""
 
 
+class Reach(NamedTuple):
+    """Whom the service can tell."""
+
+    networks: tuple[Network, ...] = ()
+    """Networks besides the public ones that webhooks may be in."""
+    mail: bool = False
+    """Whether it can send e-mail."""
+
+
+PUBLIC = Reach()
+"""Webhooks in public networks alone."""
+
+
 def receivers(notify: Iterable[Mapping[str, str]]) -> tuple[Receiver, ...]:
     """Return the receivers that entries of `notify` name, each once. Entries of another form are left out."""
     named = [Receiver(*entry) for item in notify for entry in item.items()]  # type: ignore[arg-type]
     return tuple(dict.fromkeys(one for one in named if one.channel in ("webhook", "email")))
 
 
-def check(notify: Sequence[Mapping[str, str]], networks: Iterable[Network], *, mail: bool) -> tuple[Receiver, ...]:
-    """Return the receivers that entries of `notify` name.
-
-    Args:
-        notify: Such as {"webhook": "https://example.org/hook"} or {"email": "team@example.org"}.
-        networks: Private networks that webhooks may reach.
-        mail: Whether the service can send e-mail.
+def check(notify: Sequence[Mapping[str, str]], reach: Reach) -> tuple[Receiver, ...]:
+    """Return the receivers that entries of `notify` name, such as {"webhook": "https://example.org/hook"}.
 
     Raises InvalidRequest for an entry of another form, an address that is none, one that is private as it stands, and
     one that is there twice.
@@ -54,9 +62,9 @@ def check(notify: Sequence[Mapping[str, str]], networks: Iterable[Network], *, m
             raise InvalidRequest("notify", dict(entry), _FORMS)
         receiver = receivers([entry])[0]
         if receiver.channel == "webhook":
-            _check_webhook(receiver.address, networks)
+            _check_webhook(receiver.address, reach.networks)
         else:
-            _check_mailbox(receiver.address, mail=mail)
+            _check_mailbox(receiver.address, mail=reach.mail)
         if receiver in checked:
             raise InvalidRequest("notify", receiver.address, "each receiver once", problem="is there twice")
         checked.append(receiver)
@@ -94,7 +102,7 @@ def webhook_host(address: str) -> str | None:
     """Return the host of a webhook's URL, in ASCII; None for a text that is not such a URL."""
     import httpx
 
-    if len(address) > LONGEST_ADDRESS or not address.isprintable() or " " in address:
+    if len(address) > LONGEST_ADDRESS or not address.isascii() or not address.isprintable() or " " in address:
         return None
     try:
         url = httpx.URL(address)

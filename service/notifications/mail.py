@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from service.audits.receivers import is_mailbox
 from service.errors import InvalidRequest
-from service.notifications.attempts import SECONDS, Attempted
+from service.store.notifications.attempts import SECONDS, Attempted
 
 SETTING = "HEADROOM_SMTP_URL"
 _FORMS = "smtp://HOST:PORT, smtp://USER:PASSWORD@HOST:PORT?starttls=1 or smtps://USER:PASSWORD@HOST:PORT"

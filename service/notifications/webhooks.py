@@ -15,7 +15,6 @@ from standardwebhooks import Webhook
 
 from service.audits.networks import Network
 from service.audits.receivers import webhook_host
-from service.notifications.attempts import SECONDS, Attempted
 from service.notifications.connection import (
     CheckedBackend,
     NameUnknown,
@@ -24,6 +23,7 @@ from service.notifications.connection import (
     checked_addresses,
     resolve,
 )
+from service.store.notifications.attempts import SECONDS, Attempted
 
 _SHOWN = 1024
 """Bytes of an answer that are kept."""

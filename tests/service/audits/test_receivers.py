@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from service.audits.networks import is_allowed, literal
-from service.audits.receivers import Receiver, check, receivers
+from service.audits.receivers import Reach, Receiver, check, receivers
 from service.errors import InvalidRequest
 
 PUBLIC = ["93.184.215.14", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
@@ -96,7 +96,7 @@ def test_receivers_of_each_kind() -> None:
     """In their order, each once, and as they were written."""
     notify = [{"webhook": "https://example.org/hook?a=b"}, {"email": "team@example.org"}]
     expected = (Receiver("webhook", "https://example.org/hook?a=b"), Receiver("email", "team@example.org"))
-    assert check(notify, (), mail=True) == expected
+    assert check(notify, Reach(mail=True)) == expected
     assert receivers([*notify, *notify]) == expected
 
 
@@ -118,7 +118,7 @@ def test_receivers_of_each_kind() -> None:
 def test_private_webhooks_are_refused(url: str) -> None:
     """The message names the address and the setting that would allow it."""
     with pytest.raises(InvalidRequest) as refused:
-        check([{"webhook": url}], (), mail=False)
+        check([{"webhook": url}], Reach())
     assert url in str(refused.value)
     assert "is in a private network" in str(refused.value)
     assert "HEADROOM_WEBHOOK_NETWORKS" in str(refused.value)
@@ -126,10 +126,10 @@ def test_private_webhooks_are_refused(url: str) -> None:
 
 def test_private_webhooks_in_allowed_networks() -> None:
     """The very network, and names of this machine, whose address is checked when a message is sent."""
-    networks = [ip_network("127.0.0.0/8")]
-    assert check([{"webhook": "http://127.0.0.1:9000/"}, {"webhook": "http://localhost:9000/"}], networks, mail=False)
+    reach = Reach((ip_network("127.0.0.0/8"),))
+    assert check([{"webhook": "http://127.0.0.1:9000/"}, {"webhook": "http://localhost:9000/"}], reach)
     with pytest.raises(InvalidRequest, match="private network"):
-        check([{"webhook": "http://10.0.0.1/"}], networks, mail=False)
+        check([{"webhook": "http://10.0.0.1/"}], reach)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,8 @@ def test_private_webhooks_in_allowed_networks() -> None:
         "https://example.org/ hook",
         "https://example.org/\r\nHost: other",
         "https://example.org/" + "x" * 2048,
+        "https://xn--a\u00e4/",
+        "https://b\u00fccher.example/",
         "https://xn--\u00e4/",
         "http://１２７.0.0.1/",
     ],
@@ -156,7 +158,7 @@ def test_private_webhooks_in_allowed_networks() -> None:
 def test_texts_that_are_no_webhook(url: str) -> None:
     """The message says what one looks like."""
     with pytest.raises(InvalidRequest, match="is no webhook's address; allowed: http"):
-        check([{"webhook": url}], (), mail=False)
+        check([{"webhook": url}], Reach())
 
 
 @pytest.mark.parametrize(
@@ -180,23 +182,23 @@ def test_texts_that_are_no_webhook(url: str) -> None:
 def test_texts_that_are_no_mailbox(address: str) -> None:
     """Nothing that could be a second header or recipient gets through."""
     with pytest.raises(InvalidRequest, match="is no e-mail address"):
-        check([{"email": address}], (), mail=True)
+        check([{"email": address}], Reach(mail=True))
 
 
 def test_mail_needs_a_mail_server() -> None:
     """Otherwise nobody would notice that nothing is sent."""
     with pytest.raises(InvalidRequest, match="HEADROOM_SMTP_URL and HEADROOM_MAIL_FROM"):
-        check([{"email": "team@example.org"}], (), mail=False)
+        check([{"email": "team@example.org"}], Reach())
 
 
 @pytest.mark.parametrize("entry", [{}, {"pager": "5"}, {"webhook": "https://example.org/", "email": "a@example.org"}])
 def test_other_entries_are_refused(entry: dict[str, str]) -> None:
     """The message has both forms."""
     with pytest.raises(InvalidRequest, match='"webhook"'):
-        check([entry], (), mail=True)
+        check([entry], Reach(mail=True))
 
 
 def test_the_same_receiver_twice_is_refused() -> None:
     """It would get every message twice, or the second entry would say nothing."""
     with pytest.raises(InvalidRequest, match="is there twice"):
-        check([{"email": "a@example.org"}, {"email": "a@example.org"}], (), mail=True)
+        check([{"email": "a@example.org"}, {"email": "a@example.org"}], Reach(mail=True))
