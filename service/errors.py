@@ -110,3 +110,10 @@ class StoreFailed(HeadroomError):
 
     code = "store-failed"
     status = 507
+
+
+class StoreUnreachable(StoreFailed):
+    """Raised when the artifact store does not answer, or answers that it cannot just now; a later try may succeed."""
+
+    code = "store-unreachable"
+    status = 503

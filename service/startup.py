@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
+from service.storage.cache import FileCache
+from service.storage.opening import open_storage
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
@@ -33,8 +35,14 @@ def open_stores(settings: Settings) -> Stores:
     """
     engine = make_engine(settings.database)
     upgrade(engine)
-    artifacts = ArtifactStore(settings.artifacts)
+    artifacts = open_artifacts(settings)
     return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts))
+
+
+def open_artifacts(settings: Settings) -> ArtifactStore:
+    """Return the artifact store in use. Raises InvalidRequest for a URL that is not allowed, and StoreFailed."""
+    cache = FileCache(settings.home / "cache" / "artifacts", int(settings.artifact_cache_bytes))
+    return ArtifactStore(open_storage(settings.artifacts_place, cache))
 
 
 @contextmanager
