@@ -14,9 +14,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.audits import definition as definitions
-from service.audits.baseline import check_pinned, mismatches, rule
+from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
 from service.contracts.audit import AuditDefinition, AuditRun, Trigger
 from service.contracts.report import Report
+from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import (
@@ -32,7 +33,7 @@ from service.store.audit_records import (
 from service.store.audit_runs import add_run, cancel_jobs
 from service.store.job_records import new_id, utcnow
 from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRow, AuditRunRow
+from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, JobRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -56,7 +57,7 @@ class AuditStore(Transactions):
         is not allowed. A pinned report that is unknown, or of other definitions, calibration or schemes, is refused
         unless `force`; then the audit says so in `baseline_cautions`.
         """
-        cautions = self._checked(definition, force=force)
+        cautions = self.check(definition, force=force)
         now = self._clock()
         row = AuditRow(id=new_id(now), badge_token=secrets.token_urlsafe(24), created_at=now, runs=0, paused=False)
         try:
@@ -95,7 +96,7 @@ class AuditStore(Transactions):
 
         A run that has begun ends by what it began with. Raises NotFound, and what `create` raises.
         """
-        cautions = self._checked(definition, force=force)
+        cautions = self.check(definition, force=force)
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
@@ -168,7 +169,7 @@ class AuditStore(Transactions):
                 return True
             return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
 
-    def _checked(self, definition: AuditDefinition, *, force: bool) -> tuple[str, ...]:
+    def check(self, definition: AuditDefinition, *, force: bool = False) -> tuple[str, ...]:
         """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
         definitions.check(definition)
         of = rule(definition.baseline)
@@ -179,11 +180,14 @@ class AuditStore(Transactions):
             check_pinned(of, [past_run_of(run) for run in session.scalars(select(AuditRunRow).where(*ended))])
             named = (ArtifactRow.job_id == of.report_id, ArtifactRow.name == "report.json")
             sha256 = session.scalar(select(ArtifactRow.sha256).where(*named))
+            job = session.get(JobRow, of.report_id)
+            text = None if job is None else JobRequest.model_validate(job.request).calibration
         if sha256 is None:
             cautions: tuple[str, ...] = ("There is no such report.",)
         else:
             content = self._artifacts.path(sha256).read_bytes()
-            cautions = mismatches(Report.model_validate_json(content, extra="allow"), definition)
+            report = Report.model_validate_json(content, extra="allow")
+            cautions = (*mismatches(report, definition), *text_mismatch(text, definition.calibration))
         if cautions and not force:
             raise InvalidRequest(
                 "baseline",

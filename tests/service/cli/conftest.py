@@ -18,7 +18,9 @@ from service.api.app import make_app
 from service.cli.main import app
 from service.cli.running import run
 from service.settings import Settings
+from service.startup import Stores
 from service.store.artifacts import ArtifactStore
+from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim
 from service.store.jobs import JobStore
@@ -85,7 +87,8 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     keys = KeyStore(engine)
     keys.ensure("tests", KEY)
     store, artifacts = JobStore(engine), ArtifactStore(settings.artifacts)
-    with served(make_app(settings, store, artifacts, keys)) as url:
+    stores = Stores(store, artifacts, keys, AuditStore(engine, artifacts))
+    with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)
         yield Remote(url, store, artifacts)
