@@ -117,3 +117,10 @@ class StoreUnreachable(StoreFailed):
 
     code = "store-unreachable"
     status = 503
+
+
+class OtherStore(StoreFailed):
+    """Raised when the artifact store is not the one that belongs to the database."""
+
+    code = "other-store"
+    status = 503

@@ -17,7 +17,6 @@ from service.contracts.request import (
 )
 from service.errors import InvalidRequest
 
-
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
 
 
@@ -48,7 +47,7 @@ class Settings(BaseSettings):
     """Port the API listens on; 0: any free port."""
 
     artifacts_url: str | None = None
-    """Where reports and uploads are kept: `file:///directory` or `s3://bucket/prefix`; default: a directory in `home`."""
+    """Where files are kept: `file:///directory` or `s3://bucket/prefix`; default: a directory in `home`."""
 
     artifact_cache_bytes: MemorySize = DEFAULT_ARTIFACT_CACHE
     """Copies of files from a bucket take so much of the disk, and more only while they are in use."""

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from service.errors import InvalidRequest, ServiceUnreachable
+from service.errors import InvalidRequest, ServiceUnreachable, StoreFailed
 from service.settings import Settings
 from service.storage.cache import FileCache
 from service.storage.opening import open_storage
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
+from service.store.files.identity import StoreIdentity
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 
@@ -31,11 +32,13 @@ class Stores(NamedTuple):
 def open_stores(settings: Settings) -> Stores:
     """Return the stores, after bringing the database to the newest schema.
 
-    Raises InvalidRequest for a database URL that is not allowed, and ServiceUnreachable.
+    Raises InvalidRequest for a URL that is not allowed, and for an artifact store that belongs to another database;
+    ServiceUnreachable and StoreFailed when one does not answer.
     """
     engine = make_engine(settings.database)
     upgrade(engine)
     artifacts = open_artifacts(settings)
+    StoreIdentity(engine).compare(artifacts)
     return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts))
 
 
@@ -49,10 +52,11 @@ def open_artifacts(settings: Settings) -> ArtifactStore:
 def reporting_failure(program: str) -> Iterator[None]:
     """End the process with a message when the code inside cannot start `program`.
 
-    The exit status is 2 for a setting that is not allowed, and 3 when the database does not answer.
+    The exit status is 2 for a setting that is not allowed, and 3 when the database or the artifact store does
+    not answer.
     """
     try:
         yield
-    except (InvalidRequest, ServiceUnreachable) as error:
+    except (InvalidRequest, ServiceUnreachable, StoreFailed) as error:
         print(f"headroom {program}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidRequest) else 3)

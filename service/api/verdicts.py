@@ -8,11 +8,11 @@ import json
 import logging
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 
 from service.api.dependencies import Backend
 from service.contracts.report import SchemeVerdict
-from service.errors import NotFound
+from service.errors import NotFound, StoreFailed
+from service.store.artifacts import ArtifactStore
 from service.store.job_records import Job
 from service.store.statuses import Status
 from service.stored import read_report
@@ -22,6 +22,16 @@ log = logging.getLogger(__name__)
 Verdicts = dict[str, SchemeVerdict]
 """By scheme."""
 _REMEMBERED = 10_000
+_UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OSError,
+    NotFound,
+    StoreFailed,
+)
 
 
 def verdicts_of(backend: Backend, jobs: Iterable[Job]) -> dict[str, Verdicts]:
@@ -30,29 +40,29 @@ def verdicts_of(backend: Backend, jobs: Iterable[Job]) -> dict[str, Verdicts]:
     verdicts: dict[str, Verdicts] = {}
     for job_id, sha256 in backend.store.named("report.json", done).items():
         try:
-            path = backend.artifacts.path(sha256)
-            recorded = _recorded(path)
-            verdicts[job_id] = _restated(path, _tokens(backend, job_id)) if recorded is None else recorded
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, NotFound) as error:
+            recorded = _recorded(backend.artifacts, sha256)
+            verdicts[job_id] = _computed(backend, job_id, sha256) if recorded is None else recorded
+        except _UNREADABLE as error:
             log.warning("report %s: its verdicts cannot be read: %s: %s", job_id, type(error).__name__, error)
     return verdicts
 
 
-def _tokens(backend: Backend, job_id: str) -> Path | None:
-    sha256 = backend.store.named("tables/tokens.parquet", [job_id]).get(job_id)
-    return backend.artifacts.path(sha256) if sha256 else None
+def _computed(backend: Backend, job_id: str, report: str) -> Verdicts:
+    tokens = backend.store.named("tables/tokens.parquet", [job_id]).get(job_id)
+    return _restated(backend.artifacts, report, tokens)
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _recorded(report: Path) -> Verdicts | None:
-    """Return the verdicts in report.json; None unless every scheme has one."""
-    schemes = json.loads(report.read_bytes())["schemes"]
+def _recorded(artifacts: ArtifactStore, report: str) -> Verdicts | None:
+    """Return the verdicts in report.json, by its SHA-256; None unless every scheme has one."""
+    schemes = json.loads(artifacts.path(report).read_bytes())["schemes"]
     if not all(facts.get("verdict") for facts in schemes.values()):
         return None
     return {name: SchemeVerdict.model_validate(facts["verdict"]) for name, facts in schemes.items()}
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _restated(report: Path, tokens: Path | None) -> Verdicts:
-    schemes = read_report(report, tokens).schemes
+def _restated(artifacts: ArtifactStore, report: str, tokens: str | None) -> Verdicts:
+    table = artifacts.path(tokens) if tokens else None
+    schemes = read_report(artifacts.path(report), table).schemes
     return {name: facts.verdict for name, facts in schemes.items() if facts.verdict}

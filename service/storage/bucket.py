@@ -8,7 +8,7 @@ SHA-256 is taken again, and a file that changed meanwhile never appears.
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -27,8 +27,11 @@ PART_BYTES = 16 << 20
 FRESH = timedelta(hours=1)
 """A file that was put longer ago is put again, so that its time says when it was last asked for."""
 _CONCURRENT_PARTS = 4
-_CLIENT_SECONDS = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)}
-_RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+_CONNECT_SECONDS = timedelta(seconds=5)
+_REQUEST_SECONDS = timedelta(seconds=120)
+"""How long one request may take, which sends or fetches a part at most."""
+_RETRIES = 4
+_RETRY_SECONDS = timedelta(seconds=20)
 _CHECK = "check AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what the key may do"
 _NO_BUCKET = "NoSuchBucket"
 
@@ -43,14 +46,23 @@ class BucketStorage:
             self._store = S3Store(
                 bucket,
                 prefix=prefix or None,
-                client_options={**_CLIENT_SECONDS, "allow_http": _may_be_http()},
-                retry_config=_RETRIES,
+                client_options={
+                    "connect_timeout": _CONNECT_SECONDS,
+                    "timeout": _REQUEST_SECONDS,
+                    "allow_http": _may_be_http(),
+                },
+                retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_SECONDS},
             )
 
     @property
     def url(self) -> str:
         """`s3://BUCKET/PREFIX`."""
         return self._name
+
+    def check(self) -> None:
+        """Ask the store for something, whatever it is."""
+        with suppress(FileNotFoundError):
+            self.read("store-id")
 
     def put(self, content: Path | bytes, key_of: Callable[[str], str]) -> tuple[str, int]:
         """Keep content, in parts where it is large."""
@@ -146,7 +158,9 @@ class BucketStorage:
             yield
         except FileNotFoundError as error:
             if _NO_BUCKET in str(error):
-                raise StoreFailed(f"{self._name}: there is no such bucket; make it, or check AWS_ENDPOINT_URL") from error
+                raise StoreFailed(
+                    f"{self._name}: there is no such bucket; make it, or check AWS_ENDPOINT_URL"
+                ) from error
             raise
         except GenericError as error:
             failure = StoreUnreachable if _is_transient(error) else StoreFailed

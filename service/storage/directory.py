@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
+from service.errors import StoreFailed
 from service.storage.port import Entry, check_digest, digest_of
 
 _INCOMING = ".incoming-"
@@ -29,6 +31,13 @@ class DirectoryStorage:
     def url(self) -> str:
         """`file:///DIRECTORY`."""
         return self._root.absolute().as_uri()
+
+    def check(self) -> None:
+        """Look at the directory's permissions."""
+        if not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreFailed(
+                f"{self.url} is not a directory that this user can read and write; check that it is there"
+            )
 
     def put(self, content: Path | bytes, key_of: Callable[[str], str]) -> tuple[str, int]:
         """Keep content; nothing of it is left when this fails."""
@@ -83,7 +92,7 @@ class DirectoryStorage:
 
         It is renamed before its time is read: a put that comes later finds nothing, and writes it anew.
         """
-        place, doomed = self._place(key), Path(tempfile.mktemp(dir=self._root, prefix=_DOOMED))
+        place, doomed = self._place(key), self._root / f"{_DOOMED}{uuid4().hex}"
         try:
             place.rename(doomed)
         except FileNotFoundError:

@@ -41,6 +41,10 @@ class Storage(Protocol):
         """Where it is, as HEADROOM_ARTIFACTS_URL names it."""
         ...
 
+    def check(self) -> None:
+        """Return if files can be read and written, as far as this can be told without writing."""
+        ...
+
     def put(self, content: Path | bytes, key_of: Callable[[str], str]) -> tuple[str, int]:
         """Keep content under the key that `key_of` makes of its SHA-256; return that and the size in bytes.
 

@@ -9,9 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import NotFound, StoreFailed
+from service.errors import NotFound, OtherStore, StoreFailed
 from service.storage.directory import DirectoryStorage
 from service.storage.port import SHA256, Entry, Storage, artifact_key
+
+ID_KEY = "store-id"
+"""Key of the store's id."""
 
 
 class ArtifactStore:
@@ -20,11 +23,36 @@ class ArtifactStore:
     def __init__(self, storage: Storage | Path) -> None:
         """`storage` is where they lie; a path is a directory."""
         self.storage = DirectoryStorage(storage) if isinstance(storage, Path) else storage
+        self.id: str | None = None
+        """What the database calls it, once a process has compared them (`service.store.identity`)."""
 
     @property
     def url(self) -> str:
         """Where the files lie, as HEADROOM_ARTIFACTS_URL names it."""
         return self.storage.url
+
+    def check(self) -> None:
+        """Raise StoreFailed unless files can be read and written, and this is the store that it was at the start."""
+        try:
+            self.storage.check()
+            present = self.read_id() if self.id is not None else None
+        except OSError as error:
+            raise StoreFailed(f"{self.url} cannot be read: {error.strerror or error}") from error
+        if present != self.id:
+            raise OtherStore(
+                f"{self.url} is another artifact store than at the start: its id is {present}, not {self.id}"
+            )
+
+    def read_id(self) -> str | None:
+        """Return the id that is written in the store; None where there is none. Raises OSError and StoreFailed."""
+        try:
+            return self.storage.read(ID_KEY).decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def write_id(self, store_id: str) -> None:
+        """Write the store's id. Raises OSError and StoreFailed."""
+        self.storage.write(ID_KEY, f"{store_id}\n".encode())
 
     def put(self, content: Path | bytes) -> tuple[str, int]:
         """Keep a file or some bytes; return the SHA-256 in hexadecimal and the size in bytes.
