@@ -12,6 +12,7 @@ from service.errors import InvalidRequest, ServiceUnreachable, StoreFailed
 from service.settings import Settings
 from service.storage.cache import FileCache
 from service.storage.opening import open_storage
+from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
@@ -21,12 +22,13 @@ from service.store.keys import KeyStore
 
 
 class Stores(NamedTuple):
-    """What the service keeps: three stores in one database, and the files by content."""
+    """What the service keeps: four stores in one database, and the files by content."""
 
     jobs: JobStore
     artifacts: ArtifactStore
     keys: KeyStore
     audits: AuditStore
+    alerts: AlertStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -39,7 +41,8 @@ def open_stores(settings: Settings) -> Stores:
     upgrade(engine)
     artifacts = open_artifacts(settings)
     StoreIdentity(engine).compare(artifacts)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts))
+    audits = AuditStore(engine, artifacts, reach=settings.reach)
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine))
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:
