@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from sqlalchemy import Engine
+
 from service.errors import InvalidRequest, ServiceUnreachable, StoreFailed
 from service.settings import Settings
 from service.storage.cache import FileCache
@@ -39,8 +41,14 @@ def open_stores(settings: Settings) -> Stores:
     """
     engine = make_engine(settings.database)
     upgrade(engine)
+    stores = stores_on(engine, settings)
+    StoreIdentity(engine).compare(stores.artifacts)
+    return stores
+
+
+def stores_on(engine: Engine, settings: Settings) -> Stores:
+    """Return the stores on a database with the newest schema."""
     artifacts = open_artifacts(settings)
-    StoreIdentity(engine).compare(artifacts)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
     return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine))
 
