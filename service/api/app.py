@@ -10,7 +10,17 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
-from service.api.audits import alerts, badge, definitions, deliveries, feed, history, runs, webhooks
+from service.api.audits import (
+    alerts,
+    badge,
+    calibration,
+    definitions,
+    deliveries,
+    feed,
+    history,
+    runs,
+    webhooks,
+)
 from service.api.dependencies import Backend, known_parameters_only
 from service.api.middleware import BodyLimit, KeyRequired
 from service.settings import Settings
@@ -43,7 +53,7 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
         app.include_router(router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     told = (alerts.router, deliveries.router, webhooks.router, feed.router)
-    of_audits = (definitions.router, runs.router, history.router, *told)
+    of_audits = (definitions.router, runs.router, history.router, calibration.router, *told)
     for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app
