@@ -36,6 +36,7 @@ class Remote:
     url: str
     store: JobStore
     artifacts: ArtifactStore
+    audits: AuditStore
 
     def claim(self, job_id: str) -> Claim:
         """Begin a job, as a worker does."""
@@ -91,7 +92,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)
-        yield Remote(url, store, artifacts)
+        yield Remote(url, store, artifacts, stores.audits)
     engine.dispose()
 
 
