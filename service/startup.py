@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
+from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
@@ -18,12 +19,13 @@ from service.store.keys import KeyStore
 
 
 class Stores(NamedTuple):
-    """What the service keeps: three stores in one database, and the files by content."""
+    """What the service keeps: four stores in one database, and the files by content."""
 
     jobs: JobStore
     artifacts: ArtifactStore
     keys: KeyStore
     audits: AuditStore
+    alerts: AlertStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -34,7 +36,8 @@ def open_stores(settings: Settings) -> Stores:
     engine = make_engine(settings.database)
     upgrade(engine)
     artifacts = ArtifactStore(settings.artifacts)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts))
+    audits = AuditStore(engine, artifacts, reach=settings.reach)
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine))
 
 
 @contextmanager

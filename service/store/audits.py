@@ -14,11 +14,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.audits import definition as definitions
+from service.audits import receivers
 from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
 from service.contracts.audit import AuditDefinition, AuditRun, Trigger
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
+from service.store.alerts import note_definition
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import (
     Audit,
@@ -46,9 +48,16 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class AuditStore(Transactions):
     """Audits and their runs in one database; safe to use from several threads and processes."""
 
-    def __init__(self, engine: Engine, artifacts: ArtifactStore, clock: Callable[[], datetime] = utcnow) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        artifacts: ArtifactStore,
+        clock: Callable[[], datetime] = utcnow,
+        reach: receivers.Reach = receivers.PUBLIC,
+    ) -> None:
         super().__init__(engine, clock)
         self._artifacts = artifacts
+        self._reach = reach
 
     def create(self, definition: AuditDefinition, *, force: bool = False) -> Audit:
         """Make an audit.
@@ -65,6 +74,7 @@ class AuditStore(Transactions):
                 _define(row, definition, cautions, now)
                 session.add(row)
                 session.flush()
+                note_definition(session, row, definition, now)
                 return audit_of(row, None)
         except IntegrityError as error:
             raise _taken(definition.name) from error
@@ -100,8 +110,10 @@ class AuditStore(Transactions):
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
-                _define(row, definition, cautions, self._clock())
+                now = self._clock()
+                _define(row, definition, cautions, now)
                 session.flush()
+                note_definition(session, row, definition, now)
                 return _audit(session, row)
         except IntegrityError as error:
             raise _taken(definition.name) from error
@@ -172,6 +184,7 @@ class AuditStore(Transactions):
     def check(self, definition: AuditDefinition, *, force: bool = False) -> tuple[str, ...]:
         """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
         definitions.check(definition)
+        receivers.check(definition.notify, self._reach)
         of = rule(definition.baseline)
         if of.report_id is None:
             return ()
