@@ -41,7 +41,7 @@ def open_stores(settings: Settings) -> Stores:
 
 
 def stores_on(engine: Engine, settings: Settings) -> Stores:
-    """Return the stores on a database with the newest schema."""
+    """Return the stores on a database at the newest schema."""
     artifacts = ArtifactStore(settings.artifacts)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
     return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine))
