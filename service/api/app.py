@@ -10,7 +10,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
-from service.api.audits import definitions, history, runs
+from service.api.audits import calibration, definitions, history, runs
 from service.api.dependencies import Backend, known_parameters_only
 from service.api.middleware import BodyLimit, KeyRequired
 from service.settings import Settings
@@ -41,7 +41,7 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
     problems.install(app)
     app.include_router(health.router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
-    of_audits = (definitions.router, runs.router, history.router)
+    of_audits = (definitions.router, runs.router, history.router, calibration.router)
     for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

@@ -51,6 +51,16 @@ def test_health_needs_no_key(stranger):
     assert ready.json() == {"status": "ready", "database": "ok", "artifacts": "ok", "broker": "none"}
 
 
+def test_a_service_whose_artifact_store_was_exchanged_is_not_ready(stranger, world):
+    world.artifacts.id = "the id at the start"
+    world.artifacts.write_id("another")
+    answer = stranger.get("/readyz")
+    assert answer.status_code == 503
+    assert (answer.json()["status"], answer.json()["artifacts"]) == ("not ready", "other")
+    world.artifacts.write_id("the id at the start")
+    assert stranger.get("/readyz").status_code == 200
+
+
 def test_a_service_without_its_artifacts_is_not_ready(stranger, world):
     shutil.rmtree(world.settings.artifacts)
     answer = stranger.get("/readyz")
