@@ -8,14 +8,18 @@ Any number of them may run at once. SIGTERM and SIGINT may break off a step anyw
 import logging
 import signal
 import sys
-from threading import Event
+from threading import Event, Thread
 
+from service.notifications.delivery import Deliverer
 from service.scheduler.repeating import Repeating
 from service.scheduler.rounds import rounds
 from service.settings import settings
 from service.startup import open_stores, reporting_failure
 
 log = logging.getLogger("service.scheduler")
+
+STOP_SECONDS = 5.0
+"""How long a process that ends waits for a step in a thread; the next scheduler does what is broken off."""
 
 
 def main() -> None:
@@ -32,8 +36,18 @@ def main() -> None:
         present = settings()
         stores = open_stores(present)
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
-    log.info("the scheduler runs a round every %g s", present.scheduler_seconds)
-    jobs.run(present.scheduler_seconds, stop)
+        deliverer = Deliverer(present, stores.alerts)
+    seconds = present.scheduler_seconds
+    deliveries = Repeating("deliveries of messages", deliverer.step)
+    thread = Thread(target=deliveries.run, args=(seconds, stop), name="deliveries", daemon=True)
+    thread.start()
+    log.info("the scheduler runs a round every %g s", seconds)
+    try:
+        jobs.run(seconds, stop)
+    finally:
+        stop.set()
+        thread.join(STOP_SECONDS)
+        deliverer.wait(STOP_SECONDS)
 
 
 if __name__ == "__main__":
