@@ -130,34 +130,47 @@ def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int
 
 
 def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
-    lines = [growth.sqnr_db for growth in growths]
-    apart = _apart(growths)
-    if apart:
-        lines += [growth.typical for growth in growths]
+    """Draw the SQNR of every scheme's stream; layers that equal the reference have marks above the scale."""
+    lines = _draw_streams(axes, growths, with_typical=_apart(growths))
     finite = np.concatenate([line[np.isfinite(line)] for line in lines])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     pad = 0.08 * (high - low) or 1.0
-    exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
-    step = pad * min(1, _MAX_SCHEMES_AT_USUAL_HEIGHT / (len(exact) or 1))
-    levels = [high + 2 * pad + step * lane for lane in range(len(exact))]
-    for position, growth in enumerate(growths):
-        _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
-        if apart:
-            look = {"linestyle": _TYPICAL, "linewidth": 1, "alpha": 0.7, "marker": ""}
-            _line(axes, growth.typical, position, f"typical_{growth.scheme}", **look)
-    if apart:
-        _name_lines(axes)
-    for position, level in zip(exact, levels, strict=True):
-        _off_scale(axes, np.flatnonzero(growths[position].exact), level, position)
-    axes.set_ylim(low - pad, (levels[-1] if exact else high) + pad)
-    if exact:
+    top = _exact_layers(axes, growths, high, pad)
+    axes.set_ylim(low - pad, top + pad)
+    if top > high:
         axes.set_yticks([tick for tick in axes.get_yticks() if low - pad <= tick <= high + pad])
         axes.axhline(high + pad, color=style.MUTED, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
         _edge_note(axes, high + pad, "exact")
     if not finite.size:
         axes.set_yticks([])
-    if not finite.size and not exact:
-        leave_empty(axes, "n/a: the table has no SQNR at block.output")
+        if top == high:
+            leave_empty(axes, "n/a: the table has no SQNR at block.output")
+
+
+def _draw_streams(axes: Any, growths: Sequence[Growth], *, with_typical: bool) -> list[NDArray[np.float64]]:
+    """Draw the SQNR lines, with those without the massive dimensions if asked, and return what they show."""
+    lines = []
+    look = {"linestyle": _TYPICAL, "linewidth": 1, "alpha": 0.7, "marker": ""}
+    for position, growth in enumerate(growths):
+        _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
+        lines.append(growth.sqnr_db)
+        if with_typical:
+            _line(axes, growth.typical, position, f"typical_{growth.scheme}", **look)
+            lines.append(growth.typical)
+    if with_typical:
+        _name_lines(axes)
+    return lines
+
+
+def _exact_layers(axes: Any, growths: Sequence[Growth], high: float, pad: float) -> float:
+    """Mark the exact layers of each scheme on a level of its own above `high`; return the highest level in use."""
+    exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
+    step = pad * min(1, _MAX_SCHEMES_AT_USUAL_HEIGHT / (len(exact) or 1))
+    level = high
+    for lane, position in enumerate(exact):
+        level = high + 2 * pad + step * lane
+        _off_scale(axes, np.flatnonzero(growths[position].exact), level, position)
+    return level
 
 
 def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
@@ -175,6 +188,7 @@ def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
 
 
 def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
+    """Draw the largest isolated error of every layer; errors of 0 have marks below the scale."""
     positive = np.concatenate([growth.worst[growth.worst > 0] for growth in growths])
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.01, 1.0)
     exact = [position for position, growth in enumerate(growths) if (growth.worst == 0).any()]

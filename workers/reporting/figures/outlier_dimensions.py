@@ -129,29 +129,40 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
 
 def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
     """Draw one mark for each definition, dimension and layer; each definition keeps to a lane of the rows."""
-    present = [name for name in SHAPES if any(name in found.at for found in shown)]
-    lanes = [name for name in present if name not in OVER_ALL]
-    offsets = dict(zip(lanes, (np.arange(len(lanes)) - (len(lanes) - 1) / 2) * 0.21, strict=True))
-    look: dict[str, Any] = {
+    present = [name for name in SHAPES if any(name in dimension.at for dimension in shown)]
+    by_layer = [name for name in present if name not in OVER_ALL]
+    for lane, name in enumerate(by_layer):
+        offset = (lane - (len(by_layer) - 1) / 2) * 0.21
+        places = [(layer, row + offset) for row, one in enumerate(shown) for layer in one.at.get(name, ())]
+        axes.plot(*np.array(places).reshape(-1, 2).T, markersize=4, gid=f"mark_{name}", **_look(name))
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < depth])  # none below the marks to the right
+    axes.set_xlim(-0.5, _mark_over_all(axes, shown, depth))
+    handles = [Line2D([], [], markersize=5, **_look(name)) for name in present]
+    labels = [f"{name} (over all layers)" if name in OVER_ALL else name for name in present]
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
+
+
+def _mark_over_all(axes: Any, shown: Sequence[Flagged], depth: int) -> float:
+    """Draw the marks of the definitions about all layers right of the rows; return the right edge of the marks."""
+    edge, step = depth - 0.5, 0.022 * depth
+    for name in [name for name in SHAPES if name in OVER_ALL]:
+        rows = [row for row, one in enumerate(shown) if name in one.at]
+        if rows:
+            axes.plot([edge + step] * len(rows), rows, markersize=6, gid=f"mark_{name}", **_look(name))
+            edge += 2 * step
+    return edge
+
+
+def _look(definition: str) -> dict[str, Any]:
+    """Return how the marks of a definition are drawn."""
+    return {
+        "marker": SHAPES[definition],
         "linestyle": "none",
         "markerfacecolor": style.INK,
         "markeredgecolor": style.PAPER,
         "markeredgewidth": 0.5,
         "clip_on": False,
     }
-    for name in lanes:
-        places = [(layer, row + offsets[name]) for row, found in enumerate(shown) for layer in found.at.get(name, ())]
-        axes.plot(*np.array(places).reshape(-1, 2).T, marker=SHAPES[name], markersize=4, gid=f"mark_{name}", **look)
-    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < depth])  # none beneath the marks beside
-    edge, step = depth - 0.5, 0.022 * depth
-    for name in [name for name in OVER_ALL if name in present]:
-        rows = [row for row, found in enumerate(shown) if name in found.at]
-        axes.plot([edge + step] * len(rows), rows, marker=SHAPES[name], markersize=6, gid=f"mark_{name}", **look)
-        edge += 2 * step
-    axes.set_xlim(-0.5, edge)
-    handles = [Line2D([], [], marker=SHAPES[name], markersize=5, **look) for name in present]
-    labels = [f"{name} (over all layers)" if name in OVER_ALL else name for name in present]
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
 
 
 def _cell(found: Flagged, layer: int) -> str:
