@@ -196,6 +196,16 @@ class Source:
             )
         return layers.astype(np.int64)
 
+    def stream_errors(self, scheme: str) -> tuple[NDArray[np.int64], Columns]:
+        """Return the accumulated errors of a scheme's residual stream: the layers, and the rows of `errors`.
+
+        Raises:
+            TableAbsent: the report has no table `errors`.
+            ReportUnreadable: the table is damaged.
+        """
+        rows = select(self.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
+        return self.layers_of("errors", rows), rows
+
     def truths(self, table: str, column: str) -> NDArray[np.bool_]:
         """Return a column of true and false.
 

@@ -17,7 +17,6 @@ from workers.reporting.drawing.figure import Caption, Drawing, provenance
 from workers.reporting.drawing.label_placement import spread
 from workers.reporting.drawing.missing_values import leave_empty
 from workers.reporting.loading import Source, select
-from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import counted, number, plain, ranges, visible
 
 _MAX_SCHEMES_AT_USUAL_HEIGHT = 6
@@ -75,14 +74,12 @@ def draw(source: Source) -> Iterator[Drawing]:
 def _growth(source: Source, scheme: str) -> Growth:
     depth = source.report.model.layers
     sqnr, typical, exact = np.full(depth, np.nan), np.full(depth, np.nan), np.zeros(depth, dtype=bool)
-    errors = source.tables["errors"]
-    stream = select(errors, scheme=scheme, mode="accumulated", component="block", port="output")
-    layers = source.layers_of("errors", stream)
+    layers, stream = source.stream_errors(scheme)
     exact[layers] = stream["exact"] == 1
     sqnr[layers] = np.where(exact[layers], np.nan, stream["sqnr_db"])
     typical[layers] = stream["sqnr_db_typical"]
     worst, component = np.full(depth, np.nan), [""] * depth
-    isolated = select(errors, scheme=scheme, mode="isolated", port="output")
+    isolated = select(source.tables["errors"], scheme=scheme, mode="isolated", port="output")
     rows = zip(source.layers_of("errors", isolated), isolated["component"], isolated["relative_l2"], strict=True)
     for layer, name, value in rows:
         if name != "block" and np.isfinite(value) and not value <= worst[layer]:
@@ -256,7 +253,7 @@ def _worst_label(growth: Growth) -> str:
 
 
 def _caption(source: Source, growths: Sequence[Growth]) -> Caption:
-    massive = counted(len(massive_dimensions(source.report)), "massive dimension")
+    massive = counted(len(source.report.outliers.massive_dimensions()), "massive dimension")
     return Caption(
         "Error of each scheme by layer: accumulated (top) and of the worst component (bottom).",
         (
