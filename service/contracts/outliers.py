@@ -1,4 +1,4 @@
-"""What a report says of outliers: dimensions by definition, massive activations, heads."""
+"""The part of a report on outliers: dimensions by definition, massive activations, heads."""
 
 from pydantic import Field
 

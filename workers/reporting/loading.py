@@ -115,7 +115,7 @@ def contract(report: Report) -> dict[str, tuple[Column, ...]]:
     """Return the columns that each table of `report` has, those of its schemes and labeled dimensions among them."""
     columns = {name: table.columns_for(report.schemes) for name, table in TABLES.items()}
     if report.labelled is not None:
-        chosen = [found.dimension for found in report.labelled.dimensions]
+        chosen = [one.dimension for one in report.labelled.dimensions]
         columns["labelled"] = labelled_table(chosen, report.schemes).columns
     return columns
 

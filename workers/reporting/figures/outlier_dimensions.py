@@ -57,7 +57,7 @@ class Flagged(NamedTuple):
 
 def draw(source: Source) -> Iterator[Drawing]:
     """Yield the figure; where no dimension is flagged, it says so."""
-    flagged = sorted(_flagged(source), key=lambda found: found.importance, reverse=True)
+    flagged = sorted(_flagged(source), key=lambda dimension: dimension.importance, reverse=True)
     shown = flagged[:SHOWN_DIMENSIONS]
     figure, hover = _figure(shown, source.report.model.layers) if shown else (_nothing(source.report.outliers), {})
     yield Drawing(
@@ -88,7 +88,7 @@ def _flagged(source: Source) -> list[Flagged]:
         return []
     peaks = _peaks(source, np.array(sorted(at)), depth)
     return [
-        Flagged(dimension, {name: tuple(sorted(found)) for name, found in at[dimension].items()}, row)
+        Flagged(dimension, {name: tuple(sorted(layers)) for name, layers in at[dimension].items()}, row)
         for dimension, row in zip(sorted(at), peaks, strict=True)
     ]
 
@@ -111,8 +111,8 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_yticks(range(len(shown)), [str(found.dimension) for found in shown])
-    peaks = np.array([found.peaks for found in shown])
+    axes.set_yticks(range(len(shown)), [str(one.dimension) for one in shown])
+    peaks = np.array([one.peaks for one in shown])
     norm, ticks = rising_norm(peaks[np.isfinite(peaks)])
     edges = np.arange(depth + 1) - 0.5, np.arange(len(shown) + 1) - 0.5
     cells = np.ma.masked_invalid(peaks)
@@ -123,7 +123,7 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     _mark(axes, shown, depth)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     color_bar(figure, axes, mesh, ticks, "abs_max", pad=0.02, fraction=0.04, aspect=8 + 2 * len(shown))
-    hover = {"cells": [_cell(found, layer) for found in shown for layer in range(depth)]}
+    hover = {"cells": [_cell(one, layer) for one in shown for layer in range(depth)]}
     return figure, hover
 
 
@@ -165,9 +165,9 @@ def _look(definition: str) -> dict[str, Any]:
     }
 
 
-def _cell(found: Flagged, layer: int) -> str:
-    met = [name for name in SHAPES if layer in found.at.get(name, ())]
-    return f"dimension {found.dimension}, layer {layer}: {number(found.peaks[layer], 6)}" + (
+def _cell(flagged: Flagged, layer: int) -> str:
+    met = [name for name in SHAPES if layer in flagged.at.get(name, ())]
+    return f"dimension {flagged.dimension}, layer {layer}: {number(flagged.peaks[layer], 6)}" + (
         f"; {', '.join(met)}" if met else ""
     )
 
@@ -260,6 +260,5 @@ def _alt(shown: Sequence[Flagged], flagged: int) -> str:
     first = shown[0]
     return (
         f"Heat map of {counted(len(shown), 'dimension')} by {counted(len(first.peaks), 'layer')}; {flagged:,} are "
-        "flagged. "
-        + " ".join(f"Dimension {found.dimension} meets {', '.join(sorted(found.at))}." for found in shown[:5])
+        "flagged. " + " ".join(f"Dimension {one.dimension} meets {', '.join(sorted(one.at))}." for one in shown[:5])
     )
