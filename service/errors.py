@@ -71,10 +71,14 @@ class NotComparable(HeadroomError):
     status = 422
 
 
-class ReportDamaged(HeadroomError):
-    """Raised when a stored report, or a table of it, cannot be read."""
+class ReportUnreadable(HeadroomError):
+    """Raised when a stored report, or a table of it, is missing, damaged or of a form that this version cannot read."""
 
     code = "report-damaged"
+
+
+class SchemaVersionUnknown(ReportUnreadable):
+    """Raised when a stored report is of another major schema version."""
 
 
 class LeaseLost(HeadroomError):
@@ -110,3 +114,17 @@ class StoreFailed(HeadroomError):
 
     code = "store-failed"
     status = 507
+
+
+class StoreUnreachable(StoreFailed):
+    """Raised when the artifact store does not answer, or answers that it cannot just now; a later try may succeed."""
+
+    code = "store-unreachable"
+    status = 503
+
+
+class OtherStore(StoreFailed):
+    """Raised when the artifact store is not the one that belongs to the database."""
+
+    code = "other-store"
+    status = 503

@@ -1,12 +1,16 @@
 """Settings from the environment variables that begin with `HEADROOM_`; read once."""
 
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Annotated
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.audits.networks import Network
+from service.audits.receivers import Reach, is_mailbox
 from service.contracts import refusals
 from service.contracts.request import (
     DEFAULT_CHECKPOINT_SECONDS,
@@ -16,6 +20,8 @@ from service.contracts.request import (
     MemorySize,
 )
 from service.errors import InvalidRequest
+
+DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
 
 
 class Settings(BaseSettings):
@@ -44,6 +50,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8400, ge=0, le=65535)
     """Port the API listens on; 0: any free port."""
 
+    artifacts_url: str | None = None
+    """Where files are kept: `file:///directory` or `s3://bucket/prefix`; default: a directory in `home`."""
+
+    artifact_cache_bytes: MemorySize = DEFAULT_ARTIFACT_CACHE
+    """Copies of files from a bucket take so much of the disk, and more only while they are in use."""
+
     lease_seconds: float = Field(default=60.0, gt=0)
     """A worker that does not renew its claim for this long loses the job."""
 
@@ -65,14 +77,50 @@ class Settings(BaseSettings):
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
     """Seconds of a measurement that the loss of its worker may cost."""
 
+    webhook_networks: Annotated[tuple[Network, ...], NoDecode] = ()
+    """Networks besides the public ones that webhooks may be in, such as `10.1.0.0/16,fd00::/64`."""
+
+    smtp_url: SecretStr | None = None
+    """Server for e-mail: `smtp://HOST:PORT`, `smtp://USER:PASSWORD@HOST:PORT?starttls=1` or `smtps://...`."""
+
+    mail_from: str | None = None
+    """Mailbox that e-mail is from."""
+
+    @field_validator("webhook_networks", mode="plain")
+    @classmethod
+    def _parse_networks(cls, given: str | tuple[Network, ...]) -> tuple[Network, ...]:
+        if isinstance(given, tuple):
+            return given
+        try:
+            return tuple(ip_network(part.strip()) for part in given.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"allowed: networks such as 10.1.0.0/16,fd00::/64 ({error})") from error
+
+    @field_validator("mail_from")
+    @classmethod
+    def _check_mailbox(cls, given: str | None) -> str | None:
+        if given is not None and not is_mailbox(given):
+            raise ValueError("allowed: a mailbox such as headroom@example.org")
+        return given
+
+    @property
+    def reach(self) -> Reach:
+        """Whom this service can tell of alerts."""
+        return Reach(self.webhook_networks, self.smtp_url is not None and self.mail_from is not None)
+
     @property
     def database(self) -> str:
         """SQLAlchemy URL of the database in use."""
         return self.database_url or f"sqlite:///{self.home / 'headroom.db'}"
 
     @property
+    def artifacts_place(self) -> str:
+        """URL of the artifact store in use."""
+        return self.artifacts_url or self.artifacts.expanduser().absolute().as_uri()
+
+    @property
     def artifacts(self) -> Path:
-        """Directory of the artifact store."""
+        """Directory of the artifact store, unless `artifacts_url` names another place."""
         return self.home / "artifacts"
 
 

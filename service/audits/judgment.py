@@ -67,13 +67,23 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
     if not broken:
         warned = [f"{one.limit}: {one.reason}" for one in findings if one.verdict == "warn"]
         return Outcome("warn" if warned else "pass", (*warned, *not_judged))
-    ended = [rerun for rerun in reruns if rerun.status != "failed"]
+    ended = _ended(reruns)
     doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
-    verdict: RunVerdict = "fail" if any(not listed for listed in doubts.values()) else "unconfirmed"
+    verdict: RunVerdict = "fail" if confirmed(findings, reruns) else "unconfirmed"
     reasons = [
         " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(reruns, ended),)))) for one in broken
     ]
     return Outcome(verdict, (*reasons, *not_judged))
+
+
+def confirmed(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> tuple[Finding, ...]:
+    """Return the findings that fail a run: broken, and broken in every rerun that ended."""
+    ended = _ended(reruns)
+    return tuple(one for one in findings if one.verdict == "broken" and not any(_doubts(one, ended)))
+
+
+def _ended(reruns: Sequence[Rerun]) -> list[Rerun]:
+    return [rerun for rerun in reruns if rerun.status != "failed"]
 
 
 def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:

@@ -197,7 +197,7 @@ def _problem(error: CronSimError, given: str) -> str:
         CronSim(" ".join((minute, hour, day, "*", weekday)), datetime(2000, 1, 1))
         if field == "day-of-month":
             return _NEVER
-    return f"has a {field} that is not one"
+    return f"has no valid {field}"
 
 
 def _zone(given: str) -> ZoneInfo:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from service.contracts.files import StoredFile, Upload
 from service.contracts.record import Frozen, Record
 from service.contracts.report import Estimate
-from service.contracts.request import Analysis, NoBoolean
+from service.contracts.request import Analysis, NoBoolean, allowing
 
 FindingVerdict = Literal["pass", "warn", "broken", "not_judged"]
 """`pass`: the limit holds. `warn`: it is broken, within the figure's noise. `broken`: it is broken beyond the noise, or
@@ -48,9 +48,16 @@ class AuditSettings(Analysis):
     Texts are checked by `service/audits`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    name: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$"),
+        allowing("allowed: 1 to 63 of a-z, 0-9 and -, first a letter or a digit"),
+    ]
     """What commands and pages call it."""
-    model: Annotated[str, Field(min_length=1, max_length=1024)] | NewestIn
+    model: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1024)] | NewestIn,
+        allowing('allowed: text, such as org/name@branch or an absolute path, or {"newest_in": DIRECTORY}'),
+    ]
     """As in a job request, resolved anew for every run: a hub id with a branch moves with it."""
     schedule: Annotated[str, Field(max_length=255)] | None = None
     """Cron expression of five fields; without one, runs are asked for."""

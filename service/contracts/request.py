@@ -38,7 +38,7 @@ NoBoolean = BeforeValidator(_no_boolean)
 """Refuses true and false in place of a number."""
 
 
-def _allowing(allowed: LiteralString) -> WrapValidator:
+def allowing(allowed: LiteralString) -> WrapValidator:
     """Replace the message of a failed check by `allowed`."""
 
     def check(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
@@ -51,7 +51,7 @@ def _allowing(allowed: LiteralString) -> WrapValidator:
 
 
 MemorySize = Annotated[
-    ByteSize, Field(ge=0), _allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB")
+    ByteSize, Field(ge=0), allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB")
 ]
 """Bytes, as a number or with a unit: 2147483648, "2GiB"."""
 DEFAULT_MEMORY = ByteSize(2 * 2**30)
@@ -59,7 +59,7 @@ DEFAULT_CHECKPOINT_SECONDS = 60.0
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$"),
-    _allowing("allowed: auto, cpu, cuda, or cuda:N with N from 0 to 99"),
+    allowing("allowed: auto, cpu, cuda, or cuda:N with N from 0 to 99"),
 ]
 """Where to compute: `auto` is the first CUDA device, else the CPU; `cuda` is the first CUDA device."""
 CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean]

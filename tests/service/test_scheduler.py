@@ -20,7 +20,8 @@ from service.contracts.request import JobRequest
 from service.errors import ServiceUnreachable
 from service.local import broker
 from service.processes import spawn, terminate
-from service.scheduler import Round, Scheduler, run_round
+from service.scheduler.repeating import Repeating
+from service.scheduler.rounds import Round, rounds, run_round
 from service.settings import Settings
 from service.store.database import make_engine, upgrade
 from service.store.jobs import JobStore
@@ -198,15 +199,15 @@ def _broker_client(settings: Settings) -> redis.Redis:
 
 
 def test_an_emptied_redis_loses_and_repeats_nothing(settings: Settings, store: JobStore, clock: Clock) -> None:
-    scheduler = Scheduler(settings, store)
+    scheduler = rounds(settings, store)
     jobs = [store.submit(REQUEST).id for _ in range(4)]
-    assert scheduler.step() == Round(requeued=0, sent=4, resent=0)
+    assert scheduler() == Round(requeued=0, sent=4, resent=0)
     with _broker_client(settings) as client:
         assert client.llen(queue.QUEUE) == 4
         client.flushall()  # the server is this test's own
         store.claim(jobs[0], 1, "worker", 3600)
         clock.move(60)
-        assert scheduler.step() == Round(requeued=0, sent=0, resent=3)
+        assert scheduler() == Round(requeued=0, sent=0, resent=3)
         assert client.llen(queue.QUEUE) == 3
     assert [store.claim(job, 1, "worker", 60) is not None for job in jobs] == [False, True, True, True]
 
@@ -216,12 +217,11 @@ def test_a_broker_that_is_down_is_logged_once_and_tried_again(
 ) -> None:
     job = store.submit(REQUEST)
     nobody = settings.model_copy(update={"broker_url": SecretStr(f"redis+socket://{settings.home}/none.sock")})
-    scheduler = Scheduler(nobody, store)
+    brokers = [nobody, nobody, nobody, settings]
+    scheduler = Repeating("rounds of jobs", lambda: rounds(brokers.pop(0), store)())
     with caplog.at_level(logging.INFO, logger="service.scheduler"):
         assert [scheduler.step() for _ in range(3)] == [None] * 3
         assert len(caplog.records) == 1
-        scheduler._send = partial(queue.send, queue.make_app(settings))
-        scheduler._waiting = partial(queue.waiting, queue.make_app(settings))
         assert scheduler.step() == Round(requeued=0, sent=1, resent=0)
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     assert store.get(job.id).status is Status.queued

@@ -25,7 +25,7 @@ from service.contracts.request import JobRequest
 from service.errors import ServiceUnreachable
 from service.local.broker import program
 from service.processes import spawn, terminate
-from service.scheduler import run_round
+from service.scheduler.rounds import run_round
 from service.settings import Settings
 from service.store.database import make_engine, upgrade
 from service.store.job_records import utcnow

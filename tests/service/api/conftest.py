@@ -18,11 +18,11 @@ from starlette.testclient import TestClient
 from service.api.app import make_app
 from service.contracts.request import JobRequest
 from service.settings import Settings
+from service.startup import Stores, stores_on
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim, Job
 from service.store.jobs import JobStore
-from service.store.keys import KeyStore
 
 KEY = "the-key-of-the-tests"
 LARGEST_BODY = 4096
@@ -33,10 +33,18 @@ class World:
     """An API and the parts behind it."""
 
     app: FastAPI
-    store: JobStore
-    artifacts: ArtifactStore
-    keys: KeyStore
+    stores: Stores
     settings: Settings
+
+    @property
+    def store(self) -> JobStore:
+        """The jobs."""
+        return self.stores.jobs
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """The files."""
+        return self.stores.artifacts
 
     def submit(self, model: str = "sample") -> Job:
         """Put a job into the queue, past the API."""
@@ -75,10 +83,9 @@ def world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
     shutil.copy(empty_database, tmp_path / "headroom.db")
     engine = make_engine(settings.database)
     settings.artifacts.mkdir()
-    keys = KeyStore(engine)
-    keys.ensure("tests", KEY)
-    store, artifacts = JobStore(engine), ArtifactStore(settings.artifacts)
-    yield World(make_app(settings, store, artifacts, keys), store, artifacts, keys, settings)
+    stores = stores_on(engine, settings)
+    stores.keys.ensure("tests", KEY)
+    yield World(make_app(settings, stores), stores, settings)
     engine.dispose()
 
 

@@ -19,15 +19,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import feather
 
-from service.contracts.progress import Warned
 from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
-from workers.measurement.layers.capture import BLOCK_OUTPUT
+from service.contracts.warnings import Warning
 from workers.measurement.layers.layer_results import LayerResults
-from workers.measurement.results.archives import load_hits, load_surface, save_hits, save_surface
+from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
 from workers.measurement.runtime.table_writer import TableRows
-from workers.measurement.statistics.llm_int8 import Hits
+from workers.measurement.statistics.outliers.llm_int8 import Hits
 from workers.measurement.statistics.surface import Surface
 
 HITS = ("llm_int8", "llm_int8_relative")
@@ -40,7 +39,7 @@ _CHANNEL_ERRORS = "channel_errors.npz"
 class LayerFacts:
     """What a layer adds to the summary."""
 
-    warnings: list[Warned]
+    warnings: list[Warning]
     saved_bytes: dict[str, int]
     """By scheme: bytes by which its copy of the layer is smaller."""
     paths: dict[str, list[str]]
@@ -67,7 +66,7 @@ class LayerFiles:
                 shutil.rmtree(entry)
         self._largest_ratio = max((_ratio(self.block_output(layer)) for layer in range(layers)), default=-math.inf)
 
-    def write(self, found: LayerResults, warnings: list[Warned]) -> None:
+    def write(self, found: LayerResults, warnings: list[Warning]) -> None:
         """Keep what was found at a layer."""
         fresh = self._directory / _UNFINISHED
         fresh.mkdir()
@@ -135,7 +134,7 @@ class LayerFiles:
     def facts(self, layer: int) -> LayerFacts:
         """Return what a layer adds to the summary."""
         stored: dict[str, Any] = json.loads((self._of(layer) / "facts.json").read_text(encoding="utf-8"))
-        warnings = [Warned.model_validate(warning) for warning in stored["warnings"]]
+        warnings = [Warning.model_validate(warning) for warning in stored["warnings"]]
         return LayerFacts(warnings, stored["saved_bytes"], stored["paths"], stored["left"])
 
     def _of(self, layer: int) -> Path:
@@ -145,3 +144,32 @@ class LayerFiles:
 def _ratio(site: Mapping[str, Any]) -> float:
     ratio = site["max_to_median"]
     return -1.0 if ratio is None else float(ratio)
+
+
+def save_hits(file: Path, hits: Hits) -> None:
+    """Write a layer's hits as a NumPy archive."""
+    np.savez(file, **vars(hits))
+
+
+def load_hits(file: Path) -> Hits:
+    """Read what `save_hits` wrote."""
+    with np.load(file) as stored:
+        return Hits(**stored)
+
+
+def save_surface(file: Path, surface: Surface) -> None:
+    """Write a surface as a NumPy archive."""
+    np.savez(file, **vars(surface))
+
+
+def load_surface(file: Path) -> Surface:
+    """Read what `save_surface` wrote."""
+    with np.load(file) as stored:
+        return Surface(
+            sequence=int(stored["sequence"]),
+            positions=int(stored["positions"]),
+            channels=int(stored["channels"]),
+            position=stored["position"],
+            channel=stored["channel"],
+            value=stored["value"],
+        )

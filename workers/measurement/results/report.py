@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from service.contracts import provenance
 from service.contracts import report as contract
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
@@ -52,12 +53,12 @@ class MeasurementResults:
         return token_id, self.tokenizer.decode([token_id])
 
 
-def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> contract.ModelFacts:
+def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> provenance.ModelFacts:
     """Describe the model."""
     config = decoder.config
     layouts = {heads(decoder.layer_config(layer)) for layer in range(len(decoder.layers))}
     found = layouts.pop() if len(layouts) == 1 else None  # layers that differ have no number of heads in common
-    return contract.ModelFacts(
+    return provenance.ModelFacts(
         source=request.model.source,
         revision=request.model.revision,
         fingerprint=fingerprint,
@@ -74,10 +75,10 @@ def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str)
     )
 
 
-def calibration_facts(request: MeasurementRequest, calibration: Calibration, batch: int) -> contract.CalibrationFacts:
+def calibration_facts(request: MeasurementRequest, calibration: Calibration, batch: int) -> provenance.CalibrationFacts:
     """Describe the text."""
     sequences, length = calibration.token_ids.shape
-    return contract.CalibrationFacts(
+    return provenance.CalibrationFacts(
         source=request.calibration.source,
         fingerprint=calibration.fingerprint,
         sequences=sequences,
@@ -91,9 +92,9 @@ def calibration_facts(request: MeasurementRequest, calibration: Calibration, bat
     )
 
 
-def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment:
+def environment(decoder: Decoder, paths: dict[str, str]) -> provenance.Environment:
     """Describe where it ran."""
-    return contract.Environment(
+    return provenance.Environment(
         device=device_name(decoder.device),
         torch=torch.__version__,
         transformers=version("transformers"),
@@ -103,14 +104,14 @@ def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment
     )
 
 
-def timing(reporter: ProgressReporter, device: torch.device) -> contract.Timing:
+def timing(reporter: ProgressReporter, device: torch.device) -> provenance.Timing:
     """State what it cost so far."""
     # Linux counts the peak in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
-    return contract.Timing(
+    return provenance.Timing(
         wall_seconds=reporter.elapsed,
         stage_seconds=reporter.stage_seconds,
-        peak_memory_bytes=contract.PeakMemory(
+        peak_memory_bytes=provenance.PeakMemory(
             resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             device=peak_bytes(device),
         ),
@@ -133,10 +134,10 @@ def scheme_facts(scheme: Scheme, results: MeasurementResults, assembled: Assembl
     decoder, name = results.state.decoder, scheme.name
     outside = results.state.outside[name]
     reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
-    model_bytes = reference_bytes - assembled.saved_bytes[name] - outside.saved_bytes
+    model_bytes = reference_bytes - assembled.copies[name].saved_bytes - outside.saved_bytes
     comparison = results.predictions.comparisons[name].where_finite()
     compared = len(comparison.same_top) > 0
-    left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name])}
+    left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.copies[name].left)}
     left |= set(results.state.kept.get(name, ()))
     names = not_quantised(decoder, left)
     return contract.SchemeFacts(
@@ -230,7 +231,7 @@ def build_report(
         model=model_facts(request, decoder, results.fingerprint),
         analysis=Analysis(**{name: getattr(request, name) for name in Analysis.model_fields}),
         calibration=calibration_facts(request, results.calibration, len(state.batches[0].token_ids)),
-        environment=environment(decoder, assembled.paths),
+        environment=environment(decoder, {name: copies.paths for name, copies in assembled.copies.items()}),
         outliers=assembled.outliers,
         massive_activations=assembled.massive_activations,
         heads=assembled.heads,
@@ -238,7 +239,7 @@ def build_report(
         schemes={scheme.name: scheme_facts(scheme, results, assembled) for scheme in state.schemes},
         profile=profile_facts(profile, results),
         surface=assembled.surface,
-        warnings=tuple(contract.Warning(**w.model_dump(exclude={"kind"})) for w in reporter.warnings),
+        warnings=tuple(reporter.warnings),
         figures=(),
         labelled=labelled.section if labelled else None,
         tables=tuple(

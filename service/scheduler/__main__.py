@@ -1,0 +1,54 @@
+"""The scheduler: a process that repeats rounds of jobs.
+
+    python -m service.scheduler
+
+Any number of them may run at once. SIGTERM and SIGINT may break off a step anywhere: the next one does the rest.
+"""
+
+import logging
+import signal
+import sys
+from threading import Event, Thread
+
+from service.notifications.delivery import Deliverer
+from service.scheduler.repeating import Repeating
+from service.scheduler.rounds import rounds
+from service.settings import settings
+from service.startup import open_stores, reporting_failure
+
+log = logging.getLogger("service.scheduler")
+
+STOP_SECONDS = 5.0
+"""How long a process that ends waits for a step in a thread; the next scheduler does what is broken off."""
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with reporting_failure("scheduler"):
+        present = settings()
+        stores = open_stores(present)
+        jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
+        deliverer = Deliverer(present, stores.alerts)
+    seconds = present.scheduler_seconds
+    deliveries = Repeating("deliveries of messages", deliverer.step)
+    thread = Thread(target=deliveries.run, args=(seconds, stop), name="deliveries", daemon=True)
+    thread.start()
+    log.info("the scheduler runs a round every %g s", seconds)
+    try:
+        jobs.run(seconds, stop)
+    finally:
+        stop.set()
+        thread.join(STOP_SECONDS)
+        deliverer.wait(STOP_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
