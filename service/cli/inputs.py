@@ -175,7 +175,7 @@ def _read(option: str, path: Path, largest: int, what: str) -> bytes:
     return content
 
 
-def thresholds(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+def thresholds(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what the `NAME=VALUE` texts of `--set` give, as a job request has it: `{"llm_int8": {"magnitude": 5.0}}`.
 
     Raises InvalidRequest for an unknown or doubled name, and for a value that is not allowed.
@@ -184,7 +184,7 @@ def thresholds(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     groups = {name: type(default) for name, default in fields.items() if isinstance(default, Frozen)}
     names = [f"{group}.{name}" for group, record in groups.items() for name in record.model_fields]
     chosen: dict[str, dict[str, str]] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in names:
             allowed = (
