@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from service.cli.commands import audits, jobs, reports
+from service.cli.commands.gate import gate
 from service.cli.options import (
     Calibration,
     Device,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 for group in (jobs.app, reports.app, audits.app):
     app.add_typer(group)
+app.command()(gate)
 
 
 @app.command()
@@ -132,8 +134,16 @@ def analyze(
     thresholds: Thresholds = None,
     memory: Memory = None,
     device: Device = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-on",
+            metavar="LEVEL",
+            help="Exit with 4 if the effect of a scheme is LEVEL or worse: noticeable or severe.",
+        ),
+    ] = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Analyze a model and download the report to DIR. Ctrl-C cancels the job."""
     from service.cli import analysis, inputs
     from service.cli.connection import WorkerOptions
@@ -158,7 +168,7 @@ def analyze(
         thresholds=tuple(thresholds or ()),
         worker=WorkerOptions(memory, device),
     )
-    analysis.analyze(wanted, as_json=as_json)
+    return analysis.analyze(wanted, as_json=as_json, fail_on=fail_on)
 
 
 @app.command()
