@@ -25,9 +25,9 @@ from service.errors import ReportUnreadable, ServiceUnreachable
 from service.evaluation.stored_report import read_report
 from service.settings import settings
 
-LOOK_SECONDS = 0.4
+POLL_SECONDS = 0.4
 """Pause between two questions to the service."""
-PATIENCE_SECONDS = 30.0
+MAX_OUTAGE_SECONDS = 30.0
 """How long the service may be away before the command gives up watching."""
 
 
@@ -135,14 +135,14 @@ class Watch:
                 job = self._client.get(f"/v1/jobs/{job_id}")
                 answered = time.monotonic()
             except ServiceUnreachable as error:
-                if time.monotonic() - answered > PATIENCE_SECONDS:
+                if time.monotonic() - answered > MAX_OUTAGE_SECONDS:
                     raise ServiceUnreachable(f"{error}; job {job_id} may go on: headroom jobs show {job_id}") from error
             else:
                 if ended:
                     return job
                 if job["queue_position"] is not None:
                     self._display.waiting(job["queue_position"])
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def stop(self, job_id: str) -> Document:
         """Cancel the job, follow it until it has ended, and return it."""

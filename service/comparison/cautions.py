@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from service.contracts.outliers import DEFINITIONS
-from service.contracts.report import LeftOut, Report, Warning
+from service.contracts.report import LeftOut, Report
 from service.contracts.request import Thresholds
+from service.contracts.warnings import Warning
 from service.errors import NotComparable
 
 Caution = tuple[str, str, str]

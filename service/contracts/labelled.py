@@ -12,7 +12,7 @@ REFERENCE = "reference"
 """The variant that the schemes are compared with."""
 
 
-CHANCE = 0.05
+MAX_CHANCE_PROBABILITY = 0.05
 """A best dimension that is so good by chance with a larger probability than this says nothing."""
 
 
@@ -63,7 +63,7 @@ class Labelled(Record):
     @property
     def by_chance(self) -> bool:
         """Whether chance alone gives a best dimension as good as this too often: none separates beyond chance."""
-        return self.permutation_probability is not None and self.permutation_probability > CHANCE
+        return self.permutation_probability is not None and self.permutation_probability > MAX_CHANCE_PROBABILITY
 
 
 def column_name(variant: str, dimension: int) -> str:

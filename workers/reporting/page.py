@@ -2,13 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from service.contracts.report import LeftOut
-from service.contracts.warnings import by_code, most_important
 from service.evaluation.next_steps import next_steps
+from service.evaluation.shown_warnings import by_code, most_important
 from workers.reporting.drawing.figure import Saved
 from workers.reporting.drawing.figure import calibrated as measured_on
 from workers.reporting.figures.gallery import Gallery
@@ -30,7 +29,7 @@ from workers.reporting.verdict import limits_in_words
 
 OTHER = "figures"
 """The section of a figure that belongs to no topic."""
-MANY = 8
+MAX_UNFOLDED_FIGURES = 8
 """More figures of one kind than this are folded."""
 _TOPICS = {
     "range_by_layer": "range",
@@ -93,10 +92,10 @@ def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Group]]:
     for kind, found in itertools.groupby(sorted(shown, key=_place), key=lambda saved: _beginning(saved.name)):
         figures = tuple(placed_figure(saved, directory) for saved in found)
         groups = placed.setdefault(_TOPICS.get(kind or "", OTHER), [])
-        if len(figures) <= MANY and groups and not groups[-1].folded:
+        if len(figures) <= MAX_UNFOLDED_FIGURES and groups and not groups[-1].folded:
             groups[-1] = Group(groups[-1].figures + figures, folded=False)
         else:
-            groups.append(Group(figures, folded=len(figures) > MANY))
+            groups.append(Group(figures, folded=len(figures) > MAX_UNFOLDED_FIGURES))
     return placed
 
 
@@ -119,7 +118,7 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
     """
     report = source.report
     figures = _placed(gallery.figures, directory)
-    first, others = most_important(report.warnings, attrgetter("code"))
+    first, others = most_important(report.warnings)
     name = short_name(report.model.source)
     return (
         environment()
@@ -130,7 +129,7 @@ def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Pat
             name=name,
             next_steps=next_steps(report),
             first_warnings=first,
-            other_warnings=by_code(others, attrgetter("code")),
+            other_warnings=by_code(others),
             other_count=len(others),
             measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
             reference=outcome.reference(report),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from service.contracts.report import Report, SchemeFacts
 from service.contracts.request import VerdictLimits
-from service.evaluation.verdict import MOST, Level, kl_limit, ratio_limit, share_in_words, verdict_of
+from service.evaluation.verdict import SHARE_STATED_BELOW, Level, kl_limit, ratio_limit, share_in_words, verdict_of
 
 
 class Verdict(NamedTuple):
@@ -40,7 +40,7 @@ def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
 
 
 def _partial(share: float | None) -> str | None:
-    if share is None or share >= MOST:
+    if share is None or share >= SHARE_STATED_BELOW:
         return None
     return f"{f'only {share_in_words(share)}' if share else 'none'} of the layers' weights quantized"
 

@@ -301,7 +301,7 @@ def test_exact_values_show_on_hover_as_in_the_figures_files(drawn_report):
 
 
 def test_many_figures_of_one_kind_are_folded_and_one_of_a_kind_is_not(make_report, monkeypatch):
-    monkeypatch.setattr(page_module, "MANY", 3)
+    monkeypatch.setattr(page_module, "MAX_UNFOLDED_FIGURES", 3)
     directory = make_report(layers=2)
     render(directory)
     text = (directory / "report.html").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from service.contracts.comparison import (
 )
 from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
-from service.evaluation.uncertainty import FEWEST
+from service.evaluation.uncertainty import MIN_UNITS
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, ranges
 from workers.reporting.topics.records import Grid, Topic, marked
@@ -81,7 +81,7 @@ def _on(paired: Mapping[str, SchemeDifference]) -> str:
     if not counts:
         return ""
     most = counts[-1]
-    few = f"; rerun both with --sequences {FEWEST} or more" if most < FEWEST else ""
+    few = f"; rerun both with --sequences {MIN_UNITS} or more" if most < MIN_UNITS else ""
     return f" (over {'up to ' if len(counts) > 1 else ''}{counted(most, 'shared sequence')}{few})"
 
 

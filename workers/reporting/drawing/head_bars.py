@@ -22,7 +22,7 @@ from workers.reporting.loading import Source, select
 from workers.reporting.text import counted
 
 QUARTERS = 4
-FEW_LAYERS = "The model has fewer than four layers: one bar per layer."
+ONE_BAR_PER_LAYER = "The model has fewer than four layers: one bar per layer."
 _WIDTH = 0.62
 """Of a bar, where the next one is 1 away."""
 _SIZE = 8.5

@@ -24,10 +24,10 @@ from workers.reporting.drawing.figure import name_bins
 from workers.reporting.drawing.svg import Hover
 from workers.reporting.text import ABSENT, plain
 
-COLUMNS = 4
+PANELS_PER_LINE = 4
 """Panels side by side; a model with more goes on beneath."""
-FEWEST_BINS, MOST_BINS = 8, 60
-MOST_OUTLINES = 3
+MIN_BINS, MAX_BINS = 8, 60
+MAX_OUTLINED_SCHEMES = 3
 """Schemes drawn over one reference; more could not be told apart."""
 _SIDES = ((True, "true answer", style.TRUE), (False, "false answer", style.FALSE))
 _PANEL_HEIGHT = 2.15
@@ -68,7 +68,7 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
 
     Args:
         rows: The models, top to bottom, at least one; they may differ in dimensions, records and schemes. A row of
-            more than `COLUMNS` panels takes several lines.
+            more than `PANELS_PER_LINE` panels takes several lines.
         density: Each histogram has an area of 1, and each panel a y axis of its own, for a density depends on the
             width of its dimension's values; else counts, on one y axis for each line of panels.
         outlines: Draw schemes over the reference, and state the AUROC under each; see `outlined`.
@@ -102,7 +102,7 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
 def outlined(panels: Sequence[Panel]) -> tuple[str, ...]:
     """Return the schemes that are drawn as outlines over a row's references, in the order of the report.
 
-    They are all, or of more than `MOST_OUTLINES` those that move the AUROC most, summed over the panels.
+    They are all, or of more than `MAX_OUTLINED_SCHEMES` those that move the AUROC most, summed over the panels.
     """
     moved: dict[str, float] = {}
     for panel in panels:
@@ -112,7 +112,7 @@ def outlined(panels: Sequence[Panel]) -> tuple[str, ...]:
             if scheme != REFERENCE:
                 change = 0.0 if before is None or after is None else abs(after - before)
                 moved[scheme] = moved.get(scheme, 0.0) + change
-    most = sorted(moved, key=lambda scheme: -moved[scheme])[:MOST_OUTLINES]
+    most = sorted(moved, key=lambda scheme: -moved[scheme])[:MAX_OUTLINED_SCHEMES]
     return tuple(scheme for scheme in moved if scheme in most)
 
 
@@ -126,7 +126,7 @@ def bin_edges(values: NDArray[np.floating], records: int) -> NDArray[np.float64]
     if low == high:
         pad = 0.5 * max(1.0, abs(low))
         low, high = low - pad, high + pad
-    bins = int(np.clip(np.ceil(3 * np.cbrt(records)), FEWEST_BINS, MOST_BINS))
+    bins = int(np.clip(np.ceil(3 * np.cbrt(records)), MIN_BINS, MAX_BINS))
     return np.linspace(low, high, bins + 1)
 
 
@@ -136,8 +136,8 @@ def _reference_only(panel: Panel) -> Panel:
 
 def _broken(row: Row) -> Iterator[Row]:
     """Yield the lines of a row."""
-    for start in range(0, max(1, len(row.panels)), COLUMNS):
-        yield row._replace(panels=row.panels[start : start + COLUMNS])
+    for start in range(0, max(1, len(row.panels)), PANELS_PER_LINE):
+        yield row._replace(panels=row.panels[start : start + PANELS_PER_LINE])
 
 
 def _height(row: Row) -> float:

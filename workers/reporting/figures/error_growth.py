@@ -20,12 +20,12 @@ from workers.reporting.loading import Source, select
 from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import counted, number, plain, ranges, visible
 
-_FEW = 6
+_MAX_SCHEMES_AT_USUAL_HEIGHT = 6
 """Schemes that a figure of the usual height has room for."""
-_SEEN_DB = 0.1
+_VISIBLE_DB = 0.1
 """Difference from which two lines can be told apart."""
 _TYPICAL = (0, (1, 1.5))
-_MARKED = 40
+_MAX_MARKERS = 40
 """Layers up to which every point of a line has its marker."""
 
 
@@ -52,7 +52,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     if not growths:
         return
     depth = source.report.model.layers
-    figure = Figure(figsize=(style.WIDE[0], 5.4 if len(growths) <= _FEW else 7.0))
+    figure = Figure(figsize=(style.WIDE[0], 5.4 if len(growths) <= _MAX_SCHEMES_AT_USUAL_HEIGHT else 7.0))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upper.set(title="Error growth through the layers", ylabel="SQNR at block.output, dB")
     lower.set_ylabel("worst component,\nisolated relative_l2")
@@ -95,12 +95,12 @@ def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str, **oth
     """Draw a scheme's line; `other` replaces parts of its look."""
     mark = style.mark(position)
     look = {"color": mark.color, "linestyle": mark.line, "marker": mark.marker} | other
-    axes.plot(np.arange(len(values)), values, markersize=4, markevery=-(-len(values) // _MARKED), gid=gid, **look)
+    axes.plot(np.arange(len(values)), values, markersize=4, markevery=-(-len(values) // _MAX_MARKERS), gid=gid, **look)
 
 
 def _apart(growths: Sequence[Growth]) -> bool:
     """Whether leaving out massive dimensions changes what the figure shows."""
-    return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _SEEN_DB).any()) for growth in growths)
+    return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _VISIBLE_DB).any()) for growth in growths)
 
 
 def _name_lines(axes: Any) -> None:
@@ -138,7 +138,7 @@ def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     pad = 0.08 * (high - low) or 1.0
     exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
-    step = pad * min(1, _FEW / (len(exact) or 1))
+    step = pad * min(1, _MAX_SCHEMES_AT_USUAL_HEIGHT / (len(exact) or 1))
     levels = [high + 2 * pad + step * lane for lane in range(len(exact))]
     for position, growth in enumerate(growths):
         _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
@@ -210,7 +210,7 @@ def _ring_worst(axes: Any, growth: Growth, position: int) -> None:
 def _label_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
     """Write each label beside the end of its line, moved apart where lines end close together."""
     box = axes.get_window_extent()
-    size = 8.5 if len(labels) > _FEW else 9.0
+    size = 8.5 if len(labels) > _MAX_SCHEMES_AT_USUAL_HEIGHT else 9.0
     drawn = [np.flatnonzero(np.isfinite(line)) for line in lines]
     ends = [(int(at[-1]), float(line[at[-1]])) if at.size else None for at, line in zip(drawn, lines, strict=True)]
     top = axes.get_ylim()[1]

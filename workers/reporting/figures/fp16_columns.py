@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.report import MANY_FP16_COLUMNS
+from service.contracts.report import FP16_COLUMNS_WARNING_SHARE
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
 from service.evaluation.numbers import short_percent
 from workers.reporting.drawing import style
@@ -21,7 +21,7 @@ from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, percent, visible
 
 _TABLE = "fp16_columns"
-_scale = partial(share_norm, least=MANY_FP16_COLUMNS)
+_scale = partial(share_norm, least=FP16_COLUMNS_WARNING_SHARE)
 """So that a pale map is one without a problem, whatever its largest share is."""
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, model_title, provenance
 from workers.reporting.drawing.head_bars import (
-    FEW_LAYERS,
+    ONE_BAR_PER_LAYER,
     QUARTERS,
     Heads,
     Stack,
@@ -112,7 +112,7 @@ def _caption(source: Source, scheme: str, population: Population, counts: NDArra
         (
             "sqnr_db = 10 log10(sum z^2 / sum (z - q)^2) of a head's output z, with q from the scheme's own stream.",
             population.text,
-            FEW_LAYERS if source.report.model.layers < QUARTERS else "",
+            ONE_BAR_PER_LAYER if source.report.model.layers < QUARTERS else "",
         ),
         "Green: SQNR of 30 dB or more. Red: below 10 dB.",
         tuple(notes),

@@ -24,7 +24,7 @@ from workers.reporting.drawing.svg import Hover
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, percent
 
-MOST = 20
+SHOWN_DIMENSIONS = 20
 """Dimensions that a figure has room for."""
 SHAPES = {
     "massive_tensor": "^",
@@ -58,7 +58,7 @@ class Flagged(NamedTuple):
 def draw(source: Source) -> Iterator[Drawing]:
     """Yield the figure; where no dimension is flagged, it says so."""
     flagged = sorted(_flagged(source), key=lambda found: found.importance, reverse=True)
-    shown = flagged[:MOST]
+    shown = flagged[:SHOWN_DIMENSIONS]
     figure, hover = _figure(shown, source.report.model.layers) if shown else (_nothing(source.report.outliers), {})
     yield Drawing(
         name="outlier_dimensions",

@@ -6,9 +6,9 @@ from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import ABSENT, listing, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
-SITES = 5
+LISTED_SITES = 5
 """Largest errors listed for each scheme; report.json has ten and tables/errors.parquet has all."""
-SIDE_BY_SIDE = 4
+MAX_UNFOLDED_TABLES = 4
 """With more schemes than this, their tables of worst sites are folded."""
 _EXACT = "exact"
 
@@ -114,9 +114,10 @@ def _worst_sites(source: Source) -> tuple[Grid, ...]:
             f"Largest isolated errors: {marked(name, scheme)}",
             ("Module", "Relative error", "SQNR, dB"),
             tuple(
-                (_site(site), percent(site.relative_l2), number(site.sqnr_db)) for site in scheme.worst_sites[:SITES]
+                (_site(site), percent(site.relative_l2), number(site.sqnr_db))
+                for site in scheme.worst_sites[:LISTED_SITES]
             ),
-            folded=len(source.report.schemes) > SIDE_BY_SIDE,
+            folded=len(source.report.schemes) > MAX_UNFOLDED_TABLES,
         )
         for name, scheme in source.report.schemes.items()
         if scheme.worst_sites

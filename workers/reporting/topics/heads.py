@@ -7,7 +7,7 @@ from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, counted, number
 from workers.reporting.topics.records import Grid, Topic
 
-SHOWN = 8
+LISTED_HEADS = 8
 """Heads in the table; tables/heads.parquet has all."""
 _TITLE = "Attention heads"
 
@@ -59,7 +59,7 @@ def _highest(source: Source) -> Grid:
     heads = source.tables["heads"]
     layers = source.layers_of("heads", heads)
     peaks = np.nan_to_num(np.asarray(heads["relative_peak"], dtype=np.float64), nan=-np.inf)
-    order = np.lexsort((heads["head"], layers, -peaks))[:SHOWN]
+    order = np.lexsort((heads["head"], layers, -peaks))[:LISTED_HEADS]
     rows = tuple(
         (
             f"layer {layers[row]}, head {heads['head'][row]}",

@@ -1,6 +1,6 @@
 """The labeled prompts: which dimensions separate true from false records, and whether they still do when quantized."""
 
-from service.contracts.labelled import CHANCE, Labelled, LabelledDimension, Separation
+from service.contracts.labelled import MAX_CHANCE_PROBABILITY, Labelled, LabelledDimension, Separation
 from service.contracts.report import Report
 from workers.reporting.text import counted, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
@@ -76,7 +76,7 @@ def _notes(found: Labelled) -> tuple[str, ...]:
     by = f"; dimensions are ranked by {ranked[found.ranked_by]}" if found.ranked_by else ""
     tested: tuple[str, ...] = ()
     if found.dimensions and found.permutation_probability is not None:
-        limit = f"Over {percent(CHANCE, 0)}, the separation is not better than chance."
+        limit = f"Over {percent(MAX_CHANCE_PROBABILITY, 0)}, the separation is not better than chance."
         tested = (f"Permutation test without quantization: {chance(found)}. {limit}",)
     return (
         *tested,

@@ -12,7 +12,7 @@ from workers.reporting.verdict import Verdict, allowed, verdict
 SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
 """A fuller circle is worse. The level's name follows it, so the sign never stands alone."""
 
-NAMED = 4
+LISTED_MODULES = 4
 """Modules that are listed by name."""
 _COMMON = {"embed_tokens": "embeddings", "wte": "embeddings", "embed_in": "embeddings", "wpe": "position embeddings"}
 """Last parts of module names, and what a reader calls these modules."""
@@ -68,7 +68,7 @@ def _not_quantised(scheme: SchemeFacts) -> str | None:
     if not modules:
         return None
     names = [_COMMON.get(name.rpartition(".")[2], name) for name in modules]
-    shown = joined(names) if len(names) <= NAMED else listing(names, NAMED)
+    shown = joined(names) if len(names) <= LISTED_MODULES else listing(names, LISTED_MODULES)
     size = scheme.not_quantised_bytes
     share = "" if size is None else f" ({percent(size / scheme.model_bytes, 0)} of the result)"
     return f"Not quantized: {shown}{share}."

@@ -18,9 +18,9 @@ from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, listing, number, percent, ranges
 from workers.reporting.topics.records import Fact, Grid, Topic, joined
 
-SHOWN = 12
+LISTED_DIMENSIONS = 12
 """Dimensions in a table; tables/outlier_dimensions.parquet has all."""
-ACTIVATIONS = 8
+LISTED_ACTIVATIONS = 8
 """Rows of massive activations; tables/massive_activations.parquet has each activation."""
 UNFLAGGED = "-"
 _SITES = "inputs of attn.q and mlp.up"
@@ -134,11 +134,11 @@ def by_definition(report: Report) -> Grid:
     flagged = flagged_dimensions(report)
     ranked = _ranked(flagged)
     rows = []
-    for dimension in ranked[:SHOWN]:
+    for dimension in ranked[:LISTED_DIMENSIONS]:
         found = [of.get(dimension) for of in flagged.values()]
         peak = max(f.abs_max for f in found if f)
         rows.append((str(dimension), *map(_flag, found), number(peak)))
-    more = f" The first {SHOWN} of {len(ranked):,}." if len(ranked) > SHOWN else ""
+    more = f" The first {LISTED_DIMENSIONS} of {len(ranked):,}." if len(ranked) > LISTED_DIMENSIONS else ""
     return Grid(
         f"Share of the layers that flag each dimension{_also_of_positions(report, flagged)}. Last column: the "
         f"largest of the flagging definitions.{more}",
@@ -198,7 +198,7 @@ def _quartiles(name: str, of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> Grid
             *(number(quartile) for quartile in found.quartiles),
             number(found.abs_max),
         )
-        for found in of.dimensions[:SHOWN]
+        for found in of.dimensions[:LISTED_DIMENSIONS]
     )
     return Grid(
         f"Quartiles of the values of magnitude {_magnitude(of)} or more at the {_SITES} ({name})",
@@ -226,12 +226,12 @@ def massive_activations(source: Source) -> list[Grid]:
     rows = sorted(_carried(_recorded(source)), key=lambda one: -max(abs(one.low), abs(one.high)))
     if not rows:
         return []
-    more = f" The first {ACTIVATIONS} of {len(rows):,} rows." if len(rows) > ACTIVATIONS else ""
+    more = f" The first {LISTED_ACTIVATIONS} of {len(rows):,} rows." if len(rows) > LISTED_ACTIVATIONS else ""
     return [
         Grid(
             f"Massive activations by dimension and position, the largest first.{more}",
             ("Dimension", "Position", "Layers", "Sequences", "Token", "Values", "Largest ratio to the median"),
-            tuple(map(_activation, rows[:ACTIVATIONS])),
+            tuple(map(_activation, rows[:LISTED_ACTIVATIONS])),
         )
     ]
 

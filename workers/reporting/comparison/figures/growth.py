@@ -13,7 +13,7 @@ from workers.reporting.drawing.figure import Caption, Drawing
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, plain
 
-_ACROSS = 2
+_PANELS_PER_ROW = 2
 """Panels side by side."""
 
 
@@ -24,7 +24,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     ]
     if not shared:
         return
-    across = min(_ACROSS, len(shared))
+    across = min(_PANELS_PER_ROW, len(shared))
     down = -(-len(shared) // across)
     figure = Figure(figsize=(style.WIDE[0], 0.9 + 2.5 * down))
     panels = list(figure.subplots(down, across, squeeze=False).flat)
