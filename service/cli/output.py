@@ -1,4 +1,4 @@
-"""What a person or a program reads: results on standard output, progress on standard error."""
+"""Prints results on standard output, and the progress of a job on standard error."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What a report says of labeled prompts: which hidden dimensions tell true from false, and what schemes do to that."""
+"""The part of a report on labeled prompts: the dimensions that separate true from false, under every variant."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""What a measurement says while it runs: one JSON object per line on its standard output.
+"""The lines that a measurement prints while it runs, one JSON object each.
 
 The last line is `finished` or `failed`. A process that ends without either was killed.
 """

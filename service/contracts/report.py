@@ -126,7 +126,7 @@ class SchemeFacts(Record):
     """The scheme that it is a variant of. In a report that does not say so, the name that the facts stand under."""
     settings: dict[str, bool | float | int | str]
     """`compute_dtype` is a type's name, also where the model's own was asked for."""
-    simulated: bool = Field(default_factory=lambda given: "weight_format" in given.get("settings", {}))
+    simulated: bool = Field(default_factory=lambda fields: "weight_format" in fields.get("settings", {}))
     """Rounded values in the model's own type stood in for a low-precision kernel. Earlier reports do not say so, but
     only such schemes name a format for their weights."""
     analysis_only: bool = False
@@ -153,13 +153,13 @@ class SchemeFacts(Record):
     """Of int8 alone; None in earlier reports, and where no module was replaced."""
 
 
-def _with_names(given: Any) -> Any:
+def _with_names(facts_by_name: Any) -> Any:
     """Name the scheme of facts that do not: variants have a name of their own only since facts name their scheme."""
-    if not isinstance(given, dict):
-        return given
+    if not isinstance(facts_by_name, dict):
+        return facts_by_name
     return {
         name: {"scheme": name} | facts if isinstance(facts, dict) and isinstance(name, str) else facts
-        for name, facts in given.items()
+        for name, facts in facts_by_name.items()
     }
 
 

@@ -88,8 +88,8 @@ def _values(report: Report) -> tuple[str, ...]:
 
 
 def _outlier_dimensions(report: Report) -> tuple[str, ...]:
-    found = outliers.by_definition(report)
-    return ("## Outlier dimensions\n", *_shortened(found)) if found.rows else ()
+    grid = outliers.by_definition(report)
+    return ("## Outlier dimensions\n", *_shortened(grid)) if grid.rows else ()
 
 
 def _worst_sites(source: Source) -> tuple[str, ...]:

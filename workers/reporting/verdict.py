@@ -32,11 +32,11 @@ def limits_in_words(limits: VerdictLimits) -> str:
 
 def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
     """Return the verdict on a scheme: the report's own, or for earlier reports, one by its figures and limits."""
-    found = scheme.verdict or verdict_of(report, scheme)
-    doubtful = tuple(Level[name] for name in found.not_ruled_out)
+    recorded = scheme.verdict or verdict_of(report, scheme)
+    doubtful = tuple(Level[name] for name in recorded.not_ruled_out)
     exhausted = report.calibration.sequences < report.analysis.sequences
     unsettled = _unsettled(doubtful, exhausted=exhausted)
-    return Verdict(Level[found.level], doubtful, found.reasons, unsettled, _partial(scheme.quantised_share))
+    return Verdict(Level[recorded.level], doubtful, recorded.reasons, unsettled, _partial(scheme.quantised_share))
 
 
 def _partial(share: float | None) -> str | None:

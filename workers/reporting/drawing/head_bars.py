@@ -169,6 +169,15 @@ def draw_bars(
     return Bars(figure, hover)
 
 
+def bar_texts(depth: int, counts: NDArray[np.int64], stacks: Sequence[Stack]) -> list[str]:
+    """Return for every quarter its layers and the heads of each class that occurs; `counts` is [S, Q]."""
+    return [
+        f"{span(quarter)}: "
+        + (", ".join(f"{n} {stack.label}" for n, stack in zip(heads, stacks, strict=True) if n) or "no head")
+        for quarter, heads in zip(quarters(depth), counts.T, strict=True)
+    ]
+
+
 def _axes(figure: Figure, spans: Sequence[Quarter], tallest: int) -> Any:
     axes = figure.add_subplot()
     axes.set(xlabel="Layer", ylabel="# heads")

@@ -74,11 +74,11 @@ def draw_all(source: Source, directory: Path, processes: int | None = None) -> G
     drawn = (
         [_draw(source, directory, task) for task in tasks] if count == 1 else _at_once(source, directory, tasks, count)
     )
-    found = dict(zip(tasks, drawn, strict=True))
+    part_of = dict(zip(tasks, drawn, strict=True))
     figures: list[Saved] = []
     left_out: list[LeftOut] = []
     for module in range(len(FIGURES)):
-        parts = [found[task] for task in tasks if task.module == module]
+        parts = [part_of[task] for task in tasks if task.module == module]
         placed = sorted((place, saved) for part in parts for place, saved in part.figures)
         figures += [saved for _, saved in placed]
         left_out += parts[0].left_out

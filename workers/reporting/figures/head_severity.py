@@ -16,12 +16,11 @@ from workers.reporting.drawing.head_bars import (
     QUARTERS,
     Heads,
     Stack,
+    bar_texts,
     count,
     draw_bars,
     heads,
-    quarters,
     ratios,
-    span,
 )
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number
@@ -121,9 +120,5 @@ def _caption(source: Source, scheme: str, population: Population, counts: NDArra
 
 
 def _alt(scheme: str, depth: int, counts: NDArray[np.int64]) -> str:
-    bars = [
-        f"{span(quarter)}: "
-        + (", ".join(f"{n} {grade.label}" for n, grade in zip(row, GRADES, strict=True) if n) or "no head")
-        for quarter, row in zip(quarters(depth), counts.T, strict=True)
-    ]
+    bars = bar_texts(depth, counts, GRADES)
     return f"Stacked bars of attention heads by signal to quantization noise ratio under {scheme}. {'; '.join(bars)}."

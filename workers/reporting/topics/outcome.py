@@ -76,22 +76,22 @@ def _not_quantised(scheme: SchemeFacts) -> str | None:
 
 def by_level(report: Report) -> tuple[tuple[Level, str], ...]:
     """Return the schemes of every level that occurs, the mildest first, as `a, b and c`."""
-    found: dict[Level, list[str]] = {}
+    names: dict[Level, list[str]] = {}
     for outcome in outcomes(report):
-        found.setdefault(outcome.verdict.level, []).append(_told(outcome))
-    return tuple((level, joined(found[level])) for level in sorted(found))
+        names.setdefault(outcome.verdict.level, []).append(_name_with_remarks(outcome))
+    return tuple((level, joined(names[level])) for level in sorted(names))
 
 
-def _told(outcome: Outcome) -> str:
+def _name_with_remarks(outcome: Outcome) -> str:
     marks = [*(["simulated"] if outcome.simulated else []), *(["analysis only"] if outcome.analysis_only else [])]
     remarks = [*marks, *doubt(outcome.verdict)]
     return f"{outcome.name} ({'; '.join(remarks)})" if remarks else outcome.name
 
 
-def doubt(found: Verdict) -> tuple[str, ...]:
+def doubt(judged: Verdict) -> tuple[str, ...]:
     """Return what qualifies the level: a small share of quantized weights, and other levels within the intervals."""
-    unsettled = f"95% intervals also allow {allowed(found.doubtful)}" if found.doubtful else None
-    return tuple(remark for remark in (found.partial, unsettled) if remark)
+    unsettled = f"95% intervals also allow {allowed(judged.doubtful)}" if judged.doubtful else None
+    return tuple(remark for remark in (judged.partial, unsettled) if remark)
 
 
 def reference(report: Report) -> str:
