@@ -15,15 +15,17 @@ from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
+from service.store.runs.store import RunStore
 
 
 class Stores(NamedTuple):
-    """What the service keeps: three stores in one database, and the files by content."""
+    """What the service keeps: stores in one database, and the files by content."""
 
     jobs: JobStore
     artifacts: ArtifactStore
     keys: KeyStore
     audits: AuditStore
+    runs: RunStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -34,7 +36,7 @@ def open_stores(settings: Settings) -> Stores:
     engine = make_engine(settings.database)
     upgrade(engine)
     artifacts = ArtifactStore(settings.artifacts)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts))
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts), RunStore(engine))
 
 
 @contextmanager

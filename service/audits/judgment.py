@@ -14,9 +14,11 @@ from service.audits.evidence import Evidence, holm
 from service.audits.limits import Limit
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audit import Finding, Rerun, RunVerdict
+from service.contracts.report import Report
 
 ALPHA = 0.05
 """Chance that limits which just hold are called broken beyond noise, for all limits of one measurement together."""
+SAME_WEIGHTS = "Weights are the baseline's, so that a rerun could not tell, and the first measurement stands."
 _SMALLEST = 1e-12
 """Probabilities under it are written as that."""
 
@@ -52,7 +54,20 @@ def to_measure_again(limits: Sequence[Limit], findings: Sequence[Finding]) -> tu
     return tuple(limit for limit in limits if limit.text in broken)
 
 
-def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
+def split(
+    limits: Sequence[Limit], candidate: Report, baseline: Report | None
+) -> tuple[tuple[Limit, ...], tuple[Limit, ...]]:
+    """Return which of some broken limits can be measured again, and of which the first measurement stands.
+
+    The baseline's weights would be measured with today's software. Where they are the candidate's own, both sides
+    would be one measurement, which agrees with itself whatever the software does.
+    """
+    same = baseline is not None and candidate.model.fingerprint == baseline.model.fingerprint
+    standing = tuple(limit for limit in limits if same and limit.against_baseline)
+    return tuple(limit for limit in limits if limit not in standing), standing
+
+
+def combine(findings: Sequence[Finding], reruns: Sequence[Rerun], standing: Sequence[Limit] = ()) -> Outcome:
     """Return the verdict of a run from its findings and those of its reruns.
 
     A figure that is broken fails the run if it is broken in every rerun that ended, or if none did. Where it is not
@@ -61,6 +76,7 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
     Args:
         findings: Of the first measurement.
         reruns: On other calibration seeds, in any order; none where none was asked for.
+        standing: Limits that reruns do not measure again, by `split`; of these the first measurement decides.
     """
     broken = [finding for finding in findings if finding.verdict == "broken"]
     not_judged = [f"{one.limit}: not judged. {one.reason}" for one in findings if one.verdict == "not_judged"]
@@ -68,10 +84,17 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
         warned = [f"{one.limit}: {one.reason}" for one in findings if one.verdict == "warn"]
         return Outcome("warn" if warned else "pass", (*warned, *not_judged))
     ended = [rerun for rerun in reruns if rerun.status != "failed"]
-    doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
+    stands = {limit.text for limit in standing}
+    doubts = {one.limit: () if one.limit in stands else tuple(_doubts(one, ended)) for one in broken}
     verdict: RunVerdict = "fail" if any(not listed for listed in doubts.values()) else "unconfirmed"
     reasons = [
-        " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(reruns, ended),)))) for one in broken
+        " ".join(
+            (
+                f"{one.limit}: {one.reason}",
+                *(doubts[one.limit] or (SAME_WEIGHTS if one.limit in stands else _standing(reruns, ended),)),
+            )
+        )
+        for one in broken
     ]
     return Outcome(verdict, (*reasons, *not_judged))
 

@@ -155,7 +155,8 @@ class Rerun(Record):
     """The candidate's report."""
     baseline_report_id: str | None = None
     findings: tuple[Finding, ...] = ()
-    """On the limits that were broken; empty unless it completed."""
+    """On the limits that were broken; empty where it failed. With the baseline's model gone, absolute limits are judged
+    alone."""
 
 
 class AuditRun(Record):

@@ -1,21 +1,26 @@
-"""The scheduler: a process that repeats rounds of jobs.
+"""The scheduler: a process that repeats rounds of jobs, and in a thread of their own rounds of audits.
 
     python -m service.scheduler
 
-Any number of them may run at once. SIGTERM and SIGINT may break off a step anywhere: the next one does the rest.
+Judging an audit's reports takes its time, and keeps no job waiting. Any number of schedulers may run at once. SIGTERM
+and SIGINT may break off a step anywhere: the next one does the rest.
 """
 
 import logging
 import signal
 import sys
-from threading import Event
+from threading import Event, Thread
 
+from service.scheduler.audit_rounds import audit_rounds
 from service.scheduler.repeating import Repeating
 from service.scheduler.rounds import rounds
 from service.settings import settings
 from service.startup import open_stores, reporting_failure
 
 log = logging.getLogger("service.scheduler")
+
+STOP_SECONDS = 5.0
+"""How long a process that ends waits for a step in a thread; the next scheduler does what is broken off."""
 
 
 def main() -> None:
@@ -32,8 +37,16 @@ def main() -> None:
         present = settings()
         stores = open_stores(present)
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
-    log.info("the scheduler runs a round every %g s", present.scheduler_seconds)
-    jobs.run(present.scheduler_seconds, stop)
+    seconds = present.scheduler_seconds
+    audits = Repeating("rounds of audits", audit_rounds(present, stores))
+    thread = Thread(target=audits.run, args=(seconds, stop), name="audits", daemon=True)
+    thread.start()
+    log.info("the scheduler runs a round every %g s", seconds)
+    try:
+        jobs.run(seconds, stop)
+    finally:
+        stop.set()
+        thread.join(STOP_SECONDS)
 
 
 if __name__ == "__main__":
