@@ -71,10 +71,14 @@ class NotComparable(HeadroomError):
     status = 422
 
 
-class ReportDamaged(HeadroomError):
-    """Raised when a stored report, or a table of it, cannot be read."""
+class ReportUnreadable(HeadroomError):
+    """Raised when a stored report, or a table of it, is missing, damaged or of a form that this version cannot read."""
 
     code = "report-damaged"
+
+
+class SchemaVersionUnknown(ReportUnreadable):
+    """Raised when a stored report is of another major schema version."""
 
 
 class LeaseLost(HeadroomError):

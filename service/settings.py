@@ -1,12 +1,16 @@
 """Settings from the environment variables that begin with `HEADROOM_`; read once."""
 
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Annotated
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.audits.networks import Network
+from service.audits.receivers import Reach, is_mailbox
 from service.contracts import refusals
 from service.contracts.request import (
     DEFAULT_CHECKPOINT_SECONDS,
@@ -64,6 +68,37 @@ class Settings(BaseSettings):
 
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
     """Seconds of a measurement that the loss of its worker may cost."""
+
+    webhook_networks: Annotated[tuple[Network, ...], NoDecode] = ()
+    """Networks besides the public ones that webhooks may be in, such as `10.1.0.0/16,fd00::/64`."""
+
+    smtp_url: SecretStr | None = None
+    """Server for e-mail: `smtp://HOST:PORT`, `smtp://USER:PASSWORD@HOST:PORT?starttls=1` or `smtps://...`."""
+
+    mail_from: str | None = None
+    """Mailbox that e-mail is from."""
+
+    @field_validator("webhook_networks", mode="plain")
+    @classmethod
+    def _parse_networks(cls, given: str | tuple[Network, ...]) -> tuple[Network, ...]:
+        if isinstance(given, tuple):
+            return given
+        try:
+            return tuple(ip_network(part.strip()) for part in given.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"allowed: networks such as 10.1.0.0/16,fd00::/64 ({error})") from error
+
+    @field_validator("mail_from")
+    @classmethod
+    def _check_mailbox(cls, given: str | None) -> str | None:
+        if given is not None and not is_mailbox(given):
+            raise ValueError("allowed: a mailbox such as headroom@example.org")
+        return given
+
+    @property
+    def reach(self) -> Reach:
+        """Whom this service can tell of alerts."""
+        return Reach(self.webhook_networks, self.smtp_url is not None and self.mail_from is not None)
 
     @property
     def database(self) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
+from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
@@ -25,6 +26,7 @@ class Stores(NamedTuple):
     artifacts: ArtifactStore
     keys: KeyStore
     audits: AuditStore
+    alerts: AlertStore
     runs: RunStore
 
 
@@ -36,7 +38,8 @@ def open_stores(settings: Settings) -> Stores:
     engine = make_engine(settings.database)
     upgrade(engine)
     artifacts = ArtifactStore(settings.artifacts)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), AuditStore(engine, artifacts), RunStore(engine))
+    audits = AuditStore(engine, artifacts, reach=settings.reach)
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import logging
 import re
 from collections.abc import Callable
 
+from service.contracts.audit import AuditSubmission
 from service.contracts.files import PARQUET_MAGIC, StoredFile, Upload, format_of
-from service.contracts.request import SAMPLE, JobRequest, JobSubmission
+from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import Job, JobStore
@@ -24,21 +25,17 @@ Send = Callable[[str, int], None]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_NAME}/{_NAME}(@[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_FILES = ("calibration", "labelled")
-"""Fields of a submission that hold a file."""
+FILES = ("calibration", "labelled")
+"""Fields of a request that hold a file."""
 _MODELS = "'sample', the absolute path of a directory, or a hub id such as 'org/name' or 'org/name@revision'"
 
 
 def validate(submission: JobSubmission, *, idempotency_key: str | None = None) -> JobRequest:
     """Return the request of the job that `submit` would make, without storing anything. Raises InvalidRequest."""
-    _check_model(submission.model)
+    check_model(submission.model)
     _check_key(idempotency_key)
-    _check_labelled(submission)
-    uploads = _uploads(submission)
-    for name, upload in uploads.items():
-        _check_upload(name, upload)
-    files = {name: _description(upload) for name, upload in uploads.items()}
-    return JobRequest.model_validate({**submission.model_dump(exclude=set(_FILES)), **files})
+    check_labelled(submission, labelled=submission.labelled is not None)
+    return JobRequest.model_validate({**submission.model_dump(exclude=set(FILES)), **described_files(submission)})
 
 
 def submit(
@@ -55,17 +52,33 @@ def submit(
     Raises InvalidRequest, IdempotencyKeyReused, and StoreFailed when a file cannot be stored; then there is no job.
     """
     request = validate(submission, idempotency_key=idempotency_key)
-    for upload in _uploads(submission).values():
-        artifacts.put(upload.content)
+    keep_files(artifacts, submission)
     job = store.submit(request, idempotency_key=idempotency_key)
     if send is not None:
         _send(store, job, send)
     return job
 
 
-def _uploads(submission: JobSubmission) -> dict[str, Upload]:
+def described_files(submission: JobSubmission | AuditSubmission) -> dict[str, StoredFile]:
+    """Return the name, SHA-256 and size of every uploaded file by its field.
+
+    Raises InvalidRequest for an empty file, and for one that is not of the format that its name states.
+    """
+    uploads = _uploads(submission)
+    for name, upload in uploads.items():
+        _check_upload(name, upload)
+    return {name: _description(upload) for name, upload in uploads.items()}
+
+
+def keep_files(artifacts: ArtifactStore, submission: JobSubmission | AuditSubmission) -> None:
+    """Store the uploaded files. Raises StoreFailed."""
+    for upload in _uploads(submission).values():
+        artifacts.put(upload.content)
+
+
+def _uploads(submission: JobSubmission | AuditSubmission) -> dict[str, Upload]:
     """Return the files of a submission by the names of their fields."""
-    return {name: upload for name in _FILES if (upload := getattr(submission, name))}
+    return {name: upload for name in FILES if (upload := getattr(submission, name))}
 
 
 def _description(upload: Upload) -> StoredFile:
@@ -74,7 +87,8 @@ def _description(upload: Upload) -> StoredFile:
     return StoredFile(name=upload.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
-def _check_model(model: str) -> None:
+def check_model(model: str) -> None:
+    """Raise InvalidRequest for a text that names no model."""
     if _CONTROL.search(model):
         raise InvalidRequest("model", model, _MODELS, problem="has a control character")
     if model == SAMPLE or model.startswith("/"):
@@ -90,19 +104,20 @@ def _check_key(key: str | None) -> None:
         raise InvalidRequest("Idempotency-Key", key, "1 to 255 characters without control characters")
 
 
-def _check_labelled(submission: JobSubmission) -> None:
-    threshold, labelled = submission.label_threshold, submission.labelled
-    if threshold is not None and labelled is None:
+def check_labelled(analysis: Analysis, *, labelled: bool) -> None:
+    """Raise InvalidRequest for a threshold of labeled prompts without any."""
+    if analysis.label_threshold is not None and not labelled:
         allowed = "a threshold only with labeled prompts that have scores"
-        raise InvalidRequest("label_threshold", threshold, allowed, problem="is given without labeled prompts")
-    if labelled is not None and format_of(labelled.name) == "parquet":
-        raise InvalidRequest("labelled.name", labelled.name, "a JSON Lines file", problem="is a Parquet file")
+        problem = "is given without labeled prompts"
+        raise InvalidRequest("label_threshold", analysis.label_threshold, allowed, problem=problem)
 
 
 def _check_upload(field: str, upload: Upload) -> None:
     """Refuse an empty file, and one that is not of the format that its name states."""
     if _CONTROL.search(upload.name):
         raise InvalidRequest(f"{field}.name", upload.name, "a file name without control characters")
+    if field == "labelled" and format_of(upload.name) == "parquet":
+        raise InvalidRequest("labelled.name", upload.name, "a JSON Lines file", problem="is a Parquet file")
     name, value = ("text", upload.text) if upload.content_base64 is None else ("content_base64", upload.content_base64)
     content = upload.content
     shown = (value or "")[:20]

@@ -47,7 +47,7 @@ def _app(chosen: Settings) -> FastAPI:
         stores.keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
     chosen.artifacts.mkdir(parents=True, exist_ok=True)
     broker = queue.make_app(chosen) if chosen.broker_url else None
-    return make_app(chosen, stores.jobs, stores.artifacts, stores.keys, broker)
+    return make_app(chosen, stores, broker)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
+from service.api.audits import definitions, history, runs
 from service.api.dependencies import Backend, known_parameters_only
 from service.api.middleware import BodyLimit, KeyRequired
 from service.settings import Settings
-from service.store.artifacts import ArtifactStore
-from service.store.jobs import JobStore
-from service.store.keys import KeyStore
+from service.startup import Stores
 
 openapi = APIRouter()
 
@@ -27,9 +26,7 @@ def schema(request: Request) -> dict[str, object]:
     return described
 
 
-def make_app(
-    settings: Settings, store: JobStore, artifacts: ArtifactStore, keys: KeyStore, broker: Celery | None = None
-) -> FastAPI:
+def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -> FastAPI:
     """Return the API; without a `broker`, the scheduler sends the messages of submitted jobs."""
     app = FastAPI(
         title="Headroom",
@@ -37,13 +34,14 @@ def make_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        middleware=[Middleware(KeyRequired, keys=keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
+        middleware=[Middleware(KeyRequired, keys=stores.keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.backend = Backend(settings, store, artifacts, keys, broker)
+    app.state.backend = Backend(settings, stores.jobs, stores.artifacts, stores.audits, broker)
     problems.install(app)
     app.include_router(health.router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
-    for router in (jobs.router, events.router, reports.router, comparisons.router, catalog.router, openapi):
+    of_audits = (definitions.router, runs.router, history.router)
+    for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

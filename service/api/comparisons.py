@@ -15,10 +15,10 @@ from service.api import downloads
 from service.api.dependencies import Backend, FromApp
 from service.comparison.comparable_report import MAX_REPORTS, check_count
 from service.comparison.compare import compare
+from service.comparison.stored import stored_report
 from service.contracts.comparison import Comparison
 from service.contracts.request import JOB_ID
-from service.errors import InvalidRequest, NotComparable
-from service.stored import comparable
+from service.errors import InvalidRequest, NotComparable, SchemaVersionUnknown
 
 router = APIRouter(prefix="/v1/comparisons")
 
@@ -33,9 +33,9 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
     """Compare reports: range, outlier dimensions, and every shared scheme, with 95% intervals."""
     try:
         check_count(len(report))
-        sides = [comparable(report_id, partial(_path, backend, report_id)) for report_id in report]
+        sides = [stored_report(report_id, partial(_path, backend, report_id)) for report_id in report]
         differences = compare(sides, version("headroom"))
-    except NotComparable as error:
+    except (NotComparable, SchemaVersionUnknown) as error:
         raise InvalidRequest("report", report, str(error), message=str(error)) from error
     content = differences.model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()}"'

@@ -15,8 +15,8 @@ from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest, NotFound
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
+from service.store.audits import AuditStore
 from service.store.jobs import JobStore
-from service.store.keys import KeyStore
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
@@ -60,7 +60,7 @@ class Backend:
     settings: Settings
     store: JobStore
     artifacts: ArtifactStore
-    keys: KeyStore
+    audits: AuditStore
     broker: Celery | None
     """Sends messages to the queue; None: only the scheduler sends them."""
 

@@ -5,7 +5,7 @@ field, the value and what is allowed.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from service.contracts import refusals
+from service.contracts.audit import AuditSubmission
 from service.contracts.request import JobSubmission
 from service.errors import HeadroomError, InvalidRequest
 
@@ -81,7 +82,8 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
         )
     if any(item["type"] == "json_invalid" for item in items):
         return problem("malformed-request", 400, f"the body is not valid JSON: {items[0]['ctx']['error']}")
-    entries, sentences = zip(*map(_refused, items), strict=True)
+    keys = (AuditSubmission if request.url.path.startswith("/v1/audits") else JobSubmission).model_fields
+    entries, sentences = zip(*(_refused(item, keys) for item in items), strict=True)
     return problem(InvalidRequest.code, InvalidRequest.status, "; ".join(sentences), errors=entries)
 
 
@@ -104,20 +106,20 @@ def _unforeseen_error(_: Request, __: Exception) -> JSONResponse:
     return problem("internal", 500, "the service failed; its log has the cause")
 
 
-def _refused(item: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the entry of `errors` for one of pydantic's errors, and its sentence."""
+def _refused(item: Mapping[str, Any], keys: Collection[str]) -> tuple[dict[str, Any], str]:
+    """Return the entry of `errors` for one of pydantic's errors, and its sentence; `keys` are the body's."""
     place = [str(part) for part in item["loc"]]
     field = ".".join(place[1:]) or place[0]
     value = None if item["type"] == "missing" else item["input"]
-    entry = {"field": _shown(field), "value": value, "allowed": refusals.allowed(item) + _similar_field(item)}
-    return entry, refusals.sentence(_shown(field), _written(value), item) + _similar_field(item)
+    entry = {"field": _shown(field), "value": value, "allowed": refusals.allowed(item) + _similar_field(item, keys)}
+    return entry, refusals.sentence(_shown(field), _written(value), item) + _similar_field(item, keys)
 
 
-def _similar_field(item: Mapping[str, Any]) -> str:
-    """Return a sentence that names the field of a job most similar to an unknown one."""
+def _similar_field(item: Mapping[str, Any], keys: Collection[str]) -> str:
+    """Return a sentence that names the key most similar to an unknown one."""
     if item["type"] != "extra_forbidden" or len(item["loc"]) != 2:
         return ""
-    return refusals.nearest(str(item["loc"][-1]), JobSubmission.model_fields)
+    return refusals.nearest(str(item["loc"][-1]), keys)
 
 
 def _written(value: Any) -> str:

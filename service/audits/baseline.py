@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from service.contracts.audit import AuditSettings, PastRun
+from service.contracts.files import StoredFile
 from service.contracts.report import DEFINITIONS_VERSION, Report
 from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest
@@ -95,6 +96,19 @@ def mismatches(baseline: Report, audit: AuditSettings) -> tuple[str, ...]:
     if changed:
         reasons.append(f"Its settings differ for the schemes {', '.join(changed)}.")
     return tuple(reasons)
+
+
+def text_mismatch(baseline: StoredFile | None, audit: StoredFile | None) -> tuple[str, ...]:
+    """Return in a sentence, as `mismatches` does, how a baseline's calibration file differs from an audit's.
+
+    None stands for the bundled text.
+    """
+    before, after = (one and one.sha256 for one in (baseline, audit))
+    if before == after:
+        return ()
+    names = [f"the file {one.name}" if one else "the bundled text" for one in (baseline, audit)]
+    whose = f"the audit's is {names[1]}" if names[0] != names[1] else "the audit's file has other content"
+    return (f"Its calibration text is {names[0]}; {whose}, so that the calibration texts differ.",)
 
 
 def _distance(run: PastRun, runs: Sequence[PastRun], figure: str) -> float:

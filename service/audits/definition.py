@@ -3,12 +3,12 @@
 from datetime import datetime
 
 from service.audits import baseline, limits, schedule
-from service.contracts.audit import AuditDefinition
+from service.contracts.audit import AuditDefinition, AuditSettings
 
 _ANY_SCHEDULE = "0 0 * * *"
 
 
-def check(definition: AuditDefinition) -> None:
+def check(definition: AuditSettings) -> None:
     """Raise InvalidRequest for a schedule, a time zone, a limit or a baseline that is none.
 
     Whether a pinned report exists and fits is for whoever has the reports (`baseline.mismatches`).

@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from statistics import fmean
 from typing import NamedTuple
 
 from service.audits.figures import Figure
 from service.audits.limits import Limit
 from service.audits.measured_state import MeasuredState, changes
-from service.audits.steps import FEWEST, NORMAL_95, Value, noise, steps
+from service.audits.steps import FEWEST, Value, level, noise, steps
 from service.contracts.audit import AuditRun, Finding
 from service.contracts.audit_history import (
     AuditHistory,
@@ -29,7 +28,6 @@ from service.contracts.audit_history import (
     Step,
     StepLevel,
 )
-from service.evaluation.uncertainty import student_t
 
 _GAPS = ("skipped", "error")
 _NOT_LIMITED = "The figure had no limit at this run."
@@ -202,15 +200,13 @@ def _levels(
     starts: Sequence[int], measured: Sequence[Measured], points: Sequence[Point], spread: SeriesNoise
 ) -> Iterator[StepLevel]:
     """Yield the level of each segment of the measurements; `starts` has the position of the first one in each."""
-    deviations = NORMAL_95 if spread.source == "intervals" else student_t(len(measured) - 1)
     for start, end in zip(starts, (*starts[1:], len(measured)), strict=True):
-        value = fmean(one.value for one in measured[start:end])
-        reach = deviations * spread.standard_deviation / math.sqrt(end - start)
+        value, interval = level([one.value for one in measured[start:end]], spread)
         next_place = measured[end].place if end < len(measured) else len(points)
         own = [point for point in points[measured[start].place : next_place] if point.status != "gap"]
         yield StepLevel(
             value=value,
-            interval=None if spread.source == "exact" else (value - reach, value + reach),
+            interval=interval,
             first=own[0].at,
             last=own[-1].at,
             runs=len(own),

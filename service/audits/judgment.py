@@ -14,11 +14,9 @@ from service.audits.evidence import Evidence, holm
 from service.audits.limits import Limit
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audit import Finding, Rerun, RunVerdict
-from service.contracts.report import Report
 
 ALPHA = 0.05
 """Chance that limits which just hold are called broken beyond noise, for all limits of one measurement together."""
-SAME_WEIGHTS = "Weights are the baseline's, so that a rerun could not tell, and the first measurement stands."
 _SMALLEST = 1e-12
 """Probabilities under it are written as that."""
 
@@ -45,29 +43,17 @@ def judge(
     assessed = [assess(limit, evidence) for limit in limits]
     weighed = [finding.p_value for finding in assessed if finding.p_value is not None]
     levels = iter(holm(weighed, ALPHA))
-    return tuple(finding if finding.p_value is None else _weighed(finding, *next(levels)) for finding in assessed)
+    findings = (finding if finding.p_value is None else _weighed(finding, *next(levels)) for finding in assessed)
+    return tuple(_final(limit, finding, evidence) for limit, finding in zip(limits, findings, strict=True))
 
 
 def to_measure_again(limits: Sequence[Limit], findings: Sequence[Finding]) -> tuple[Limit, ...]:
-    """Return the limits that are broken beyond noise: those that a rerun judges, and no others."""
-    broken = {finding.limit for finding in findings if finding.verdict == "broken"}
+    """Return the limits that are broken beyond noise and not for good: those that a rerun judges, and no others."""
+    broken = {finding.limit for finding in findings if finding.verdict == "broken" and not finding.final}
     return tuple(limit for limit in limits if limit.text in broken)
 
 
-def split(
-    limits: Sequence[Limit], candidate: Report, baseline: Report | None
-) -> tuple[tuple[Limit, ...], tuple[Limit, ...]]:
-    """Return which of some broken limits can be measured again, and of which the first measurement stands.
-
-    The baseline's weights would be measured with today's software. Where they are the candidate's own, both sides
-    would be one measurement, which agrees with itself whatever the software does.
-    """
-    same = baseline is not None and candidate.model.fingerprint == baseline.model.fingerprint
-    standing = tuple(limit for limit in limits if same and limit.against_baseline)
-    return tuple(limit for limit in limits if limit not in standing), standing
-
-
-def combine(findings: Sequence[Finding], reruns: Sequence[Rerun], standing: Sequence[Limit] = ()) -> Outcome:
+def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
     """Return the verdict of a run from its findings and those of its reruns.
 
     A figure that is broken fails the run if it is broken in every rerun that ended, or if none did. Where it is not
@@ -76,32 +62,35 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun], standing: Sequ
     Args:
         findings: Of the first measurement.
         reruns: On other calibration seeds, in any order; none where none was asked for.
-        standing: Limits that reruns do not measure again, by `split`; of these the first measurement decides.
     """
     broken = [finding for finding in findings if finding.verdict == "broken"]
     not_judged = [f"{one.limit}: not judged. {one.reason}" for one in findings if one.verdict == "not_judged"]
     if not broken:
         warned = [f"{one.limit}: {one.reason}" for one in findings if one.verdict == "warn"]
         return Outcome("warn" if warned else "pass", (*warned, *not_judged))
-    ended = [rerun for rerun in reruns if rerun.status != "failed"]
-    stands = {limit.text for limit in standing}
-    doubts = {one.limit: () if one.limit in stands else tuple(_doubts(one, ended)) for one in broken}
-    verdict: RunVerdict = "fail" if any(not listed for listed in doubts.values()) else "unconfirmed"
+    ended = _ended(reruns)
+    doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
+    verdict: RunVerdict = "fail" if confirmed(findings, reruns) else "unconfirmed"
     reasons = [
-        " ".join(
-            (
-                f"{one.limit}: {one.reason}",
-                *(doubts[one.limit] or (SAME_WEIGHTS if one.limit in stands else _standing(reruns, ended),)),
-            )
-        )
+        " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(one, reruns, ended),))))
         for one in broken
     ]
     return Outcome(verdict, (*reasons, *not_judged))
 
 
+def confirmed(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> tuple[Finding, ...]:
+    """Return the findings that fail a run: broken, and broken in every rerun that ended."""
+    ended = _ended(reruns)
+    return tuple(one for one in findings if one.verdict == "broken" and not any(_doubts(one, ended)))
+
+
+def _ended(reruns: Sequence[Rerun]) -> list[Rerun]:
+    return [rerun for rerun in reruns if rerun.status != "failed"]
+
+
 def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:
     """Yield why a broken figure is not confirmed, by the reruns that ended."""
-    for rerun in ended:
+    for rerun in () if finding.final else ended:
         again = next((one for one in rerun.findings if one.limit == finding.limit), None)
         if again is not None and again.verdict == "broken":
             continue
@@ -112,10 +101,24 @@ def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:
             yield f"Not confirmed on seed {rerun.seed}: {again.reason}"
 
 
-def _standing(reruns: Sequence[Rerun], ended: Sequence[Rerun]) -> str:
+def _standing(finding: Finding, reruns: Sequence[Rerun], ended: Sequence[Rerun]) -> str:
+    if finding.final:
+        return "The weights are the baseline's, so a rerun could not tell more, and the first measurement stands."
     if ended:
         return f"Broken again on seed {', '.join(str(rerun.seed) for rerun in ended)}."
     return "The rerun failed, so the first measurement stands." if reruns else "No rerun was asked for."
+
+
+def _final(limit: Limit, finding: Finding, evidence: Evidence) -> Finding:
+    """Return a finding that says whether the first measurement decides.
+
+    A rerun measures the baseline's weights with the software of the day. Where they are the candidate's own, both sides
+    would be one measurement, which agrees with itself whatever the software does.
+    """
+    if finding.verdict != "broken" or not limit.against_baseline or evidence.baseline is None:
+        return finding
+    candidate, baseline = evidence.candidate.report.model, evidence.baseline.report.model
+    return finding.model_copy(update={"final": candidate.fingerprint == baseline.fingerprint})
 
 
 def _weighed(finding: Finding, level: float, beyond: bool) -> Finding:

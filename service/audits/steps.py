@@ -11,6 +11,9 @@ A segment of one value that lies z noise deviations off a long level is thus a s
 noise exceeds once in 640 values; a step of 3 deviations that stays is found at its first value in 43 of 100 cases, at
 its second in 86 (two lie 3 * sqrt(2) = 4.24 off). 6 / n makes up for the error of an s from few values.
 
+Figures that were over 0 at every run are taken by their logarithms: the noise of divergences, perplexities and
+magnitudes grows with them, and would look like steps after one step up.
+
 s^2 comes from differences of neighboring values, halved: a step is in one of them only. The quarter with the largest
 magnitudes is left out, and what is left of a normal distribution's variance is made up for.
 """
@@ -22,6 +25,7 @@ from statistics import NormalDist, fmean, median
 from typing import NamedTuple
 
 from service.contracts.audit_history import SeriesNoise
+from service.evaluation.uncertainty import exp, student_t
 
 FEWEST = 8
 """Values from which a series tells its own noise."""
@@ -49,15 +53,21 @@ def noise(values: Sequence[Value], *, exact: bool) -> SeriesNoise | None:
         values: In time.
         exact: The figure depends on the model alone, so that every difference is one of the model.
     """
+    count, relative = len(values), all(one.value > 0 for one in values)
     if exact:
-        return SeriesNoise(standard_deviation=0.0, source="exact", measurements=len(values))
-    if len(values) >= FEWEST:
-        deviation = _from_differences([one.value for one in values])
-        return SeriesNoise(standard_deviation=deviation, source="series", measurements=len(values))
-    reaches = [(one.interval[1] - one.interval[0]) / 2 for one in values if one.interval is not None]
+        return SeriesNoise(standard_deviation=0.0, relative=relative, source="exact", measurements=count)
+    if count >= FEWEST:
+        deviation = _from_differences(_scaled([one.value for one in values], relative=relative))
+        return SeriesNoise(standard_deviation=deviation, relative=relative, source="series", measurements=count)
+    reaches = [
+        (one.interval[1] - one.interval[0]) / 2 / (one.value if relative else 1.0)
+        for one in values
+        if one.interval is not None
+    ]
     if not reaches:
         return None
-    return SeriesNoise(standard_deviation=median(reaches) / NORMAL_95, source="intervals", measurements=len(values))
+    deviation = median(reaches) / NORMAL_95
+    return SeriesNoise(standard_deviation=deviation, relative=relative, source="intervals", measurements=count)
 
 
 def steps(values: Sequence[float], of: SeriesNoise) -> list[int]:
@@ -72,15 +82,33 @@ def steps(values: Sequence[float], of: SeriesNoise) -> list[int]:
     import numpy as np
     from ruptures import KernelCPD
 
+    scaled = np.asarray(_scaled(values, relative=of.relative), dtype=np.float64)
     # In units of the noise around the middle, so that squares of large figures keep their digits.
-    scaled = (np.asarray(values, dtype=np.float64) - median(values)) / of.standard_deviation
-    ends: list[int] = KernelCPD(kernel="linear", min_size=1).fit(scaled[:, None]).predict(pen=penalty(of))
+    in_noise = (scaled - np.median(scaled)) / of.standard_deviation
+    ends: list[int] = KernelCPD(kernel="linear", min_size=1).fit(in_noise[:, None]).predict(pen=penalty(of))
     return [int(end) for end in ends[:-1]]
+
+
+def level(values: Sequence[float], of: SeriesNoise) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean of the values between two steps, and its 95% interval; None for a figure without noise."""
+    mean = fmean(_scaled(values, relative=of.relative))
+    if of.source == "exact":
+        return fmean(values), None
+    deviations = NORMAL_95 if of.source == "intervals" else student_t(of.measurements - 1)
+    reach = deviations * of.standard_deviation / math.sqrt(len(values))
+    if of.relative:
+        value = values[0] if min(values) == max(values) else exp(mean)
+        return value, (exp(mean - reach), exp(mean + reach))
+    return mean, (mean - reach, mean + reach)
 
 
 def penalty(of: SeriesNoise) -> float:
     """Return what a step costs, in noise variances."""
     return PENALTY * (1 + FEW_VALUES / of.measurements) if of.source == "series" else PENALTY
+
+
+def _scaled(values: Sequence[float], *, relative: bool) -> list[float]:
+    return [math.log(value) for value in values] if relative else list(values)
 
 
 def _from_differences(values: Sequence[float]) -> float:

@@ -3,25 +3,25 @@
 The events of a job are numbered, so nothing is lost or shown twice when the connection breaks in between.
 """
 
-import json
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from service.cli import inputs, output, summary, summary_text
+from service.cli import inputs, output, summary_text
 from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
 from service.cli.inputs import Wanted
 from service.cli.options import check_body
 from service.cli.running import JobCancelled, JobFailed, interruptible
-from service.errors import ServiceUnreachable
-from service.evaluation.restating import predates_intervals
+from service.cli.summary import summarize
+from service.contracts.report import Report
+from service.errors import ReportUnreadable, ServiceUnreachable
+from service.evaluation.stored_report import read_report
 from service.settings import settings
 
 LOOK_SECONDS = 0.4
@@ -45,12 +45,12 @@ def analyze(wanted: Wanted, *, as_json: bool) -> None:
         _check(job)
         fetch(service.client, job["id"], wanted.out)
     out = wanted.out.absolute()
-    found = _found(out / "report.json")
+    report = _downloaded(out)
     if as_json:
-        output.document(_told(job, out, found))
+        output.document(_document(job, out, report))
         return
     results = output.results()
-    summary_text.show(results, found)
+    summary_text.show(results, report)
     output.line(results, f"Report: {out / 'report.html'}")
 
 
@@ -76,23 +76,18 @@ def _check(job: Document) -> None:
         raise JobFailed(job["id"], error["code"], error["message"], bad_input=error["bad_input"])
 
 
-def _found(report: Path) -> dict[str, Any]:
-    """Return the summary of a report that has just arrived. Raises DownloadBroken where it cannot be summed up."""
+def _downloaded(directory: Path) -> Report:
+    """Return the report that has just arrived in `directory`. Raises DownloadBroken where it cannot be read."""
     try:
-        content = json.loads(report.read_text(encoding="utf-8"))
-        if predates_intervals(str(content["schema_version"])):
-            from service.stored import read_report  # and with it pyarrow, which takes its time
-
-            content = read_report(report, report.parent / "tables" / "tokens.parquet").model_dump(mode="json")
-        return summary.summarize(content)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DownloadBroken(f"{report} was downloaded, but it cannot be read as a report: {told}") from error
+        return read_report(directory / "report.json", directory / "tables" / "tokens.parquet")
+    except ReportUnreadable as error:
+        message = f"{directory / 'report.json'} was downloaded, but it cannot be read as a report: {error}"
+        raise DownloadBroken(message) from error
 
 
-def _told(job: Document, out: Path, found: dict[str, Any]) -> Document:
+def _document(job: Document, out: Path, report: Report) -> Document:
     paths = {"directory": str(out), "report": str(out / "report.json"), "page": str(out / "report.html")}
-    return {"job_id": job["id"], "status": job["status"], **paths, **found}
+    return {"job_id": job["id"], "status": job["status"], **paths, **summarize(report)}
 
 
 class Watch:

@@ -1,19 +1,24 @@
 """Prints the summary of a report for a person."""
 
-from collections.abc import Iterable
-from operator import itemgetter
-from typing import Any
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
-from service.cli.client import Document
-from service.cli.summary import figure
+from service.cli.output import line
+from service.cli.summary import flagging
+from service.contracts.labelled import Labelled
+from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension
+from service.contracts.report import Estimate, Report, SchemeFacts, Warning
 from service.contracts.warnings import by_code
+from service.evaluation.next_steps import next_steps
 from service.evaluation.numbers import claim
+from service.evaluation.verdict import verdict_of
 
 NONE = "none"
-"""Stands for a figure that could not be had: no position had a finite prediction."""
+"""Stands for a value that could not be had: no position had a finite prediction."""
 SIMULATED = "(sim.)"
 """Stands after the name of a simulated scheme where there is little room."""
 ANALYSIS_ONLY = "(a.o.)"
@@ -23,123 +28,130 @@ SHOWN_NAMES = 6
 SHOWN_WARNINGS = 2
 """Warnings of one code that are shown."""
 
-
-def show(console: Console, summary: dict[str, Any]) -> None:
-    """Print the summary for a person: verdicts, warnings, figures, outlier dimensions, what to do next."""
-    model, perplexity = summary["model"], summary["reference"]["perplexity"]
-    size = f"{model['layers']} layers, {model['parameters'] / 1e6:.1f} M parameters"
-    _line(console, f"{model['source']}: {model['architecture']}, {size}")
-    tokens = f" over {perplexity['scored_tokens']:,} tokens" if perplexity else ""
-    value = claim(figure(perplexity, "value")) if perplexity else NONE
-    _line(console, f"Perplexity without quantization: {value}{tokens}")
-    _lines(console, _verdicts(summary["schemes"]))
-    _lines(console, _warnings(summary["warnings"]))
-    if summary["schemes"]:
-        console.print(_divergences(summary["schemes"]))
-        _lines(console, _notes(summary["schemes"]))
-    _lines(console, _outliers(summary))
-    _lines(console, _separation(summary["labelled"]))
-    _lines(console, _next(summary["next_steps"]))
+Schemes = Mapping[str, SchemeFacts]
 
 
-def _verdicts(schemes: dict[str, Any]) -> Iterable[str]:
-    for name, facts in schemes.items():
-        verdict = facts["verdict"]
-        yield f"The effect of {name} is {verdict['level']}."
-        yield from (f"  {reason}" for reason in verdict["reasons"])
-        if also := " and ".join(verdict["not_ruled_out"]):
+def show(console: Console, report: Report) -> None:
+    """Print the summary: verdicts, warnings, values, outlier dimensions, what to do next."""
+    _lines(console, _model(report))
+    _lines(console, _verdicts(report))
+    _lines(console, _warnings(report.warnings))
+    if report.schemes:
+        console.print(_divergences(report.schemes))
+        _lines(console, _notes(report.schemes))
+        _lines(console, _not_quantised(report.schemes))
+    _lines(console, _outliers(report))
+    _lines(console, _separation(report.labelled))
+    _lines(console, _next(next_steps(report)))
+
+
+def _model(report: Report) -> Iterable[str]:
+    model, perplexity = report.model, report.reference.perplexity
+    size = f"{model.layers} layers, {model.parameters / 1e6:.1f} M parameters"
+    yield f"{model.source}: {model.architecture}, {size}"
+    tokens = f" over {perplexity.scored_tokens:,} tokens" if perplexity else ""
+    yield f"Perplexity without quantization: {claim(perplexity) if perplexity else NONE}{tokens}"
+
+
+def _verdicts(report: Report) -> Iterable[str]:
+    for name, facts in report.schemes.items():
+        verdict = facts.verdict or verdict_of(report, facts)
+        yield f"The effect of {name} is {verdict.level}."
+        yield from (f"  {reason}" for reason in verdict.reasons)
+        if also := " and ".join(verdict.not_ruled_out):
             yield f"  The 95% intervals also allow {also}."
 
 
-def _warnings(warnings: list[Document]) -> Iterable[str]:
-    for kind in by_code(warnings, itemgetter("code")):
+def _warnings(warnings: Iterable[Warning]) -> Iterable[str]:
+    for kind in by_code(warnings, attrgetter("code")):
         same = [*kind.first, *kind.rest]
         for warning in same[:SHOWN_WARNINGS]:
-            where = f" ({warning['where']})" if warning.get("where") else ""
-            advice = f" {warning['advice']}" if warning.get("advice") else ""
-            yield f"Warning {kind.code}: {warning['message']}{where}{advice}"
+            where = f" ({warning.where})" if warning.where else ""
+            advice = f" {warning.advice}" if warning.advice else ""
+            yield f"Warning {kind.code}: {warning.message}{where}{advice}"
         if more := same[SHOWN_WARNINGS:]:
             yield f"Warning {kind.code}: {len(more)} more in report.json."
 
 
-def _divergences(schemes: dict[str, Any]) -> Table:
+def _divergences(schemes: Schemes) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("scheme", "perplexity", "ratio", "KL mean", "KL p99", "same top token", "size", "smaller by"):
         table.add_column(title, justify="left" if title == "scheme" else "right", no_wrap=True)
     for name, facts in schemes.items():
         table.add_row(
             _marked(name, facts),
-            _value(facts["perplexity"], 3),
-            _value(facts["perplexity_ratio"], 4),
+            _value(facts.perplexity, 3),
+            _value(facts.perplexity_ratio, 4),
             *_divergence(facts),
-            _bytes(facts["model_bytes"]),
-            f"{facts['compression']:.2f}x",
+            decimal(facts.model_bytes),
+            f"{facts.compression:.2f}x",
         )
     return table
 
 
-def _marked(name: str, facts: dict[str, Any]) -> str:
-    marks = {"simulated": SIMULATED, "analysis_only": ANALYSIS_ONLY}
-    return " ".join([name, *(mark for key, mark in marks.items() if facts[key])])
+def _marked(name: str, facts: SchemeFacts) -> str:
+    marks = [*([SIMULATED] if facts.simulated else []), *([ANALYSIS_ONLY] if facts.analysis_only else [])]
+    return " ".join([name, *marks])
 
 
-def _divergence(facts: dict[str, Any]) -> tuple[str, str, str]:
-    kl_divergence, same_top_token = facts["kl_divergence"], facts["same_top_token"]
-    if kl_divergence is None or same_top_token is None:
+def _divergence(facts: SchemeFacts) -> tuple[str, str, str]:
+    kl, same_top_token = facts.kl_divergence, facts.same_top_token
+    if kl is None or same_top_token is None:
         return (NONE, NONE, NONE)
-    return f"{kl_divergence['mean']:.3g}", f"{kl_divergence['p99']:.3g}", f"{same_top_token['value']:.2%}"
+    return f"{kl.mean:.3g}", f"{kl.p99:.3g}", f"{same_top_token.value:.2%}"
 
 
-def _notes(schemes: dict[str, Any]) -> Iterable[str]:
-    """Say what the table of the schemes leaves out."""
-    if any(facts["simulated"] for facts in schemes.values()):
+def _notes(schemes: Schemes) -> Iterable[str]:
+    """Explain the marks in the table of the schemes, and name the modules with the largest errors."""
+    if any(facts.simulated for facts in schemes.values()):
         yield f"{SIMULATED}: simulated, rounded numbers stand in for a low-precision kernel"
-    if any(facts["analysis_only"] for facts in schemes.values()):
+    if any(facts.analysis_only for facts in schemes.values()):
         yield f"{ANALYSIS_ONLY}: analysis only, no BitsAndBytesConfig loads a model with these settings"
-    worst = {name: facts["worst_site"] for name, facts in schemes.items() if facts["worst_site"] is not None}
+    worst = {name: facts.worst_sites[0] for name, facts in schemes.items() if facts.worst_sites}
     if worst:
-        places = (f"{name} layer {w['layer']} {w['component']} ({w['relative_l2']:.2%})" for name, w in worst.items())
+        places = (f"{name} layer {w.layer} {w.component} ({w.relative_l2:.2%})" for name, w in worst.items())
         yield f"Largest relative error of a component's output: {'; '.join(places)}"
-    for left in dict.fromkeys(tuple(facts["not_quantised"]) for facts in schemes.values()):
-        under = [name for name, facts in schemes.items() if tuple(facts["not_quantised"]) == left]
-        if left:
+
+
+def _not_quantised(schemes: Schemes) -> Iterable[str]:
+    for modules in dict.fromkeys(facts.not_quantised for facts in schemes.values()):
+        under = [name for name, facts in schemes.items() if facts.not_quantised == modules]
+        if modules:
             names = "" if len(under) == len(schemes) else f" under {', '.join(under)}"
-            yield f"Not quantized{names}: {_some(left)}"
+            yield f"Not quantized{names}: {_some(modules)}"
 
 
-def _outliers(summary: dict[str, Any]) -> Iterable[str]:
-    definitions, size = summary["outlier_dimensions"], summary["model"]["hidden_size"]
-    if not definitions and not summary["not_discriminating"]:
+def _outliers(report: Report) -> Iterable[str]:
+    size = report.model.hidden_size
+    flagged, not_discriminating = flagging(report), report.outliers.unnamed(size)
+    if not flagged and not not_discriminating:
         yield "No outlier dimensions found"
         return
     yield "Outlier dimensions by definition, those in the most layers first (report.json has all):"
-    for definition, dimensions in definitions.items():
-        ranked = sorted(dimensions, key=_prominence, reverse=True)
-        yield f"  {definition}: {len(dimensions)} ({_some([str(one['dimension']) for one in ranked])})"
-    for definition, count in summary["not_discriminating"].items():
-        yield f"  {definition}: {count} of {size}, so it does not discriminate"
+    for name, definition in flagged.items():
+        ranked = sorted(definition.dimensions, key=_prominence, reverse=True)
+        yield f"  {name}: {len(ranked)} ({_some([str(one.dimension) for one in ranked])})"
+    for name, count in not_discriminating.items():
+        yield f"  {name}: {count} of {size}, so it does not discriminate"
 
 
-def _prominence(dimension: Document) -> tuple[float, float]:
-    return dimension.get("layers_fraction") or 0.0, dimension.get("abs_max") or 0.0
+def _prominence(flagged: LlmInt8Dimension | LayerwiseDimension) -> tuple[float, float]:
+    return flagged.layers_fraction, flagged.abs_max
 
 
-def _separation(labelled: dict[str, Any] | None) -> Iterable[str]:
-    if labelled is None:
+def _separation(labelled: Labelled | None) -> Iterable[str]:
+    if labelled is None or not labelled.dimensions:
         return
-    figures = ", ".join(
-        f"{name} {labelled['reference'][key]:.3f}"
-        for name, key in (("AUROC", "auroc"), ("rho", "spearman_rho"))
-        if labelled["reference"].get(key) is not None
-    )
-    best = f"dimension {labelled['dimension']} ({figures})"
-    probability = labelled["permutation_probability"]
+    best = labelled.dimensions[0]
+    measures = {"AUROC": best.reference.auroc, "rho": best.reference.spearman_rho}
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in measures.items() if value is not None)
+    probability = labelled.permutation_probability
     tested = "" if probability is None else f"; permutation probability of the best of all {probability:.3g}"
-    verdict = "no dimension separates beyond chance; best is" if labelled["by_chance"] else "best separated by"
-    yield f"Labeled prompts: {verdict} {best}{tested}"
+    verdict = "no dimension separates beyond chance; best is" if labelled.by_chance else "best separated by"
+    yield f"Labeled prompts: {verdict} dimension {best.dimension} ({figures}){tested}"
 
 
-def _next(steps: list[str]) -> Iterable[str]:
+def _next(steps: Iterable[str]) -> Iterable[str]:
     for number, step in enumerate(steps):
         yield f"Next: {step}" if number == 0 else f"      {step}"
 
@@ -150,23 +162,10 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _value(figure: Document | None, digits: int) -> str:
-    return NONE if figure is None else f"{figure['value']:.{digits}f}"
-
-
-def _bytes(count: int) -> str:
-    amount, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.1f} {unit}"
+def _value(estimate: Estimate | None, digits: int) -> str:
+    return NONE if estimate is None else f"{estimate.value:.{digits}f}"
 
 
 def _lines(console: Console, texts: Iterable[str]) -> None:
     for text in texts:
-        _line(console, text)
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        line(console, text)

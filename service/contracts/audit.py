@@ -140,6 +140,8 @@ class Finding(Record):
     level_needed: float | None = None
     """`p_value` up to which the breach is beyond noise, by Holm's method over all limits of the run."""
     verdict: FindingVerdict
+    final: bool = False
+    """The first measurement decides: the weights are the baseline's, so that a rerun could tell no more."""
     reason: str
     """A sentence."""
 

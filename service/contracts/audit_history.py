@@ -65,7 +65,7 @@ class StepLevel(Record):
     """Where a figure lies between two steps."""
 
     value: float
-    """Mean over the measured runs."""
+    """Mean over the measured runs; the geometric one where the noise is relative."""
     interval: tuple[float, float] | None
     """95% interval of the mean by the series' noise; None for a figure that has no noise."""
     first: datetime
@@ -89,7 +89,9 @@ class SeriesNoise(Record):
     """How far a figure varies from measurement to measurement without a step."""
 
     standard_deviation: float
-    """In the figure's own unit; 0 for a figure that depends on the model alone."""
+    """Of the logarithm where `relative`, else in the figure's own unit; 0 for a figure of the model alone."""
+    relative: bool
+    """The noise is taken as a share of the value: of figures that were over 0 at every run."""
     source: Literal["series", "intervals", "exact"]
     """`series`: from the differences of neighboring values. `intervals`: from those of the reports, which hold for
     other text and are an upper bound on the same one; used while the series is short. `exact`: it has none."""

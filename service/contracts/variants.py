@@ -10,7 +10,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from service.contracts.record import Frozen
 from service.contracts.refusals import nearest
@@ -165,3 +173,14 @@ Asked = Annotated[
     PlainSerializer(_short, return_type=str | Variant),
 ]
 """A variant in a request: text or object. A variant without label, settings and kept modules is stored as text."""
+
+_ASKED: TypeAdapter[Variant] = TypeAdapter(Asked)
+
+
+def is_variant(value: Any) -> bool:
+    """Whether this version accepts a variant, or its text or JSON form, in a request."""
+    try:
+        _ASKED.validate_python(value)
+    except ValidationError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Says what to do after a report: which scheme to deploy, to test first or to leave, and what to measure next.
+"""Derives from a report which scheme to deploy, to test first or to leave, and what to measure next.
 
 The sentences follow from the verdicts alone. A scheme whose 95% intervals reach another level is not settled, so it
 is neither recommended nor rejected: the text must be longer first. A simulated scheme, and one that no
@@ -8,17 +8,15 @@ BitsAndBytesConfig loads, is never recommended, because what was measured is not
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-from pydantic import TypeAdapter, ValidationError
+from typing import NamedTuple
 
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
-from service.contracts.variants import LONGEST_NAME, Asked, Variant, described, slug
+from service.contracts.variants import LONGEST_NAME, Variant, described, is_variant, slug
 from service.evaluation.uncertainty import FEWEST
 from service.evaluation.verdict import verdict_of
 
-_MORE = 4
+_MORE_SEQUENCES = 4
 """Times as many sequences make an interval about half as wide."""
 _QKV = frozenset({"attn.q", "attn.k", "attn.v"})
 FUSED: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -32,7 +30,6 @@ FUSED: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 """Components that are parts of a fused module, by architecture: `keep` does not take one of them alone."""
-_ASKED: TypeAdapter[Variant] = TypeAdapter(Asked)
 
 
 class SchemeOutcome(NamedTuple):
@@ -55,6 +52,16 @@ class SchemeOutcome(NamedTuple):
     keep_trial: str
     """Sentence on the modules to keep in 16 bits in another run, from `keep_trial`; it may be empty."""
 
+    @property
+    def judged(self) -> bool:
+        """Whether the figures could tell its effect."""
+        return self.level != "unjudged"
+
+    @property
+    def ready(self) -> bool:
+        """Whether its level is settled, and what was measured is what would be deployed."""
+        return self.judged and self.settled and self.deployable
+
 
 class MeasuredText(NamedTuple):
     """What a report says of the calibration text, as far as the next step depends on it."""
@@ -74,14 +81,32 @@ def next_steps(report: Report) -> tuple[str, ...]:
     In this order: the scheme to use, those to test, those to leave, those that are not settled, those that are not
     deployable, those that could not be judged. Most reports have one to three sentences.
     """
-    perplexity, calibration = report.reference.perplexity, report.calibration
-    text = MeasuredText(
+    if not report.schemes:
+        return ("Rerun with --scheme int8 --scheme nf4 to measure what quantization does to this model.",)
+    schemes = [_outcome(report, name) for name in report.schemes]
+    text = _measured_text(report)
+    best = _smallest_negligible(schemes)
+    # A worse scheme is worth a sentence only where it makes the model smaller than the best one does.
+    smaller = [one for one in schemes if best is None or one.model_bytes < best.model_bytes]
+    return (
+        *_use(best, text),
+        *_test(smaller),
+        *_leave(smaller),
+        *_leave_simulated(schemes),
+        *_settle(schemes, text),
+        *_measure_on_kernel(schemes),
+        *_judge(schemes, text),
+    )
+
+
+def _measured_text(report: Report) -> MeasuredText:
+    calibration = report.calibration
+    return MeasuredText(
         sequences=calibration.sequences,
         exhausted=calibration.sequences < report.analysis.sequences,
         bundled=calibration.source == SAMPLE != report.model.source,
-        predictable=perplexity is not None,
+        predictable=report.reference.perplexity is not None,
     )
-    return steps_after([_outcome(report, name) for name in report.schemes], text)
 
 
 def _outcome(report: Report, name: str) -> SchemeOutcome:
@@ -97,37 +122,17 @@ def _outcome(report: Report, name: str) -> SchemeOutcome:
         deployable=not facts.simulated and not facts.analysis_only,
         replaces_nothing=facts.quantised_share == 0,
         keep_trial=keep_trial(
-            variant_named(name, report.analysis.schemes),
+            next((variant for variant in report.analysis.schemes if variant.name == name), None),
             [(site.layer, site.component) for site in facts.worst_sites],
             report.model.architecture,
         ),
     )
 
 
-def steps_after(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> tuple[str, ...]:
-    """Return what to do after schemes with these outcomes on this text, as `next_steps` does."""
-    if not schemes:
-        return ("Rerun with --scheme int8 --scheme nf4 to measure what quantization does to this model.",)
-    judged = [one for one in schemes if one.level != "unjudged"]
-    ready = [one for one in judged if one.settled and one.deployable]
-    negligible, noticeable, severe = (
-        [one for one in ready if one.level == level] for level in ("negligible", "noticeable", "severe")
-    )
-    best = min(negligible, key=lambda one: (one.model_bytes, one.mean_kl), default=None)
-
-    def matters(one: SchemeOutcome) -> bool:
-        """A worse scheme is worth a sentence only where it makes the model smaller than the best does."""
-        return best is None or one.model_bytes < best.model_bytes
-
-    return (
-        *_use(best, text),
-        *_test([one for one in noticeable if matters(one)]),
-        *_leave([one for one in severe if matters(one)]),
-        *_leave_simulated([one for one in judged if one.settled and not one.deployable and one.level == "severe"]),
-        *_settle([one for one in judged if not one.settled], text),
-        *_deployable([one for one in judged if one.settled and not one.deployable and one.level != "severe"]),
-        *_judge([one for one in schemes if one.level == "unjudged"], text),
-    )
+def _smallest_negligible(schemes: Sequence[SchemeOutcome]) -> SchemeOutcome | None:
+    """Return the deployable scheme of settled negligible effect that makes the model smallest; None without any."""
+    negligible = [one for one in schemes if one.ready and one.level == "negligible"]
+    return min(negligible, key=lambda one: (one.model_bytes, one.mean_kl), default=None)
 
 
 def _use(best: SchemeOutcome | None, text: MeasuredText) -> Iterator[str]:
@@ -144,40 +149,28 @@ def _use(best: SchemeOutcome | None, text: MeasuredText) -> Iterator[str]:
 
 
 def _test(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
-    if schemes:
-        them, effect = ("it", "its effect is") if len(schemes) == 1 else ("them", "their effects are")
-        yield f"Test {_names(schemes)} on your own task before you deploy {them}: {effect} noticeable."
+    noticeable = [one for one in schemes if one.ready and one.level == "noticeable"]
+    if noticeable:
+        them, effect = ("it", "its effect is") if len(noticeable) == 1 else ("them", "their effects are")
+        yield f"Test {_names(noticeable)} on your own task before you deploy {them}: {effect} noticeable."
 
 
 def _leave(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
-    if not schemes:
+    severe = [one for one in schemes if one.ready and one.level == "severe"]
+    if not severe:
         return
-    reason = "as it is: its effect is severe" if len(schemes) == 1 else "as they are: their effects are severe"
-    yield f"Do not deploy {_names(schemes)} {reason}."
-    mildest = min(schemes, key=lambda one: one.mean_kl)
+    reason = "as it is: its effect is severe" if len(severe) == 1 else "as they are: their effects are severe"
+    yield f"Do not deploy {_names(severe)} {reason}."
+    mildest = min(severe, key=lambda one: one.mean_kl)
     if mildest.keep_trial:
         yield mildest.keep_trial
 
 
 def _leave_simulated(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
-    if schemes:
-        reason = "as it is: its effect is" if len(schemes) == 1 else "as they are: their effects are"
-        yield f"Do not deploy {_names(schemes)} {reason} severe (measured as a simulation or for analysis only)."
-
-
-def variant_named(name: str, asked: Sequence[Any]) -> Variant | None:
-    """Return the variant with this name, of those that a job asked for; None where none can be read.
-
-    `asked` has variants, or their text or JSON forms; a newer service's forms may be unknown here.
-    """
-    for one in asked:
-        try:
-            variant = _ASKED.validate_python(one)
-        except ValidationError:
-            continue
-        if variant.name == name:
-            return variant
-    return None
+    severe = [one for one in schemes if one.settled and not one.deployable and one.level == "severe"]
+    if severe:
+        reason = "as it is: its effect is" if len(severe) == 1 else "as they are: their effects are"
+        yield f"Do not deploy {_names(severe)} {reason} severe (measured as a simulation or for analysis only)."
 
 
 def keep_trial(variant: Variant | None, sites: Sequence[tuple[int, str]], architecture: str) -> str:
@@ -204,31 +197,34 @@ def keep_trial(variant: Variant | None, sites: Sequence[tuple[int, str]], archit
     fields = {"scheme": variant.scheme, "settings": variant.settings, "keep": (*variant.keep, pattern)}
     label = "kept=" if len(slug(fields)) > LONGEST_NAME else ""
     scheme = label + described(fields)
-    if component in FUSED.get(architecture, ()) or variant_named("kept" if label else slug(fields), [scheme]) is None:
+    if component in FUSED.get(architecture, ()) or not is_variant(scheme):
         return ""
     return f"Measure whether keeping {place} in 16 bits helps: rerun with --scheme {scheme}."
 
 
 def _settle(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[str]:
-    if schemes:
-        levels = "the level of {} is" if len(schemes) == 1 else "the levels of {} are"
+    unsettled = [one for one in schemes if one.judged and not one.settled]
+    if unsettled:
+        levels = "the level of {} is" if len(unsettled) == 1 else "the levels of {} are"
         longer = "a longer text (--calibration FILE) and " if text.exhausted else ""
-        sequences = max(FEWEST, _MORE * text.sequences)
-        yield f"Rerun with {longer}--sequences {sequences}: {levels.format(_names(schemes))} not settled."
+        sequences = max(FEWEST, _MORE_SEQUENCES * text.sequences)
+        yield f"Rerun with {longer}--sequences {sequences}: {levels.format(_names(unsettled))} not settled."
 
 
-def _deployable(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
-    if schemes:
-        are = "is" if len(schemes) == 1 else "are"
-        yield f"Measure again on the kernel that you will deploy: {_names(schemes)} {are} simulated or analysis only."
+def _measure_on_kernel(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
+    milder = [one for one in schemes if one.judged and one.settled and not one.deployable and one.level != "severe"]
+    if milder:
+        are = "is" if len(milder) == 1 else "are"
+        yield f"Measure again on the kernel that you will deploy: {_names(milder)} {are} simulated or analysis only."
 
 
 def _judge(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[str]:
-    if not text.predictable and schemes:
+    unjudged = [one for one in schemes if not one.judged]
+    if not text.predictable and unjudged:
         yield "Check the model's weights: no position has a finite prediction even without quantization."
         return
-    empty = [one for one in schemes if one.replaces_nothing]
-    if len(empty) < len(schemes):
+    empty = [one for one in unjudged if one.replaces_nothing]
+    if len(empty) < len(unjudged):
         yield "Rerun with a text that the model predicts better than a guess (--calibration FILE)."
     if empty:
         replaces = "it replaces" if len(empty) == 1 else "they replace"

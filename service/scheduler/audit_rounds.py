@@ -13,11 +13,11 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.comparison.comparable_report import ComparableReport
+from service.comparison.stored import stored_report
 from service.scheduler.judging import Reports, advance
 from service.settings import Settings
 from service.startup import Stores
 from service.store.runs.store import RunStore
-from service.stored import comparable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def audit_rounds(settings: Settings, stores: Stores) -> Callable[[], AuditRound]
         return stores.artifacts.path(stores.jobs.artifact(report_id, name).sha256)
 
     def reports(report_id: str) -> ComparableReport:
-        return comparable(report_id, partial(path_of, report_id))
+        return stored_report(report_id, partial(path_of, report_id))
 
     return partial(run_audit_round, stores.runs, reports, LEASES * settings.lease_seconds)
 

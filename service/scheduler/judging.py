@@ -69,8 +69,7 @@ def _first(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending | 
     findings = judgment.judge(limits, candidate, baseline)
     values = {one.figure.path: value for one in limits if isinstance(value := read(one.figure, candidate), float)}
     measured = Measured(findings, chosen, values, _identity(case.job, candidate.report))
-    broken = judgment.to_measure_again(limits, findings)
-    again, standing = judgment.split(broken, candidate.report, baseline.report if baseline else None)
+    again = judgment.to_measure_again(limits, findings)
     if again and case.definition.reruns:
         needed = baseline.report if baseline and any(limit.against_baseline for limit in again) else None
         jobs = (
@@ -78,19 +77,15 @@ def _first(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending | 
             for seed in _seeds(case)
         )
         return measured, tuple(jobs)
-    outcome = judgment.combine(findings, (), standing)
+    outcome = judgment.combine(findings, ())
     return Ending(outcome.verdict, outcome.reasons, measured)
 
 
 def _last(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending:
     """Weigh the first judgment against the measurements on other seeds."""
-    broken = judgment.to_measure_again(limits, case.findings)
-    # Reruns measured the baseline's model if any limit against it could be measured again.
-    paired = any(one.baseline is not None for one in case.reruns)
-    again = tuple(limit for limit in broken if paired or not limit.against_baseline)
-    standing = tuple(limit for limit in broken if limit not in again)
+    again = judgment.to_measure_again(limits, case.findings)
     reruns = tuple(_rerun(one, again, reports) for one in case.reruns)
-    outcome = judgment.combine(case.findings, reruns, standing)
+    outcome = judgment.combine(case.findings, reruns)
     return Ending(outcome.verdict, outcome.reasons, reruns=reruns)
 
 

@@ -14,10 +14,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.audits import definition as definitions
-from service.audits.baseline import check_pinned, mismatches, rule
+from service.audits import receivers
+from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
 from service.contracts.audit import AuditDefinition, AuditRun, Trigger
 from service.contracts.report import Report
+from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
+from service.store.alerts import note_definition
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import (
     Audit,
@@ -32,7 +35,7 @@ from service.store.audit_records import (
 from service.store.job_records import new_id, utcnow
 from service.store.runs.rows import add_run, cancel_jobs
 from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRow, AuditRunRow
+from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, JobRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -45,9 +48,16 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class AuditStore(Transactions):
     """Audits and their runs in one database; safe to use from several threads and processes."""
 
-    def __init__(self, engine: Engine, artifacts: ArtifactStore, clock: Callable[[], datetime] = utcnow) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        artifacts: ArtifactStore,
+        clock: Callable[[], datetime] = utcnow,
+        reach: receivers.Reach = receivers.PUBLIC,
+    ) -> None:
         super().__init__(engine, clock)
         self._artifacts = artifacts
+        self._reach = reach
 
     def create(self, definition: AuditDefinition, *, force: bool = False) -> Audit:
         """Make an audit.
@@ -56,7 +66,7 @@ class AuditStore(Transactions):
         is not allowed. A pinned report that is unknown, or of other definitions, calibration or schemes, is refused
         unless `force`; then the audit says so in `baseline_cautions`.
         """
-        cautions = self._checked(definition, force=force)
+        cautions = self.check(definition, force=force)
         now = self._clock()
         row = AuditRow(id=new_id(now), badge_token=secrets.token_urlsafe(24), created_at=now, runs=0, paused=False)
         try:
@@ -64,6 +74,7 @@ class AuditStore(Transactions):
                 _define(row, definition, cautions, now)
                 session.add(row)
                 session.flush()
+                note_definition(session, row, definition, now)
                 return audit_of(row, None)
         except IntegrityError as error:
             raise _taken(definition.name) from error
@@ -95,12 +106,14 @@ class AuditStore(Transactions):
 
         A run that has begun ends by what it began with. Raises NotFound, and what `create` raises.
         """
-        cautions = self._checked(definition, force=force)
+        cautions = self.check(definition, force=force)
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
-                _define(row, definition, cautions, self._clock())
+                now = self._clock()
+                _define(row, definition, cautions, now)
                 session.flush()
+                note_definition(session, row, definition, now)
                 return _audit(session, row)
         except IntegrityError as error:
             raise _taken(definition.name) from error
@@ -168,9 +181,10 @@ class AuditStore(Transactions):
                 return True
             return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
 
-    def _checked(self, definition: AuditDefinition, *, force: bool) -> tuple[str, ...]:
+    def check(self, definition: AuditDefinition, *, force: bool = False) -> tuple[str, ...]:
         """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
         definitions.check(definition)
+        receivers.check(definition.notify, self._reach)
         of = rule(definition.baseline)
         if of.report_id is None:
             return ()
@@ -179,11 +193,14 @@ class AuditStore(Transactions):
             check_pinned(of, [past_run_of(run) for run in session.scalars(select(AuditRunRow).where(*ended))])
             named = (ArtifactRow.job_id == of.report_id, ArtifactRow.name == "report.json")
             sha256 = session.scalar(select(ArtifactRow.sha256).where(*named))
+            job = session.get(JobRow, of.report_id)
+            text = None if job is None else JobRequest.model_validate(job.request).calibration
         if sha256 is None:
             cautions: tuple[str, ...] = ("There is no such report.",)
         else:
             content = self._artifacts.path(sha256).read_bytes()
-            cautions = mismatches(Report.model_validate_json(content, extra="allow"), definition)
+            report = Report.model_validate_json(content, extra="allow")
+            cautions = (*mismatches(report, definition), *text_mismatch(text, definition.calibration))
         if cautions and not force:
             raise InvalidRequest(
                 "baseline",

@@ -50,7 +50,7 @@ from workers.measurement.runtime.device import (
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableWriter, table_writers
 from workers.measurement.runtime.workspace import identity_of, workspace
-from workers.measurement.statistics.cuda.check import check_kernels
+from workers.measurement.statistics.kernel_check import check_kernels
 
 BATCH_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Values that a batch has where a layer is widest, unless the request says otherwise: enough to keep the device busy,

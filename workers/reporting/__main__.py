@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.errors import HeadroomError
-from workers.reporting.loading import ReportUnreadable
+from service.errors import HeadroomError, ReportUnreadable
 from workers.reporting.render import render
 from workers.reporting.text import visible
 

@@ -4,26 +4,23 @@ A table becomes a mapping from column name to a NumPy array; a null becomes NaN,
 zero. Every message names the file, and the column or key.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from service.contracts.labelled import labelled_table
-from service.contracts.report import SCHEMA_VERSION, Report
+from service.contracts.report import Report
 from service.contracts.tables import TABLES, Column
-from service.errors import HeadroomError
-from service.evaluation.restating import restated
-from service.evaluation.scored import COLUMNS, Rows
+from service.errors import ReportUnreadable
+from service.evaluation.stored_report import read_report
 
 Columns = Mapping[str, NDArray[Any]]
 """The columns of a table by name; all of one length."""
@@ -32,13 +29,6 @@ _SAFE_NAME = re.compile(r"[a-z0-9_-]+")
 _NAMES = frozenset({"scheme", "component", "port", "mode", "definition"})
 """Columns that say what a row is about; never null."""
 _TABLE_FILE = re.compile(r"tables/[a-z0-9_]+\.parquet")
-
-
-class ReportUnreadable(HeadroomError):
-    """A report on disk is missing a part, is damaged, or is of a form this program does not know."""
-
-    code: ClassVar[str] = "report-unreadable"
-    status: ClassVar[int] = 422
 
 
 class TableAbsent(ReportUnreadable):
@@ -229,41 +219,12 @@ def load(directory: Path, *, density: bool = False) -> Source:
     Raises:
         ReportUnreadable: report.json or a table is missing, damaged, or of another major schema version.
     """
-    path = directory / "report.json"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReportUnreadable(f"{path}: cannot be read: {error.strerror}") from error
-    _check_version(content)
-    try:
-        # A newer report may have keys that this version does not know, also in the settings of its analysis.
-        report = Report.model_validate_json(content, extra="allow")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ReportUnreadable(f"report.json: {where}: {first['msg']}") from error
+    report = read_report(directory / "report.json", directory / "tables" / "tokens.parquet")
     _check_names(report)
     source = Source(directory, report, density)
     for table in report.tables:
         source.tables.check(table.name)
-    return replace(source, report=restated(report, lambda: _scored(source)))
-
-
-def _scored(source: Source) -> Rows | None:
-    """Return what errors by sequence follow from; None where the report has no such table."""
-    if "tokens" not in source.tables:
-        return None
-    return {name: values.tolist() for name, values in source.tables["tokens"].items() if name in COLUMNS}
-
-
-def _check_version(content: bytes) -> None:
-    try:
-        version = json.loads(content)["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ReportUnreadable(f"report.json: not a report: {error!r}") from error
-    major = SCHEMA_VERSION.split(".")[0]
-    if str(version).split(".")[0] != major:
-        raise ReportUnreadable(f"report.json: schema_version: {version!r} is not allowed; this program reads {major}.x")
+    return source
 
 
 def _check_names(report: Report) -> None:

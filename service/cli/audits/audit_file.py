@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from service.audits import baseline, limits, schedule
+from service.audits import definition
 from service.cli.audits.yaml_lines import Document, Place, read
 from service.cli.inputs import read_text, upload
 from service.contracts import refusals
@@ -121,10 +121,7 @@ def _absolute(model: str, directory: Path) -> str:
 def _check(entry: Entry) -> None:
     """Raise InvalidRequest for what no service takes."""
     try:
-        audit = AuditSubmission.model_validate(entry.body)
-        schedule.schedule(audit.schedule or "0 0 * * *", audit.timezone)
-        limits.parse_all(audit.limits, audit.scheme_names)
-        baseline.rule(audit.baseline)
+        definition.check(AuditSubmission.model_validate(entry.body))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

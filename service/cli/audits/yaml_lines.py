@@ -92,9 +92,9 @@ class _Reading:
         self.lines.setdefault(place, node.start_mark.line + 1)
         if len(self.lines) > MOST_VALUES:
             raise _not_yaml(self._file, f"has more than {MOST_VALUES:,} values")
-        if node.tag == f"{_TAG}map":
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self._mapping(loader, node, place)
-        if node.tag == f"{_TAG}seq":
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return [self.value(loader, item, (*place, number)) for number, item in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, f"has the tag {node.tag!r}", node.start_mark)

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from service.store.notifications import tables  # noqa: F401 - its tables are part of the schema
 from service.store.tables import Base
 
 context.configure(

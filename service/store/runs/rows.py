@@ -7,6 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.contracts.audit import RunVerdict, Trigger
+from service.store.alerts import note_run
+from service.store.audit_records import run_of
 from service.store.job_records import new_id
 from service.store.statuses import OPEN, RunState, Status
 from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow, JobRow
@@ -76,7 +78,7 @@ def end_run(
     elif verdict != "skipped":
         audit.errors = 0
     session.flush()
-    # Alerts and the notifications owed for this run are written here, in the same transaction.
+    note_run(session, audit, run_of(run), now)
 
 
 def cancel_jobs(session: Session, audit_id: str, now: datetime) -> None:

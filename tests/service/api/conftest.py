@@ -18,7 +18,9 @@ from starlette.testclient import TestClient
 from service.api.app import make_app
 from service.contracts.request import JobRequest
 from service.settings import Settings
+from service.startup import Stores
 from service.store.artifacts import ArtifactStore
+from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim, Job
 from service.store.jobs import JobStore
@@ -33,10 +35,18 @@ class World:
     """An API and the parts behind it."""
 
     app: FastAPI
-    store: JobStore
-    artifacts: ArtifactStore
-    keys: KeyStore
+    stores: Stores
     settings: Settings
+
+    @property
+    def store(self) -> JobStore:
+        """The jobs."""
+        return self.stores.jobs
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """The files."""
+        return self.stores.artifacts
 
     def submit(self, model: str = "sample") -> Job:
         """Put a job into the queue, past the API."""
@@ -77,8 +87,9 @@ def world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
     settings.artifacts.mkdir()
     keys = KeyStore(engine)
     keys.ensure("tests", KEY)
-    store, artifacts = JobStore(engine), ArtifactStore(settings.artifacts)
-    yield World(make_app(settings, store, artifacts, keys), store, artifacts, keys, settings)
+    artifacts = ArtifactStore(settings.artifacts)
+    stores = Stores(JobStore(engine), artifacts, keys, AuditStore(engine, artifacts))
+    yield World(make_app(settings, stores), stores, settings)
     engine.dispose()
 
 

@@ -70,7 +70,8 @@ def test_an_id_that_is_none_is_refused(client, keep, problem):
 def test_another_major_version_is_refused_by_name(client, keep, problem):
     newer = keep(report__json=restated({"schema_version": "2.0", "entirely": "other"}))
     document = problem(client.get("/v1/comparisons", params={"report": [keep(), newer]}), 422, "invalid-request")
-    assert f"report {newer}: compare needs schema_version 1.x; got '2.0'" in document["detail"]
+    refusal = "report.json: schema_version: '2.0' is not allowed; this program reads 1.x"
+    assert f"report {newer}: {refusal}" in document["detail"]
 
 
 @pytest.mark.parametrize(

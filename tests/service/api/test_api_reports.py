@@ -171,7 +171,9 @@ def record(level):
 def test_lists_give_the_verdicts_of_the_reports(client, world):
     own = {"int8": record("negligible"), "nf4": record("severe") | {"not_ruled_out": ["noticeable"]}}
     waiting, done = world.submit(), world.submit()
-    world.finish(done, {"report.json": json.dumps({"schemes": {n: {"verdict": v} for n, v in own.items()}}).encode()})
+    content = json.loads((STORED / "report.json").read_text()) | {"schema_version": "1.2"}
+    content["schemes"] = {name: content["schemes"][name] | {"verdict": verdict} for name, verdict in own.items()}
+    world.finish(done, {"report.json": json.dumps(content).encode()})
     assert client.get("/v1/reports").json()["reports"][0]["verdicts"] == own
     jobs = {job["id"]: job["verdicts"] for job in client.get("/v1/jobs").json()["jobs"]}
     assert jobs == {done.id: own, waiting.id: None}

@@ -7,8 +7,9 @@ from statistics import median
 import pytest
 from made_reports import made_up, report
 
-from service.audits.baseline import Rule, check_pinned, mismatches, rule, select
+from service.audits.baseline import Rule, check_pinned, mismatches, rule, select, text_mismatch
 from service.contracts.audit import AuditDefinition, PastRun
+from service.contracts.files import StoredFile
 from service.errors import InvalidRequest
 
 BEGIN = datetime(2027, 1, 1, tzinfo=UTC)
@@ -136,3 +137,16 @@ def test_other_definitions_calibration_or_schemes_are_named():
     )
     reasons = mismatches(report(made_up(1)).report, audit(schemes=["int8=int8:threshold=4"]))
     assert reasons == ("Its settings differ for the schemes int8.",)
+
+
+def test_another_calibration_file_is_named():
+    one, same, other = (
+        StoredFile(name=name, sha256=digit * 64, size=1) for name, digit in (("a", "1"), ("b", "1"), ("a", "2"))
+    )
+    assert text_mismatch(None, None) == text_mismatch(one, same) == ()
+    end = ", so that the calibration texts differ."
+    assert text_mismatch(None, one) == (f"Its calibration text is the bundled text; the audit's is the file a{end}",)
+    assert text_mismatch(one, None) == (f"Its calibration text is the file a; the audit's is the bundled text{end}",)
+    assert text_mismatch(one, other) == (
+        f"Its calibration text is the file a; the audit's file has other content{end}",
+    )

@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from made_runs import BEGIN, KL, LIMIT, finding, run, state, states
+from scipy import stats
 
 from service.audits.history import history
 from service.audits.history_table import COLUMNS, history_csv
@@ -89,12 +90,12 @@ def test_a_step_shows_both_levels_and_what_changed():
         "transformers 5.20.0 -> 5.21.0",
     ]
     assert {change.kind for change in step.changes} == {"model", "software"}
-    assert (step.before.value, step.after.value) == pytest.approx((np.mean(values[:12]), np.mean(values[12:])))
+    assert (step.before.value, step.after.value) == pytest.approx((stats.gmean(values[:12]), stats.gmean(values[12:])))
     assert figure.noise.source == "series"
     deviation = figure.noise.standard_deviation
     assert deviation == pytest.approx(0.01, rel=0.6)
-    reach = 2.1199 * deviation / 12**0.5  # SciPy: t.ppf(0.975, 16)
-    assert step.before.interval == pytest.approx((step.before.value - reach, step.before.value + reach), rel=1e-4)
+    reach = stats.t.ppf(0.975, 16) * deviation / 12**0.5
+    assert np.log(step.before.interval) == pytest.approx(np.log(step.before.value) + np.array([-reach, reach]))
     assert (step.before.runs, step.after.runs) == (12, 5)
     assert (step.after.first, step.after.last) == (runs[12].scheduled_at, runs[16].scheduled_at)
 
@@ -110,8 +111,9 @@ def test_repeated_measurements_of_one_state_count_once():
     assert level.runs == 40
     clear = [run(place, finding(1.0 if place < 20 else 1.4, reach=0.098)) for place in range(40)]
     [figure] = of(clear, known=known).figures
+    reach = 0.098 * np.median([1 / 1.0, 1 / 1.4])
     assert [step.run_id for step in figure.steps] == [clear[20].id]
-    assert figure.steps[0].after.interval == pytest.approx((1.302, 1.498), abs=1e-6)
+    assert figure.steps[0].after.interval == pytest.approx(1.4 * np.exp([-reach, reach]), rel=1e-4)
 
 
 def test_unchanged_runs_belong_to_the_level_before_them():

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from service.audits.steps import FEWEST, Value, noise, penalty, steps
+from service.audits.steps import FEWEST, Value, level, noise, penalty, steps
 
 
 def series(values, reach=None):
@@ -38,7 +39,7 @@ def cheapest(values, cost):
 @pytest.mark.parametrize("seed", range(12))
 def test_the_segmentation_is_the_cheapest_one(seed):
     random = np.random.default_rng(seed)
-    values = random.normal(size=60) + np.repeat(random.choice([0, 2, 4, 8], 6), 10)
+    values = random.normal(size=60) - np.repeat(random.choice([0, 2, 4, 8], 6), 10)
     of = noise(series(values), exact=False)
     assert steps(values.tolist(), of) == cheapest(values / of.standard_deviation, penalty(of))
 
@@ -82,7 +83,7 @@ def test_the_noise_is_that_of_the_values_whatever_steps_there_are(count):
     random = np.random.default_rng(count)
     estimates = []
     for _ in range(400):
-        values = random.normal(3, 0.5, count) + 100 * (np.arange(count) >= count // 2)
+        values = random.normal(-3, 0.5, count) + 100 * (np.arange(count) >= count // 2)
         estimates.append(noise(series(values), exact=False).standard_deviation ** 2)
     # The step's difference, one of count - 1, is among those left out, in the place of one of noise alone.
     assert np.mean(estimates) == pytest.approx(0.25, rel=0.03 + 6 / count)
@@ -91,9 +92,23 @@ def test_the_noise_is_that_of_the_values_whatever_steps_there_are(count):
 def test_the_noise_of_few_values_is_that_of_their_intervals():
     few = noise(series([1, 2, 3], reach=1.96), exact=False)
     assert (few.source, few.measurements) == ("intervals", 3)
-    assert few.standard_deviation == pytest.approx(1, abs=1e-4)
+    assert (few.relative, few.standard_deviation) == (True, pytest.approx(1 / 2, abs=1e-4))
+    around = noise(series([-1, 0, 1], reach=1.96), exact=False)
+    assert (around.relative, around.standard_deviation) == (False, pytest.approx(1, abs=1e-4))
     assert noise(series([1, 2, 3]), exact=False) is None
     assert noise(series(range(FEWEST), reach=1.96), exact=False).source == "series"
+
+
+def test_noise_that_grows_with_the_figure_gives_no_step_after_a_step_up():
+    random = np.random.default_rng(11)
+    values = 0.03 * np.exp(0.05 * random.normal(size=200)) * np.where(np.arange(200) < 100, 1, 7)
+    assert found(values) == [100]
+    of = noise(series(values), exact=False)
+    assert (of.relative, of.standard_deviation) == (True, pytest.approx(0.05, rel=0.2))
+    mean, interval = level(values[:100].tolist(), of)
+    assert mean == pytest.approx(stats.gmean(values[:100]))
+    reach = stats.t.ppf(0.975, 199) * of.standard_deviation / 10
+    assert interval == pytest.approx((mean * math.exp(-reach), mean * math.exp(reach)))
 
 
 def test_a_figure_without_noise_steps_wherever_it_changes():

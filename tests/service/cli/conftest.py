@@ -18,13 +18,16 @@ from service.api.app import make_app
 from service.cli.main import app
 from service.cli.running import run
 from service.settings import Settings
+from service.startup import Stores
 from service.store.artifacts import ArtifactStore
+from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 
 KEY = "key-of-the-command-line"
+STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     keys = KeyStore(engine)
     keys.ensure("tests", KEY)
     store, artifacts = JobStore(engine), ArtifactStore(settings.artifacts)
-    with served(make_app(settings, store, artifacts, keys)) as url:
+    stores = Stores(store, artifacts, keys, AuditStore(engine, artifacts))
+    with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)
         yield Remote(url, store, artifacts)
@@ -120,18 +124,15 @@ def headroom(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """What report.json holds, as far as the command line reads it, with keys that it does not know."""
+    """A report.json of a later version, with keys that this one does not know and one scheme."""
+    content: dict[str, Any] = json.loads((STORED / "report.json").read_text())
     estimate = {"value": 1.0004, "standard_error": 0.0001, "interval": [1.0002, 1.0006]}
-    scheme = {
+    content["schemes"] = {"int8": content["schemes"]["int8"] | {
         "settings": {},
         "perplexity": {"value": 20.01, "standard_error": 0.5, "scored_tokens": 100},
         "perplexity_ratio": estimate,
-        "kl_divergence": {
-            "mean": 0.00123,
-            "standard_error": 1e-5,
-            "interval": [0.00121, 0.00125],
-            "median": 0.0,
-            "p99": 0.0456,
+        "kl_divergence": content["schemes"]["int8"]["kl_divergence"] | {
+            "mean": 0.00123, "standard_error": 1e-5, "interval": [0.00121, 0.00125], "median": 0.0, "p99": 0.0456,
             "max": 1.0,
         },
         "same_top_token": {"value": 0.9876, "standard_error": 0.001},
@@ -142,23 +143,21 @@ def report() -> dict[str, Any]:
             {"layer": 3, "component": "mlp.up", "relative_l2": 0.0114, "sqnr_db": 39.0},
             {"layer": 1, "component": "attn.q", "relative_l2": 0.01, "sqnr_db": 40.0},
         ],
-    }
-    dimension = {"dimension": 46, "layers_fraction": 0.75, "positions_fraction": 0.881, "abs_max": 46.25}
-    return {
+    }}  # fmt: skip
+    for definition in content["outliers"].values():
+        definition["dimensions"] = []
+    content["outliers"]["llm_int8"]["dimensions"] = [
+        {"dimension": 46, "layers_fraction": 0.75, "positions_fraction": 0.881, "abs_max": 46.25, "one_sided": True,
+         "quartiles": [7.0, 8.0, 9.0]},
+    ]  # fmt: skip
+    content["model"] |= {"source": "sample", "layers": 8, "hidden_size": 192, "parameters": 5_100_000,
+                         "vocabulary": 4096}  # fmt: skip
+    content["reference"]["perplexity"] = {
+        "value": 20.0, "standard_error": 0.4, "interval": [19.2, 20.8], "scored_tokens": 100,
+    }  # fmt: skip
+    return content | {
         "schema_version": "1.9",
         "of_a_later_version": True,
-        "model": {
-            "source": "sample",
-            "architecture": "LlamaForCausalLM",
-            "layers": 8,
-            "hidden_size": 192,
-            "parameters": 5_100_000,
-            "vocabulary": 4096,
-        },
-        "reference": {
-            "perplexity": {"value": 20.0, "standard_error": 0.4, "interval": [19.2, 20.8], "scored_tokens": 100}
-        },
-        "schemes": {"int8": scheme},
-        "outliers": {"llm_int8": {"thresholds": {}, "dimensions": [dimension]}},
+        "labelled": None,
         "warnings": [{"code": "nonfinite", "message": "NaN in [bold]weights[/bold]", "where": "layer 3"}],
     }

@@ -11,7 +11,7 @@ from stored_reports import copy, edit, restate
 from service.contracts.report import Report
 from service.evaluation.restating import predates_intervals, restated
 from service.evaluation.scored import COLUMNS
-from service.stored import read_report
+from service.evaluation.stored_report import read_report
 
 SCHEMES = ("int8", "nf4", "w8a8-tensor")
 

@@ -8,35 +8,49 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from service.contracts.report import Report
 from service.contracts.variants import Variant, parse
-from service.evaluation.next_steps import (
-    FUSED,
-    MeasuredText,
-    SchemeOutcome,
-    keep_trial,
-    next_steps,
-    steps_after,
-    variant_named,
-)
+from service.evaluation.next_steps import FUSED, keep_trial, next_steps
 from workers.measurement.models.components import ARCHITECTURES
 
 STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0/report.json"
-OWN_TEXT = MeasuredText(sequences=16, exhausted=False, bundled=False, predictable=True)
-BUNDLED = OWN_TEXT._replace(bundled=True)
 V_SITES = ((12, "attn.v"), (3, "attn.v"), (1, "mlp.down"))
 KEEP_V = "Measure whether keeping attn.v in 16 bits helps: rerun with --scheme nf4:keep=attn.v."
 
 
-def outcome(name, level, **changed):
+def scheme(name, level, *, settled=True, deployable=True, share=1.0, mean_kl=0.05, sites=V_SITES):
+    """Return changes of the example's facts of a scheme: its name, and what the next step depends on."""
     size = 4 if name.startswith(("nf4", "fp4")) else 8
-    usual = SchemeOutcome(
-        name=name, level=level, settled=True, mean_kl=0.05, model_bytes=1000 * size, compression=16 / size,
-        deployable=True, replaces_nothing=False, keep_trial=KEEP_V,
-    )  # fmt: skip
-    return usual._replace(**changed)
+    return name, {
+        "verdict": {"level": level, "reasons": [], "not_ruled_out": [] if settled else ["noticeable"]},
+        "kl_divergence": {"mean": mean_kl, "interval": [0.9 * mean_kl, 1.1 * mean_kl]},
+        "model_bytes": 1000 * size,
+        "compression": 16 / size,
+        "simulated": not deployable,
+        "quantised_share": share,
+        "worst_sites": [
+            {"layer": layer, "component": component, "relative_l2": 0.1, "sqnr_db": 20.0} for layer, component in sites
+        ],
+    }
+
+
+def steps(schemes, *, architecture="LlamaForCausalLM", predictable=True, **calibration):
+    """Return the next steps of the example report with these schemes and changes of its calibration."""
+    content = json.loads(STORED.read_text())
+    content["schema_version"] = "1.2"
+    content["model"]["architecture"] = architecture
+    content["analysis"] |= {"schemes": [name for name, _ in schemes], "sequences": 16}
+    content["calibration"] |= {"sequences": 16} | calibration
+    if not predictable:
+        content["reference"]["perplexity"] = None
+    facts = content["schemes"]["int8"]
+    content["schemes"] = {
+        name: facts | changed | {"kl_divergence": facts["kl_divergence"] | changed["kl_divergence"]}
+        for name, changed in schemes
+    }
+    return list(next_steps(Report.model_validate(content)))
 
 
 @pytest.mark.parametrize(
-    ("schemes", "steps"),
+    ("schemes", "expected"),
     [
         ([], ["Rerun with --scheme int8 --scheme nf4 to measure what quantization does to this model."]),
         # the smallest that is negligible; what is larger and worse needs no word
@@ -54,21 +68,20 @@ def outcome(name, level, **changed):
          ["Test int8 and nf4 on your own task before you deploy them: their effects are noticeable."]),
     ],
 )  # fmt: skip
-def test_settled_verdicts_decide(schemes, steps):
-    assert list(steps_after([outcome(*scheme) for scheme in schemes], OWN_TEXT)) == steps
+def test_settled_verdicts_decide(schemes, expected):
+    assert steps([scheme(*of) for of in schemes]) == expected
 
 
 def test_the_bundled_text_alone_recommends_nothing_for_deployment():
-    (step,) = steps_after([outcome("int8", "negligible")], BUNDLED)
+    (step,) = steps([scheme("int8", "negligible")], source="sample")
     assert step.startswith("Measure int8 on a text of your own before you deploy it (--calibration FILE)")
 
 
 @pytest.mark.parametrize("level", ["negligible", "noticeable", "severe"])
 def test_a_level_that_is_not_settled_is_measured_again(level):
-    schemes = [outcome("int8", level, settled=False)]
-    assert steps_after(schemes, OWN_TEXT) == ("Rerun with --sequences 64: the level of int8 is not settled.",)
-    few = OWN_TEXT._replace(sequences=1, exhausted=True)
-    (step,) = steps_after([*schemes, outcome("nf4", level, settled=False)], few)
+    schemes = [scheme("int8", level, settled=False)]
+    assert steps(schemes) == ["Rerun with --sequences 64: the level of int8 is not settled."]
+    (step,) = steps([*schemes, scheme("nf4", level, settled=False)], sequences=1)
     assert step == (
         "Rerun with a longer text (--calibration FILE) and --sequences 8: the levels of int8 and nf4 are not settled."
     )
@@ -76,34 +89,31 @@ def test_a_level_that_is_not_settled_is_measured_again(level):
 
 @pytest.mark.parametrize("level", ["negligible", "noticeable"])
 def test_what_cannot_be_deployed_is_never_recommended(level):
-    (step,) = steps_after([outcome("mxfp4", level, deployable=False)], OWN_TEXT)
+    (step,) = steps([scheme("mxfp4", level, deployable=False)])
     assert step == "Measure again on the kernel that you will deploy: mxfp4 is simulated or analysis only."
 
 
 def test_a_severe_scheme_that_is_simulated_is_not_to_be_deployed():
-    int4 = outcome("int4-group128", "severe", deployable=False)
-    assert steps_after([int4], OWN_TEXT) == (
+    int4, mxfp4 = (scheme(name, "severe", deployable=False) for name in ("int4-group128", "mxfp4"))
+    assert steps([int4]) == [
         "Do not deploy int4-group128 as it is: its effect is severe (measured as a simulation or for analysis only).",
-    )
-    assert steps_after([int4, int4._replace(name="mxfp4")], OWN_TEXT) == (
+    ]
+    assert steps([int4, mxfp4]) == [
         "Do not deploy int4-group128 and mxfp4 as they are: their effects are severe (measured as a simulation or for "
         "analysis only).",
-    )
+    ]
 
 
 @pytest.mark.parametrize("deployable", [True, False])
 @pytest.mark.parametrize("settled", [True, False])
 @pytest.mark.parametrize("level", ["negligible", "noticeable", "severe", "unjudged"])
 def test_every_outcome_has_a_next_step(level, settled, deployable):
-    assert steps_after([outcome("nf4", level, settled=settled, deployable=deployable)], OWN_TEXT)
+    assert steps([scheme("nf4", level, settled=settled, deployable=deployable)])
 
 
 def test_of_several_severe_schemes_the_mildest_is_to_be_improved():
-    schemes = [outcome("fp4", "severe", mean_kl=0.9), outcome("nf4", "severe", mean_kl=0.3)]
-    assert steps_after(schemes, OWN_TEXT) == (
-        "Do not deploy fp4 and nf4 as they are: their effects are severe.",
-        KEEP_V,
-    )
+    schemes = [scheme("fp4", "severe", mean_kl=0.9), scheme("nf4", "severe", mean_kl=0.3)]
+    assert steps(schemes) == ["Do not deploy fp4 and nf4 as they are: their effects are severe.", KEEP_V]
 
 
 O_7 = "Measure whether keeping attn.o of layer 7 in 16 bits helps: rerun with --scheme nf4:keep=layers.7.attn.o."
@@ -137,9 +147,8 @@ def test_a_part_of_a_fused_module_is_not_proposed():
     assert keep_trial(nf4, V_SITES, "GPT2LMHeadModel") == ""
     assert keep_trial(nf4, ((3, "mlp.up"),), "Phi3ForCausalLM") == ""
     assert keep_trial(nf4, ((3, "mlp.up"),), "GPT2LMHeadModel").endswith("--scheme nf4:keep=layers.3.mlp.up.")
-    assert steps_after([outcome("nf4", "severe", keep_trial="")], OWN_TEXT) == (
-        "Do not deploy nf4 as it is: its effect is severe.",
-    )
+    severe = [scheme("nf4", "severe")]
+    assert steps(severe, architecture="GPT2LMHeadModel") == ["Do not deploy nf4 as it is: its effect is severe."]
 
 
 def test_the_fused_modules_are_those_of_the_table_of_architectures():
@@ -153,21 +162,13 @@ def test_the_fused_modules_are_those_of_the_table_of_architectures():
     assert fused == FUSED
 
 
-def test_a_variant_is_read_in_every_form_of_a_request():
-    nf4 = Variant(scheme="nf4")
-    assert variant_named("nf4", [{"scheme": "of-later"}, "int8", nf4]) == nf4
-    assert variant_named("nf4", ["nf4"]) == nf4
-    assert variant_named("b", [{"name": "b", "scheme": "nf4"}]) == Variant(scheme="nf4", name="b")
-    assert variant_named("int4", ["nf4"]) is None
-
-
 def test_schemes_without_a_verdict_are_told_by_their_cause():
-    unjudged = [outcome("int8", "unjudged"), outcome("nf4", "unjudged", replaces_nothing=True)]
-    assert steps_after(unjudged, OWN_TEXT) == (
+    unjudged = [scheme("int8", "unjudged"), scheme("nf4", "unjudged", share=0.0)]
+    assert steps(unjudged) == [
         "Rerun with a text that the model predicts better than a guess (--calibration FILE).",
         "Choose another scheme than nf4: it replaces no weight of the decoder layers.",
-    )
-    (step,) = steps_after(unjudged, OWN_TEXT._replace(predictable=False))
+    ]
+    (step,) = steps(unjudged, predictable=False)
     assert step == "Check the model's weights: no position has a finite prediction even without quantization."
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "audits"))
 import made_reports
 
 from service.comparison.comparable_report import ComparableReport
+from service.comparison.stored import stored_report
 from service.contracts.audit import AuditDefinition, AuditRun
 from service.contracts.progress import Failed
 from service.contracts.resolution import Resolution
@@ -25,7 +26,6 @@ from service.store.audits import AuditStore
 from service.store.jobs import Artifact, Claim, JobStore
 from service.store.runs.store import RunStore
 from service.store.statuses import Status
-from service.stored import comparable
 
 LEASE = 60.0
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,7 +88,7 @@ class Service:
         return run_audit_round(self.runs, self.reports, LEASE)
 
     def reports(self, report_id: str) -> ComparableReport:
-        return comparable(report_id, partial(self.path, report_id))
+        return stored_report(report_id, partial(self.path, report_id))
 
     def path(self, report_id: str, name: str) -> Path:
         return self.artifacts.path(self.jobs.artifact(report_id, name).sha256)

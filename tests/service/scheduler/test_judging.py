@@ -158,7 +158,7 @@ def test_an_upgrade_that_harms_the_same_weights_fails_without_a_rerun(service: S
     upgraded.changes = {"headroom_version": "9.9"}
     run = service.run(upgraded)
     assert (run.verdict, run.reruns) == ("fail", ())
-    assert "Weights are the baseline's, so that a rerun could not tell" in run.reasons[0]
+    assert "The weights are the baseline's, so a rerun could not tell more" in run.reasons[0]
 
 
 def test_an_absolute_limit_is_measured_again_though_weights_are_the_baselines(service: Service) -> None:
@@ -170,7 +170,7 @@ def test_an_absolute_limit_is_measured_again_though_weights_are_the_baselines(se
     assert run.verdict == "fail"
     assert [finding.limit for finding in run.reruns[0].findings] == [ABSOLUTE]
     assert run.reruns[0].baseline_report_id is None
-    assert "could not tell" in run.reasons[0]
+    assert "could not tell more" in run.reasons[0]
     assert run.reasons[1].endswith("Broken again on seed 1.")
 
 

@@ -102,7 +102,7 @@ def test_a_name_is_taken_once(audits: AuditStore) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schedule": "61 3 * * *"}, "schedule: '61 3 [*] [*] [*]' has a minute that is not one"),
+        ({"schedule": "61 3 * * *"}, "schedule: '61 3 [*] [*] [*]' has no valid minute"),
         ({"schedule": "0 0 30 2 *"}, "would never fire"),
         ({"timezone": "Europe/Berln"}, 'timezone: .* such as "UTC" or "Europe/Berlin"'),
         ({"limits": ("int8.perplexty <= 9",)}, "the nearest are int8.perplexity"),

@@ -26,7 +26,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
-from workers.measurement.layers.capture import Site
+from workers.measurement.layers.sites import Site
 from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from workers.measurement.layers.capture import Capture, Site, capturing
+from workers.measurement.layers.capture import Capture, capturing
+from workers.measurement.layers.sites import Site
 from workers.measurement.models.projections import projections
 
 

@@ -28,7 +28,7 @@ from workers.measurement.results.report_warnings import warn_replaced
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics import backends, plain
 from workers.measurement.statistics.cuda import channels, histogram, hits, nvrtc, reduction
-from workers.measurement.statistics.cuda.check import run_trials, trials
+from workers.measurement.statistics.kernel_check import run_trials, trials
 from workers.measurement.statistics.reduction import SHIFT, Reduction
 
 SMALL = [shape for shape in SHAPES if shape != (1, 2500, 7)]

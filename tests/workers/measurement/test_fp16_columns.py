@@ -21,15 +21,15 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 from service.contracts.report import Fp16ColumnFacts, LargestShare, Report
 from service.contracts.schemes import SCHEMES
 from service.contracts.tables import TABLES
-from workers.measurement.layers.capture import Site
 from workers.measurement.layers.int8_columns import Int8Columns
+from workers.measurement.layers.sites import Site
 from workers.measurement.models.projections import Projection
 from workers.measurement.program import measure
+from workers.measurement.results.assembly import with_typical
 from workers.measurement.results.report_warnings import warn_fp16_columns
-from workers.measurement.results.typical import with_typical
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableRows
-from workers.measurement.statistics.channel_errors import ChannelErrors, sqnr_without
+from workers.measurement.statistics.deviation import ChannelErrors, sqnr_without
 from workers.measurement.statistics.fp16_columns import Fp16Columns, reaching, reaching_in_fp16
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.transfers import HostCopies

@@ -17,8 +17,8 @@ from tiny_models import CONFIGS, request_for, save_checkpoint
 from service.contracts.report import Report
 from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
-from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
-from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
+from workers.measurement.statistics.outliers.layerwise import median_quantile_dimensions, variance_dimensions
+from workers.measurement.statistics.outliers.massive import Limits, MassiveActivation, massive_activations
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.transfers import HostCopies
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from device_twin import copies_from_device
 
-from workers.measurement.results.archives import load_hits, save_hits
-from workers.measurement.statistics import llm_int8
-from workers.measurement.statistics.llm_int8 import Hits, LayerHits, outlier_dimensions
+from workers.measurement.results.layer_files import load_hits, save_hits
+from workers.measurement.statistics.outliers import llm_int8
+from workers.measurement.statistics.outliers.llm_int8 import Hits, LayerHits, outlier_dimensions
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.transfers import HostCopies
 

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from service.contracts.schemes import SCHEMES
-from workers.measurement.quantization.formats import NUMBERS
-from workers.measurement.quantization.grid import Grid, Steps
-from workers.measurement.quantization.groups import cut, joined
-from workers.measurement.quantization.rounding import round_to_format
-from workers.measurement.quantization.shared_exponent import shared_exponent_scale
+from workers.measurement.quantization.formats import NUMBERS, round_to_format
+from workers.measurement.quantization.grid import Grid, Steps, cut, joined
+from workers.measurement.quantization.scales import shared_exponent_scale
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 SIMULATED = [scheme for scheme in SCHEMES.values() if scheme.simulated]

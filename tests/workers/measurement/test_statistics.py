@@ -12,7 +12,7 @@ from oracle import error_figures, site_figures
 
 from workers.measurement.statistics.backends import reduce_sequences
 from workers.measurement.statistics.deviation import DeviationStatistics
-from workers.measurement.statistics.histogram import magnitude_quantiles, occupied_bins
+from workers.measurement.statistics.order import magnitude_quantiles, occupied_bins
 from workers.measurement.statistics.reduction import BINS, Reduction, bin_edges
 from workers.measurement.statistics.site import SiteStatistics
 

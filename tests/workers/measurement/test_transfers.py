@@ -5,8 +5,8 @@ import pytest
 import torch
 from device_twin import copies_from_device
 
-from workers.measurement.statistics import llm_int8
-from workers.measurement.statistics.llm_int8 import LayerHits
+from workers.measurement.statistics.outliers import llm_int8
+from workers.measurement.statistics.outliers.llm_int8 import LayerHits
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.transfers import HostCopies
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Annotation, Text
 
+from service.errors import ReportUnreadable
 from workers.reporting.drawing.figure import NothingToDraw
 from workers.reporting.figures import activation_profile
 from workers.reporting.figures.activation_profile import thin
-from workers.reporting.loading import ReportUnreadable
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import pytest
 from made_up_states import surface_rows, surface_section
 from matplotlib.text import Text
 
+from service.errors import ReportUnreadable
 from workers.reporting.drawing.figure import NothingToDraw
 from workers.reporting.figures import channel_surface
 from workers.reporting.figures.channel_surface import LINES, MARKED, PLACES
-from workers.reporting.loading import ReportUnreadable, TableAbsent
+from workers.reporting.loading import TableAbsent
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = [(1, 1), (1, 256), (48, 256), (2048, 8192)]

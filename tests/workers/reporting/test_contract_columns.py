@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.reporting.loading import ReportUnreadable, load
+from service.errors import ReportUnreadable
+from workers.reporting.loading import load
 
 
 def test_columns_of_schemes_and_dimensions_are_read(make_report, rows_of):

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.text import Text
 
 from service.contracts.schemes import SCHEMES
+from service.errors import ReportUnreadable
 from workers.reporting.figures import error_growth
-from workers.reporting.loading import ReportUnreadable
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
+from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.figures import head_agreement, head_severity
-from workers.reporting.loading import ReportUnreadable
 from workers.reporting.render import render
 
 GRADES = ["≥ 30 dB", "20 to 30 dB", "10 to 20 dB", "< 10 dB"]

@@ -13,10 +13,10 @@ from matplotlib.colors import to_rgb
 from scipy import stats
 
 from service.contracts.labelled import Separation
+from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.separation_grid import Panel, Row, bin_edges, grid, outlined
 from workers.reporting.figures import labelled_activations
-from workers.reporting.loading import ReportUnreadable
 from workers.reporting.render import render
 
 DIMENSIONS = (201, 14, 35, 67)

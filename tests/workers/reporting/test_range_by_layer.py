@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from service.errors import ReportUnreadable
 from workers.reporting.figures import range_by_layer
-from workers.reporting.loading import ReportUnreadable
 
 COLUMNS = {"abs_max": "abs max", "p99_9_abs": "p99.9", "p99_abs": "p99", "median_abs": "median"}
 SITES = [("block", "output"), ("attn.q", "input"), ("mlp.up", "input")]

@@ -14,6 +14,7 @@ import pytest
 
 from service.contracts.report import Report
 from service.contracts.tables import Column
+from service.errors import ReportUnreadable
 from workers.reporting import loading
 from workers.reporting.__main__ import main
 from workers.reporting.figures import gallery
@@ -80,7 +81,7 @@ def test_a_column_newer_than_the_report_reads_as_null(stored, monkeypatch):
     content = json.loads((stored / "report.json").read_text())
     of_profile = {"tables": [table for table in content["tables"] if table["name"] == "profile"]}
     (stored / "report.json").write_text(json.dumps(content | of_profile | {"schema_version": "1.4"}))
-    with pytest.raises(loading.ReportUnreadable, match=r"tables/profile\.parquet: column 'loss' is missing"):
+    with pytest.raises(ReportUnreadable, match=r"tables/profile\.parquet: column 'loss' is missing"):
         load(stored)
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from service.contracts.tables import TABLES
-from workers.reporting.loading import ReportUnreadable, load
+from service.errors import ReportUnreadable
+from workers.reporting.loading import load
 from workers.reporting.render import render
 
 LABELLED = (201, 14, 35, 67)

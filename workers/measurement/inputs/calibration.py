@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadCalibration, BadRequest
 from workers.measurement.inputs.documents import Piece, read_documents
-from workers.measurement.inputs.file_errors import refuser
+from workers.measurement.inputs.input_files import refuser
 from workers.measurement.inputs.tokenizer import Tokenizer, bos_token, encode, eos_token
 
 _ID = np.dtype("<i4")

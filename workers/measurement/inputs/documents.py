@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 from service.contracts.files import PARQUET_MAGIC
 from service.contracts.request import CalibrationFile
 from workers.measurement.errors import BadCalibration, first_line, shown
-from workers.measurement.inputs.file_errors import refuser
-from workers.measurement.inputs.json_lines import read_json_lines
+from workers.measurement.inputs.input_files import read_json_lines, refuser
 
 TOKEN_IDS = "token_ids"
 """Field or column of documents that are tokenized already."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.contracts.request import LabelledFile
 from workers.measurement.errors import BadLabelled
-from workers.measurement.inputs.file_errors import refuser
+from workers.measurement.inputs.input_files import refuser
 from workers.measurement.inputs.labelled_prompts import LabelledRecords
 from workers.measurement.inputs.tokenizer import Tokenizer, encode
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from service.contracts.request import LabelledFile
 from workers.measurement.errors import BadLabelled, BadRequest, shown
-from workers.measurement.inputs.file_errors import Refuse, refuser
-from workers.measurement.inputs.json_lines import read_json_lines
+from workers.measurement.inputs.input_files import Refuse, read_json_lines, refuser
 
 MIN_RECORDS = 2
 """Records below which nothing can be told apart."""

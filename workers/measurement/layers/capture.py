@@ -6,24 +6,13 @@ B sequences, S tokens each, d channels of the site
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from workers.measurement.models.projections import BLOCK, Projection
-
-Port = Literal["input", "output"]
-
-
-class Site(NamedTuple):
-    """A place in a layer where a tensor is measured."""
-
-    component: str
-    port: Port
-
-
-BLOCK_OUTPUT = Site(BLOCK, "output")
+from workers.measurement.layers.sites import Site
+from workers.measurement.models.projections import Projection
 
 
 @dataclass
@@ -46,14 +35,14 @@ class Capture:
 
         A projection that did not run in the pass (an expert to which no token went) has no site.
         """
-        found: dict[Site, torch.Tensor] = {}
+        tensors: dict[Site, torch.Tensor] = {}
         for projection in projections:
             if projection.name not in self.inputs:
                 continue
-            found.setdefault(Site(projection.input_component, "input"), self.inputs[projection.name])
+            tensors.setdefault(Site(projection.input_component, "input"), self.inputs[projection.name])
             for component, rows in projection.parts.items():
-                found[Site(component, "output")] = self.outputs[projection.name][..., rows]
-        return found
+                tensors[Site(component, "output")] = self.outputs[projection.name][..., rows]
+        return tensors
 
 
 @contextmanager

@@ -8,14 +8,13 @@ import functools
 import numpy as np
 import torch
 
-from workers.measurement.layers.capture import BLOCK_OUTPUT
 from workers.measurement.layers.layer_results import LayerResults
-from workers.measurement.layers.sites import HEADS_SITE, ForEach
+from workers.measurement.layers.sites import BLOCK_OUTPUT, HEADS_SITE, ForEach
 from workers.measurement.layers.streams import REFERENCE, Streams
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.statistics.heads import head_ranges
-from workers.measurement.statistics.layerwise import median_quantile_dimensions, variance_dimensions
-from workers.measurement.statistics.massive import Limits, MassiveActivation, massive_activations
+from workers.measurement.statistics.outliers.layerwise import median_quantile_dimensions, variance_dimensions
+from workers.measurement.statistics.outliers.massive import Limits, MassiveActivation, massive_activations
 from workers.measurement.statistics.reduction import F32
 from workers.measurement.statistics.surface import Surface, reduce_surface
 from workers.measurement.statistics.transfers import HostCopies

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 
 from service.contracts.schemes import BITSANDBYTES_INT8, Scheme
-from workers.measurement.layers.capture import Site
+from workers.measurement.layers.sites import Site
 from workers.measurement.models.projections import Projection
 from workers.measurement.statistics import backends
 from workers.measurement.statistics.fp16_columns import Fp16Columns, reaching, reaching_in_fp16

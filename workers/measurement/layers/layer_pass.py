@@ -14,20 +14,20 @@ import torch
 from torch import nn
 
 from workers.measurement.layers.advance import LayerStreams
-from workers.measurement.layers.capture import BLOCK_OUTPUT, Capture, Site
+from workers.measurement.layers.capture import Capture
 from workers.measurement.layers.conclusion import conclude_layer
 from workers.measurement.layers.copies.quantize_layer import QuantizedLayer
 from workers.measurement.layers.int8_columns import Int8Columns
 from workers.measurement.layers.layer_results import LayerResults, SchemeResults
 from workers.measurement.layers.reference_measurement import ReferenceMeasurement
 from workers.measurement.layers.scheme_comparison import SchemeComparison
-from workers.measurement.layers.sites import for_each_on
+from workers.measurement.layers.sites import BLOCK_OUTPUT, Site, for_each_on
 from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.components import heads
 from workers.measurement.models.projections import Projection, projections
 from workers.measurement.statistics.fp16_columns import Fp16Columns
-from workers.measurement.statistics.llm_int8 import LayerHits
+from workers.measurement.statistics.outliers.llm_int8 import LayerHits
 from workers.measurement.statistics.transfers import HostCopies
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.measurement.layers.capture import Site
-from workers.measurement.statistics.channel_errors import ChannelErrors
-from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.layers.sites import Site
+from workers.measurement.statistics.deviation import ChannelErrors, DeviationStatistics
 from workers.measurement.statistics.fp16_columns import Fp16Columns
 from workers.measurement.statistics.heads import HeadDeviation, HeadRange
-from workers.measurement.statistics.llm_int8 import LayerHits
-from workers.measurement.statistics.massive import MassiveActivation
+from workers.measurement.statistics.outliers.llm_int8 import LayerHits
+from workers.measurement.statistics.outliers.massive import MassiveActivation
 from workers.measurement.statistics.site import SiteStatistics
 from workers.measurement.statistics.surface import Surface
 

@@ -6,10 +6,9 @@ N sequences of S tokens in a batch, T = N * S token positions, d channels of a s
 import torch
 
 from service.contracts.request import Analysis
-from workers.measurement.layers.capture import Site
 from workers.measurement.layers.int8_columns import Int8Columns
 from workers.measurement.layers.layer_results import LayerResults
-from workers.measurement.layers.sites import ForEach, largest_first
+from workers.measurement.layers.sites import ForEach, Site, largest_first
 from workers.measurement.models.projections import ATTENTION_INPUT, MLP_INPUT
 from workers.measurement.statistics import backends
 from workers.measurement.statistics.site import SiteStatistics

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from workers.measurement.layers.capture import BLOCK_OUTPUT, Capture, Site
+from workers.measurement.layers.capture import Capture
 from workers.measurement.layers.layer_results import SchemeResults
-from workers.measurement.layers.sites import HEADS_SITE, ForEach, largest_first
+from workers.measurement.layers.sites import BLOCK_OUTPUT, HEADS_SITE, ForEach, Site, largest_first
 from workers.measurement.models.projections import Projection
-from workers.measurement.statistics.channel_errors import ChannelErrors
-from workers.measurement.statistics.deviation import DeviationStatistics
+from workers.measurement.statistics.deviation import ChannelErrors, DeviationStatistics
 from workers.measurement.statistics.heads import HeadDeviation
 from workers.measurement.statistics.transfers import HostCopies
 

@@ -1,13 +1,24 @@
-"""Names sites of a layer that several measurements share, and orders the work on sites."""
+"""Names the sites of a layer, and orders the work on them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from workers.measurement.layers.capture import Site
+from workers.measurement.models.projections import BLOCK
 from workers.measurement.statistics.cpu.threads import map_in_threads
 
+Port = Literal["input", "output"]
+
+
+class Site(NamedTuple):
+    """A place in a layer where a tensor is measured."""
+
+    component: str
+    port: Port
+
+
+BLOCK_OUTPUT = Site(BLOCK, "output")
 HEADS_SITE = Site("attn.o", "input")
 """The heads' outputs, side by side."""
 

@@ -1,13 +1,18 @@
-"""Formats of numbers, as data. Adding a format adds a record.
+"""Defines number formats as data, and rounds to the nearest value of one. Adding a format adds a record.
 
 Every format here is a set of values on the real line that lie `smallest_step` apart around zero. In an integer
 format they stay so far apart; in a floating point format the step doubles with every octave above the subnormals,
 so that `mantissa_bits` bits tell the values of one octave apart.
+
+Rounding is roundTiesToEven of IEEE 754-2019, section 4.3.1, with the saturation that OCP OFP8 v1.0 calls SAT mode.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,18 @@ _SCALES = (
 
 SCALES: Mapping[str, ScaleFormat] = MappingProxyType({scale.name: scale for scale in _SCALES})
 """By name. e8m0 is the shared scale of OCP MX v1.0: 2^-127 to 2^127 and NaN."""
+
+
+def round_to_format(x: torch.Tensor, number: NumberFormat) -> torch.Tensor:
+    """Return the value of the format nearest to each element of x, of any shape, float32.
+
+    Between two equally near values the one with the even code is taken. What lies beyond the format's ends, infinities
+    too, becomes the nearer end. NaN stays NaN. A negative value that rounds to zero gives -0.0.
+    """
+    inside = x.clamp(number.lowest, number.highest)
+    if number.mantissa_bits is None:
+        return (inside / number.smallest_step).round() * number.smallest_step
+    _, exponent = torch.frexp(inside)  # |x| = m * 2^exponent with m in [1/2, 1): its octave begins at 2^(exponent - 1)
+    step = torch.clamp(exponent - 1 - number.mantissa_bits, min=int(math.log2(number.smallest_step)))
+    size = torch.ldexp(torch.ones_like(inside), step)
+    return (inside / size).round() * size

@@ -1,23 +1,24 @@
-"""A grid for the elements of a tensor: a number format, and a scale shared by each group of elements.
+"""Quantizes tensors to a grid: a number format, and a scale shared by each group of elements.
 
 One algorithm serves every format: choose a scale (and a zero point) for each group, divide, round to the format,
 multiply back.
 
-    R rows, G groups of a row, g elements of a group
+    R rows, n elements of a row, G groups of a row, g elements of a group
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from torch.nn import functional
 
-from workers.measurement.quantization.absmax_scale import absmax_scale
-from workers.measurement.quantization.formats import NUMBERS, SCALES, NumberFormat, ScaleFormat
-from workers.measurement.quantization.groups import Group, cut, joined
-from workers.measurement.quantization.minmax_scale import minmax_scale, zero_point
-from workers.measurement.quantization.rounding import round_to_format
-from workers.measurement.quantization.shared_exponent import shared_exponent_scale
+from workers.measurement.quantization.formats import NUMBERS, SCALES, NumberFormat, ScaleFormat, round_to_format
+from workers.measurement.quantization.scales import absmax_scale, minmax_scale, shared_exponent_scale, zero_point
+
+Group = int | Literal["channel", "token", "tensor"]
+"""So many neighbors along the last dimension; all of it (an output channel's weights, a token's activations); or
+the whole tensor."""
 
 
 class Steps(NamedTuple):
@@ -87,3 +88,20 @@ class Grid:
         """Round finite scales to what is stored: one that is too large becomes the largest, one too small 0."""
         within = torch.where(scale.isfinite(), scale.clamp(max=self.scale.highest), scale)
         return within.to(getattr(torch, self.scale.name)).float()
+
+
+def cut(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return x [..., n] as groups [R, G, g], filled up with zeros where the last group of a row is shorter.
+
+    Zeros change no group's largest magnitude, and no range that holds zero. The whole tensor is one row.
+    """
+    rows = x.reshape(1, -1) if group == "tensor" else x.reshape(-1, x.shape[-1])
+    size = group if isinstance(group, int) else rows.shape[-1]
+    missing = -rows.shape[-1] % size
+    return functional.pad(rows, (0, missing)).reshape(len(rows), -1, size)
+
+
+def joined(groups: torch.Tensor, shape: torch.Size, group: Group) -> torch.Tensor:
+    """Return the tensor of the given shape [..., n] whose groups [R, G, g] these are."""
+    width = shape.numel() if group == "tensor" else shape[-1]
+    return groups.flatten(-2)[..., :width].reshape(shape)

@@ -1,40 +1,32 @@
-"""Puts the tables together from the layers' files, and the definitions that speak of all layers."""
+"""Writes the tables from the layers' files, and returns what the summary of the report says of all layers.
 
-import functools
+The column `sqnr_db_typical` is filled in here: the residual stream's error without the dimensions that are massive.
+Which those are is known only when every layer is done, because one that is massive in any layer is left out of all.
+"""
+
 import itertools
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from service.contracts import report as contract
-from service.contracts.outliers import (
-    HeadDamage,
-    HeadFacts,
-    LayerwiseDimension,
-    LlmInt8Dimension,
-    LlmInt8Outliers,
-    LlmInt8RelativeOutliers,
-    MassiveActivation,
-    MassiveOutliers,
-    MedianQuantileOutliers,
-    Outliers,
-    VarianceOutliers,
-    discriminating,
-)
+from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
 from service.contracts.request import Analysis
-from workers.measurement.results.layer_files import HITS, LayerFiles
+from workers.measurement.layers.sites import BLOCK_OUTPUT
+from workers.measurement.results import layer_summary
+from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.layer_rows import PER_LAYER, Row, largest
-from workers.measurement.results.surface import write_surface
-from workers.measurement.results.typical import massive_dimensions, with_typical
 from workers.measurement.runtime.table_writer import TableWriter
-from workers.measurement.statistics.llm_int8 import outlier_dimensions
+from workers.measurement.statistics.deviation import sqnr_without
 
 MASSIVE_IN_SUMMARY = 100
-WORST_SITES = 10
+"""Massive activations that the summary lists, the largest first."""
+_TYPICAL = "sqnr_db_typical"
+_MASSIVE = ("massive_tensor", "massive_token")
+"""The definitions of massive activations."""
 
 Describe = Callable[[int, int], tuple[int, str | None]]
 """From sequence and position to the token's id and its text."""
@@ -42,7 +34,7 @@ Describe = Callable[[int, int], tuple[int, str | None]]
 
 @dataclass(frozen=True)
 class Assembled:
-    """What the summary needs of all layers."""
+    """The part of the summary that is about all layers."""
 
     outliers: Outliers
     massive_activations: tuple[MassiveActivation, ...]
@@ -52,12 +44,8 @@ class Assembled:
     """By scheme."""
     fp16_columns: dict[str, contract.Fp16ColumnFacts]
     """By scheme: what int8 computes in 16 bits; only those of that kernel."""
-    saved_bytes: dict[str, int]
-    """By scheme: bytes by which the quantized weights are smaller."""
-    paths: dict[str, str]
-    """By scheme: the code paths that computed it."""
-    left: dict[str, tuple[tuple[int, str], ...]]
-    """By scheme: layers and names of the projections that it had no way of replacing."""
+    copies: dict[str, layer_summary.CopiesFacts]
+    """By scheme."""
 
 
 def assemble(
@@ -83,90 +71,43 @@ def assemble(
     _append_layers(files, layers, tables)
     massive = _massive_activations(files, layers, describe)
     tables["massive_activations"].append_rows(massive)
-    outliers = _outliers(files, layers, positions, analysis, hidden_size)
+    outliers = layer_summary.find_outliers(files, layers, positions, analysis, hidden_size)
     tables["outlier_dimensions"].append_rows(_rows_over_all_layers(outliers))
-    facts = [files.facts(layer) for layer in range(layers)]
-    names = analysis.scheme_names
+    copies = layer_summary.summarize_copies(files, layers, analysis.scheme_names)
     return Assembled(
         outliers=outliers,
         massive_activations=tuple(MassiveActivation(**row) for row in massive[:MASSIVE_IN_SUMMARY]),
-        heads=_heads(files, layers, analysis),
-        surface=write_surface(files, layers, tables["surface"]),
-        worst_sites={name: _worst_sites(files, layers, name) for name in names},
-        fp16_columns=_fp16_columns(files, layers),
-        saved_bytes={name: sum(f.saved_bytes[name] for f in facts) for name in names},
-        paths={name: "; ".join(sorted({p for f in facts for p in f.paths[name]})) for name in names},
-        left={name: tuple((i, m) for i, f in enumerate(facts) for m in f.left[name]) for name in names},
+        heads=layer_summary.head_facts(files, layers, analysis),
+        surface=_write_surface(files, layers, tables["surface"]),
+        worst_sites={name: layer_summary.worst_sites(files, layers, name) for name in analysis.scheme_names},
+        fp16_columns=layer_summary.fp16_columns(files, layers),
+        copies=copies,
     )
 
 
 def _append_layers(files: LayerFiles, layers: int, tables: Mapping[str, TableWriter]) -> None:
     """Write the layers' rows of the tables, but for massive activations, which are ranked over all layers."""
-    left_out = massive_dimensions(files, layers)
+    massive = _massive_dimensions(files, layers)
     for layer, name in itertools.product(range(layers), PER_LAYER):
         if name == "errors":
-            tables[name].append_table(with_typical(files.table(layer, name), files.channel_errors(layer), left_out))
+            tables[name].append_table(with_typical(files.table(layer, name), files.channel_errors(layer), massive))
         elif name != "massive_activations":
             tables[name].append_table(files.table(layer, name))
 
 
 def _massive_activations(files: LayerFiles, layers: int, describe: Describe) -> list[Row]:
+    """Return the largest massive activations of all layers, with their tokens."""
     rows = largest(row for layer in range(layers) for row in files.table(layer, "massive_activations").to_pylist())
     for row in rows:
         row["token_id"], row["token"] = describe(row["sequence"], row["position"])
     return rows
 
 
-def _outliers(files: LayerFiles, layers: int, positions: int, analysis: Analysis, hidden_size: int) -> Outliers:
-    found: dict[str, tuple[Any, ...]] = {
-        **_layerwise(files, layers),
-        **{name: _over_all_layers(files, name, layers, positions, analysis) for name in HITS},
-    }
-
-    def of(definition: str, thresholds: str) -> dict[str, Any]:
-        dimensions = found.get(definition, ())
-        tells = discriminating(len(dimensions), hidden_size)
-        return {"thresholds": getattr(analysis, thresholds), "dimensions": dimensions, "discriminates": tells}
-
-    return Outliers(
-        llm_int8=LlmInt8Outliers(**of("llm_int8", "llm_int8")),
-        llm_int8_relative=LlmInt8RelativeOutliers(**of("llm_int8_relative", "llm_int8_relative")),
-        massive_tensor=MassiveOutliers(**of("massive_tensor", "massive")),
-        massive_token=MassiveOutliers(**of("massive_token", "massive")),
-        median_quantile=MedianQuantileOutliers(**of("median_quantile", "median_quantile")),
-        variance=VarianceOutliers(**of("variance", "variance")),
-    )
-
-
-def _over_all_layers(
-    files: LayerFiles, definition: str, layers: int, positions: int, analysis: Analysis
-) -> tuple[LlmInt8Dimension, ...]:
-    """Return the dimensions that a definition of `HITS` flags."""
-    limits = getattr(analysis, definition)
-    hits_of = functools.partial(files.hits, definition)
-    flagged = outlier_dimensions(hits_of, layers, positions, limits.layers_fraction, limits.positions_fraction)
-    return tuple(LlmInt8Dimension(**vars(dimension)) for dimension in flagged)
-
-
-def _layerwise(files: LayerFiles, layers: int) -> dict[str, tuple[LayerwiseDimension, ...]]:
-    """Return, by definition, the dimensions that some layer flags, in ascending order."""
-    peaks: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for layer in range(layers):
-        for row in files.table(layer, "outlier_dimensions").to_pylist():
-            peaks[row["definition"]][row["dimension"]].append(row["abs_max"])
-    return {
-        definition: tuple(
-            LayerwiseDimension(dimension=j, layers_fraction=len(p) / layers, abs_max=max(p))
-            for j, p in sorted(dimensions.items())
-        )
-        for definition, dimensions in peaks.items()
-    }
-
-
 def _rows_over_all_layers(outliers: Outliers) -> list[Row]:
+    """Return one row for every definition and dimension that it flags over all layers."""
     rows: list[Row] = []
-    for definition, found in outliers.present().items():
-        for dimension in found.dimensions:
+    for definition, flagged in outliers.present().items():
+        for dimension in flagged.dimensions:
             row = {"definition": definition} | dimension.model_dump()
             if quartiles := row.pop("quartiles", None):
                 row |= dict(zip(("q25", "q50", "q75"), quartiles, strict=True))
@@ -174,55 +115,47 @@ def _rows_over_all_layers(outliers: Outliers) -> list[Row]:
     return rows
 
 
-def _heads(files: LayerFiles, layers: int, analysis: Analysis) -> HeadFacts:
-    heads = measured = 0
-    damaged, outliers = dict.fromkeys(analysis.scheme_names, 0), dict.fromkeys(analysis.scheme_names, 0)
-    for layer in range(layers):
-        table = files.table(layer, "heads")
-        heads += table.num_rows
-        measured += pc.sum(table["measured_outlier"]).as_py() or 0
-        for scheme in analysis.scheme_names:
-            # A head without a ratio is exact or silent, and not damaged.
-            below = pc.fill_null(pc.less(table[f"sqnr_db_{scheme}"], analysis.heads.damaged_sqnr_db), False)
-            damaged[scheme] += pc.sum(below).as_py() or 0
-            outliers[scheme] += pc.sum(pc.and_(below, table["measured_outlier"])).as_py() or 0
-    return HeadFacts(
-        thresholds=analysis.heads,
-        heads=heads,
-        measured_outliers=measured,
-        schemes={s: HeadDamage(damaged=damaged[s], damaged_outliers=outliers[s]) for s in analysis.scheme_names},
+def _write_surface(files: LayerFiles, layers: int, table: TableWriter) -> contract.SurfaceFacts:
+    """Write the `surface` table, and say which sequence and layer it holds."""
+    layer = files.standing_out(layers)
+    site, surface = files.block_output(layer), files.surface(layer)
+    table.append({name: getattr(surface, name).reshape(-1) for name in ("position", "channel", "value")})
+    return contract.SurfaceFacts(
+        layer=layer,
+        sequence=surface.sequence,
+        positions=surface.positions,
+        channels=surface.channels,
+        positions_per_cell=surface.positions_per_cell,
+        channels_per_cell=surface.channels_per_cell,
+        median_abs=site["median_abs"],
+        max_to_median=site["max_to_median"],
     )
 
 
-def _worst_sites(files: LayerFiles, layers: int, scheme: str) -> tuple[contract.WorstSite, ...]:
-    chosen = (pc.field("scheme") == scheme) & (pc.field("mode") == "isolated") & pc.field("relative_l2").is_valid()
-    rows: list[dict[str, Any]] = []
-    for layer in range(layers):
-        rows += files.table(layer, "errors").filter(chosen).to_pylist()
-    rows.sort(key=lambda row: -row["relative_l2"])
-    return tuple(
-        contract.WorstSite(**{key: row[key] for key in ("layer", "component", "relative_l2", "sqnr_db")})
-        for row in rows[:WORST_SITES]
+def _massive_dimensions(files: LayerFiles, layers: int) -> frozenset[int]:
+    """Return the dimensions that either definition of massive activations flags in any layer."""
+    return frozenset(
+        row["dimension"]
+        for layer in range(layers)
+        for row in files.table(layer, "outlier_dimensions").to_pylist()
+        if row["definition"] in _MASSIVE
     )
 
 
-def _fp16_columns(files: LayerFiles, layers: int) -> dict[str, contract.Fp16ColumnFacts]:
-    rows: defaultdict[str, list[Row]] = defaultdict(list)
-    for layer in range(layers):
-        for row in files.table(layer, "fp16_columns").to_pylist():
-            rows[row["scheme"]].append(row)
-    return {scheme: _column_facts(of_scheme) for scheme, of_scheme in rows.items()}
+def with_typical(errors: pa.Table, sums: Mapping[str, NDArray[np.float64]], massive: Collection[int]) -> pa.Table:
+    """Return a layer's rows of the `errors` table with `sqnr_db_typical` filled in at block.output, accumulated.
+
+    Args:
+        errors: the rows.
+        sums: by scheme, of y^2 and (y - q)^2 of every dimension at block.output, [2, d].
+        massive: the dimensions to leave out.
+    """
+    ratios = {scheme: sqnr_without(of, massive) for scheme, of in sums.items()}
+    where = errors.select(["scheme", "mode", "component", "port"]).to_pylist()
+    column = [ratios.get(row["scheme"]) if _is_stream(row) else None for row in where]
+    place = errors.schema.get_field_index(_TYPICAL)
+    return errors.set_column(place, errors.schema.field(place), pa.array(column, errors.schema.field(place).type))
 
 
-def _column_facts(rows: list[Row]) -> contract.Fp16ColumnFacts:
-    """Return what a scheme's rows say together."""
-    shares: defaultdict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        shares[row["component"]].append(row["prefill"])
-    most = max(rows, key=lambda row: row["prefill"])
-    return contract.Fp16ColumnFacts(
-        prefill=fmean(row["prefill"] for row in rows),
-        decode=fmean(row["decode"] for row in rows),
-        components={component: fmean(of_component) for component, of_component in shares.items()},
-        largest=contract.LargestShare(**{key: most[key] for key in contract.LargestShare.model_fields}),
-    )
+def _is_stream(row: Mapping[str, str]) -> bool:
+    return row["mode"] == "accumulated" and (row["component"], row["port"]) == BLOCK_OUTPUT

@@ -22,12 +22,11 @@ from pyarrow import feather
 from service.contracts.progress import Warned
 from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
-from workers.measurement.layers.capture import BLOCK_OUTPUT
 from workers.measurement.layers.layer_results import LayerResults
-from workers.measurement.results.archives import load_hits, load_surface, save_hits, save_surface
+from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
 from workers.measurement.runtime.table_writer import TableRows
-from workers.measurement.statistics.llm_int8 import Hits
+from workers.measurement.statistics.outliers.llm_int8 import Hits
 from workers.measurement.statistics.surface import Surface
 
 HITS = ("llm_int8", "llm_int8_relative")
@@ -145,3 +144,32 @@ class LayerFiles:
 def _ratio(site: Mapping[str, Any]) -> float:
     ratio = site["max_to_median"]
     return -1.0 if ratio is None else float(ratio)
+
+
+def save_hits(file: Path, hits: Hits) -> None:
+    """Write a layer's hits as a NumPy archive."""
+    np.savez(file, **vars(hits))
+
+
+def load_hits(file: Path) -> Hits:
+    """Read what `save_hits` wrote."""
+    with np.load(file) as stored:
+        return Hits(**stored)
+
+
+def save_surface(file: Path, surface: Surface) -> None:
+    """Write a surface as a NumPy archive."""
+    np.savez(file, **vars(surface))
+
+
+def load_surface(file: Path) -> Surface:
+    """Read what `save_surface` wrote."""
+    with np.load(file) as stored:
+        return Surface(
+            sequence=int(stored["sequence"]),
+            positions=int(stored["positions"]),
+            channels=int(stored["channels"]),
+            position=stored["position"],
+            channel=stored["channel"],
+            value=stored["value"],
+        )

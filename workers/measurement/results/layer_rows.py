@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contracts.request import HeadThresholds
-from workers.measurement.layers.capture import BLOCK_OUTPUT
 from workers.measurement.layers.layer_results import LayerResults
+from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.runtime.table_writer import Repeated, TableRows
-from workers.measurement.statistics.histogram import occupied_bins
+from workers.measurement.statistics.order import occupied_bins
 
 PER_LAYER = (
     "sites",

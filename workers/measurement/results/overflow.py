@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from service.contracts.schemes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8, Scheme
-from workers.measurement.layers.capture import Port, Site
+from workers.measurement.layers.sites import Port, Site
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.projections import Projection, projections
 from workers.measurement.results.layer_files import LayerFiles

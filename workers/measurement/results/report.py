@@ -133,10 +133,10 @@ def scheme_facts(scheme: Scheme, results: MeasurementResults, assembled: Assembl
     decoder, name = results.state.decoder, scheme.name
     outside = results.state.outside[name]
     reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
-    model_bytes = reference_bytes - assembled.saved_bytes[name] - outside.saved_bytes
+    model_bytes = reference_bytes - assembled.copies[name].saved_bytes - outside.saved_bytes
     comparison = results.predictions.comparisons[name].where_finite()
     compared = len(comparison.same_top) > 0
-    left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.left[name])}
+    left = {*outside.left, *(f"{decoder.prefix}{layer}.{module}" for layer, module in assembled.copies[name].left)}
     left |= set(results.state.kept.get(name, ()))
     names = not_quantised(decoder, left)
     return contract.SchemeFacts(
@@ -230,7 +230,7 @@ def build_report(
         model=model_facts(request, decoder, results.fingerprint),
         analysis=Analysis(**{name: getattr(request, name) for name in Analysis.model_fields}),
         calibration=calibration_facts(request, results.calibration, len(state.batches[0].token_ids)),
-        environment=environment(decoder, assembled.paths),
+        environment=environment(decoder, {name: copies.paths for name, copies in assembled.copies.items()}),
         outliers=assembled.outliers,
         massive_activations=assembled.massive_activations,
         heads=assembled.heads,

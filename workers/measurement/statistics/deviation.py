@@ -3,10 +3,15 @@
 Every figure of `Error of a scheme` follows from five numbers per token: |y|^2, |q|^2, <y, q>, |y - q|^2 and
 max |y - q|. Elements where either is not finite are left out. Sums are float64.
 
+A massive dimension of the residual stream is most of its signal, and hides the errors of all others. Which dimensions
+are massive in any layer is known only after the last, so `ChannelErrors` keeps two sums for every dimension, and those
+to be left out are chosen later.
+
     T tokens, d channels
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +84,34 @@ def token_products(y: torch.Tensor | F32, q: torch.Tensor | F32) -> torch.Tensor
     """Return |y|^2, |q|^2, <y, q>, |y - q|^2 and max |y - q| of every token of y and q [..., d], [5, T], float64."""
     y, q = torch.as_tensor(y), torch.as_tensor(q)
     return backends.token_products(y.reshape(-1, y.shape[-1]), q.reshape(-1, q.shape[-1]))
+
+
+class ChannelErrors:
+    """Accumulates the sums of y^2 and (y - q)^2 of every dimension."""
+
+    def __init__(self, copies: HostCopies | None = None) -> None:
+        """Begin with nothing; `copies` brings figures from a device, together with others."""
+        self._copies = copies or HostCopies()
+        self._sums: F64 | None = None
+
+    def add(self, y: torch.Tensor, q: torch.Tensor) -> None:
+        """Add tokens: y and q [..., d], on one device."""
+        flat = (part.reshape(-1, part.shape[-1]) for part in (y, q))
+        self._copies.add((backends.channel_products(*flat),), self._merge)
+
+    def _merge(self, sums: F64) -> None:
+        self._sums = sums.copy() if self._sums is None else self._sums + sums
+
+    def sums(self) -> F64:
+        """Return the sums of y^2 and of (y - q)^2 over everything added so far, [2, d]; of nothing [2, 0]."""
+        self._copies.finish()
+        return np.empty((2, 0)) if self._sums is None else self._sums
+
+
+def sqnr_without(sums: F64, dimensions: Collection[int]) -> float | None:
+    """Return the signal to quantization noise ratio in dB with some dimensions left out of both sums, [2, d].
+
+    None where the rest is exact, or zero.
+    """
+    signal, noise = np.delete(sums, sorted(dimensions), axis=1).sum(axis=1).tolist()
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

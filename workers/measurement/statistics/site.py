@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from workers.measurement.statistics.backends import pivots, reduce_sequences
-from workers.measurement.statistics.channel_totals import ChannelTotals
-from workers.measurement.statistics.histogram import magnitude_quantiles
-from workers.measurement.statistics.moments import Moments, pooled
+from workers.measurement.statistics.moments import ChannelTotals, Moments, pooled
+from workers.measurement.statistics.order import magnitude_quantiles
 from workers.measurement.statistics.reduction import BINS, F32, F64, I32, I64
 from workers.measurement.statistics.transfers import HostCopies
 

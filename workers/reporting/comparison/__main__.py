@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.errors import HeadroomError
-from workers.reporting.comparison.program import compare_reports
+from service.errors import HeadroomError, NotComparable, ReportUnreadable
+from workers.reporting.comparison.program import OutTaken, compare_reports
 from workers.reporting.text import visible
 
 BAD_INPUT = 2
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (HeadroomError, OSError) as error:
         print(f"workers.reporting: {visible(str(error))}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, HeadroomError) and error.status < 500 else 1
+        return BAD_INPUT if isinstance(error, ReportUnreadable | NotComparable | OutTaken) else 1
     return 0
 
 

@@ -1,20 +1,17 @@
 """Reads the reports of a comparison, and computes the differences between them."""
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from service.comparison.comparable_report import ComparableReport, check_count
 from service.comparison.compare import compare
 from service.contracts.comparison import Comparison
 from service.contracts.report import SchemeFacts
-from service.evaluation.scored import Rows
-from workers.reporting.loading import ReportUnreadable, Source, load
+from service.errors import ReportUnreadable
+from service.evaluation.stored_report import row_reader
+from workers.reporting.loading import Source, load
 
 
 class Gathered(NamedTuple):
@@ -48,28 +45,16 @@ def gather(directories: Sequence[Path]) -> Gathered:
     """
     check_count(len(directories))
     sources = tuple(_loaded(directory) for directory in directories)
-    sides = [_side(source) for source in sources]
-    return Gathered(compare(sides, version("headroom")), sources)
+    return Gathered(compare([_comparable(source) for source in sources], version("headroom")), sources)
 
 
 def _loaded(directory: Path) -> Source:
     try:
         return load(directory)
     except ReportUnreadable as error:
-        message = str(error)
-        raise ReportUnreadable(message if str(directory) in message else f"{directory}: {message}") from error
+        raise type(error)(f"{directory}: {error}") from error
 
 
-def _side(source: Source) -> ComparableReport:
-    @cache
-    def read(table: str, columns: tuple[str, ...]) -> Rows | None:
-        path = source.directory / "tables" / f"{table}.parquet"
-        if table not in source.tables:
-            return None
-        try:
-            rows: Rows = pq.read_table(path, columns=list(columns)).to_pydict()
-        except (pa.ArrowException, OSError) as error:
-            raise ReportUnreadable(f"{path}: not a whole Parquet file: {error}") from error
-        return rows
-
+def _comparable(source: Source) -> ComparableReport:
+    read = row_reader(str(source.directory), source.report, source.directory.joinpath)
     return ComparableReport(source.directory.resolve().name, source.report, read)

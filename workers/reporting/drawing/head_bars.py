@@ -13,11 +13,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import NothingToDraw, name_each
 from workers.reporting.drawing.label_placement import spread
 from workers.reporting.drawing.svg import Hover
-from workers.reporting.loading import ReportUnreadable, Source, select
+from workers.reporting.loading import Source, select
 from workers.reporting.text import counted
 
 QUARTERS = 4

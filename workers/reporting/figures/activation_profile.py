@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, NothingToDraw, provenance
 from workers.reporting.drawing.label_placement import spread
-from workers.reporting.loading import ReportUnreadable, Source
+from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, visible
 
 MARKED = 5

@@ -19,10 +19,11 @@ from mpl_toolkits.mplot3d import proj3d
 from numpy.typing import NDArray
 
 from service.contracts.report import SurfaceFacts
+from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, NothingToDraw, provenance
 from workers.reporting.drawing.label_placement import spread
-from workers.reporting.loading import Columns, ReportUnreadable, Source
+from workers.reporting.loading import Columns, Source
 from workers.reporting.text import counted, number
 
 LINES = 48

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contracts.labelled import REFERENCE, Labelled, column_name
+from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, model_title, provenance
 from workers.reporting.drawing.separation_grid import Panel, Row, grid, outlined
-from workers.reporting.loading import ReportUnreadable, Source
+from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, visible
 
 MOST_PANELS = 16

@@ -1,11 +1,27 @@
-"""Reads JSON Lines, one object a line, a line at a time; errors name the line, from 1."""
+"""Reads JSON Lines, and makes the errors about an input file, which name the file and the place in it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workers.measurement.inputs.file_errors import Refuse
+from service.contracts.request import CalibrationFile, LabelledFile
+from workers.measurement.errors import MeasurementError
+
+Refuse = Callable[[str], MeasurementError]
+"""Makes the error out of what is wrong: `line 3: ...`, `row 3: ...`, or a sentence about the file, `is empty`."""
+
+
+def refuser(kind: type[MeasurementError], parameter: str, file: CalibrationFile | LabelledFile) -> Refuse:
+    """Return what makes the errors about a file that came as `parameter`."""
+    # The path of an upload says nothing to the one who sent it.
+    name = str(file.path) if file.source == file.path.name else file.source
+
+    def refuse(problem: str) -> MeasurementError:
+        between = ", " if problem.startswith(("line ", "row ")) else " "
+        return kind(f"{parameter}: {name!r}{between}{problem}")
+
+    return refuse
 
 
 def read_json_lines(path: Path, refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:

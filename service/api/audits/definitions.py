@@ -1,0 +1,157 @@
+"""Audits: make, list, show, change, remove, pause, resume."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Response, status
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from service import submission
+from service.api.audits.names import AuditName
+from service.api.audits.views import AuditPage, AuditView
+from service.api.dependencies import FromApp, PageSize, PageToken, UniqueKeys
+from service.audit_submission import changed, defined
+from service.contracts.audit import AuditDefinition, AuditSubmission
+from service.contracts.record import Frozen
+from service.errors import Conflict, InvalidRequest, NotFound
+
+router = APIRouter(prefix="/v1/audits", route_class=UniqueKeys)
+
+ValidateOnly = Annotated[
+    bool, Query(description="Check the request without storing anything; answers 200 with the definition.")
+]
+Force = Annotated[
+    bool,
+    Query(
+        description="Take a pinned baseline although its definitions, text or schemes are others. The audit then says "
+        "why in `baseline_cautions`."
+    ),
+]
+
+
+class Pause(Frozen):
+    """Why an audit is paused."""
+
+    reason: str = "paused by request"
+    """1 to 1024 characters."""
+
+
+_BY_REQUEST = Pause()
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, response_model=AuditView | AuditDefinition)
+def create(
+    backend: FromApp,
+    body: AuditSubmission,
+    response: Response,
+    validate_only: ValidateOnly = False,
+    force: Force = False,
+) -> AuditView | AuditDefinition:
+    """Make an audit. The header Location of the answer has its path."""
+    definition = defined(body)
+    if validate_only:
+        response.status_code = status.HTTP_200_OK
+        if _exists(backend, definition.name):
+            raise Conflict(f"name: {definition.name!r} is already the name of an audit; allowed: any other name")
+        backend.audits.check(definition, force=force)
+        return definition
+    submission.keep_files(backend.artifacts, body)
+    audit = backend.audits.create(definition, force=force)
+    response.headers["Location"] = f"/v1/audits/{definition.name}"
+    return AuditView.of(audit)
+
+
+@router.get("")
+def list_audits(backend: FromApp, page_size: PageSize = 50, page_token: PageToken = None) -> AuditPage:
+    """Return audits by name."""
+    page = backend.audits.list(page_size=page_size, page_token=page_token)
+    return AuditPage(audits=[AuditView.of(audit) for audit in page.audits], next_page_token=page.next_page_token)
+
+
+@router.get("/{audit}")
+def show(backend: FromApp, audit: AuditName) -> AuditView:
+    """Return one audit."""
+    return AuditView.of(backend.audits.get(audit))
+
+
+@router.put(
+    "/{audit}",
+    response_model=AuditView | AuditDefinition,
+    responses={201: {"model": AuditView, "description": "The audit is new."}},
+)
+def put(
+    backend: FromApp,
+    audit: AuditName,
+    body: AuditSubmission,
+    response: Response,
+    validate_only: ValidateOnly = False,
+    force: Force = False,
+) -> AuditView | AuditDefinition:
+    """Make the audit, or replace all that it is asked to do (200). No time that has passed fires by that."""
+    definition = defined(body)
+    is_new = not _exists(backend, audit)
+    if is_new and definition.name != audit:
+        raise InvalidRequest("name", definition.name, repr(audit), problem="is not the name in the path")
+    if validate_only:
+        backend.audits.check(definition, force=force)
+        return definition
+    submission.keep_files(backend.artifacts, body)
+    if not is_new:
+        return AuditView.of(backend.audits.update(audit, definition, force=force))
+    response.status_code = status.HTTP_201_CREATED
+    response.headers["Location"] = f"/v1/audits/{audit}"
+    return AuditView.of(backend.audits.create(definition, force=force))
+
+
+@router.patch("/{audit}", response_model=AuditView | AuditDefinition)
+def change(
+    backend: FromApp,
+    audit: AuditName,
+    body: Annotated[
+        dict[str, Any],
+        Body(
+            description="Keys of an audit with their new values, as a JSON merge patch (RFC 7396): other keys stay, "
+            "null sets a key to its default, lists are replaced.",
+            examples=[{"schedule": "0 3 * * *", "limits": ["int8.perplexity_ratio <= 1.01"]}],
+        ),
+    ],
+    validate_only: ValidateOnly = False,
+    force: Force = False,
+) -> AuditView | AuditDefinition:
+    """Change some of what an audit is asked to do. No time that has passed fires by that."""
+    try:
+        wanted, kept = changed(backend.audits.get(audit).definition, body)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+    definition = defined(wanted, kept)
+    if validate_only:
+        backend.audits.check(definition, force=force)
+        return definition
+    submission.keep_files(backend.artifacts, wanted)
+    return AuditView.of(backend.audits.update(audit, definition, force=force))
+
+
+@router.delete("/{audit}", status_code=status.HTTP_204_NO_CONTENT)
+def delete(backend: FromApp, audit: AuditName) -> None:
+    """Remove an audit with its runs, and cancel the jobs that they wait for. Reports stay."""
+    backend.audits.delete(audit)
+
+
+@router.post("/{audit}/pause")
+def pause(backend: FromApp, audit: AuditName, body: Pause = _BY_REQUEST) -> AuditView:
+    """Let no scheduled run start anymore. Runs that are asked for do."""
+    return AuditView.of(backend.audits.pause(audit, body.reason))
+
+
+@router.post("/{audit}/resume")
+def resume(backend: FromApp, audit: AuditName) -> AuditView:
+    """Let scheduled runs start again, from now on: what was missed stays missed."""
+    return AuditView.of(backend.audits.resume(audit))
+
+
+def _exists(backend: FromApp, name: str) -> bool:
+    try:
+        backend.audits.get(name)
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""What one attempt to deliver a message gives, and when the next one follows."""
+
+from datetime import timedelta
+from typing import Literal, NamedTuple
+
+Result = Literal["delivered", "failed", "gone", "refused"]
+"""`delivered`: the receiver has it. `failed`: it is tried again later. `gone`: the receiver wants no more messages.
+`refused`: this message can never be delivered."""
+
+SECONDS = 20.0
+"""How long one attempt may take."""
+DELAYS = (
+    timedelta(seconds=5),
+    timedelta(minutes=5),
+    timedelta(minutes=30),
+    timedelta(hours=2),
+    timedelta(hours=5),
+    timedelta(hours=10),
+    timedelta(hours=14),
+    timedelta(hours=20),
+    timedelta(hours=24),
+)
+"""Between an attempt and the next one, over 3 days, as Standard Webhooks suggests. Then the message has failed."""
+
+
+class Attempted(NamedTuple):
+    """One attempt to deliver a message."""
+
+    result: Result
+    detail: str
+    """What happened, as a sentence."""
+    status: int | None = None
+    """HTTP status or SMTP code of the receiver's answer; None where it gave none."""
+
+
+def next_delay(tries: int) -> timedelta | None:
+    """Return how long after its attempt number `tries` (from 1) a message is due again; None where it is not."""
+    return DELAYS[tries - 1] if tries <= len(DELAYS) else None

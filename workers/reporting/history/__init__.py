@@ -1,0 +1,1 @@
+"""The history of an audit as figures, from its record alone."""

@@ -1,0 +1,64 @@
+"""From the record of a history to its figures on disk; all of them or nothing."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from service.contracts.audit_history import AuditHistory
+from service.errors import HeadroomError
+from workers.reporting.drawing import style
+from workers.reporting.history.figures import draw
+
+RECORD, TABLE = "history.json", "history.csv"
+
+
+class HistoryUnreadable(HeadroomError):
+    """The source is not the history of an audit."""
+
+    code: ClassVar[str] = "history-unreadable"
+    status: ClassVar[int] = 422
+
+
+class OutTaken(HeadroomError):
+    """The directory for the figures is not empty."""
+
+    code: ClassVar[str] = "out-taken"
+    status: ClassVar[int] = 422
+
+
+def draw_history(out: Path, source: Path) -> None:
+    """Draw the history in `source`, and make `out` of it: history.json, history.csv and figures/.
+
+    `out` is built beside its place and renamed: it appears whole or not at all.
+
+    Raises:
+        OutTaken: `out` is there already, and is not an empty directory.
+        HistoryUnreadable: history.json or history.csv is missing or damaged.
+        OSError: a file could not be written.
+    """
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise OutTaken(f"{out}: OUT must be a new or empty directory")
+    history = _read(source)
+    above = out.absolute().parent
+    above.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=above) as beside:
+        made = Path(beside, "history")
+        (made / "figures").mkdir(parents=True)
+        for name in (RECORD, TABLE):
+            shutil.copyfile(source / name, made / name)
+        with style.applied():
+            for drawing in draw(history):
+                drawing.save(made / "figures")
+        os.rename(made, out)
+
+
+def _read(source: Path) -> AuditHistory:
+    for name in (RECORD, TABLE):
+        if not (source / name).is_file():
+            raise HistoryUnreadable(f"{source}: has no {name}")
+    try:
+        return AuditHistory.model_validate_json((source / RECORD).read_bytes())
+    except ValueError as error:
+        raise HistoryUnreadable(f"{source}: {RECORD} is not the history of an audit") from error
