@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from sqlalchemy import Engine
+
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
 from service.store.alerts import AlertStore
@@ -37,6 +39,11 @@ def open_stores(settings: Settings) -> Stores:
     """
     engine = make_engine(settings.database)
     upgrade(engine)
+    return stores_on(engine, settings)
+
+
+def stores_on(engine: Engine, settings: Settings) -> Stores:
+    """Return the stores on a database at the newest schema."""
     artifacts = ArtifactStore(settings.artifacts)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
     return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))

@@ -1,9 +1,9 @@
-"""The scheduler: a process that repeats rounds of jobs, and in a thread of their own rounds of audits.
+"""The scheduler: a process that repeats rounds of jobs, and in threads rounds of audits and deliveries of messages.
 
     python -m service.scheduler
 
-Judging an audit's reports takes its time, and keeps no job waiting. Any number of schedulers may run at once. SIGTERM
-and SIGINT may break off a step anywhere: the next one does the rest.
+Judging reports and slow receivers keep no job waiting. Any number of schedulers may run at once. SIGTERM and SIGINT may
+break off a step anywhere: the next one does the rest.
 """
 
 import logging
@@ -11,6 +11,7 @@ import signal
 import sys
 from threading import Event, Thread
 
+from service.notifications.delivery import Deliverer
 from service.scheduler.audit_rounds import audit_rounds
 from service.scheduler.repeating import Repeating
 from service.scheduler.rounds import rounds
@@ -37,16 +38,23 @@ def main() -> None:
         present = settings()
         stores = open_stores(present)
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
+        deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
-    audits = Repeating("rounds of audits", audit_rounds(present, stores))
-    thread = Thread(target=audits.run, args=(seconds, stop), name="audits", daemon=True)
-    thread.start()
+    beside = [
+        Repeating("rounds of audits", audit_rounds(present, stores)),
+        Repeating("deliveries of messages", deliverer.step),
+    ]
+    threads = [Thread(target=one.run, args=(seconds, stop), name=one.name, daemon=True) for one in beside]
+    for thread in threads:
+        thread.start()
     log.info("the scheduler runs a round every %g s", seconds)
     try:
         jobs.run(seconds, stop)
     finally:
         stop.set()
-        thread.join(STOP_SECONDS)
+        for thread in threads:
+            thread.join(STOP_SECONDS)
+        deliverer.wait(STOP_SECONDS)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,11 @@ from starlette.testclient import TestClient
 from service.api.app import make_app
 from service.contracts.request import JobRequest
 from service.settings import Settings
-from service.startup import Stores
+from service.startup import Stores, stores_on
 from service.store.artifacts import ArtifactStore
-from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim, Job
 from service.store.jobs import JobStore
-from service.store.keys import KeyStore
 
 KEY = "the-key-of-the-tests"
 LARGEST_BODY = 4096
@@ -85,10 +83,8 @@ def world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
     shutil.copy(empty_database, tmp_path / "headroom.db")
     engine = make_engine(settings.database)
     settings.artifacts.mkdir()
-    keys = KeyStore(engine)
-    keys.ensure("tests", KEY)
-    artifacts = ArtifactStore(settings.artifacts)
-    stores = Stores(JobStore(engine), artifacts, keys, AuditStore(engine, artifacts))
+    stores = stores_on(engine, settings)
+    stores.keys.ensure("tests", KEY)
     yield World(make_app(settings, stores), stores, settings)
     engine.dispose()
 

@@ -18,13 +18,11 @@ from service.api.app import make_app
 from service.cli.main import app
 from service.cli.running import run
 from service.settings import Settings
-from service.startup import Stores
+from service.startup import stores_on
 from service.store.artifacts import ArtifactStore
-from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim
 from service.store.jobs import JobStore
-from service.store.keys import KeyStore
 
 KEY = "key-of-the-command-line"
 STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0"
@@ -85,14 +83,12 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     settings.artifacts.mkdir(parents=True)
     engine = make_engine(settings.database)
     upgrade(engine)
-    keys = KeyStore(engine)
-    keys.ensure("tests", KEY)
-    store, artifacts = JobStore(engine), ArtifactStore(settings.artifacts)
-    stores = Stores(store, artifacts, keys, AuditStore(engine, artifacts))
+    stores = stores_on(engine, settings)
+    stores.keys.ensure("tests", KEY)
     with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)
-        yield Remote(url, store, artifacts)
+        yield Remote(url, stores.jobs, stores.artifacts)
     engine.dispose()
 
 

@@ -1,70 +1,18 @@
 """E-mail through a real SMTP server on this machine (aiosmtpd)."""
 
-import email
-import email.policy
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from mailing import Mailbox, running
 
 from service.errors import InvalidRequest
 from service.notifications.mail import Mail, MailServer, mail_server, send
 
 AT = datetime(2026, 5, 4, 3, tzinfo=UTC)
 SENDER = "headroom@example.org"
-
-
-class Mailbox:
-    """Keeps what the server gets; `answers` are given to a whole message and to a recipient."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[Envelope] = []
-        self.data_answer = "250 OK"
-        self.recipient_answer = "250 OK"
-
-    async def handle_RCPT(  # noqa: N802
-        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
-    ) -> str:
-        if self.recipient_answer.startswith("250"):
-            envelope.rcpt_tos.append(address)
-        return self.recipient_answer
-
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
-        if self.data_answer.startswith("250"):
-            self.envelopes.append(envelope)
-        return self.data_answer
-
-    def message(self) -> EmailMessage:
-        """Return the one message, read as a mail program reads it."""
-        (envelope,) = self.envelopes
-        message = email.message_from_bytes(envelope.original_content, policy=email.policy.default)
-        assert isinstance(message, EmailMessage)
-        return message
-
-
-class _AnyPort(Controller):
-    """A server on a port that the system chooses."""
-
-    def _trigger_server(self) -> None:
-        self.port = self.server.sockets[0].getsockname()[1]
-        super()._trigger_server()
-
-
-@contextmanager
-def running(mailbox: Mailbox, **options: object) -> Iterator[int]:
-    """Run the server; yield its port."""
-    controller = _AnyPort(mailbox, hostname="127.0.0.1", port=0, ready_timeout=30, **options)
-    controller.start()
-    try:
-        yield controller.port
-    finally:
-        controller.stop()
 
 
 @pytest.fixture
