@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from threading import Event, Thread
+from typing import Any
 
 from service.notifications.delivery import Deliverer
 from service.scheduler.audit_rounds import audit_rounds
@@ -40,7 +41,7 @@ def main() -> None:
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
         deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
-    beside = [
+    beside: list[Repeating[Any]] = [
         Repeating("rounds of audits", audit_rounds(present, stores)),
         Repeating("deliveries of messages", deliverer.step),
     ]
