@@ -114,3 +114,17 @@ class StoreFailed(HeadroomError):
 
     code = "store-failed"
     status = 507
+
+
+class StoreUnreachable(StoreFailed):
+    """Raised when the artifact store does not answer, or answers that it cannot just now; a later try may succeed."""
+
+    code = "store-unreachable"
+    status = 503
+
+
+class OtherStore(StoreFailed):
+    """Raised when the artifact store is not the one that belongs to the database."""
+
+    code = "other-store"
+    status = 503

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.audits.networks import Network
@@ -20,6 +20,8 @@ from service.contracts.request import (
     MemorySize,
 )
 from service.errors import InvalidRequest
+
+DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
 
 
 class Settings(BaseSettings):
@@ -47,6 +49,12 @@ class Settings(BaseSettings):
 
     port: int = Field(default=8400, ge=0, le=65535)
     """Port the API listens on; 0: any free port."""
+
+    artifacts_url: str | None = None
+    """Where files are kept: `file:///directory` or `s3://bucket/prefix`; default: a directory in `home`."""
+
+    artifact_cache_bytes: MemorySize = DEFAULT_ARTIFACT_CACHE
+    """Copies of files from a bucket take so much of the disk, and more only while they are in use."""
 
     lease_seconds: float = Field(default=60.0, gt=0)
     """A worker that does not renew its claim for this long loses the job."""
@@ -106,8 +114,13 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home / 'headroom.db'}"
 
     @property
+    def artifacts_place(self) -> str:
+        """URL of the artifact store in use."""
+        return self.artifacts_url or self.artifacts.expanduser().absolute().as_uri()
+
+    @property
     def artifacts(self) -> Path:
-        """Directory of the artifact store."""
+        """Directory of the artifact store, unless `artifacts_url` names another place."""
         return self.home / "artifacts"
 
 

@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine
 
-from service.errors import InvalidRequest, ServiceUnreachable
+from service.errors import InvalidRequest, ServiceUnreachable, StoreFailed
 from service.settings import Settings
+from service.storage.cache import FileCache
+from service.storage.opening import open_storage
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
+from service.store.files.identity import StoreIdentity
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 from service.store.runs.store import RunStore
@@ -35,28 +38,38 @@ class Stores(NamedTuple):
 def open_stores(settings: Settings) -> Stores:
     """Return the stores, after bringing the database to the newest schema.
 
-    Raises InvalidRequest for a database URL that is not allowed, and ServiceUnreachable.
+    Raises InvalidRequest for a URL that is not allowed, and for an artifact store that belongs to another database;
+    ServiceUnreachable and StoreFailed when one does not answer.
     """
     engine = make_engine(settings.database)
     upgrade(engine)
-    return stores_on(engine, settings)
+    stores = stores_on(engine, settings)
+    StoreIdentity(engine).compare(stores.artifacts)
+    return stores
 
 
 def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
-    artifacts = ArtifactStore(settings.artifacts)
+    artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
     return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))
+
+
+def open_artifacts(settings: Settings) -> ArtifactStore:
+    """Return the artifact store in use. Raises InvalidRequest for a URL that is not allowed, and StoreFailed."""
+    cache = FileCache(settings.home / "cache" / "artifacts", int(settings.artifact_cache_bytes))
+    return ArtifactStore(open_storage(settings.artifacts_place, cache))
 
 
 @contextmanager
 def reporting_failure(program: str) -> Iterator[None]:
     """End the process with a message when the code inside cannot start `program`.
 
-    The exit status is 2 for a setting that is not allowed, and 3 when the database does not answer.
+    The exit status is 2 for a setting that is not allowed, and 3 when the database or the artifact store does
+    not answer.
     """
     try:
         yield
-    except (InvalidRequest, ServiceUnreachable) as error:
+    except (InvalidRequest, ServiceUnreachable, StoreFailed) as error:
         print(f"headroom {program}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidRequest) else 3)

@@ -136,6 +136,8 @@ class Supervisor:
 
 def _failed(error: Exception) -> Failed:
     cause = error.__cause__ if isinstance(error, StoreFailed) else error
-    if (isinstance(cause, OSError) and cause.errno in _FULL) or (isinstance(error, StoreFailed) and cause is None):
+    if isinstance(cause, OSError) and cause.errno in _FULL:
         return Failed(code="disk-full", message=f"the report could not be stored: {error}", bad_input=False)
+    if isinstance(error, StoreFailed):
+        return Failed(code=error.code, message=f"the report could not be stored: {error}", bad_input=False)
     return Failed(code="internal", message=f"{type(error).__name__}: {error}", bad_input=False)

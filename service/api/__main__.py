@@ -45,7 +45,6 @@ def _app(chosen: Settings) -> FastAPI:
     stores = open_stores(chosen)
     if chosen.api_key is not None:
         stores.keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
-    chosen.artifacts.mkdir(parents=True, exist_ok=True)
     broker = queue.make_app(chosen) if chosen.broker_url else None
     return make_app(chosen, stores, broker)
 

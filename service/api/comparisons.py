@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api import downloads
 from service.api.dependencies import Backend, FromApp
-from service.comparison.comparable_report import MAX_REPORTS, check_count
+from service.comparison.comparable_report import MAX_REPORTS, ComparableReport, check_count
 from service.comparison.compare import compare
 from service.comparison.stored import stored_report
 from service.contracts.comparison import Comparison
@@ -33,8 +33,7 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
     """Compare reports: range, outlier dimensions, and every shared scheme, with 95% intervals."""
     try:
         check_count(len(report))
-        sides = [stored_report(report_id, partial(_path, backend, report_id)) for report_id in report]
-        differences = compare(sides, version("headroom"))
+        differences = compare([stored(backend, report_id) for report_id in report], version("headroom"))
     except (NotComparable, SchemaVersionUnknown) as error:
         raise InvalidRequest("report", report, str(error), message=str(error)) from error
     content = differences.model_dump_json().encode()
@@ -42,6 +41,11 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
     if downloads.holds(request, etag):
         return downloads.not_modified(etag)
     return Response(content, media_type="application/json", headers=downloads.headers(etag))
+
+
+def stored(backend: Backend, report_id: str) -> ComparableReport:
+    """Return a report of the store. Raises NotFound, SchemaVersionUnknown, ReportUnreadable."""
+    return stored_report(report_id, partial(_path, backend, report_id))
 
 
 def _path(backend: Backend, report_id: str, name: str) -> Path:

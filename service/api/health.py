@@ -1,6 +1,6 @@
 """Health checks: whether the process answers, and whether its parts do. Neither call needs a key."""
 
-import os
+import logging
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -9,6 +9,9 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.dependencies import Backend, FromApp
+from service.errors import OtherStore, StoreFailed
+
+log = logging.getLogger(__name__)
 
 BROKER_SECONDS = 1.0
 """How long the broker may take to answer."""
@@ -27,7 +30,8 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "not ready"]
     database: Literal["ok", "failed"]
-    artifacts: Literal["ok", "failed"]
+    artifacts: Literal["ok", "failed", "other"]
+    """`other`: it answers, and is not the store that the process started with."""
     broker: Literal["ok", "failed", "none"]
 
 
@@ -57,8 +61,16 @@ def _database(backend: Backend) -> Literal["ok", "failed"]:
     return "ok"
 
 
-def _artifacts(backend: Backend) -> Literal["ok", "failed"]:
-    return "ok" if os.access(backend.settings.artifacts, os.R_OK | os.W_OK | os.X_OK) else "failed"
+def _artifacts(backend: Backend) -> Literal["ok", "failed", "other"]:
+    try:
+        backend.artifacts.check()
+    except OtherStore as error:
+        log.error("the service is not ready: %s", error)
+        return "other"
+    except StoreFailed as error:
+        log.error("the service is not ready: %s", error)
+        return "failed"
+    return "ok"
 
 
 def _broker(backend: Backend) -> Literal["ok", "failed", "none"]:

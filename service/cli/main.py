@@ -4,22 +4,18 @@ A command imports its code when it runs, so that `--help` answers at once.
 """
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from service.cli.commands import audits, jobs, reports
 from service.cli.options import (
     Calibration,
     Device,
-    JobId,
     Json,
     Labelled,
-    Limit,
     Memory,
-    ModelFilter,
     Out,
-    PageToken,
     Schemes,
     Score,
     Thresholds,
@@ -34,16 +30,15 @@ app = typer.Typer(
     epilog=(
         "Commands use the service at HEADROOM_URL. If it is not set, they use the stack that `headroom serve` runs on "
         "HEADROOM_HOME. If none runs, they start a stack and stop it at the end. "
-        "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached."
+        "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached, "
+        "4 a limit was broken."
     ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-jobs = typer.Typer(help="List, show, cancel and retry jobs.", no_args_is_help=True)
-reports = typer.Typer(help="List, download, compare and redraw reports.", no_args_is_help=True)
-app.add_typer(jobs, name="jobs")
-app.add_typer(reports, name="reports")
+for group in (jobs.app, reports.app, audits.app):
+    app.add_typer(group)
 
 
 @app.command()
@@ -198,98 +193,6 @@ def worker(context: typer.Context, memory: Memory = None, device: Device = None)
     from service.cli.connection import WorkerOptions
 
     serving.worker(context.args, WorkerOptions(memory, device))
-
-
-@jobs.command("list")
-def list_jobs(
-    status: Annotated[
-        str | None,
-        typer.Option(help="List only jobs with this status: queued, running, succeeded, failed or cancelled."),
-    ] = None,
-    model: ModelFilter = None,
-    limit: Limit = 50,
-    page_token: PageToken = None,
-    as_json: Json = False,
-) -> None:
-    """List jobs, newest first."""
-    from service.cli import resources
-
-    resources.list_jobs(status=status, model=model, limit=limit, token=page_token, as_json=as_json)
-
-
-@jobs.command("show")
-def show_job(job_id: JobId, as_json: Json = False) -> None:
-    """Show one job."""
-    from service.cli import resources
-
-    resources.show_job(job_id, as_json=as_json)
-
-
-@jobs.command("cancel")
-def cancel_job(job_id: JobId, as_json: Json = False) -> None:
-    """Cancel a job that has not ended."""
-    from service.cli import resources
-
-    resources.change_job(job_id, "cancel", as_json=as_json)
-
-
-@jobs.command("retry")
-def retry_job(job_id: JobId, as_json: Json = False) -> None:
-    """Queue a failed or cancelled job again. A worker must run: see `headroom serve`."""
-    from service.cli import resources
-
-    resources.change_job(job_id, "retry", as_json=as_json)
-
-
-@reports.command("list")
-def list_reports(
-    model: ModelFilter = None, limit: Limit = 50, page_token: PageToken = None, as_json: Json = False
-) -> None:
-    """List reports, newest first."""
-    from service.cli import resources
-
-    resources.list_reports(model=model, limit=limit, token=page_token, as_json=as_json)
-
-
-@reports.command("download")
-def download_report(
-    report_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the report (the id of its job).")],
-    out: Out,
-    as_json: Json = False,
-) -> None:
-    """Download a report into DIR."""
-    from service.cli import resources
-
-    resources.download_report(report_id, out, as_json=as_json)
-
-
-@reports.command("render")
-def render_report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a report.")],
-    density: Annotated[
-        bool, typer.Option("--density", help="Draw densities instead of counts in the histograms of labeled prompts.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Redraw the figures and the page of a report from its tables. Needs neither the model nor torch."""
-    from service.cli import drawing
-
-    drawing.render(directory, density=density, as_json=as_json)
-
-
-@reports.command("compare")
-def compare_reports(
-    report: Annotated[
-        list[str],
-        typer.Argument(metavar="REPORT...", help="Ids or directories of 2 to 8 reports; the first is the baseline."),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the comparison: new or empty.")],
-    as_json: Json = False,
-) -> None:
-    """Compare reports with the first: range, outlier dimensions, errors and divergence."""
-    from service.cli import drawing
-
-    drawing.compare(report, out, as_json=as_json)
 
 
 def main() -> None:

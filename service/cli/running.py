@@ -14,6 +14,10 @@ DONE = 0
 JOB_FAILED = 1
 BAD_INPUT = 2
 UNREACHABLE = 3
+LIMIT_BROKEN = 4
+"""Of gates: the figures are worse than was allowed."""
+_CTRL_C = 130
+"""What typer returns for KeyboardInterrupt."""
 
 
 class Refused(HeadroomError):
@@ -108,6 +112,8 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             _print({"error": {"code": "system", "message": message}})
         return JOB_FAILED
     except (KeyboardInterrupt, typer.Abort):
+        code = _CTRL_C
+    if code == _CTRL_C:
         _tell("stopped")
         return JOB_FAILED
     return code if isinstance(code, int) else DONE

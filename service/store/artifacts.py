@@ -1,30 +1,58 @@
 """Files by their content: the name of a file in the store is the SHA-256 of what it holds.
 
-A file appears whole or not at all: it is written beside its place, forced to the disk, and renamed; then the
-directory is forced to the disk, so that a power cut cannot take back what a database row already names. Putting
-the same content twice keeps one file.
+A file appears whole or not at all, and putting the same content twice keeps one file. Where the files lie is the
+business of `service.storage`: in a directory, or in a bucket of an object store.
 """
 
-import hashlib
-import os
-import re
-import tempfile
-from contextlib import suppress
-from io import BytesIO
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import NotFound, StoreFailed
+from service.errors import NotFound, OtherStore, StoreFailed
+from service.storage.directory import DirectoryStorage
+from service.storage.port import SHA256, Entry, Storage, artifact_key
 
-_CHUNK = 1 << 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+ID_KEY = "store-id"
+"""Key of the store's id."""
 
 
 class ArtifactStore:
-    """A directory of files by content; safe to use from several threads and processes."""
+    """Files by content; safe to use from several threads and processes."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, storage: Storage | Path) -> None:
+        """`storage` is where they lie; a path is a directory."""
+        self.storage = DirectoryStorage(storage) if isinstance(storage, Path) else storage
+        self.id: str | None = None
+        """What the database calls it, once a process has compared them (`service.store.identity`)."""
+
+    @property
+    def url(self) -> str:
+        """Where the files lie, as HEADROOM_ARTIFACTS_URL names it."""
+        return self.storage.url
+
+    def check(self) -> None:
+        """Raise StoreFailed unless files can be read and written, and this is the store that it was at the start."""
+        try:
+            self.storage.check()
+            present = self.read_id() if self.id is not None else None
+        except OSError as error:
+            raise StoreFailed(f"{self.url} cannot be read: {error.strerror or error}") from error
+        if present != self.id:
+            raise OtherStore(
+                f"{self.url} is another artifact store than at the start: its id is {present}, not {self.id}"
+            )
+
+    def read_id(self) -> str | None:
+        """Return the id that is written in the store; None where there is none. Raises OSError and StoreFailed."""
+        try:
+            return self.storage.read(ID_KEY).decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def write_id(self, store_id: str) -> None:
+        """Write the store's id. Raises OSError and StoreFailed."""
+        self.storage.write(ID_KEY, f"{store_id}\n".encode())
 
     def put(self, content: Path | bytes) -> tuple[str, int]:
         """Keep a file or some bytes; return the SHA-256 in hexadecimal and the size in bytes.
@@ -32,64 +60,36 @@ class ArtifactStore:
         Raises StoreFailed when the content cannot be read or written whole; nothing of it is left then.
         """
         try:
-            with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
-                return self._keep(source)
+            return self.storage.put(content, artifact_key)
         except OSError as error:
             what = f"{len(content)} bytes" if isinstance(content, bytes) else str(content)
-            raise StoreFailed(f"{what} could not be stored in {self._root}: {error.strerror or error}") from error
+            raise StoreFailed(f"{what} could not be stored in {self.url}: {error.strerror or error}") from error
 
     def open(self, sha256: str) -> BinaryIO:
-        """Open a file for reading. Raises NotFound."""
+        """Open a file for reading. Raises NotFound, and StoreFailed."""
         return self.path(sha256).open("rb")
 
     def path(self, sha256: str) -> Path:
-        """Return where a file lies, to be read only. Raises NotFound."""
-        if not _SHA256.fullmatch(sha256) or not (place := self._place(sha256)).is_file():
-            raise NotFound(f"sha256: {sha256!r} is not in the artifact store")
-        return place
+        """Return where a file lies on this machine, to be read only; one from a bucket is fetched first.
 
-    def _place(self, sha256: str) -> Path:
-        return self._root / sha256[:2] / sha256
-
-    def _keep(self, source: BinaryIO) -> tuple[str, int]:
-        self._root.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=self._root, prefix=".incoming-")
-        incoming = Path(name)
+        Raises NotFound, and StoreFailed when it cannot be fetched or is damaged.
+        """
         try:
-            with os.fdopen(number, "wb") as target:
-                sha256, size = _copy(source, target)
-                target.flush()
-                os.fsync(target.fileno())
-            self._settle(incoming, self._place(sha256))
-        except BaseException:
-            with suppress(OSError):
-                incoming.unlink()
-            raise
-        return sha256, size
+            if SHA256.fullmatch(sha256):
+                return self.storage.path(artifact_key(sha256), sha256)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StoreFailed(f"{sha256} could not be read from {self.url}: {error.strerror or error}") from error
+        raise NotFound(f"sha256: {sha256!r} is not in the artifact store")
 
-    def _settle(self, incoming: Path, place: Path) -> None:
-        if place.is_file():
-            incoming.unlink()
-            return
-        if not place.parent.is_dir():
-            place.parent.mkdir(exist_ok=True)
-            _sync_directory(self._root)
-        incoming.replace(place)
-        _sync_directory(place.parent)
+    def entries(self) -> Iterator[Entry]:
+        """Yield every file by content; `key` is its SHA-256. Raises OSError and StoreFailed."""
+        for entry in self.storage.entries():
+            _, _, name = entry.key.rpartition("/")
+            if SHA256.fullmatch(name) and entry.key == artifact_key(name):
+                yield Entry(name, entry.size, entry.modified)
 
-
-def _copy(source: BinaryIO, target: BinaryIO) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    while chunk := source.read(_CHUNK):
-        target.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
-    return digest.hexdigest(), size
-
-
-def _sync_directory(directory: Path) -> None:
-    number = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    def delete_older(self, sha256: str, than: datetime) -> bool:
+        """Remove a file unless it was put at `than` or later; return whether it was removed."""
+        return self.storage.delete_older(artifact_key(sha256), than)

@@ -149,6 +149,19 @@ class ArtifactRow(Base):
     media_type: Mapped[str] = mapped_column(String(255))
 
 
+class StoreRow(Base):
+    """The artifact store that belongs to this database; one row at most."""
+
+    __tablename__ = "artifact_store"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Always 1."""
+    id: Mapped[str] = mapped_column(String(32))
+    """Random; written in the store as well."""
+    written: Mapped[bool]
+    """Whether the store has been seen with it: a store without it is another one from then on."""
+
+
 class KeyRow(Base):
     """One API key; only its hash is kept."""
 

@@ -667,7 +667,7 @@ def test_another_trouble_of_the_artifact_store_is_not_called_a_full_disk(bench: 
     (bench.settings.home / "artifacts").touch()
     job = bench.run()
     assert job.error is not None
-    assert (job.error.code, "could not be stored" in job.error.message) == ("internal", True)
+    assert (job.error.code, "could not be stored" in job.error.message) == ("store-failed", True)
 
 
 def test_the_first_progress_of_a_job_is_seen_while_it_runs(bench: Bench) -> None:

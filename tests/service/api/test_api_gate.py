@@ -11,7 +11,7 @@ from service import queue
 from service.api.app import make_app
 from service.settings import Settings
 
-OPEN = {"/healthz", "/readyz"}
+OPEN = {"/healthz", "/readyz", "/v1/badges/{token}.svg", "/v1/feeds/{token}.atom"}
 """Paths that need no key."""
 UNKNOWN = [{}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}, {"Authorization": "Basic dGVzdHM6"}]
 
@@ -49,6 +49,16 @@ def test_health_needs_no_key(stranger):
     ready = stranger.get("/readyz")
     assert ready.status_code == 200
     assert ready.json() == {"status": "ready", "database": "ok", "artifacts": "ok", "broker": "none"}
+
+
+def test_a_service_whose_artifact_store_was_exchanged_is_not_ready(stranger, world):
+    world.artifacts.id = "the id at the start"
+    world.artifacts.write_id("another")
+    answer = stranger.get("/readyz")
+    assert answer.status_code == 503
+    assert (answer.json()["status"], answer.json()["artifacts"]) == ("not ready", "other")
+    world.artifacts.write_id("the id at the start")
+    assert stranger.get("/readyz").status_code == 200
 
 
 def test_a_service_without_its_artifacts_is_not_ready(stranger, world):

@@ -5,7 +5,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import NotFound, StoreFailed
-from service.store import artifacts
+from service.storage import directory
 from service.store.artifacts import ArtifactStore
 
 
@@ -81,15 +81,15 @@ DISKS = ["injected", "tmpfs"] if _can_mount() else ["injected"]
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file system of 64 KiB where one may be mounted, and a directory that refuses what is larger."""
     if request.param == "injected":
-        copy = artifacts._copy
+        copy = directory.digest_of
 
-        def copy_until_full(source: BinaryIO, target: BinaryIO) -> tuple[str, int]:
-            copied = copy(BytesIO(source.read(1 << 16)), target)
+        def copy_until_full(source: BinaryIO, take: Callable[[bytes], object]) -> tuple[str, int]:
+            copied = copy(BytesIO(source.read(1 << 16)), take)
             if source.read(1):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return copied
 
-        monkeypatch.setattr(artifacts, "_copy", copy_until_full)
+        monkeypatch.setattr(directory, "digest_of", copy_until_full)
         yield tmp_path
         return
     subprocess.run([*MOUNT, str(tmp_path)], check=True)

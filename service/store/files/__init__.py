@@ -1,0 +1,1 @@
+"""The artifact store beside its database: whether they belong together, and which files are still needed."""
