@@ -14,7 +14,7 @@ from service.audits.limits import parse_all
 from service.audits.schedule import runs_per_year
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audit import AuditDefinition, Calibration, NewestIn
-from service.contracts.report import ModelFacts
+from service.contracts.provenance import ModelFacts
 from service.contracts.request import Analysis, JobRequest
 from service.errors import InvalidRequest
 from service.store.audit_records import Audit

@@ -1,4 +1,4 @@
-"""What FastAPI passes to the routes: the parts of the service, parameters that several calls share, strict bodies."""
+"""Defines the parameters of several routes, access to the parts of the service, and the strict reading of bodies."""
 
 import json
 import re

@@ -55,8 +55,8 @@ class Client:
 
     def get(self, path: str, **parameters: Any) -> Document:
         """Return the document at `path`; parameters that are None are left out."""
-        given = {name: value for name, value in parameters.items() if value is not None}
-        return self._document(self._send("GET", path, params=given))
+        present = {name: value for name, value in parameters.items() if value is not None}
+        return self._document(self._send("GET", path, params=present))
 
     def post(self, path: str, body: Document | None = None, *, idempotency_key: str | None = None) -> Document:
         """Post `body` as JSON, and return the answer."""

@@ -1,4 +1,4 @@
-"""From what was typed to an exit code: every trouble of a user's making ends in a message, never in a traceback."""
+"""Runs a command and returns its exit code; every HeadroomError ends in a message, never in a traceback."""
 
 import contextlib
 import signal
@@ -64,14 +64,14 @@ def exit_code(error: HeadroomError) -> int:
 
 def as_document(error: HeadroomError) -> dict[str, Any]:
     """Return what `--json` prints for `error`."""
-    told: dict[str, Any] = {"code": error.code, "message": str(error)}
+    content: dict[str, Any] = {"code": error.code, "message": str(error)}
     if isinstance(error, Refused):
-        told |= {"code": error.refusal, "errors": error.errors}
+        content |= {"code": error.refusal, "errors": error.errors}
     if isinstance(error, JobFailed):
-        told |= {"code": error.reason, "job_id": error.job_id}
+        content |= {"code": error.reason, "job_id": error.job_id}
     if isinstance(error, JobCancelled):
-        told |= {"job_id": error.job_id}
-    return {"error": told}
+        content |= {"job_id": error.job_id}
+    return {"error": content}
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from service.cli.audits.options import Keys, body
 from service.cli.client import Document
 from service.cli.connection import connect
 from service.cli.resources import more_entries, scheme_name, tokens_of
+from service.cli.running import interruptible
 from service.errors import InvalidRequest
 from service.settings import settings
 
@@ -22,12 +23,24 @@ def path_of(name: str, parameter: str = "NAME") -> str:
     return f"/v1/audits/{name}"
 
 
-def create(keys: Keys, *, force: bool, as_json: bool) -> None:
-    """Make an audit, and print it."""
+def create(keys: Keys, *, force: bool, seeds: int | None, as_json: bool) -> None:
+    """Make an audit, and print it; with `seeds` its limits' noise too, measured on so many further seeds."""
+    from service.cli.audits import calibrating
+
     sent = _body(keys)
-    with connect(workers=False) as service:
+    if seeds is None:
+        with connect(workers=False) as service:
+            audit = service.client.change("POST", "/v1/audits", sent, force=force)
+        show_audit(audit, as_json=as_json)
+        return
+    with interruptible(), connect(workers=True) as service:
         audit = service.client.change("POST", "/v1/audits", sent, force=force)
-    show_audit(audit, as_json=as_json)
+        found = calibrating.measure(service, path_of(audit["name"]), seeds)
+    if as_json:
+        output.document({**audit, "calibration": found.model_dump(mode="json")})
+        return
+    show_audit(audit, as_json=False)
+    calibrating.show(found)
 
 
 def edit(name: str, keys: Keys, *, force: bool, as_json: bool) -> None:
@@ -111,6 +124,8 @@ def show_audit(audit: Document, *, as_json: bool) -> None:
         *(("limit", limit) for limit in definition["limits"]),
         *(("notify", f"{kind} {address}") for entry in definition["notify"] for kind, address in entry.items()),
         ("last run", _last(audit)),
+        ("badge", audit["badge"]),
+        ("feed", audit["feed"]),
     ]
     for name, value in rows:
         if value:

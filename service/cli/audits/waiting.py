@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 
 from service.cli import output
-from service.cli.analysis import LOOK_SECONDS, PATIENCE_SECONDS, Watch
+from service.cli.analysis import MAX_OUTAGE_SECONDS, POLL_SECONDS, Watch
 from service.cli.audits.resources import path_of
 from service.cli.client import Document
 from service.cli.connection import Service, connect
@@ -50,7 +50,7 @@ def _follow(service: Service, path: str, run_id: str, shown: output.Display) -> 
                 run = service.client.get(f"{path}/runs/{run_id}")
                 answered = time.monotonic()
             except ServiceUnreachable as error:
-                if time.monotonic() - answered > PATIENCE_SECONDS:
+                if time.monotonic() - answered > MAX_OUTAGE_SECONDS:
                     raise ServiceUnreachable(f"{error}; run {run_id} may go on") from error
             else:
                 if run["verdict"]:
@@ -59,7 +59,7 @@ def _follow(service: Service, path: str, run_id: str, shown: output.Display) -> 
                     watched = run["job_id"]
                     Watch(service.client, shown, service.check).follow(watched)
                     continue
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         print(f"run {run_id} was not stopped; it goes on as soon as the service runs", file=sys.stderr)
         raise

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from service.cli.commands.alerts import alerts, webhooks
 from service.cli.options import Calibration, Json, Labelled, Limit, PageToken, Schemes, whole_number
 
 app = typer.Typer(
     name="audits", help="Watch models over time: make, change, show, run and remove audits.", no_args_is_help=True
 )
+app.add_typer(alerts)
+app.add_typer(webhooks)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the audit.")]
 NewestIn = Annotated[
@@ -100,6 +103,15 @@ def create(
     email: Emails = None,
     others: Others = None,
     force: Force = False,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate",
+            parser=whole_number("--calibrate", 2, 64),
+            metavar="K",
+            help="Measure the baseline's model on K further seeds, and show which limits lie inside the noise.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make an audit."""
@@ -110,7 +122,7 @@ def create(
         name, model, newest_in, scheme or (), calibration, labelled, sequences, sequence_length, seed, schedule,
         timezone, baseline, limit or (), reruns, webhook or (), email or (), others or (),
     )  # fmt: skip
-    resources.create(keys, force=force, as_json=as_json)
+    resources.create(keys, force=force, seeds=calibrate, as_json=as_json)
 
 
 @app.command()
@@ -217,3 +229,41 @@ def apply(
     from service.cli.audits import applying
 
     applying.apply(file, prune=prune, dry_run=dry_run, force=force, as_json=as_json)
+
+
+@app.command()
+def history(
+    name: Name,
+    figure: Annotated[
+        str | None,
+        typer.Option("--figure", metavar="F", help="Only this figure, such as int8.kl_divergence. Default: all."),
+    ] = None,
+    runs: Annotated[
+        int,
+        typer.Option("--runs", parser=whole_number("--runs", 1, 10_000), metavar="N", help="The newest N runs."),
+    ] = 365,
+    table: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the history as a table.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Draw it, as SVG and PNG: a new or empty directory.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the limited figures of an audit over its runs, with steps and what changed at them."""
+    from service.cli.audits import history, resources
+
+    history.show_history(resources.path_of(name), figure=figure, runs=runs, table=table, out=out, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    name: Name,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", parser=whole_number("--seeds", 2, 64), metavar="K", help="Further calibration seeds."),
+    ] = 4,
+    as_json: Json = False,
+) -> None:
+    """Measure the noise of an audit's limits on further calibration seeds; what is measured already is not repeated."""
+    from service.cli.audits import calibrating
+
+    calibrating.calibrate(name, seeds, as_json=as_json)
