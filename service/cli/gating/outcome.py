@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from service.audits.judgment import confirmed
 from service.cli.running import DONE, JOB_FAILED, LIMIT_BROKEN
-from service.contracts.audit import AuditRun, Finding, Rerun
+from service.contracts.audit import AuditRun, Finding
 
 State = Literal["passed", "failed", "unconfirmed", "warned", "not judged"]
 """`failed`: broken beyond noise, and again on other text. `unconfirmed`: broken beyond noise, and not on other text."""
@@ -19,7 +20,8 @@ def exit_code(verdict: str | None) -> int:
 
 def states(run: AuditRun) -> tuple[tuple[Finding, State], ...]:
     """Return the state of every limit of a run, in their order."""
-    return tuple((finding, _state(finding, run)) for finding in run.findings)
+    failed = [one.limit for one in confirmed(run.findings, run.reruns)] if run.verdict == "fail" else []
+    return tuple((finding, _state(finding, failed=finding.limit in failed)) for finding in run.findings)
 
 
 def run_document(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,15 +29,8 @@ def run_document(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": {**run, "job": run["job_id"]}}
 
 
-def _state(finding: Finding, run: AuditRun) -> State:
+def _state(finding: Finding, *, failed: bool) -> State:
     if finding.verdict == "broken":
-        stands = not any(_contradicts(rerun, finding) for rerun in run.reruns)
-        return "failed" if run.verdict == "fail" and stands else "unconfirmed"
+        return "failed" if failed else "unconfirmed"
     words: dict[str, State] = {"pass": "passed", "warn": "warned", "not_judged": "not judged"}
     return words[finding.verdict]
-
-
-def _contradicts(rerun: Rerun, finding: Finding) -> bool:
-    """Return whether a rerun did not find a limit broken again; one that failed, or left it out, says nothing."""
-    again = next((one for one in rerun.findings if one.limit == finding.limit), None)
-    return rerun.status == "baseline_gone" if again is None else again.verdict != "broken"

@@ -100,12 +100,17 @@ def test_the_exit_status_is_that_of_the_verdict(verdict, code):
         ((rerun("warn", "broken"),), ["unconfirmed", "failed"]),
         ((rerun("broken", "broken"), rerun("broken", "not_judged")), ["failed", "unconfirmed"]),
         ((rerun(status="failed"),), ["failed", "failed"]),
-        ((rerun(None, "broken"),), ["failed", "failed"]),
+        ((rerun(None, "broken"),), ["unconfirmed", "failed"]),
         ((rerun(None, "broken", status="baseline_gone"),), ["unconfirmed", "failed"]),
     ],
 )
 def test_a_broken_limit_has_failed_unless_a_rerun_says_otherwise(reruns, expected):
     assert [state for _, state in states(run(findings=(FAILED, UNCONFIRMED), reruns=reruns))] == expected
+
+
+def test_what_no_rerun_could_tell_has_failed_at_once():
+    final = FAILED.model_copy(update={"final": True})
+    assert [state for _, state in states(run(findings=(final,), reruns=(rerun(None, "pass"),)))] == ["failed"]
 
 
 def test_nothing_has_failed_in_a_run_that_was_not_confirmed():
