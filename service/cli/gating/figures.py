@@ -28,4 +28,4 @@ def _dimensions(gained: tuple[int, ...]) -> str:
     if not gained:
         return "none gained"
     more = f" and {len(gained) - _SHOWN} more" if len(gained) > _SHOWN else ""
-    return f"{', '.join(map(str, gained[:_SHOWN]))}{more} gained"
+    return f"{len(gained)} gained: {', '.join(map(str, gained[:_SHOWN]))}{more}"

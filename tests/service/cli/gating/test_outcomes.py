@@ -141,7 +141,7 @@ def test_gained_dimensions_are_named():
     out = io.StringIO()
     gained = GAINED.model_copy(update={"value": tuple(range(10)), "verdict": "broken"})
     show(Console(file=out, width=160), "m", run(findings=(gained,), reruns=(), reasons=()))
-    assert "0, 1, 2, 3, 4, 5, 6, 7 and 2 more gained" in out.getvalue()
+    assert "10 gained: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more" in out.getvalue()
 
 
 def test_markdown_renders_as_a_table_with_every_character_as_it_is():
