@@ -15,7 +15,7 @@ from rich.console import Console
 from service.cli import inputs, output, summary_text
 from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
-from service.cli.inputs import Wanted
+from service.cli.inputs import AnalyzeOptions
 from service.cli.options import check_body
 from service.cli.running import JobCancelled, JobFailed, interruptible
 from service.cli.summary import summarize
@@ -30,21 +30,21 @@ MAX_OUTAGE_SECONDS = 30.0
 """How long the service may be away before the command gives up watching."""
 
 
-def analyze(wanted: Wanted, *, as_json: bool) -> None:
+def analyze(options: AnalyzeOptions, *, as_json: bool) -> None:
     """Run one job to its end and print a summary of its report. Raises JobFailed and JobCancelled."""
-    inputs.check(wanted)
+    inputs.check(options)
     messages = Console(stderr=True)
     here = not settings().url
-    body = inputs.submission(wanted, on_this_machine=here, largest_file=settings().max_upload_bytes)
-    with_options(settings(), wanted.worker)  # checks them before a stack is started
+    body = inputs.submission(options, on_this_machine=here, largest_file=settings().max_upload_bytes)
+    with_options(settings(), options.worker)  # checks them before a stack is started
     if here:
         check_body(body)
-    with interruptible(), connect(workers=True, options=wanted.worker) as service:
+    with interruptible(), connect(workers=True, options=options.worker) as service:
         with output.display(messages) as shown:
             job = run_job(service, body, shown)
         _check(job)
-        fetch(service.client, job["id"], wanted.out)
-    out = wanted.out.absolute()
+        fetch(service.client, job["id"], options.out)
+    out = options.out.absolute()
     report = _downloaded(out)
     if as_json:
         output.document(_document(job, out, report))

@@ -10,16 +10,26 @@ import typer
 
 from service.cli.commands import audits, jobs, reports
 from service.cli.options import (
+    BatchSequences,
+    Bos,
     Calibration,
     Device,
+    Int8Threshold,
     Json,
+    LabelDepth,
+    LabelDimensions,
     Labelled,
+    LabelThreshold,
     Memory,
+    Model,
     Out,
     Schemes,
     Score,
+    Seed,
+    SequenceLength,
+    Sequences,
+    TextField,
     Thresholds,
-    number,
     whole_number,
 )
 from service.cli.running import run
@@ -43,122 +53,33 @@ for group in (jobs.app, reports.app, audits.app):
 
 @app.command()
 def analyze(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
-    ],
+    model: Model,
     out: Out,
     scheme: Schemes = None,
-    int8_threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--int8-threshold",
-            parser=number("--int8-threshold"),
-            metavar="X",
-            help="Default threshold of int8: input columns that reach X stay in 16 bits; 0: none. Default: 6.0.",
-        ),
-    ] = None,
+    int8_threshold: Int8Threshold = None,
     calibration: Calibration = None,
     labelled: Labelled = None,
-    sequences: Annotated[
-        int | None,
-        typer.Option(
-            "--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences. Default: 16."
-        ),
-    ] = None,
-    sequence_length: Annotated[
-        int | None,
-        typer.Option(
-            "--sequence-length",
-            parser=whole_number("--sequence-length"),
-            metavar="S",
-            help="Tokens in each sequence. Default: 256.",
-        ),
-    ] = None,
-    batch_sequences: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-sequences",
-            parser=whole_number("--batch-sequences"),
-            metavar="B",
-            help="Sequences in one forward pass; fewer need less memory. Default: by the model's width.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of sequences. Default: 0."
-        ),
-    ] = None,
+    sequences: Sequences = None,
+    sequence_length: SequenceLength = None,
+    batch_sequences: BatchSequences = None,
+    seed: Seed = None,
     score: Score = None,
-    bos: Annotated[
-        str | None,
-        typer.Option(
-            "--bos",
-            metavar="WHEN",
-            help="BOS token before every sequence: auto (as the tokenizer does), always or never. Default: auto.",
-        ),
-    ] = None,
-    text_field: Annotated[
-        str | None,
-        typer.Option("--text-field", metavar="NAME", help="Field or column with the text. Default: text."),
-    ] = None,
-    label_threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--label-threshold",
-            parser=number("--label-threshold"),
-            metavar="X",
-            help="A prompt with a score above X is true.",
-        ),
-    ] = None,
-    label_depth: Annotated[
-        int | None,
-        typer.Option(
-            "--label-depth",
-            parser=whole_number("--label-depth"),
-            metavar="L",
-            help="Take the prompts' vectors after layer L. Default: after the final norm.",
-        ),
-    ] = None,
-    label_dimensions: Annotated[
-        int | None,
-        typer.Option(
-            "--label-dimensions",
-            parser=whole_number("--label-dimensions"),
-            metavar="K",
-            help="Dimensions reported for the prompts. Default: 4.",
-        ),
-    ] = None,
+    bos: Bos = None,
+    text_field: TextField = None,
+    label_threshold: LabelThreshold = None,
+    label_depth: LabelDepth = None,
+    label_dimensions: LabelDimensions = None,
     thresholds: Thresholds = None,
     memory: Memory = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Analyze a model and download the report to DIR. Ctrl-C cancels the job."""
-    from service.cli import analysis, inputs
-    from service.cli.connection import WorkerOptions
+    options = locals()  # every option by its name
+    from service.cli import analysis
+    from service.cli.inputs import AnalyzeOptions
 
-    wanted = inputs.Wanted(
-        model,
-        out,
-        tuple(scheme or ()),
-        calibration,
-        sequences,
-        sequence_length,
-        seed,
-        batch_sequences=batch_sequences,
-        score=score,
-        bos=bos,
-        text_field=text_field,
-        labelled=labelled,
-        label_threshold=label_threshold,
-        label_depth=label_depth,
-        label_dimensions=label_dimensions,
-        int8_threshold=int8_threshold,
-        thresholds=tuple(thresholds or ()),
-        worker=WorkerOptions(memory, device),
-    )
-    analysis.analyze(wanted, as_json=as_json)
+    analysis.analyze(AnalyzeOptions.of(options), as_json=as_json)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, provenance
-from workers.reporting.drawing.label_placement import spread
+from workers.reporting.drawing.label_placement import label_line_ends
 from workers.reporting.drawing.missing_values import leave_empty
 from workers.reporting.loading import Source, select
 from workers.reporting.text import counted, number, plain, ranges, visible
@@ -59,8 +59,8 @@ def draw(source: Source) -> Iterator[Drawing]:
     _accumulated(upper, growths)
     _isolated(lower, growths)
     figure.draw_without_rendering()
-    _label_ends(upper, [growth.sqnr_db for growth in growths], [growth.label for growth in growths], "bold")
-    _label_ends(lower, [growth.worst for growth in growths], [_worst_label(growth) for growth in growths], "normal")
+    label_line_ends(upper, [growth.sqnr_db for growth in growths], [growth.label for growth in growths], "bold")
+    label_line_ends(lower, [growth.worst for growth in growths], [_worst_label(growth) for growth in growths], "normal")
     yield Drawing(
         name="error_growth",
         title="Error growth through the layers",
@@ -215,33 +215,6 @@ def _ring_worst(axes: Any, growth: Growth, position: int) -> None:
             markerfacecolor="none",
             markeredgecolor=style.mark(position).color,
             gid=f"ring_{growth.scheme}",
-        )
-
-
-def _label_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
-    """Write each label beside the end of its line, moved apart where lines end close together."""
-    box = axes.get_window_extent()
-    size = 8.5 if len(labels) > _MAX_SCHEMES_AT_USUAL_HEIGHT else 9.0
-    drawn = [np.flatnonzero(np.isfinite(line)) for line in lines]
-    ends = [(int(at[-1]), float(line[at[-1]])) if at.size else None for at, line in zip(drawn, lines, strict=True)]
-    top = axes.get_ylim()[1]
-    wanted = [axes.transData.transform((0, end[1] if end else top))[1] - box.y0 for end in ends]
-    height = 1.3 * size / 72 * axes.figure.dpi
-    places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
-    for position, (label, end, place) in enumerate(zip(labels, ends, places, strict=True)):
-        look = style.mark(position)
-        line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
-        axes.annotate(
-            label,
-            end or (1, place),
-            xycoords="data" if end else "axes fraction",
-            xytext=(1.02, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=size,
-            fontweight=weight,
-            color=look.color,
-            arrowprops=line if end else None,
         )
 
 
