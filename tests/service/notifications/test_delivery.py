@@ -11,13 +11,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from threading import Event
 
 import pytest
 from judged import KL, definition, end_run, finding
 from mailing import Mailbox, running
 from pydantic import SecretStr
 from receiving import Receiver, answer
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from standardwebhooks import Webhook
 
 from service.audits.receivers import Reach
@@ -28,8 +29,9 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
-from service.store.database import make_engine, upgrade
+from service.store.database import make_engine, upgrade, writer
 from service.store.notifications.outbox import Delivery
+from service.store.notifications.tables import MessageRow
 
 LOCAL = (ip_network("127.0.0.0/8"),)
 
@@ -254,6 +256,45 @@ def test_the_scheduler_delivers(tmp_path: Path, receiver: Receiver, moving: Movi
     titles = [json.loads(got.body)["data"]["title"] for got in receiver.received]
     assert titles == ["shipping: 1 alert opened", "shipping: 1 alert closed"]
     assert [message["Subject"] for message in mailbox.messages()] == [f"Headroom: {title}" for title in titles]
+
+
+def test_a_killed_scheduler_loses_no_message(tmp_path: Path, receiver: Receiver, moving: MovingClock) -> None:
+    """It dies while the receiver has the message and has not answered: the next one sends it again, under its id."""
+    present = Settings(home=tmp_path)
+    engine = make_engine(present.database)
+    upgrade(engine)
+    audits = AuditStore(engine, ArtifactStore(present.artifacts), reach=Reach(LOCAL))
+    audits.create(definition(notify=({"webhook": receiver.url},)))
+    outbox, dead = AlertStore(engine), Event()
+
+    def answer_nobody(_: object) -> None:
+        dead.wait(60)
+
+    receiver.answers = [answer_nobody, answer(204)]
+    environment = {
+        **os.environ,
+        "HEADROOM_HOME": str(tmp_path),
+        "HEADROOM_BROKER_URL": "redis://127.0.0.1:6379/15",
+        "HEADROOM_SCHEDULER_SECONDS": "0.05",
+        "HEADROOM_WEBHOOK_NETWORKS": "127.0.0.0/8",
+    }
+    end_run(engine, moving, "broken")
+    command = [sys.executable, "-m", "service.scheduler"]
+    first = spawn(command, env=environment)
+    _wait_for(lambda: len(receiver.received) == 1)
+    first.kill()
+    first.wait()
+    dead.set()
+    with writer(engine).begin() as connection:  # as if the lease had run out
+        connection.execute(update(MessageRow).values(leased_until=moving.now - timedelta(seconds=1)))
+    second = spawn(command, env=environment)
+    try:
+        _wait_for(lambda: only(outbox).state == "delivered")
+    finally:
+        terminate(second, 20)
+    assert [got.headers["webhook-id"] for got in receiver.received] == [only(outbox).webhook_id] * 2
+    assert len(only(outbox).attempts) == 1
+    engine.dispose()
 
 
 def test_a_wrong_mail_server_stops_the_scheduler_at_its_start(tmp_path: Path) -> None:
