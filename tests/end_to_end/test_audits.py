@@ -145,7 +145,7 @@ def test_a_changed_checkpoint_fails_and_everybody_is_told_once(machine, tmp_path
     assert "watch: 1 alert opened" in mail
     assert entry.title == "watch: 1 alert opened"
     assert len(deliveries) == 2
-    sets = next(figure for figure in history.figures if figure.figure == "outliers.llm_int8")
-    assert [point.status for point in sets.points] == ["measured", "unchanged", "measured", "unchanged"]
+    ratio = next(figure for figure in history.figures if figure.limits == (PREDICTIONS,))
+    assert [point.status for point in ratio.points] == ["measured", "unchanged", "measured", "unchanged"]
     assert {change.name for change in history.runs[2].changes} == {"source", "weights"}
     assert DIMENSION in compared["differences"][0]["outliers"]["llm_int8"]["gained"]
