@@ -7,12 +7,10 @@ the job ends with. What an earlier attempt left in the directory is used: a meas
 and one that is whole is only drawn.
 """
 
-import errno
 import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,18 +26,20 @@ from service.store.artifacts import ArtifactStore
 from service.store.job_records import Artifact, Claim
 from service.store.leases import Leases
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
+from workers.checkpoints import as_here, checkpoints_of
 from workers.children import Ended, run_child, without_secrets
+from workers.failures import KILLED, internal, unexplained
 from workers.lease import Lease
 from workers.measurement.errors import device_full
 from workers.measurement.runtime.workspace import unfinished
+from workers.patience import PatientArtifacts
 from workers.relay import Relay
 from workers.samples import CALIBRATION, LABELLED, MODEL
 
 log = logging.getLogger(__name__)
 
-_KILLED = "killed"
 _DEVICE_FULL = "device-out-of-memory"
-_OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", _KILLED)
+_OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", KILLED)
 """Codes of failures that beginning anew cannot help."""
 _DEVICE_FULL_IN_A_LIBRARY = "Error out of memory at line"
 """How bitsandbytes ends the process when one of its own CUDA calls finds no memory."""
@@ -80,7 +80,7 @@ class Attempt:
         commands: Commands,
     ) -> None:
         self._store = store
-        self._artifacts = artifacts
+        self._artifacts = PatientArtifacts(artifacts, lease.check)
         self._lease = lease
         self._claim = claim
         self._directory = directory
@@ -89,6 +89,7 @@ class Attempt:
         self._temporary = directory / "tmp"
         self._settings = settings
         self._commands = commands
+        self._checkpoints = checkpoints_of(artifacts, lease, claim, self._request_file, settings)
         self._layers = 0
         """That the last measurement was through with."""
 
@@ -104,7 +105,9 @@ class Attempt:
         left = self._left_request(asked)
         if left is None or not self._is_measured():
             self._discard(self._out)
-            self._measure(left or asked, may_halve=left is None or left == asked)
+            with self._checkpoints:
+                left = self._left_request(asked)
+                self._measure(left or asked, may_halve=left is None or left == asked)
         self._draw(began)
         return self._keep()
 
@@ -114,6 +117,7 @@ class Attempt:
             left = MeasurementRequest.model_validate_json(self._request_file.read_bytes())
         except (OSError, ValueError):
             return None
+        left = as_here(left, asked)
         return left if _with_batch(left, asked.batch_sequences) == asked else None
 
     def _is_measured(self) -> bool:
@@ -144,7 +148,7 @@ class Attempt:
                 return self._run_measurement()
             except JobFailed as error:
                 failed, batch = error.failed, error.failed.batch_sequences or 1
-                if failed.code == _KILLED and self._layers > reached:
+                if failed.code == KILLED and self._layers > reached:
                     reached, how = self._layers, "on from its last checkpoint, if it has one"
                 elif failed.code == _DEVICE_FULL and batch > 1 and may_halve:
                     request, how = self._with_batch_of(batch // 2, request, failed), "anew, with half the batch"
@@ -180,7 +184,7 @@ class Attempt:
         self._layers = relay.layers
         self._demand_success("the measurement", relay, ended)
         if not (self._out / "report.json").is_file():
-            raise JobFailed(_internal("the measurement said that it finished, and left no report.json"))
+            raise JobFailed(internal("the measurement said that it finished, and left no report.json"))
 
     def _discard(self, path: Path) -> None:
         """Remove a directory, if it is there, in one step: another process may be at work in it."""
@@ -198,7 +202,7 @@ class Attempt:
         report(0)
         ended = self._child([*self._commands.reporting, str(self._out)], without_secrets(), lambda _line: None)
         if ended.status != 0:
-            raise JobFailed(_unexplained("drawing the report", ended))
+            raise JobFailed(unexplained("drawing the report", ended))
         report(1)
 
     def _keep(self) -> list[Artifact]:
@@ -263,7 +267,7 @@ class Attempt:
         if isinstance(relay.last_word, Failed):
             raise JobFailed(relay.last_word)
         if ended.status != 0 or not isinstance(relay.last_word, Finished):
-            raise JobFailed(self._device_full(relay, ended) or _unexplained(what, ended))
+            raise JobFailed(self._device_full(relay, ended) or unexplained(what, ended))
 
     def _device_full(self, relay: Relay, ended: Ended) -> Failed | None:
         """Return the failure of a child that a library ended because its device had no memory left, else None."""
@@ -278,18 +282,3 @@ class Attempt:
 
 def _with_batch(request: MeasurementRequest, sequences: int | None) -> MeasurementRequest:
     return request.model_copy(update={"batch_sequences": sequences})
-
-
-def _unexplained(what: str, ended: Ended) -> Failed:
-    """Return why a child that did not say so itself ended."""
-    if ended.status == -signal.SIGKILL:
-        message = f"{what} was ended by SIGKILL; most often that is the system, out of memory"
-        return Failed(code=_KILLED, message=message, bad_input=False)
-    if os.strerror(errno.ENOSPC) in ended.last_error:
-        return Failed(code="disk-full", message=f"{what} failed: {ended.last_error}", bad_input=False)
-    how = f"was ended by {signal.Signals(-ended.status).name}" if ended.status < 0 else f"ended with {ended.status}"
-    return _internal(f"{what} {how}: {ended.last_error or 'it printed no error message'}")
-
-
-def _internal(message: str) -> Failed:
-    return Failed(code="internal", message=message, bad_input=False)

@@ -31,6 +31,7 @@ from service.contracts.progress import Failed
 from service.errors import LeaseLost, StoreFailed
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
+from service.store.files.checkpoints import CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
 from workers.attempt import Attempt, Commands, JobFailed
@@ -75,7 +76,8 @@ class Supervisor:
         log.info("job %s: attempt %d begins", job_id, claim.attempt)
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
-            self._settle(claim, lease, end, what)
+            if self._settle(claim, lease, end, what):
+                self._remove_checkpoints(claim)
         self._clear_up()
 
     def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
@@ -116,8 +118,20 @@ class Supervisor:
         except (SQLAlchemyError, OSError) as error:
             log.warning("what ended jobs left in the working directories is not removed yet: %s", error)
 
-    def _settle(self, claim: Claim, lease: Lease, end: Callable[[], None] | None, what: str) -> None:
-        """Write the job's end, trying again while the database is away and the lease may still be ours."""
+    def _remove_checkpoints(self, claim: Claim) -> None:
+        """Remove what the artifact store has of an ended job, or leave that to the scheduler."""
+        if self._settings.artifacts_url is None:
+            return
+        try:
+            CheckpointStore(self._artifacts.storage).remove(claim.job_id)
+        except (StoreFailed, OSError) as error:
+            log.warning("job %s: its checkpoints are not removed yet: %s", claim.job_id, error)
+
+    def _settle(self, claim: Claim, lease: Lease, end: Callable[[], None] | None, what: str) -> bool:
+        """Write the job's end, trying again while the database is away and the lease may still be ours.
+
+        Returns whether the job has ended by that, and is not given back.
+        """
         try:
             while end is not None:
                 try:
@@ -130,8 +144,9 @@ class Supervisor:
                         raise LeaseLost("this worker stops, and leaves the job's lease to run out") from error
                     time.sleep(_RETRY_SECONDS)
         except LeaseLost as error:
-            what = str(error)
+            end, what = None, str(error)
         log.info("job %s: %s", claim.job_id, what)
+        return end is not None and what != _GIVEN_BACK
 
 
 def _failed(error: Exception) -> Failed:
