@@ -1,9 +1,8 @@
-"""Child processes that cannot outlive their parent.
+"""Starts child processes that end with their parent, and ends them with everything that they started.
 
-A program that starts others promises to stop them. A promise in code does not survive `kill -9`, so on Linux the
-kernel is asked to keep it: the child names a signal that it gets when its parent dies (`PR_SET_PDEATHSIG`).
-Every child also leads a process group of its own, so that a Ctrl-C in the terminal reaches only the parent, which
-then decides, and so that the child can be ended together with everything it started.
+A parent that is killed with `kill -9` cannot stop its children, so on Linux each child asks the kernel for a signal
+when its parent ends (`PR_SET_PDEATHSIG`). Every child leads a process group of its own: Ctrl-C in the terminal reaches
+only the parent, which then stops the child, and the child is ended together with its own children.
 """
 
 import contextlib

@@ -55,7 +55,7 @@ def submit(
     keep_files(artifacts, submission)
     job = store.submit(request, idempotency_key=idempotency_key)
     if send is not None:
-        _send(store, job, send)
+        send_message(store, job, send)
     return job
 
 
@@ -136,7 +136,8 @@ def _check_upload(field: str, upload: Upload) -> None:
         raise InvalidRequest(f"{field}.{name}", shown, allowed, problem=problem) from error
 
 
-def _send(store: JobStore, job: Job, send: Send) -> None:
+def send_message(store: JobStore, job: Job, send: Send) -> None:
+    """Send the message of a job that is committed; where the broker is down, the scheduler sends it later."""
     if job.status is not Status.queued:  # an earlier request with the same key made it, and a worker has taken it
         return
     try:

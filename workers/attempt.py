@@ -19,8 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from service.contracts.files import format_of
-from service.contracts.progress import Failed, Finished, Progress, Warned
+from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
+from service.contracts.warnings import Warning
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.job_records import Artifact, Claim
@@ -173,7 +174,7 @@ class Attempt:
         batch = "1 sequence" if sequences == 1 else f"{sequences} sequences"
         message = f"{full.message}. The measurement began again with {batch} in a batch."
         advice = f"Use --batch-sequences {sequences} next time to avoid the failed first attempt."
-        Relay(self._store, self._claim).warning(Warned(code="smaller-batch", message=message, advice=advice))
+        Relay(self._store, self._claim).warning(Warning(code="smaller-batch", message=message, advice=advice))
         return _with_batch(request, sequences)
 
     def _run_measurement(self) -> None:

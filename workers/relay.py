@@ -6,7 +6,8 @@ import time
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.contracts.progress import PROGRESS_LINE, Failed, Finished, Progress, Warned
+from service.contracts.progress import PROGRESS_LINE, Failed, Finished, Progress
+from service.contracts.warnings import Warning
 from service.store.job_records import Claim
 from service.store.leases import Leases
 
@@ -49,7 +50,7 @@ class Relay:
             return
         if isinstance(said, Progress):
             self.progress(said)
-        elif isinstance(said, Warned):
+        elif isinstance(said, Warning):
             self.warning(said)
         else:
             self.last_word = said
@@ -70,7 +71,7 @@ class Relay:
         self._stored, self._stored_at = said, time.monotonic()
         self._store_line(said)
 
-    def warning(self, said: Warned) -> None:
+    def warning(self, said: Warning) -> None:
         """Take what the reader must know. Raises LeaseLost."""
         self.flush()
         self._store_line(said)
@@ -81,7 +82,7 @@ class Relay:
             held, self._held_back = self._held_back, None
             self._store_line(held)
 
-    def _store_line(self, said: Progress | Warned) -> None:
+    def _store_line(self, said: Progress | Warning) -> None:
         try:
             self._store.progress(self._claim, said)
         except SQLAlchemyError as error:

@@ -1,7 +1,7 @@
 """Assembles the HTTP API.
 
-Every call except the health checks needs an API key. The API only reads and writes the store; it runs no model. A job
-answered with 202 is recorded, whether or not a worker or the queue can be reached.
+Every call except the health checks, badges and open feeds needs an API key. The API only reads and writes the store; it
+runs no model. A job answered with 202 is recorded, whether or not a worker or the queue can be reached.
 """
 
 from celery import Celery
@@ -10,7 +10,17 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from service.api import catalog, comparisons, events, health, jobs, problems, reports
-from service.api.audits import definitions, history, runs
+from service.api.audits import (
+    alerts,
+    badge,
+    calibration,
+    definitions,
+    deliveries,
+    feed,
+    history,
+    runs,
+    webhooks,
+)
 from service.api.dependencies import Backend, known_parameters_only
 from service.api.middleware import BodyLimit, KeyRequired
 from service.settings import Settings
@@ -37,11 +47,13 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
         middleware=[Middleware(KeyRequired, keys=stores.keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.backend = Backend(settings, stores.jobs, stores.artifacts, stores.audits, broker)
+    app.state.backend = Backend(settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, broker)
     problems.install(app)
-    app.include_router(health.router)
+    for router in (health.router, badge.router, feed.open_router):
+        app.include_router(router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
-    of_audits = (definitions.router, runs.router, history.router)
+    told = (alerts.router, deliveries.router, webhooks.router, feed.router)
+    of_audits = (definitions.router, runs.router, history.router, calibration.router, *told)
     for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

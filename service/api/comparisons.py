@@ -33,7 +33,7 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
     """Compare reports: range, outlier dimensions, and every shared scheme, with 95% intervals."""
     try:
         check_count(len(report))
-        differences = compare([_stored(backend, report_id) for report_id in report], version("headroom"))
+        differences = compare([stored(backend, report_id) for report_id in report], version("headroom"))
     except (NotComparable, SchemaVersionUnknown) as error:
         raise InvalidRequest("report", report, str(error), message=str(error)) from error
     content = differences.model_dump_json().encode()
@@ -43,7 +43,7 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
     return Response(content, media_type="application/json", headers=downloads.headers(etag))
 
 
-def _stored(backend: Backend, report_id: str) -> ComparableReport:
+def stored(backend: Backend, report_id: str) -> ComparableReport:
     """Return a report of the store. Raises NotFound, SchemaVersionUnknown, ReportUnreadable."""
     name = f"report {report_id}"
     path = partial(_path, backend, report_id)

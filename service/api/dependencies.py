@@ -1,4 +1,4 @@
-"""What FastAPI passes to the routes: the parts of the service, parameters that several calls share, strict bodies."""
+"""Defines the parameters of several routes, access to the parts of the service, and the strict reading of bodies."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from service.contracts.refusals import nearest
 from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest, NotFound
 from service.settings import Settings
+from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.jobs import JobStore
@@ -61,6 +62,7 @@ class Backend:
     store: JobStore
     artifacts: ArtifactStore
     audits: AuditStore
+    alerts: AlertStore
     broker: Celery | None
     """Sends messages to the queue; None: only the scheduler sends them."""
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import anyio
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import FromApp, JobId
@@ -20,10 +20,12 @@ from service.store.jobs import JobStore
 from service.store.statuses import Status
 
 ENDED = frozenset({Status.succeeded, Status.failed, Status.cancelled})
-LOOK_SECONDS = 0.3
+POLL_SECONDS = 0.3
 """Pause between two queries of the database."""
 HEARTBEAT_SECONDS = 10.0
 """A stream without events sends a comment this often, so that proxies keep it open."""
+RECONNECT_MILLISECONDS = 1000
+"""Pause before a browser opens a broken stream again."""
 LARGEST_SEQUENCE = 2**31 - 1
 _BATCH = 1000
 
@@ -46,34 +48,32 @@ def events(
     start = _resume_point(last_event_id) if last_event_id else after
     first = _look(backend.store, job_id, start)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(
-        _stream(backend.store, job_id, start, first), media_type="text/event-stream", headers=headers
-    )
+    return EventSourceResponse(_stream(backend.store, job_id, start, first), headers=headers)
 
 
 def _look(store: JobStore, job_id: str, after: int) -> EventList:
     """Return the events after `after`; the job is read first, so that the event that ends it is not missed."""
     has_ended = store.get(job_id).status in ENDED
-    views = [EventView.of(event) for event in store.events(job_id, after=after, limit=_BATCH)]
+    views = [EventView.model_validate(event) for event in store.events(job_id, after=after, limit=_BATCH)]
     complete = len(views) < _BATCH and (not views or views[-1].kind in ENDED)
     return EventList(events=views, ended=has_ended and complete)
 
 
-async def _stream(store: JobStore, job_id: str, after: int, seen: EventList) -> AsyncIterator[str]:
-    """Yield the events `seen` and later ones, as text in the event-stream format."""
-    yield "retry: 1000\n\n"
+async def _stream(store: JobStore, job_id: str, after: int, seen: EventList) -> AsyncIterator[bytes]:
+    """Yield the events `seen` and later ones in the event-stream format."""
+    yield format_sse_event(retry=RECONNECT_MILLISECONDS)
     last_sent = time.monotonic()
     while True:
         for event in seen.events:
-            yield f"id: {event.sequence}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+            yield format_sse_event(id=str(event.sequence), event=event.kind, data_str=event.model_dump_json())
             after = event.sequence
             last_sent = time.monotonic()
         if seen.ended:
             return
         if time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
-            yield ": still here\n\n"
+            yield KEEPALIVE_COMMENT
             last_sent = time.monotonic()
-        await anyio.sleep(LOOK_SECONDS)
+        await anyio.sleep(POLL_SECONDS)
         seen = await run_in_threadpool(_look, store, job_id, after)
 
 

@@ -1,7 +1,7 @@
 """Checks every request before a route reads it: first the API key, then the size of the body.
 
 So an unknown caller cannot make the service parse anything, and no body above the limit is held in memory. Only
-`/healthz` and `/readyz` need no key.
+`/healthz`, `/readyz`, badges and feeds need no key; the addresses of the latter two cannot be guessed.
 """
 
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +13,7 @@ from service.api.problems import problem
 from service.store.keys import KeyStore
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_FOLDERS = ("/v1/badges/", "/v1/feeds/")
 
 
 class KeyRequired:
@@ -23,7 +24,7 @@ class KeyRequired:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDERS):
             await self.app(scope, receive, send)
             return
         presented = _presented_key(Headers(scope=scope))

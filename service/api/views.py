@@ -3,12 +3,12 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from service.contracts.progress import Failed, Progress
 from service.contracts.report import SchemeVerdict
 from service.contracts.request import JobRequest
-from service.store.job_records import Event, Job
+from service.store.job_records import Job
 from service.store.statuses import Status
 
 
@@ -37,21 +37,8 @@ class JobView(BaseModel):
     @classmethod
     def of(cls, job: Job, verdicts: dict[str, SchemeVerdict] | None = None) -> Self:
         """Return the view of `job`, with the verdicts of its report if it has one."""
-        return cls(
-            id=job.id,
-            status=job.status,
-            request=job.request,
-            created_at=job.created_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
-            attempts=job.attempts,
-            queue_position=job.queue_position,
-            cancel_requested=job.cancel_requested,
-            progress=job.progress,
-            error=job.error,
-            report=f"/v1/reports/{job.id}" if job.status is Status.succeeded else None,
-            verdicts=verdicts,
-        )
+        report = f"/v1/reports/{job.id}" if job.status is Status.succeeded else None
+        return cls.model_validate(vars(job) | {"report": report, "verdicts": verdicts})
 
 
 class JobPage(BaseModel):
@@ -64,16 +51,13 @@ class JobPage(BaseModel):
 class EventView(BaseModel):
     """One event of a job."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     sequence: int
     """Number of the event: from 1 in each job, without gaps."""
     at: datetime
     kind: str
     data: dict[str, Any]
-
-    @classmethod
-    def of(cls, event: Event) -> Self:
-        """Return the view of `event`."""
-        return cls(sequence=event.sequence, at=event.at, kind=event.kind, data=dict(event.data))
 
 
 class EventList(BaseModel):

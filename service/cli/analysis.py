@@ -15,7 +15,7 @@ from rich.console import Console
 from service.cli import inputs, output, summary_text
 from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
-from service.cli.inputs import Wanted
+from service.cli.inputs import AnalyzeOptions
 from service.cli.options import check_body
 from service.cli.running import JobCancelled, JobFailed, interruptible
 from service.cli.summary import summarize
@@ -24,27 +24,27 @@ from service.errors import ReportUnreadable, ServiceUnreachable
 from service.evaluation.stored_report import read_report
 from service.settings import settings
 
-LOOK_SECONDS = 0.4
+POLL_SECONDS = 0.4
 """Pause between two questions to the service."""
-PATIENCE_SECONDS = 30.0
+MAX_OUTAGE_SECONDS = 30.0
 """How long the service may be away before the command gives up watching."""
 
 
-def analyze(wanted: Wanted, *, as_json: bool) -> None:
+def analyze(options: AnalyzeOptions, *, as_json: bool) -> None:
     """Run one job to its end and print a summary of its report. Raises JobFailed and JobCancelled."""
-    inputs.check(wanted)
+    inputs.check(options)
     messages = Console(stderr=True)
     here = not settings().url
-    body = inputs.submission(wanted, on_this_machine=here, largest_file=settings().max_upload_bytes)
-    with_options(settings(), wanted.worker)  # checks them before a stack is started
+    body = inputs.submission(options, on_this_machine=here, largest_file=settings().max_upload_bytes)
+    with_options(settings(), options.worker)  # checks them before a stack is started
     if here:
         check_body(body)
-    with interruptible(), connect(workers=True, options=wanted.worker) as service:
+    with interruptible(), connect(workers=True, options=options.worker) as service:
         with output.display(messages) as shown:
             job = run_job(service, body, shown)
         _check(job)
-        fetch(service.client, job["id"], wanted.out)
-    out = wanted.out.absolute()
+        fetch(service.client, job["id"], options.out)
+    out = options.out.absolute()
     report = _downloaded(out)
     if as_json:
         output.document(_document(job, out, report))
@@ -116,14 +116,14 @@ class Watch:
                 job = self._client.get(f"/v1/jobs/{job_id}")
                 answered = time.monotonic()
             except ServiceUnreachable as error:
-                if time.monotonic() - answered > PATIENCE_SECONDS:
+                if time.monotonic() - answered > MAX_OUTAGE_SECONDS:
                     raise ServiceUnreachable(f"{error}; job {job_id} may go on: headroom jobs show {job_id}") from error
             else:
                 if ended:
                     return job
                 if job["queue_position"] is not None:
                     self._display.waiting(job["queue_position"])
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def stop(self, job_id: str) -> Document:
         """Cancel the job, follow it until it has ended, and return it."""

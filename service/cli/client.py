@@ -20,6 +20,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts that no proxy of the environment can reach for us."""
 SHOWN_CHARACTERS = 40
 """Of a request that cannot be sent, so much is shown on either side of what is in the way."""
+_BY_KEYS = "/v1/audits"
+"""Paths of resources whose fields have the names of keys in a file: messages keep these."""
 _TYPE_PREFIX = "urn:headroom:problem:"
 
 Document = dict[str, Any]
@@ -53,13 +55,18 @@ class Client:
 
     def get(self, path: str, **parameters: Any) -> Document:
         """Return the document at `path`; parameters that are None are left out."""
-        given = {name: value for name, value in parameters.items() if value is not None}
-        return self._document(self._send("GET", path, params=given))
+        present = {name: value for name, value in parameters.items() if value is not None}
+        return self._document(self._send("GET", path, params=present))
 
     def post(self, path: str, body: Document | None = None, *, idempotency_key: str | None = None) -> Document:
         """Post `body` as JSON, and return the answer."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._document(self._send("POST", path, json=body, headers=headers))
+
+    def change(self, method: str, path: str, body: Document | None = None, **parameters: Any) -> Document:
+        """Send a request to change something, with `body` as JSON, and return the answer; `{}` if it is empty."""
+        response = self._send(method, path, json=body, params=parameters)
+        return {} if response.status_code == httpx.codes.NO_CONTENT else self._document(response)
 
     def download(self, path: str, to: Path) -> None:
         """Write what is at `path` into the file `to`, and check it against its entity tag.
@@ -99,7 +106,9 @@ class Client:
         if isinstance(document, dict) and str(document.get("type", "")).startswith(_TYPE_PREFIX):
             code = document["type"].removeprefix(_TYPE_PREFIX)
             errors = document.get("errors", ())
-            detail = _with_options(str(document.get("detail")), errors)
+            detail = str(document.get("detail"))
+            if not response.request.url.path.startswith(_BY_KEYS):
+                detail = _with_options(detail, errors)
             if response.status_code == 401:
                 detail = f"HEADROOM_API_KEY: {self.url} does not know this key; set it to an API key of the service"
             raise Refused(code, response.status_code, detail, errors)

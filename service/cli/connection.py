@@ -1,7 +1,7 @@
-"""Which service a command talks to.
+"""Connects a command to a service.
 
-`HEADROOM_URL` when it is set; else the stack that runs on `HEADROOM_HOME`; else a stack of the command's own, for as
-long as the command runs.
+The service is the one at `HEADROOM_URL`; if that is not set, the stack that runs on `HEADROOM_HOME`; if none runs, a
+stack that the command starts and stops.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from service.local.home import Home
 from service.settings import Settings, settings
 
 _FORMS: dict[str, TypeAdapter[Any]] = {"memory": TypeAdapter(MemorySize), "device": TypeAdapter(Device)}
-"""What `WorkerOptions` must be."""
+"""Parsers of `WorkerOptions`, by name."""
 
 
 class WorkerMissing(HeadroomError):

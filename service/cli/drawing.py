@@ -158,8 +158,8 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
         return
     console = output.results()
     for difference in comparison["differences"]:
-        for scheme, found in difference["schemes"].items():
-            output.line(console, f"{difference['label']}, {scheme}: {_told(found['kl_divergence'])}")
+        for scheme, change in difference["schemes"].items():
+            output.line(console, f"{difference['label']}, {scheme}: {_change_in_words(change['kl_divergence'])}")
     for warning in comparison["warnings"]:
         advice = f" {warning['advice']}" if warning.get("advice") else ""
         output.line(console, f"Warning: {warning['where']}: {warning['message']}{advice}")
@@ -169,7 +169,7 @@ def compare(reports: Sequence[str], out: Path, *, as_json: bool) -> None:
     output.line(console, f"Comparison: {page}")
 
 
-def _told(change: Document) -> str:
+def _change_in_words(change: Document) -> str:
     """Say what became of the mean KL divergence, and on how many shared sequences that was seen."""
     if change["difference"] is None:
         return "a report has no mean KL"

@@ -3,10 +3,10 @@
 import base64
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -20,8 +20,8 @@ from service.errors import InvalidRequest
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to analyze, and where the report goes. None leaves a setting to the service."""
+class AnalyzeOptions:
+    """The options of `headroom analyze`. None leaves a setting to the service."""
 
     model: str
     out: Path
@@ -44,6 +44,13 @@ class Wanted:
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     """For the worker, where it is the command's own."""
 
+    @classmethod
+    def of(cls, typed: Mapping[str, Any]) -> Self:
+        """Return the options from the parameters of the command, by their names."""
+        own = {option.name: typed[option.name] for option in fields(cls) if option.name in typed}
+        own["schemes"], own["thresholds"] = tuple(typed["scheme"] or ()), tuple(typed["thresholds"] or ())
+        return cls(**own, worker=WorkerOptions(typed["memory"], typed["device"]))
+
 
 _SETTINGS = (
     "sequences",
@@ -64,13 +71,13 @@ _NUMBERS = {"int8_threshold": "a finite number, 0 or more", "label_threshold": "
 """Settings whose option also takes nan and inf, which JSON cannot carry, and what is allowed."""
 
 
-def check(wanted: Wanted) -> None:
+def check(options: AnalyzeOptions) -> None:
     """Raise InvalidRequest for arguments that cannot be sent to any service."""
-    check_out(wanted.out)
-    if not wanted.model:
-        raise InvalidRequest("MODEL", wanted.model, _MODELS)
+    check_out(options.out)
+    if not options.model:
+        raise InvalidRequest("MODEL", options.model, _MODELS)
     for name, allowed in _NUMBERS.items():
-        value = getattr(wanted, name)
+        value = getattr(options, name)
         if value is not None and not math.isfinite(value):
             raise InvalidRequest(f"--{name.replace('_', '-')}", value, allowed)
 
@@ -88,21 +95,21 @@ def check_out(out: Path) -> None:
         )
 
 
-def submission(wanted: Wanted, *, on_this_machine: bool, largest_file: int) -> dict[str, Any]:
+def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: int) -> dict[str, Any]:
     """Return the body of `POST /v1/jobs`. Raises InvalidRequest for a file or a threshold that cannot be sent."""
-    body: dict[str, Any] = {"model": model_name(wanted.model, on_this_machine=on_this_machine)}
-    if wanted.schemes:
-        body["schemes"] = list(wanted.schemes)
-    if wanted.calibration is not None:
-        body["calibration"] = upload("--calibration", wanted.calibration, largest_file)
-    if wanted.labelled is not None:
+    body: dict[str, Any] = {"model": model_name(options.model, on_this_machine=on_this_machine)}
+    if options.schemes:
+        body["schemes"] = list(options.schemes)
+    if options.calibration is not None:
+        body["calibration"] = upload("--calibration", options.calibration, largest_file)
+    if options.labelled is not None:
         body["labelled"] = {
-            "name": wanted.labelled.name,
-            "text": read_text("--labelled", wanted.labelled, largest_file),
+            "name": options.labelled.name,
+            "text": read_text("--labelled", options.labelled, largest_file),
         }
-    body |= thresholds(wanted.thresholds)
+    body |= thresholds(options.thresholds)
     for name in _SETTINGS:
-        if (value := getattr(wanted, name)) is not None:
+        if (value := getattr(options, name)) is not None:
             body[name] = value
     return body
 
@@ -175,7 +182,7 @@ def _read(option: str, path: Path, largest: int, what: str) -> bytes:
     return content
 
 
-def thresholds(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+def thresholds(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what the `NAME=VALUE` texts of `--set` give, as a job request has it: `{"llm_int8": {"magnitude": 5.0}}`.
 
     Raises InvalidRequest for an unknown or doubled name, and for a value that is not allowed.
@@ -184,7 +191,7 @@ def thresholds(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     groups = {name: type(default) for name, default in fields.items() if isinstance(default, Frozen)}
     names = [f"{group}.{name}" for group, record in groups.items() for name in record.model_fields]
     chosen: dict[str, dict[str, str]] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in names:
             allowed = (

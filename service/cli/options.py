@@ -132,3 +132,84 @@ PageToken = Annotated[
     str | None, typer.Option("--page-token", help="Continue a list; the previous page prints the token.")
 ]
 ModelFilter = Annotated[str | None, typer.Option("--model", help="List only entries of this model.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
+]
+Int8Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--int8-threshold",
+        parser=number("--int8-threshold"),
+        metavar="X",
+        help="Default threshold of int8: input columns that reach X stay in 16 bits; 0: none. Default: 6.0.",
+    ),
+]
+Sequences = Annotated[
+    int | None,
+    typer.Option(
+        "--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences. Default: 16."
+    ),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence-length",
+        parser=whole_number("--sequence-length"),
+        metavar="S",
+        help="Tokens in each sequence. Default: 256.",
+    ),
+]
+BatchSequences = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-sequences",
+        parser=whole_number("--batch-sequences"),
+        metavar="B",
+        help="Sequences in one forward pass; fewer need less memory. Default: by the model's width.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of sequences. Default: 0."
+    ),
+]
+Bos = Annotated[
+    str | None,
+    typer.Option(
+        "--bos",
+        metavar="WHEN",
+        help="BOS token before every sequence: auto (as the tokenizer does), always or never. Default: auto.",
+    ),
+]
+TextField = Annotated[
+    str | None,
+    typer.Option("--text-field", metavar="NAME", help="Field or column with the text. Default: text."),
+]
+LabelThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--label-threshold",
+        parser=number("--label-threshold"),
+        metavar="X",
+        help="A prompt with a score above X is true.",
+    ),
+]
+LabelDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--label-depth",
+        parser=whole_number("--label-depth"),
+        metavar="L",
+        help="Take the prompts' vectors after layer L. Default: after the final norm.",
+    ),
+]
+LabelDimensions = Annotated[
+    int | None,
+    typer.Option(
+        "--label-dimensions",
+        parser=whole_number("--label-dimensions"),
+        metavar="K",
+        help="Dimensions reported for the prompts. Default: 4.",
+    ),
+]

@@ -1,4 +1,4 @@
-"""What a person or a program reads: results on standard output, progress on standard error."""
+"""Prints results on standard output, and the progress of a job on standard error."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.contracts.warnings import FEW
+from service.evaluation.shown_warnings import SHOWN_PER_CODE
 
 PLAIN_WIDTH = 120
 """Columns where standard output is no terminal, so that tables are not folded in a log."""
@@ -58,7 +58,7 @@ TITLES = {
     "write": "write the tables",
     "report": "draw the report",
 }
-_TOLD = {
+_MESSAGES = {
     "queued": "queued",
     "started": "started",
     "cancel_requested": "canceling: waiting for the worker to stop",
@@ -137,15 +137,15 @@ class Events:
         elif kind == "requeued":
             _say(self._console, f"queued again: {data.get('reason', 'its worker was lost')}")
         else:
-            _say(self._console, _TOLD.get(kind, kind))
+            _say(self._console, _MESSAGES.get(kind, kind))
 
     def _warn(self, data: dict[str, Any]) -> None:
         code = data.get("code", "")
         self._warned[code] += 1
-        if self._warned[code] <= FEW:
+        if self._warned[code] <= SHOWN_PER_CODE:
             where = f" ({data['where']})" if data.get("where") else ""
             _say(self._console, f"warning: {data['message']}{where}")
-        elif self._warned[code] == FEW + 1:
+        elif self._warned[code] == SHOWN_PER_CODE + 1:
             _say(self._console, f"warning: more warnings of this kind ({code}); the report lists all")
 
 

@@ -21,7 +21,7 @@ def list_jobs(*, status: str | None, model: str | None, limit: int, token: str |
         (job["id"], job["status"], job["request"]["model"], job["created_at"][:19], _where(job)) for job in page["jobs"]
     ]
     output.table(("id", "status", "model", "submitted (UTC)", ""), rows)
-    _more(page)
+    more_entries(page)
 
 
 def show_job(job_id: str, *, as_json: bool) -> None:
@@ -55,7 +55,7 @@ def list_reports(*, model: str | None, limit: int, token: str | None, as_json: b
         for item in page["reports"]
     ]
     output.table(("id", "model", "effect of each scheme", "finished (UTC)"), rows)
-    _more(page)
+    more_entries(page)
 
 
 def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
@@ -91,9 +91,9 @@ def _print_job(job: Document, *, as_json: bool) -> None:
         ("status", job["status"]),
         ("", _where(job)),
         ("model", request["model"]),
-        ("schemes", ", ".join(request["schemes"])),
+        ("schemes", ", ".join(map(scheme_name, request["schemes"]))),
         ("calibration", (request["calibration"] or {}).get("name") or "bundled text"),
-        ("tokens", f"{request['sequences']} sequences of {request['sequence_length']}, seed {request['seed']}"),
+        ("tokens", tokens_of(request)),
         ("submitted", job["created_at"]),
         ("started", job["started_at"]),
         ("finished", job["finished_at"]),
@@ -102,6 +102,16 @@ def _print_job(job: Document, *, as_json: bool) -> None:
     ):
         if value:
             output.line(console, f"{name:<12} {value}")
+
+
+def scheme_name(scheme: str | Document) -> str:
+    """Return the name of a scheme of a request, which is an object where it is a variant."""
+    return scheme if isinstance(scheme, str) else str(scheme["name"])
+
+
+def tokens_of(request: Document) -> str:
+    """Return in a few words how much text a request measures."""
+    return f"{request['sequences']} sequences of {request['sequence_length']}, seed {request['seed']}"
 
 
 def _where(job: Document) -> str:
@@ -121,6 +131,7 @@ def _effects(verdicts: Document | None) -> str:
     return ", ".join(f"{name} {verdict['level']}" for name, verdict in (verdicts or {}).items())
 
 
-def _more(page: Document) -> None:
+def more_entries(page: Document) -> None:
+    """Print how to get the next page, where there is one."""
     if page["next_page_token"]:
         output.line(output.results(), f"More entries: --page-token {page['next_page_token']}")

@@ -1,4 +1,4 @@
-"""From what was typed to an exit code: every trouble of a user's making ends in a message, never in a traceback."""
+"""Runs a command and returns its exit code; every HeadroomError ends in a message, never in a traceback."""
 
 import contextlib
 import signal
@@ -14,6 +14,10 @@ DONE = 0
 JOB_FAILED = 1
 BAD_INPUT = 2
 UNREACHABLE = 3
+LIMIT_BROKEN = 4
+"""Of gates: the figures are worse than was allowed."""
+_CTRL_C = 130
+"""What typer returns for KeyboardInterrupt."""
 
 
 class Refused(HeadroomError):
@@ -60,14 +64,14 @@ def exit_code(error: HeadroomError) -> int:
 
 def as_document(error: HeadroomError) -> dict[str, Any]:
     """Return what `--json` prints for `error`."""
-    told: dict[str, Any] = {"code": error.code, "message": str(error)}
+    content: dict[str, Any] = {"code": error.code, "message": str(error)}
     if isinstance(error, Refused):
-        told |= {"code": error.refusal, "errors": error.errors}
+        content |= {"code": error.refusal, "errors": error.errors}
     if isinstance(error, JobFailed):
-        told |= {"code": error.reason, "job_id": error.job_id}
+        content |= {"code": error.reason, "job_id": error.job_id}
     if isinstance(error, JobCancelled):
-        told |= {"job_id": error.job_id}
-    return {"error": told}
+        content |= {"job_id": error.job_id}
+    return {"error": content}
 
 
 @contextlib.contextmanager
@@ -108,6 +112,8 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             _print({"error": {"code": "system", "message": message}})
         return JOB_FAILED
     except (KeyboardInterrupt, typer.Abort):
+        code = _CTRL_C
+    if code == _CTRL_C:
         _tell("stopped")
         return JOB_FAILED
     return code if isinstance(code, int) else DONE

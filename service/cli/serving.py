@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 from service.local.stack import WORKER_COMMAND, Stack, for_worker
 from service.settings import settings
 
-WATCH_SECONDS = 0.3
+CHECK_SECONDS = 0.3
 """Pause between two looks at the children."""
 
 
@@ -26,7 +26,7 @@ def serve(*, host: str | None, port: int | None, options: WorkerOptions, as_json
             _announce(stack, as_json=as_json)
             while True:
                 stack.check()
-                time.sleep(WATCH_SECONDS)
+                time.sleep(CHECK_SECONDS)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
 

@@ -1,7 +1,6 @@
 """Prints the summary of a report for a person."""
 
 from collections.abc import Iterable, Mapping
-from operator import attrgetter
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -11,10 +10,11 @@ from service.cli.output import line
 from service.cli.summary import flagging
 from service.contracts.labelled import Labelled
 from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension
-from service.contracts.report import Estimate, Report, SchemeFacts, Warning
-from service.contracts.warnings import by_code
+from service.contracts.report import Estimate, Report, SchemeFacts
+from service.contracts.warnings import Warning
 from service.evaluation.next_steps import next_steps
 from service.evaluation.numbers import claim
+from service.evaluation.shown_warnings import by_code
 from service.evaluation.verdict import verdict_of
 
 NONE = "none"
@@ -63,14 +63,13 @@ def _verdicts(report: Report) -> Iterable[str]:
 
 
 def _warnings(warnings: Iterable[Warning]) -> Iterable[str]:
-    for kind in by_code(warnings, attrgetter("code")):
-        same = [*kind.first, *kind.rest]
-        for warning in same[:SHOWN_WARNINGS]:
+    for same in by_code(warnings, SHOWN_WARNINGS):
+        for warning in same.shown:
             where = f" ({warning.where})" if warning.where else ""
             advice = f" {warning.advice}" if warning.advice else ""
-            yield f"Warning {kind.code}: {warning.message}{where}{advice}"
-        if more := same[SHOWN_WARNINGS:]:
-            yield f"Warning {kind.code}: {len(more)} more in report.json."
+            yield f"Warning {same.code}: {warning.message}{where}{advice}"
+        if same.rest:
+            yield f"Warning {same.code}: {len(same.rest)} more in report.json."
 
 
 def _divergences(schemes: Schemes) -> Table:

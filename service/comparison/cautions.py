@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from service.contracts.outliers import DEFINITIONS
-from service.contracts.report import LeftOut, Report, Warning
+from service.contracts.report import LeftOut, Report
 from service.contracts.request import Thresholds
+from service.contracts.warnings import Warning
 from service.errors import NotComparable
 
 Caution = tuple[str, str, str]
@@ -54,7 +55,7 @@ def uncomparable_outliers(baseline: Report, other: Report) -> Iterator[LeftOut]:
         if definition not in before or definition not in after:
             yield LeftOut(name=f"outliers.{definition}", reason="one of the reports is older than this definition")
             continue
-        limits = [found[definition].thresholds.model_dump() for found in (before, after)]
+        limits = [definitions[definition].thresholds.model_dump() for definitions in (before, after)]
         reason = ""
         if widths[0] != widths[1]:
             reason = f"different hidden sizes, {widths[0]:,} and {widths[1]:,}"

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.comparison import ErrorChange, RangeChange, RangeDifference
 
-LISTED = 10
+LISTED_CHANGES = 10
 """Changes listed at each end."""
-CARRIED = 0.01
+SAME_ABS_MAX_TOLERANCE = 0.01
 """Relative difference up to which the abs_max of neighboring layers counts as one value: about a step of bfloat16."""
 
 Site = tuple[int, str, str]
@@ -57,7 +57,7 @@ def range_difference(baseline: ComparableReport, other: ComparableReport) -> Ran
 
 
 def _largest(changes: Iterable[RangeChange]) -> tuple[RangeChange, ...]:
-    return tuple(change for group in carried(changes)[:LISTED] for change in group)
+    return tuple(change for group in carried(changes)[:LISTED_CHANGES] for change in group)
 
 
 def carried(changes: Iterable[RangeChange]) -> list[list[RangeChange]]:
@@ -83,7 +83,7 @@ def carried(changes: Iterable[RangeChange]) -> list[list[RangeChange]]:
 
 
 def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return all(math.isclose(a, b, rel_tol=CARRIED) for a, b in zip(one, other, strict=True))
+    return all(math.isclose(a, b, rel_tol=SAME_ABS_MAX_TOLERANCE) for a, b in zip(one, other, strict=True))
 
 
 def error_growth(baseline: ComparableReport, other: ComparableReport, scheme: str) -> tuple[ErrorChange, ...]:
@@ -99,7 +99,9 @@ def error_growth(baseline: ComparableReport, other: ComparableReport, scheme: st
         for site in before
         if site in after and after[site] > before[site]
     ]
-    return tuple(sorted(grown, key=lambda c: math.inf if c.change_db is None else c.change_db, reverse=True)[:LISTED])
+    return tuple(
+        sorted(grown, key=lambda c: math.inf if c.change_db is None else c.change_db, reverse=True)[:LISTED_CHANGES]
+    )
 
 
 def final_sqnr(side: ComparableReport, scheme: str) -> float | None:

@@ -84,6 +84,13 @@ class Step(Record):
     changes: tuple[StateChange, ...] | None
     """What changed at that run; empty: nothing that reports tell of. None where a report is gone."""
 
+    @property
+    def what_changed(self) -> str:
+        """The changes as a part of a sentence."""
+        if self.changes is None:
+            return "a report is gone, so that what changed is not known"
+        return ", ".join(change.text for change in self.changes) or "nothing that the reports tell of changed"
+
 
 class SeriesNoise(Record):
     """How far a figure varies from measurement to measurement without a step."""

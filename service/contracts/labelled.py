@@ -1,4 +1,4 @@
-"""What a report says of labeled prompts: which hidden dimensions tell true from false, and what schemes do to that."""
+"""The part of a report on labeled prompts: the dimensions that separate true from false, under every variant."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ REFERENCE = "reference"
 """The variant that the schemes are compared with."""
 
 
-CHANCE = 0.05
+MAX_CHANCE_PROBABILITY = 0.05
 """A best dimension that is so good by chance with a larger probability than this says nothing."""
 
 
@@ -63,7 +63,7 @@ class Labelled(Record):
     @property
     def by_chance(self) -> bool:
         """Whether chance alone gives a best dimension as good as this too often: none separates beyond chance."""
-        return self.permutation_probability is not None and self.permutation_probability > CHANCE
+        return self.permutation_probability is not None and self.permutation_probability > MAX_CHANCE_PROBABILITY
 
 
 def column_name(variant: str, dimension: int) -> str:

@@ -1,4 +1,4 @@
-"""What a report says of outliers: dimensions by definition, massive activations, heads."""
+"""The part of a report on outliers: dimensions by definition, massive activations, heads."""
 
 from pydantic import Field
 
@@ -102,8 +102,8 @@ class Outliers(Record):
 
     def present(self) -> dict[str, Definition]:
         """Return what each definition says, by its name; those that the report has."""
-        found = {name: getattr(self, name) for name in DEFINITIONS}
-        return {name: of for name, of in found.items() if of is not None}
+        definitions = {name: getattr(self, name) for name in DEFINITIONS}
+        return {name: of for name, of in definitions.items() if of is not None}
 
     def named(self, hidden_size: int) -> dict[str, Definition]:
         """Return those that discriminate among so many dimensions: whose dimensions a reader is told by name."""
@@ -117,6 +117,10 @@ class Outliers(Record):
         """Return by the other definitions how many dimensions they flag."""
         named = self.named(hidden_size)
         return {name: len(of.dimensions) for name, of in self.present().items() if name not in named}
+
+    def massive_dimensions(self) -> frozenset[int]:
+        """Return the dimensions that either definition of massive activations flags."""
+        return frozenset(one.dimension for of in (self.massive_tensor, self.massive_token) for one in of.dimensions)
 
 
 class MassiveActivation(Record):

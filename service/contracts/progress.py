@@ -1,13 +1,15 @@
-"""What a measurement says while it runs: one JSON object per line on its standard output.
+"""The lines that a measurement prints while it runs, one JSON object each.
 
 The last line is `finished` or `failed`. A process that ends without either was killed.
 """
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from service.contracts.record import Frozen
+from service.contracts.warnings import Warning
 
 Stage = Literal["load", "calibrate", "sweep", "divergence", "write", "report"]
 """A stage of a job, in the order of the stages; `report` is the drawing, after the measurement."""
@@ -26,16 +28,6 @@ class Progress(Frozen):
     batch_sequences: Annotated[int | None, Field(ge=1, exclude_if=lambda sequences: sequences is None)] = None
     """Sequences in a batch, in the first line of `sweep`; left out elsewhere. Where a library ends the process for want
     of device memory, nothing else tells which batch was too large."""
-
-
-class Warned(Frozen):
-    """Something the reader of the report must know; it stands in `report.json` too."""
-
-    kind: Literal["warning"] = "warning"
-    code: str
-    message: str
-    where: str | None = None
-    advice: str | None = None
 
 
 class Finished(Frozen):
@@ -58,6 +50,22 @@ class Failed(Frozen):
     """Code `device-out-of-memory`: sequences in a batch, where batches were in use by then."""
 
 
-ProgressLine = Annotated[Progress | Warned | Finished | Failed, Field(discriminator="kind")]
+def _kind(line: Any) -> str | None:
+    """Return the kind of a line, parsed from JSON or a record; None where it has none."""
+    return line.get("kind") if isinstance(line, dict) else getattr(line, "kind", None)
+
+
+ProgressLine = Annotated[
+    Annotated[Progress, Tag("progress")]
+    | Annotated[Warning, Tag("warning")]
+    | Annotated[Finished, Tag("finished")]
+    | Annotated[Failed, Tag("failed")],
+    Discriminator(_kind),
+]
 PROGRESS_LINE: TypeAdapter[ProgressLine] = TypeAdapter(ProgressLine)
 """Parses one line: `PROGRESS_LINE.validate_json(line)`."""
+
+
+def json_line(line: ProgressLine) -> str:
+    """Return a line as JSON, without a line break."""
+    return json.dumps({"kind": line.kind, **line.model_dump(mode="json")}, separators=(",", ":"))

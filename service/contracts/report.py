@@ -11,81 +11,13 @@ from pydantic import BeforeValidator, Field
 
 from service.contracts.labelled import Labelled
 from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
+from service.contracts.provenance import CalibrationFacts, Environment, ModelFacts, Timing
 from service.contracts.record import Record
 from service.contracts.request import Analysis
+from service.contracts.warnings import Warning
 
 SCHEMA_VERSION = "1.2"
 DEFINITIONS_VERSION = "1.1"
-
-
-class ModelFacts(Record):
-    """The model that was measured."""
-
-    source: str
-    revision: str | None
-    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    """Over the weight files' names and contents."""
-    architecture: str
-    layers: int
-    hidden_size: int
-    heads: int | None
-    """Query heads; None in a model without attention."""
-    kv_heads: int | None
-    head_dim: int | None
-    """Channels of one head's output."""
-    vocabulary: int
-    parameters: int
-    weight_bytes: int
-    """Bytes of the parameters in `dtype`, tied ones counted once."""
-    dtype: str
-
-
-class CalibrationFacts(Record):
-    """The text that was run through it."""
-
-    source: str
-    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    """Over the token ids."""
-    sequences: int
-    sequence_length: int
-    tokens: int
-    adds_bos: bool
-    """Every sequence begins with the tokenizer's BOS token, put there."""
-    documents: int
-    """Documents that held a token or more."""
-    separator: int | None
-    """Token id put between two documents; None where nothing was put."""
-    seed: int
-    batch_sequences: int
-
-
-class Environment(Record):
-    """Where it ran, and with what."""
-
-    device: str
-    torch: str
-    transformers: str
-    bitsandbytes: str
-    python: str
-    kernels: dict[str, str]
-    """Code path that each scheme took, for paths that differ in the last digits."""
-
-
-class PeakMemory(Record):
-    """Peak memory in bytes."""
-
-    resident: int
-    device: int | None
-
-
-class Timing(Record):
-    """What it cost; where the measurement was broken off and went on, what its last run cost."""
-
-    wall_seconds: float
-    stage_seconds: dict[str, float]
-    peak_memory_bytes: PeakMemory
-    resumed_at_layer: int | None = None
-    """Layers that an earlier run had done; None where the whole was one run."""
 
 
 class Uncertain(Record):
@@ -183,7 +115,7 @@ class Fp16ColumnFacts(Record):
     largest: LargestShare
 
 
-MANY_FP16_COLUMNS = 0.2
+FP16_COLUMNS_WARNING_SHARE = 0.2
 """From this share of a component's columns on, little of int8's speed is won there: the report warns."""
 
 
@@ -194,7 +126,7 @@ class SchemeFacts(Record):
     """The scheme that it is a variant of. In a report that does not say so, the name that the facts stand under."""
     settings: dict[str, bool | float | int | str]
     """`compute_dtype` is a type's name, also where the model's own was asked for."""
-    simulated: bool = Field(default_factory=lambda given: "weight_format" in given.get("settings", {}))
+    simulated: bool = Field(default_factory=lambda fields: "weight_format" in fields.get("settings", {}))
     """Rounded values in the model's own type stood in for a low-precision kernel. Earlier reports do not say so, but
     only such schemes name a format for their weights."""
     analysis_only: bool = False
@@ -221,13 +153,13 @@ class SchemeFacts(Record):
     """Of int8 alone; None in earlier reports, and where no module was replaced."""
 
 
-def _with_names(given: Any) -> Any:
+def _with_names(facts_by_name: Any) -> Any:
     """Name the scheme of facts that do not: variants have a name of their own only since facts name their scheme."""
-    if not isinstance(given, dict):
-        return given
+    if not isinstance(facts_by_name, dict):
+        return facts_by_name
     return {
         name: {"scheme": name} | facts if isinstance(facts, dict) and isinstance(name, str) else facts
-        for name, facts in given.items()
+        for name, facts in facts_by_name.items()
     }
 
 
@@ -267,18 +199,6 @@ class SurfaceFacts(Record):
     """Of the layer, over all sequences."""
     max_to_median: float | None
     """Of the layer: its largest magnitude, which lies in this sequence, over `median_abs`."""
-
-
-class Warning(Record):
-    """Something the reader must know."""
-
-    code: str
-    message: str
-    """What is wrong or unusual, in whole sentences."""
-    where: str | None
-    """The variant, site, module or report that it is about; None where it is about the whole report."""
-    advice: str | None = None
-    """What to do next, in one sentence; None in earlier reports."""
 
 
 class Entry(Record):

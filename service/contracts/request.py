@@ -122,9 +122,11 @@ class HeadThresholds(Thresholds):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_prediction(cls, given: object) -> object:
+    def _without_prediction(cls, thresholds: object) -> object:
         """Drop `predicted_peak`, a key of older requests and reports: outlier heads are no longer predicted."""
-        return {k: v for k, v in given.items() if k != "predicted_peak"} if isinstance(given, Mapping) else given
+        if not isinstance(thresholds, Mapping):
+            return thresholds
+        return {name: value for name, value in thresholds.items() if name != "predicted_peak"}
 
 
 class VerdictLimits(Frozen):
@@ -239,7 +241,7 @@ class ModelFiles(Frozen):
 
     path: Path
     """Directory with config.json, safetensors and a tokenizer."""
-    source: str = Field(default_factory=lambda given: str(given.get("path")))
+    source: str = Field(default_factory=lambda fields: str(fields.get("path")))
     """Name in the report; default: the path."""
     revision: str | None = None
     """Commit on the hub; None for a local model."""
@@ -249,9 +251,9 @@ class CalibrationFile(Frozen):
     """A calibration text, or token ids, on this machine."""
 
     path: Path
-    source: str = Field(default_factory=lambda given: Path(given.get("path", "")).name)
+    source: str = Field(default_factory=lambda fields: Path(fields.get("path", "")).name)
     """Name in the report; default: the file's name."""
-    format: FileFormat = Field(default_factory=lambda given: format_of(Path(given.get("path", "")).name))
+    format: FileFormat = Field(default_factory=lambda fields: format_of(Path(fields.get("path", "")).name))
     """Default: the format that the file's name states."""
 
 
@@ -260,7 +262,7 @@ class LabelledFile(Frozen):
 
     path: Path
     """JSON Lines: {"prompt", "label"} or {"prompt", "score"}."""
-    source: str = Field(default_factory=lambda given: Path(given.get("path", "")).name)
+    source: str = Field(default_factory=lambda fields: Path(fields.get("path", "")).name)
     """Name in the report; default: the file's name."""
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
 from service.contracts.variants import LONGEST_NAME, Variant, described, is_variant, slug
-from service.evaluation.uncertainty import FEWEST
+from service.evaluation.uncertainty import MIN_UNITS
 from service.evaluation.verdict import verdict_of
 
 _MORE_SEQUENCES = 4
@@ -207,7 +207,7 @@ def _settle(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[st
     if unsettled:
         levels = "the level of {} is" if len(unsettled) == 1 else "the levels of {} are"
         longer = "a longer text (--calibration FILE) and " if text.exhausted else ""
-        sequences = max(FEWEST, _MORE_SEQUENCES * text.sequences)
+        sequences = max(MIN_UNITS, _MORE_SEQUENCES * text.sequences)
         yield f"Rerun with {longer}--sequences {sequences}: {levels.format(_names(unsettled))} not settled."
 
 

@@ -1,4 +1,4 @@
-"""How a figure and its interval are written for a reader, wherever they are shown."""
+"""Formats a value and its 95% interval for a reader, wherever they are shown."""
 
 import math
 

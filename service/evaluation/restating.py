@@ -7,9 +7,10 @@ Those reports took tokens as independent of one another, which makes standard er
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service.contracts.report import Estimate, Report, SchemeFacts, Uncertain, Warning
+from service.contracts.report import Estimate, Report, SchemeFacts, Uncertain
+from service.contracts.warnings import Warning
 from service.evaluation.scored import Rows, ScoredSequence, scored_sequences
-from service.evaluation.uncertainty import FEWEST, mean, mean_exp
+from service.evaluation.uncertainty import MIN_UNITS, mean, mean_exp
 from service.evaluation.verdict import with_verdicts
 
 _UNKNOWN = (
@@ -72,7 +73,7 @@ def few_sequences(perplexity: Estimate | None, sequences: int) -> tuple[Warning,
             f"The calibration text has {text}, so errors are estimated from {perplexity.unit_count} blocks. "
             "The 95% intervals may be too narrow."
         )
-    advice = f"Rerun with --sequences {FEWEST} or more."
+    advice = f"Rerun with --sequences {MIN_UNITS} or more."
     return (Warning(code="few-sequences", message=message, where=None, advice=advice),)
 
 

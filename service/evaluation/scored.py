@@ -1,4 +1,4 @@
-"""What the `tokens` table says of the scored positions, sequence by sequence."""
+"""Reads the scored positions from the rows of table `tokens`, sequence by sequence."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

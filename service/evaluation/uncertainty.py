@@ -21,9 +21,9 @@ from typing import Literal, NamedTuple
 
 from service.contracts.report import Estimate
 
-FEWEST = 8
+MIN_UNITS = 8
 """Sequences, or else blocks, that an interval needs."""
-FEWEST_POSITIONS = 2
+MIN_BLOCK_POSITIONS = 2
 """Scored positions that every block needs."""
 CONFIDENCE = 0.95
 _EXPANDED_FROM = 500
@@ -87,12 +87,12 @@ def units_of(sequences: Sequence[Positions]) -> tuple[Literal["sequences", "bloc
     equally long, or differ by one position where its length does not divide. None where one has fewer than 2.
     """
     scored = [values for values in sequences if len(values)]
-    if len(scored) >= FEWEST:
+    if len(scored) >= MIN_UNITS:
         return "sequences", [Unit(math.fsum(values), len(values)) for values in scored]
     if not scored:
         return None
-    blocks = [block for values in scored for block in _blocks(values, -(-FEWEST // len(scored)))]
-    if min(len(block) for block in blocks) < FEWEST_POSITIONS:
+    blocks = [block for values in scored for block in _blocks(values, -(-MIN_UNITS // len(scored)))]
+    if min(len(block) for block in blocks) < MIN_BLOCK_POSITIONS:
         return None
     return "blocks", [Unit(math.fsum(block), len(block)) for block in blocks]
 

@@ -14,7 +14,7 @@ from service.contracts.report import Estimate, Fp16ColumnFacts, KlDivergence, Re
 from service.contracts.request import VerdictLimits
 from service.evaluation.numbers import claim, short_percent
 
-MOST = 0.9
+SHARE_STATED_BELOW = 0.9
 """If a scheme quantizes a smaller share of the layers' weights, the reasons state the share."""
 
 
@@ -202,7 +202,7 @@ def _reasons(
     if kl.interval is None:
         yield "These values have no 95% interval, so other levels are possible."
     share = grounds.quantised_share
-    if share is not None and share < MOST:
+    if share is not None and share < SHARE_STATED_BELOW:
         yield f"Only {share_in_words(share)} of the decoder layers' weights are quantized."
 
 

@@ -70,7 +70,7 @@ class Home:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _locked(file.fileno()):
                 if time.monotonic() > deadline:
-                    raise HomeInUse(self._who_holds_it())
+                    raise HomeInUse(self._in_use_message())
                 time.sleep(0.1)
             yield
 
@@ -121,7 +121,7 @@ class Home:
             os.fsync(descriptor)
         partial.replace(path)
 
-    def _who_holds_it(self) -> str:
+    def _in_use_message(self) -> str:
         record = self.running()
         holder = f"process {record.pid} at {record.url}" if record else "another process"
         return (

@@ -1,8 +1,8 @@
-"""The stack: broker, API, scheduler and worker, as children that live and die with this process.
+"""Runs the stack: broker, API, scheduler and worker, as child processes that end with this process.
 
-They are the same programs that production runs, one by one, on many machines; here they share a home directory,
-and reach each other over a Unix socket and the loopback address. A child that dies takes the stack with it, for
-a stack with a part missing would accept jobs and never end them.
+They are the programs that production runs on several machines; here they share a home directory, and reach each other
+over a Unix socket and the loopback address. When a child ends, the stack stops, because a stack without one of its
+parts would accept jobs and never finish them.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class Stack:
         """Raise StackStopped when a child has ended."""
         for name, child in self._children.items():
             if child.poll() is not None:
-                raise StackStopped(self._obituary(name, child))
+                raise StackStopped(self._ended_message(name, child))
 
     def _start(self) -> None:
         self.home.prepare()
@@ -150,7 +150,7 @@ class Stack:
         while not ready():
             self.check()
             if time.monotonic() > deadline:
-                raise StackStopped(f"the {name} did not answer within {START_SECONDS:.0f} s; {self._last_words(name)}")
+                raise StackStopped(f"the {name} did not answer within {START_SECONDS:.0f} s; {self._log_tail(name)}")
             time.sleep(0.02)
 
     def _stop(self) -> None:
@@ -170,12 +170,12 @@ class Stack:
         with path.open("wb") as file:
             yield file
 
-    def _obituary(self, name: str, child: subprocess.Popen[bytes]) -> str:
+    def _ended_message(self, name: str, child: subprocess.Popen[bytes]) -> str:
         code = child.returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return f"the {name} ended ({how}), so the stack stops; {self._last_words(name)}"
+        return f"the {name} ended ({how}), so the stack stops; {self._log_tail(name)}"
 
-    def _last_words(self, name: str) -> str:
+    def _log_tail(self, name: str) -> str:
         path = self.home.logs / f"{name}.log"
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n  ".join([f"the end of its log, {path}:", *lines]) if lines else f"its log, {path}, is empty"

@@ -19,7 +19,7 @@ from service.notifications.wording import body, text, title
 from service.settings import Settings
 from service.store.job_records import utcnow
 from service.store.notifications.attempts import Attempted
-from service.store.notifications.outbox import Outbox, Owed
+from service.store.notifications.outbox import Outbox, Owed, webhook_id
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Deliverer:
 
     def _attempt(self, owed: Owed, at: datetime) -> Attempted:
         announcement, address = owed.announcement, owed.receiver.address
-        message_id = f"msg_{owed.id}"
+        message_id = webhook_id(owed.id)
         if owed.receiver.channel == "webhook":
             return self._webhooks.send(address, message_id, body(announcement), owed.secrets, at)
         if self._mail_server is None or self._mail_from is None:

@@ -63,6 +63,11 @@ class AlertStore(Outbox, Endpoints):
             alerts = [_alert(row, self._clock()) for row in rows[:page_size]]
         return AlertPage(alerts, alerts[-1].id if len(rows) > page_size else None)
 
+    def alert(self, alert_id: str) -> Alert:
+        """Return an alert. Raises NotFound."""
+        with self._read() as session:
+            return _alert(_row(session, alert_id), self._clock())
+
     def acknowledge(self, alert_id: str, author: str, note: str = "") -> Alert:
         """Note that somebody has seen an alert. Raises NotFound, and Conflict for a closed one."""
         with self._write() as session:
@@ -187,10 +192,15 @@ def _open_alerts(audit_id: str) -> Select[AlertRow]:
     return select(AlertRow).where(*of_audit).order_by(AlertRow.id).with_for_update()
 
 
-def _open_row(session: Session, alert_id: str) -> AlertRow:
-    row = session.get(AlertRow, alert_id.replace("\0", ""), with_for_update=True)
+def _row(session: Session, alert_id: str, *, lock: bool = False) -> AlertRow:
+    row = session.get(AlertRow, alert_id.replace("\0", ""), with_for_update=lock)
     if row is None:
         raise NotFound(f"alert: {alert_id!r} is not the id of an alert; `headroom audits alerts list` lists them")
+    return row
+
+
+def _open_row(session: Session, alert_id: str) -> AlertRow:
+    row = _row(session, alert_id, lock=True)
     if row.closed_at is not None:
         raise Conflict(f"alert {alert_id} closed at {row.closed_at.isoformat()}")
     return row

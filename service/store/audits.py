@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from service.audits import definition as definitions
 from service.audits import receivers
 from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
-from service.contracts.audit import AuditDefinition, AuditRun, Trigger
+from service.contracts.audit import AuditDefinition, AuditRun, RunVerdict, Trigger
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
@@ -83,6 +83,25 @@ class AuditStore(Transactions):
         """Return an audit. Raises NotFound."""
         with self._read() as session:
             return _audit(session, audit_row(session, name_or_id))
+
+    def by_badge_token(self, token: str) -> Audit:
+        """Return the audit that a badge or an open feed is of. Raises NotFound."""
+        with self._read() as session:
+            row = session.scalars(select(AuditRow).where(AuditRow.badge_token == token.replace("\0", ""))).one_or_none()
+            if row is None:
+                raise NotFound(f"token: {token[:64]!r} is no audit's; `headroom audits show NAME` shows the addresses")
+            return _audit(session, row)
+
+    def last_verdict(self, audit_id: str) -> RunVerdict | None:
+        """Return the verdict of the last run that measured the model or failed to; None before the first.
+
+        Runs that were skipped or found the model unchanged say nothing new, and gates judge other models.
+        """
+        ended = (AuditRunRow.audit_id == audit_id, AuditRunRow.verdict.not_in(("unchanged", "skipped")))
+        last = select(AuditRunRow).where(*ended, AuditRunRow.trigger != "gate").order_by(AuditRunRow.number.desc())
+        with self._read() as session:
+            row = session.scalars(last.limit(1)).one_or_none()
+            return None if row is None else run_of(row).verdict
 
     def list(self, *, page_size: int = 50, page_token: str | None = None) -> AuditPage:
         """Return up to `page_size` audits (1 to 1000), by name, after those of the page that gave `page_token`.

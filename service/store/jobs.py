@@ -167,6 +167,13 @@ class JobStore(Leases, Dispatches):
             query = select(ArtifactRow).where(ArtifactRow.job_id.in_(list(job_ids)), ArtifactRow.name == name)
             return {row.job_id: row.sha256 for row in session.scalars(query)}
 
+    def keyed(self, idempotency_keys: Iterable[str]) -> dict[str, Job]:
+        """Return the jobs that were submitted with these keys, by the keys."""
+        with self._read() as session:
+            query = select(JobRow).where(JobRow.idempotency_key.in_(list(idempotency_keys)))
+            rows = session.scalars(query).all()
+            return {str(row.idempotency_key): job for row, job in zip(rows, _jobs(session, rows), strict=True)}
+
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
         with self._read() as session:

@@ -13,8 +13,9 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.contracts.progress import Failed, Progress, Warned
+from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.job_records import Artifact, Claim
 from service.store.statuses import Status
@@ -55,7 +56,7 @@ class Leases(Transactions):
             row.lease_expires_at = self._clock() + timedelta(seconds=lease_seconds)
             return row.cancel_requested
 
-    def progress(self, claim: Claim, line: Progress | Warned) -> None:
+    def progress(self, claim: Claim, line: Progress | Warning) -> None:
         """Write an event, and for progress the job's latest. Raises LeaseLost."""
         with self._write() as session:
             row = _held(session, claim)

@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--processes", type=_count, metavar="N", help="how many draw at once; default: by size and CPUs"
     )
     parser.add_argument("--density", action="store_true", help="labeled prompts: densities instead of counts")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        render(given.directory, given.processes, density=given.density)
+        render(options.directory, options.processes, density=options.density)
     except KeyboardInterrupt:
         print("workers.reporting: stopped", file=sys.stderr)
         return 1

@@ -115,7 +115,7 @@ def contract(report: Report) -> dict[str, tuple[Column, ...]]:
     """Return the columns that each table of `report` has, those of its schemes and labeled dimensions among them."""
     columns = {name: table.columns_for(report.schemes) for name, table in TABLES.items()}
     if report.labelled is not None:
-        chosen = [found.dimension for found in report.labelled.dimensions]
+        chosen = [one.dimension for one in report.labelled.dimensions]
         columns["labelled"] = labelled_table(chosen, report.schemes).columns
     return columns
 
@@ -195,6 +195,16 @@ class Source:
                 f"tables/{table}.parquet: column 'layer' holds {bad[0]:g}; report.json gives the model {depth} layers"
             )
         return layers.astype(np.int64)
+
+    def stream_errors(self, scheme: str) -> tuple[NDArray[np.int64], Columns]:
+        """Return the accumulated errors of a scheme's residual stream: the layers, and the rows of `errors`.
+
+        Raises:
+            TableAbsent: the report has no table `errors`.
+            ReportUnreadable: the table is damaged.
+        """
+        rows = select(self.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
+        return self.layers_of("errors", rows), rows
 
     def truths(self, table: str, column: str) -> NDArray[np.bool_]:
         """Return a column of true and false.

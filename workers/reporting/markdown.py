@@ -25,7 +25,7 @@ def escaped(text: str) -> str:
 
 def line(text: str) -> str:
     """Return `text` as a line of its own, or as the beginning of one."""
-    return _LINE_START.sub(lambda found: f"{found[1]}{found[2][:-1]}\\{found[2][-1]}", escaped(text))
+    return _LINE_START.sub(lambda match: f"{match[1]}{match[2][:-1]}\\{match[2][-1]}", escaped(text))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,13 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from service.contracts.report import LeftOut
-from service.contracts.warnings import by_code, most_important
+from service.contracts.report import LeftOut, Report
 from service.evaluation.next_steps import next_steps
+from service.evaluation.shown_warnings import by_code, most_important
 from workers.reporting.drawing.figure import Saved
 from workers.reporting.drawing.figure import calibrated as measured_on
 from workers.reporting.figures.gallery import Gallery
@@ -30,7 +29,7 @@ from workers.reporting.verdict import limits_in_words
 
 OTHER = "figures"
 """The section of a figure that belongs to no topic."""
-MANY = 8
+MAX_UNFOLDED_FIGURES = 8
 """More figures of one kind than this are folded."""
 _TOPICS = {
     "range_by_layer": "range",
@@ -90,13 +89,13 @@ def topics(source: Source) -> tuple[Topic, ...]:
 def _placed(shown: Sequence[Saved], directory: Path) -> dict[str, list[Group]]:
     """Return the figures by topic, in the order of the page; a kind of many figures makes a group of its own."""
     placed: dict[str, list[Group]] = {}
-    for kind, found in itertools.groupby(sorted(shown, key=_place), key=lambda saved: _beginning(saved.name)):
-        figures = tuple(placed_figure(saved, directory) for saved in found)
+    for kind, group in itertools.groupby(sorted(shown, key=_place), key=lambda saved: _beginning(saved.name)):
+        figures = tuple(placed_figure(saved, directory) for saved in group)
         groups = placed.setdefault(_TOPICS.get(kind or "", OTHER), [])
-        if len(figures) <= MANY and groups and not groups[-1].folded:
+        if len(figures) <= MAX_UNFOLDED_FIGURES and groups and not groups[-1].folded:
             groups[-1] = Group(groups[-1].figures + figures, folded=False)
         else:
-            groups.append(Group(figures, folded=len(figures) > MANY))
+            groups.append(Group(figures, folded=len(figures) > MAX_UNFOLDED_FIGURES))
     return placed
 
 
@@ -108,46 +107,57 @@ def _left_out(gallery: Gallery) -> dict[str, list[LeftOut]]:
     return missing
 
 
-def page(source: Source, told: Sequence[Topic], gallery: Gallery, directory: Path) -> str:
+def page(source: Source, sections: Sequence[Topic], gallery: Gallery, directory: Path) -> str:
     """Return the page.
 
     Args:
         source: The report and its tables.
-        told: The sections between the outcome and the calibration.
+        sections: The sections between the outcome and the calibration.
         gallery: Its figures, and those that it cannot have.
         directory: Where the figures' files lie.
     """
     report = source.report
     figures = _placed(gallery.figures, directory)
-    first, others = most_important(report.warnings, attrgetter("code"))
     name = short_name(report.model.source)
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            style=style_sheet(),
-            report=report,
-            name=name,
-            next_steps=next_steps(report),
-            first_warnings=first,
-            other_warnings=by_code(others, attrgetter("code")),
-            other_count=len(others),
-            measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
-            reference=outcome.reference(report),
-            by_level=outcome.by_level(report),
-            outcomes=outcome.outcomes(report),
-            outcome_head=outcome.HEAD,
-            signs=outcome.SIGNS,
-            limits=limits_in_words(report.analysis.verdict),
-            topics=told,
-            figures=figures,
-            measured_on=f"{name}, {measured_on(report)}",
-            left_out=_left_out(gallery),
-            others=figures.get(OTHER, []),
-            calibrated=reproduction.calibrated(report),
-            provenance=reproduction.provenance(report),
-            identity=reproduction.identity(report),
-            command=reproduction.command(report),
-            names_files=reproduction.names_files(report),
-        )
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        style=style_sheet(),
+        report=report,
+        name=name,
+        measured=f"{report.created_at:%-d %B %Y, %H:%M} {report.created_at.tzname() or ''}".strip(),
+        topics=sections,
+        figures=figures,
+        measured_on=f"{name}, {measured_on(report)}",
+        left_out=_left_out(gallery),
+        others=figures.get(OTHER, []),
+        **_verdict_part(report),
+        **_reproduction_part(report),
     )
+
+
+def _verdict_part(report: Report) -> dict[str, Any]:
+    """Return the template's variables for the verdict, the warnings and the next steps."""
+    first, others = most_important(report.warnings)
+    return {
+        "next_steps": next_steps(report),
+        "first_warnings": first,
+        "other_warnings": by_code(others),
+        "other_count": len(others),
+        "reference": outcome.reference(report),
+        "by_level": outcome.by_level(report),
+        "outcomes": outcome.outcomes(report),
+        "outcome_head": outcome.HEAD,
+        "signs": outcome.SIGNS,
+        "limits": limits_in_words(report.analysis.verdict),
+    }
+
+
+def _reproduction_part(report: Report) -> dict[str, Any]:
+    """Return the template's variables for calibration and reproduction."""
+    return {
+        "calibrated": reproduction.calibrated(report),
+        "provenance": reproduction.provenance(report),
+        "identity": reproduction.identity(report),
+        "command": reproduction.command(report),
+        "names_files": reproduction.names_files(report),
+    }

@@ -1,4 +1,4 @@
-"""From a measured report to a finished one: read, draw, write the page, put everything in place."""
+"""Renders a stored report: reads it, draws its figures, writes its page and summary, and puts all in place."""
 
 import json
 from pathlib import Path
@@ -37,10 +37,10 @@ def render(directory: Path, processes: int | None = None, *, density: bool = Fal
         gallery = draw_all(source, stage / "figures", processes)
         figures = {"figures": tuple(saved.entry for saved in gallery.figures), "figures_left_out": gallery.left_out}
         # Only the figures change: what a newer version added is kept as it stands.
-        stated = json.loads((directory / "report.json").read_bytes())
-        stated |= {key: [entry.model_dump() for entry in entries] for key, entries in figures.items()}
-        told = topics(source)
-        (stage / "report.html").write_text(page(source, told, gallery, stage), encoding="utf-8")
-        (stage / "summary.md").write_text(summary(source, told), encoding="utf-8")
-        (stage / "report.json").write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = json.loads((directory / "report.json").read_bytes())
+        content |= {key: [entry.model_dump() for entry in entries] for key, entries in figures.items()}
+        sections = topics(source)
+        (stage / "report.html").write_text(page(source, sections, gallery, stage), encoding="utf-8")
+        (stage / "summary.md").write_text(summary(source, sections), encoding="utf-8")
+        (stage / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return source.report.model_copy(update=figures)

@@ -1,11 +1,10 @@
 """`summary.md`: the report in plain Markdown, for a pull request or a model card."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 from service.contracts.report import Report
-from service.contracts.warnings import by_code, most_important
 from service.evaluation.next_steps import next_steps
+from service.evaluation.shown_warnings import by_code, most_important
 from workers.reporting.loading import Source
 from workers.reporting.markdown import bullets, code, escaped, line, table
 from workers.reporting.text import counted, listing, short_name
@@ -13,11 +12,11 @@ from workers.reporting.topics import errors, outcome, outliers, reproduction
 from workers.reporting.topics.records import Grid, Topic, marked
 from workers.reporting.verdict import limits_in_words
 
-ROWS = 20
+TABLE_ROWS = 20
 """Rows of a table; the report's tables have all."""
 SIMULATED = "Simulated: values are rounded to the format and multiplied in the model's own type."
 ANALYSIS_ONLY = "Analysis only: BitsAndBytesConfig cannot express these settings, so from_pretrained cannot load them."
-SITES = 3
+LISTED_SITES = 3
 """Worst sites named for each scheme."""
 
 
@@ -89,15 +88,15 @@ def _values(report: Report) -> tuple[str, ...]:
 
 
 def _outlier_dimensions(report: Report) -> tuple[str, ...]:
-    found = outliers.by_definition(report)
-    return ("## Outlier dimensions\n", *_shortened(found)) if found.rows else ()
+    grid = outliers.by_definition(report)
+    return ("## Outlier dimensions\n", *_shortened(grid)) if grid.rows else ()
 
 
 def _worst_sites(source: Source) -> tuple[str, ...]:
     if not source.report.schemes:
         return ()
     rows = (
-        (marked(name, facts), listing((errors.named(site) for site in facts.worst_sites), SITES))
+        (marked(name, facts), listing((errors.named(site) for site in facts.worst_sites), LISTED_SITES))
         for name, facts in source.report.schemes.items()
     )
     return (
@@ -109,25 +108,24 @@ def _worst_sites(source: Source) -> tuple[str, ...]:
 
 
 def _shortened(grid: Grid) -> tuple[str, ...]:
-    more = len(grid.rows) - ROWS
+    more = len(grid.rows) - TABLE_ROWS
     cut = f" {more:,} more rows in the report." if more > 0 else ""
-    return f"{line(grid.caption.rstrip('.'))}.{cut}\n", table(grid.head, grid.rows[:ROWS])
+    return f"{line(grid.caption.rstrip('.'))}.{cut}\n", table(grid.head, grid.rows[:TABLE_ROWS])
 
 
 def _warnings(report: Report) -> tuple[str, ...]:
     if not report.warnings:
         return ()
-    code_of = attrgetter("code")
-    first, others = most_important(report.warnings, code_of)
-    told = []
-    for kind in by_code([*first, *others], code_of):
-        for one in kind.first:
-            place = f" ({one.where})" if one.where else ""
-            advice = f" {one.advice}" if one.advice else ""
-            told.append(f"{one.message}{place}{advice} [{kind.code}]")
-        if kind.rest:
-            told.append(f"{len(kind.rest):,} more in the report [{kind.code}]")
-    return ("## Warnings\n", bullets(told))
+    first, others = most_important(report.warnings)
+    items = []
+    for same in by_code([*first, *others]):
+        for warning in same.shown:
+            place = f" ({warning.where})" if warning.where else ""
+            advice = f" {warning.advice}" if warning.advice else ""
+            items.append(f"{warning.message}{place}{advice} [{same.code}]")
+        if same.rest:
+            items.append(f"{len(same.rest):,} more in the report [{same.code}]")
+    return ("## Warnings\n", bullets(items))
 
 
 def _measured(report: Report) -> list[tuple[str, str]]:

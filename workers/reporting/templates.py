@@ -1,4 +1,4 @@
-"""What every page has in common: the template engine, the style sheet, and figures that fit into a page.
+"""The template engine, the style sheet and the embedding of figures that all pages share.
 
 Whatever came with the job (model names, tokens, warnings, module names) is foreign text: the templates escape all of
 it, and unprintable characters are shown as escapes. A content security policy in the page forbids scripts and

@@ -7,6 +7,8 @@ warnings) keeps its printable characters; anything that could hide, reorder or b
 import re
 from collections.abc import Iterable, Sequence
 
+from rich.filesize import pick_unit_and_suffix
+
 from service.evaluation.numbers import ABSENT, claim, estimate, number, percent_estimate
 
 __all__ = ["ABSENT", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
@@ -37,14 +39,10 @@ def short_name(source: str) -> str:
     return parts[-1] if local and parts else source
 
 
-def data_size(size: float) -> str:
+def data_size(size: int) -> str:
     """Return a number of bytes in decimal units: `12.3 MB`."""
-    unit = "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" else f"{number(size)} {unit}"
+    unit, suffix = pick_unit_and_suffix(size, ["B", "kB", "MB", "GB", "TB"], 1000)
+    return f"{size} B" if unit == 1 else f"{number(size / unit)} {suffix}"
 
 
 def duration(seconds: float) -> str:

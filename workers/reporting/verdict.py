@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from service.contracts.report import Report, SchemeFacts
 from service.contracts.request import VerdictLimits
-from service.evaluation.verdict import MOST, Level, kl_limit, ratio_limit, share_in_words, verdict_of
+from service.evaluation.verdict import SHARE_STATED_BELOW, Level, kl_limit, ratio_limit, share_in_words, verdict_of
 
 
 class Verdict(NamedTuple):
@@ -32,15 +32,15 @@ def limits_in_words(limits: VerdictLimits) -> str:
 
 def verdict(report: Report, scheme: SchemeFacts) -> Verdict:
     """Return the verdict on a scheme: the report's own, or for earlier reports, one by its figures and limits."""
-    found = scheme.verdict or verdict_of(report, scheme)
-    doubtful = tuple(Level[name] for name in found.not_ruled_out)
+    recorded = scheme.verdict or verdict_of(report, scheme)
+    doubtful = tuple(Level[name] for name in recorded.not_ruled_out)
     exhausted = report.calibration.sequences < report.analysis.sequences
     unsettled = _unsettled(doubtful, exhausted=exhausted)
-    return Verdict(Level[found.level], doubtful, found.reasons, unsettled, _partial(scheme.quantised_share))
+    return Verdict(Level[recorded.level], doubtful, recorded.reasons, unsettled, _partial(scheme.quantised_share))
 
 
 def _partial(share: float | None) -> str | None:
-    if share is None or share >= MOST:
+    if share is None or share >= SHARE_STATED_BELOW:
         return None
     return f"{f'only {share_in_words(share)}' if share else 'none'} of the layers' weights quantized"
 

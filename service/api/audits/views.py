@@ -27,6 +27,10 @@ class AuditView(BaseModel):
     """When the next scheduled run starts; null without a schedule, and while paused."""
     last_run: AuditRun | None
     """The newest run, which may not have ended; null before the first."""
+    badge: str
+    """Path of the image of the last verdict; it needs no key."""
+    feed: str
+    """Path of the Atom feed; it needs no key."""
 
     @classmethod
     def of(cls, audit: Audit) -> Self:
@@ -42,6 +46,8 @@ class AuditView(BaseModel):
             pause_reason=audit.pause_reason,
             next_run_at=audit.next_run_at,
             last_run=audit.last_run,
+            badge=f"/v1/badges/{audit.badge_token}.svg",
+            feed=f"/v1/feeds/{audit.badge_token}.atom",
         )
 
 

@@ -68,6 +68,11 @@ class Delivery:
     """When the next attempt is due; None unless it is owed."""
     attempts: tuple[Attempt, ...]
 
+    @property
+    def webhook_id(self) -> str:
+        """The id that the receiver sees, the same at every attempt."""
+        return webhook_id(self.id)
+
 
 @dataclass(frozen=True)
 class DeliveryPage:
@@ -75,6 +80,11 @@ class DeliveryPage:
 
     deliveries: list[Delivery]
     next_page_token: str | None
+
+
+def webhook_id(message_id: str) -> str:
+    """Return the id that receivers see of a message."""
+    return f"msg_{message_id}"
 
 
 class Outbox(Transactions):

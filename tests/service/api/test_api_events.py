@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from service.api import events
-from service.contracts.progress import Progress, Warned
+from service.contracts.progress import Progress
+from service.contracts.warnings import Warning
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -40,7 +41,7 @@ def ended_job(world):
     job = world.submit()
     claim = world.claim(job)
     world.store.progress(claim, Progress(stage="sweep", done=1, total=6, elapsed_seconds=0.5))
-    world.store.progress(claim, Warned(code="nonfinite", message="NaN\n\nin the\r weights", where="layer 3"))
+    world.store.progress(claim, Warning(code="nonfinite", message="NaN\n\nin the\r weights", where="layer 3"))
     world.store.succeed(claim, [])
     return job
 
@@ -91,7 +92,7 @@ def test_the_stream_is_taken_up_after_the_last_event_seen(client, ended_job):
 
 
 def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(client, world, monkeypatch):
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
     job = world.submit()
     looks, real_events = threading.Semaphore(0), world.store.events
@@ -118,7 +119,7 @@ def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(client, wor
 
 def test_a_long_history_is_streamed_whole(client, world, monkeypatch):
     monkeypatch.setattr(events, "_BATCH", 3)
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.0)
     job = world.submit()
     claim = world.claim(job)
     for done in range(7):

@@ -11,7 +11,7 @@ from service import queue
 from service.api.app import make_app
 from service.settings import Settings
 
-OPEN = {"/healthz", "/readyz"}
+OPEN = {"/healthz", "/readyz", "/v1/badges/{token}.svg", "/v1/feeds/{token}.atom"}
 """Paths that need no key."""
 UNKNOWN = [{}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}, {"Authorization": "Basic dGVzdHM6"}]
 

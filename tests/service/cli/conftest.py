@@ -20,6 +20,7 @@ from service.cli.running import run
 from service.settings import Settings
 from service.startup import stores_on
 from service.store.artifacts import ArtifactStore
+from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.job_records import Artifact, Claim
 from service.store.jobs import JobStore
@@ -35,6 +36,7 @@ class Remote:
     url: str
     store: JobStore
     artifacts: ArtifactStore
+    audits: AuditStore
 
     def claim(self, job_id: str) -> Claim:
         """Begin a job, as a worker does."""
@@ -88,7 +90,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)
-        yield Remote(url, stores.jobs, stores.artifacts)
+        yield Remote(url, stores.jobs, stores.artifacts, stores.audits)
     engine.dispose()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.inputs import thresholds
-from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, UNREACHABLE
+from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, schemes_for
 from service.local.home import Home, Running
@@ -465,7 +465,13 @@ def test_every_command_explains_itself(headroom, command):
 def test_the_help_names_every_exit_code(headroom):
     text = " ".join(headroom("--help").out.split())
     told = text[text.index("Exit codes:") :]
-    assert [int(code) for code in re.findall(r"\b\d\b", told)] == [DONE, JOB_FAILED, BAD_INPUT, UNREACHABLE]
+    assert [int(code) for code in re.findall(r"\b\d\b", told)] == [
+        DONE,
+        JOB_FAILED,
+        BAD_INPUT,
+        UNREACHABLE,
+        LIMIT_BROKEN,
+    ]
     for meaning in ("0 done", "1 the job failed", "2 bad usage", "3 the service"):
         assert meaning in told
 

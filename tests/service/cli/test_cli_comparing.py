@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.drawing import _told
+from service.cli.drawing import _change_in_words
 from service.contracts.comparison import Comparison
 from service.contracts.request import JobRequest
 
@@ -83,7 +83,7 @@ def test_warnings_are_printed_and_json_holds_the_comparison(headroom, stored, tm
 )  # fmt: skip
 def test_a_difference_is_called_better_or_worse_only_on_shared_sequences(changes, told):
     difference = {"value": 0.02, "standard_error": 0.004, "interval": [0.01, 0.03]}
-    assert _told({"difference": difference, "paired": True, "clear": True, "sequences": 9} | changes) == told
+    assert _change_in_words({"difference": difference, "paired": True, "clear": True, "sequences": 9} | changes) == told
 
 
 def test_bad_input_is_named_and_leaves_nothing(headroom, keep, stored, tmp_path):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.inputs import Wanted, check, check_out, model_name, read_text, submission, thresholds, upload
+from service.cli.inputs import AnalyzeOptions, check, check_out, model_name, read_text, submission, thresholds, upload
 from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
 
-ALL_DEFAULTS = Wanted("sample", Path("out"), (), None, None, None, None)
+ALL_DEFAULTS = AnalyzeOptions("sample", Path("out"), (), None, None, None, None)
 
 
 def test_a_new_and_an_empty_directory_are_fit_for_a_report(tmp_path):
@@ -120,7 +120,7 @@ def test_a_file_is_no_model(tmp_path):
 def test_what_was_not_given_is_left_to_the_service(tmp_path):
     assert submission(ALL_DEFAULTS, on_this_machine=True, largest_file=10) == {"model": "sample"}
     (tmp_path / "mine.txt").write_text("text")
-    wanted = Wanted("sample", Path("out"), ("nf4",), tmp_path / "mine.txt", 0, 7, 0)
+    wanted = AnalyzeOptions("sample", Path("out"), ("nf4",), tmp_path / "mine.txt", 0, 7, 0)
     assert submission(wanted, on_this_machine=True, largest_file=10) == {
         "model": "sample",
         "schemes": ["nf4"],
@@ -136,7 +136,7 @@ def test_settings_and_labelled_prompts_are_sent_as_they_are(tmp_path):
     (tmp_path / "p.jsonl").write_text(prompts, encoding="utf-8")
     chosen = {"score": "second_half", "bos": "never", "text_field": "body", "label_threshold": 0.0}
     chosen |= {"label_depth": 0, "label_dimensions": 2, "int8_threshold": 0.0}
-    wanted = Wanted("sample", Path("out"), (), None, None, None, None, labelled=tmp_path / "p.jsonl", **chosen)
+    wanted = AnalyzeOptions("sample", Path("out"), (), None, None, None, None, labelled=tmp_path / "p.jsonl", **chosen)
     assert submission(wanted, on_this_machine=True, largest_file=100) == {
         "model": "sample",
         "labelled": {"name": "p.jsonl", "text": prompts},

@@ -48,7 +48,7 @@ class Record:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """No pause between two questions."""
-    monkeypatch.setattr(analysis, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(analysis, "POLL_SECONDS", 0.0)
 
 
 def test_events_are_shown_once_each_though_the_service_goes_away():
@@ -62,7 +62,7 @@ def test_events_are_shown_once_each_though_the_service_goes_away():
 
 
 def test_a_service_that_stays_away_is_given_up_with_the_job_named(monkeypatch):
-    monkeypatch.setattr(analysis, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(analysis, "MAX_OUTAGE_SECONDS", -1.0)
     with pytest.raises(ServiceUnreachable, match="job j may go on: headroom jobs show j"):
         Watch(Service([ServiceUnreachable("away")], {}), Record(), lambda: None).follow("j")
 

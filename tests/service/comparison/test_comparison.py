@@ -26,9 +26,9 @@ def other(tmp_path):
 
 
 def compared(*directories):
-    found = compare([side(directory) for directory in directories], "0.1.0")
-    assert Comparison.model_validate_json(found.model_dump_json()) == found
-    return found
+    comparison = compare([side(directory) for directory in directories], "0.1.0")
+    assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
+    return comparison
 
 
 def tokens(directory, scheme):
@@ -67,10 +67,13 @@ def worsen(rows):
 
 
 def test_a_report_held_against_itself_has_not_changed(baseline, other):
-    found = compared(baseline, other)
-    [difference] = found.differences
-    assert [report.label for report in found.reports] == ["example/tiny-llama (before)", "example/tiny-llama (after)"]
-    assert found.warnings == ()
+    comparison = compared(baseline, other)
+    [difference] = comparison.differences
+    assert [report.label for report in comparison.reports] == [
+        "example/tiny-llama (before)",
+        "example/tiny-llama (after)",
+    ]
+    assert comparison.warnings == ()
     assert difference.not_compared == ()
     assert (difference.range.sites, difference.range.only_baseline, difference.range.only_other) == (60, 0, 0)
     assert (difference.range.median_change_bits, difference.range.growth, difference.range.shrinkage) == (0, (), ())
@@ -119,14 +122,14 @@ def test_reports_that_share_no_sequence_differ_without_an_error(baseline, other)
     restate(other, lambda report: report["calibration"].update(fingerprint="sha256:" + "c" * 64, source="other.txt"))
     edit(other, "tokens", worsen)
     edit(other, "tokens", lambda rows: [row.update(token_id=row["token_id"] + 1) for row in rows])
-    found = compared(baseline, other)
-    [warning] = found.warnings
+    comparison = compared(baseline, other)
+    [warning] = comparison.warnings
     assert (warning.code, warning.where) == ("calibration-differs", "example/tiny-llama (after)")
     assert "words.txt, 4 x 64 tokens" in warning.message
     assert "other.txt, 4 x 64 tokens" in warning.message
     assert "They share no sequence, so no difference of the predictions is called better or worse." in warning.message
     assert warning.advice == "Measure both models on one text to compare them."
-    changes = found.differences[0]
+    changes = comparison.differences[0]
     for change in (changes.schemes["nf4"].kl_divergence, changes.schemes["nf4"].perplexity_ratio,
                    changes.schemes["nf4"].same_top_token, changes.reference_perplexity):  # fmt: skip
         assert (change.paired, change.positions, change.sequences, change.clear) == (False, None, None, None)
@@ -137,10 +140,10 @@ def test_reports_that_share_no_sequence_differ_without_an_error(baseline, other)
 def test_sequences_are_known_by_their_tokens_and_not_by_their_numbers(baseline, other):
     restate(other, lambda report: report["calibration"].update(fingerprint="sha256:" + "c" * 64))
     edit(other, "tokens", lambda rows: [row.update(sequence=3 - row["sequence"]) for row in rows])
-    found = compared(baseline, other)
-    change = found.differences[0].schemes["nf4"].kl_divergence
+    comparison = compared(baseline, other)
+    change = comparison.differences[0].schemes["nf4"].kl_divergence
     assert (change.sequences, change.difference.value, change.clear) == (4, 0, False)
-    assert "Differences of the predictions are over the 4 sequences that both scored" in found.warnings[0].message
+    assert "Differences of the predictions are over the 4 sequences that both scored" in comparison.warnings[0].message
 
 
 def test_a_report_on_more_of_a_text_is_compared_on_what_both_scored(baseline, other):
@@ -191,9 +194,9 @@ def test_what_rounding_moves_is_no_difference(baseline, other):
 def test_the_reference_is_paired_without_a_shared_scheme(baseline, other):
     restate(other, lambda report: report.update(schemes={"fp4": report["schemes"]["nf4"]}))
     edit(other, "tokens", lambda rows: [row.update(scheme="fp4") for row in rows if row["scheme"] == "nf4"])
-    found = compared(baseline, other).differences[0]
-    assert found.schemes == {}
-    assert (found.reference_perplexity.difference.value, found.reference_perplexity.sequences) == (0, 4)
+    difference = compared(baseline, other).differences[0]
+    assert difference.schemes == {}
+    assert (difference.reference_perplexity.difference.value, difference.reference_perplexity.sequences) == (0, 4)
 
 
 def test_only_positions_that_both_score_are_paired(baseline, other):
@@ -204,9 +207,9 @@ def test_only_positions_that_both_score_are_paired(baseline, other):
 
     edit(other, "tokens", score_half)
     restate(other, lambda report: report["analysis"].update(score="second_half"))
-    found = compared(baseline, other)
-    assert [warning.code for warning in found.warnings] == ["scoring-differs"]
-    assert found.differences[0].schemes["int8"].kl_divergence.positions == 4 * 31
+    comparison = compared(baseline, other)
+    assert [warning.code for warning in comparison.warnings] == ["scoring-differs"]
+    assert comparison.differences[0].schemes["int8"].kl_divergence.positions == 4 * 31
 
 
 def test_range_site_by_site(baseline, other):
@@ -220,14 +223,14 @@ def test_range_site_by_site(baseline, other):
 
     edit(other, "sites", widen)
     edit(other, "sites", lambda rows: rows.remove(next(row for row in rows if row["component"] == "attn.o")))
-    found = compared(baseline, other).differences[0].range
-    assert (found.sites, found.only_baseline, found.only_other) == (59, 1, 0)
-    assert [(c.layer, c.component, c.port, round(c.change_bits, 9)) for c in found.growth] == [
+    range_change = compared(baseline, other).differences[0].range
+    assert (range_change.sites, range_change.only_baseline, range_change.only_other) == (59, 1, 0)
+    assert [(c.layer, c.component, c.port, round(c.change_bits, 9)) for c in range_change.growth] == [
         (3, "mlp.down", "input", 3),
         (1, "attn.q", "input", 1),
     ]
-    assert [(c.layer, c.component, round(c.change_bits, 9)) for c in found.shrinkage] == [(4, "block", -2)]
-    assert found.growth[0].abs_max[1] == pytest.approx(8 * found.growth[0].abs_max[0], rel=1e-6)
+    assert [(c.layer, c.component, round(c.change_bits, 9)) for c in range_change.shrinkage] == [(4, "block", -2)]
+    assert range_change.growth[0].abs_max[1] == pytest.approx(8 * range_change.growth[0].abs_max[0], rel=1e-6)
 
 
 def test_a_site_without_a_median_has_no_change(baseline, other):
@@ -235,8 +238,8 @@ def test_a_site_without_a_median_has_no_change(baseline, other):
         rows[0]["range_bits"] = None
 
     edit(other, "sites", flatten)
-    found = compared(baseline, other).differences[0].range
-    assert (found.sites, found.median_change_bits, found.growth) == (60, 0, ())
+    range_change = compared(baseline, other).differences[0].range
+    assert (range_change.sites, range_change.median_change_bits, range_change.growth) == (60, 0, ())
 
 
 def test_outlier_dimensions_gained_lost_and_kept(baseline, other):
@@ -246,21 +249,25 @@ def test_outlier_dimensions_gained_lost_and_kept(baseline, other):
         report["outliers"]["massive_token"]["dimensions"] = [{"dimension": 9, "layers_fraction": 1.0, "abs_max": 200.0}]
 
     restate(other, exchange)
-    found = compared(baseline, other).differences[0].outliers
-    assert (found["llm_int8"].gained, found["llm_int8"].lost, found["llm_int8"].kept) == ((5,), (17,), (40,))
-    assert (found["massive_token"].gained, found["massive_token"].kept) == ((9,), ())
-    assert found["variance"].kept == (17,)
+    outlier_sets = compared(baseline, other).differences[0].outliers
+    assert (outlier_sets["llm_int8"].gained, outlier_sets["llm_int8"].lost, outlier_sets["llm_int8"].kept) == (
+        (5,),
+        (17,),
+        (40,),
+    )
+    assert (outlier_sets["massive_token"].gained, outlier_sets["massive_token"].kept) == ((9,), ())
+    assert outlier_sets["variance"].kept == (17,)
 
 
 def test_sets_by_other_thresholds_are_not_compared_and_the_thresholds_named(baseline, other):
     restate(other, lambda report: report["outliers"]["llm_int8"]["thresholds"].update(magnitude=5.0))
-    found = compared(baseline, other)
-    assert [(w.code, w.message) for w in found.warnings] == [
+    comparison = compared(baseline, other)
+    assert [(w.code, w.message) for w in comparison.warnings] == [
         ("thresholds-differ", "The thresholds of llm_int8 differ: magnitude 6.0 and 5.0.")
     ]
-    [left_out] = found.differences[0].not_compared
+    [left_out] = comparison.differences[0].not_compared
     assert (left_out.name, left_out.reason) == ("outliers.llm_int8", "different thresholds: magnitude 6.0 and 5.0")
-    assert set(found.differences[0].outliers) == {"massive_tensor", "massive_token", "median_quantile", "variance"}
+    assert set(comparison.differences[0].outliers) == {"massive_tensor", "massive_token", "median_quantile", "variance"}
 
 
 def test_a_massive_activation_carried_through_layers_is_one_of_the_ten_changes(baseline, other):
@@ -302,19 +309,19 @@ def test_the_errors_that_grew_most(baseline, other):
                 row["sqnr_db"] -= 6
 
     edit(other, "errors", worsen_one)
-    found = compared(baseline, other).differences[0].schemes
-    [grown] = found["int8"].growth
+    schemes = compared(baseline, other).differences[0].schemes
+    [grown] = schemes["int8"].growth
     assert (grown.layer, grown.component, round(grown.change_db, 6)) == (2, "mlp.up", 20)
-    assert found["int8"].final_sqnr_db[1] == pytest.approx(found["int8"].final_sqnr_db[0] - 6)
-    assert found["nf4"].growth == ()
+    assert schemes["int8"].final_sqnr_db[1] == pytest.approx(schemes["int8"].final_sqnr_db[0] - 6)
+    assert schemes["nf4"].growth == ()
 
 
 def test_schemes_of_one_report_alone_are_listed(baseline, other):
     restate(other, lambda report: report["schemes"].pop("nf4"))
     restate(other, lambda report: report["schemes"].update(fp4=report["schemes"].pop("int8")))
-    found = compared(baseline, other).differences[0]
-    assert list(found.schemes) == ["w8a8-tensor"]
-    assert (found.only_baseline, found.only_other) == (("int8", "nf4"), ("fp4",))
+    difference = compared(baseline, other).differences[0]
+    assert list(difference.schemes) == ["w8a8-tensor"]
+    assert (difference.only_baseline, difference.only_other) == (("int8", "nf4"), ("fp4",))
 
 
 def test_other_settings_weights_and_machines_are_named(baseline, other):
@@ -349,15 +356,15 @@ def test_a_scheme_that_replaces_another_share_is_named(baseline, other, before, 
 
 def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_something(baseline, other):
     restate(other, lambda report: report["model"].update(layers=4, hidden_size=32))
-    found = compared(baseline, other).differences[0]
-    assert found.range is None
-    assert found.outliers == {}
-    reasons = {left_out.name: left_out.reason for left_out in found.not_compared}
+    difference = compared(baseline, other).differences[0]
+    assert difference.range is None
+    assert difference.outliers == {}
+    reasons = {left_out.name: left_out.reason for left_out in difference.not_compared}
     assert reasons["range"] == "different numbers of layers, 5 and 4"
     assert reasons["outliers.variance"] == "different hidden sizes, 64 and 32"
     assert len(reasons) == 7
-    assert found.schemes["nf4"].growth == ()
-    assert found.schemes["nf4"].kl_divergence.difference.value == 0
+    assert difference.schemes["nf4"].growth == ()
+    assert difference.schemes["nf4"].kl_divergence.difference.value == 0
 
 
 @pytest.mark.parametrize(

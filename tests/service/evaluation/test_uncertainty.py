@@ -56,12 +56,12 @@ def cluster_robust(sequences):
 @pytest.mark.parametrize("equal", [True, False])
 def test_the_definition(count, equal):
     sequences = text(np.random.default_rng(count), count, equal=equal)
-    found = mean(sequences)
+    result = mean(sequences)
     m, error = cluster_robust(sequences)
-    assert (found.value, found.standard_error) == pytest.approx((m, error), rel=1e-12)
+    assert (result.value, result.standard_error) == pytest.approx((m, error), rel=1e-12)
     reach = stats.t.ppf(0.975, count - 1) * error
-    assert found.interval == pytest.approx((m - reach, m + reach), rel=1e-12)
-    assert (found.degrees_of_freedom, found.units, found.unit_count) == (count - 1, "sequences", count)
+    assert result.interval == pytest.approx((m - reach, m + reach), rel=1e-12)
+    assert (result.degrees_of_freedom, result.units, result.unit_count) == (count - 1, "sequences", count)
 
 
 def test_the_jackknife_agrees():
@@ -94,29 +94,29 @@ def test_intervals_hold_the_truth_as_often_as_they_say(count, equal):
 
 def test_an_exponential_has_the_interval_of_its_logarithm():
     sequences = text(np.random.default_rng(3), 10)
-    of_log, found = mean(sequences), mean_exp(sequences)
-    assert found.value == pytest.approx(math.exp(of_log.value), rel=1e-14)
-    assert found.standard_error == pytest.approx(found.value * of_log.standard_error, rel=1e-14)
-    assert found.interval == pytest.approx(tuple(map(math.exp, of_log.interval)), rel=1e-14)
-    assert (found.units, found.unit_count, found.degrees_of_freedom) == ("sequences", 10, 9)
+    of_log, result = mean(sequences), mean_exp(sequences)
+    assert result.value == pytest.approx(math.exp(of_log.value), rel=1e-14)
+    assert result.standard_error == pytest.approx(result.value * of_log.standard_error, rel=1e-14)
+    assert result.interval == pytest.approx(tuple(map(math.exp, of_log.interval)), rel=1e-14)
+    assert (result.units, result.unit_count, result.degrees_of_freedom) == ("sequences", 10, 9)
 
 
 def test_a_perplexity_too_large_for_a_float_is_the_largest():
-    found = mean_exp([[800.0, 900.0]] * 8)
-    assert found.value == math.exp(709)
-    assert found.interval[1] == math.exp(709)
+    result = mean_exp([[800.0, 900.0]] * 8)
+    assert result.value == math.exp(709)
+    assert result.interval[1] == math.exp(709)
 
 
 @pytest.mark.parametrize(("count", "cut"), [(1, 8), (2, 4), (3, 3), (4, 2), (5, 2), (6, 2), (7, 2)])
 def test_fewer_than_eight_sequences_are_cut_into_eight_blocks_or_more(count, cut):
     sequences = text(np.random.default_rng(count), count, equal=False)
-    found = mean(sequences)
+    result = mean(sequences)
     blocks = [part for one in sequences for part in blocks_of(one, cut)]
     assert count * cut >= 8
-    assert (found.units, found.unit_count, found.degrees_of_freedom) == ("blocks", count * cut, count * cut - 1)
-    assert (found.value, found.standard_error) == pytest.approx(cluster_robust(blocks), rel=1e-12)
-    assert found.interval[1] == pytest.approx(
-        found.value + stats.t.ppf(0.975, count * cut - 1) * found.standard_error, rel=1e-12
+    assert (result.units, result.unit_count, result.degrees_of_freedom) == ("blocks", count * cut, count * cut - 1)
+    assert (result.value, result.standard_error) == pytest.approx(cluster_robust(blocks), rel=1e-12)
+    assert result.interval[1] == pytest.approx(
+        result.value + stats.t.ppf(0.975, count * cut - 1) * result.standard_error, rel=1e-12
     )
 
 
@@ -133,8 +133,8 @@ def blocks_of(values, cut):
 )
 def test_blocks_have_two_positions_or_there_is_no_error(lengths, known):
     sequences = [[float(place) for place in range(length)] for length in lengths]
-    for found in (mean(sequences), mean_exp(sequences)):
-        error = (found.standard_error, found.interval, found.degrees_of_freedom, found.units, found.unit_count)
+    for result in (mean(sequences), mean_exp(sequences)):
+        error = (result.standard_error, result.interval, result.degrees_of_freedom, result.units, result.unit_count)
         assert (None not in error) is known
         assert error == (None,) * 5 or known
     assert mean(sequences).value == pytest.approx(np.concatenate(sequences).mean())
@@ -149,14 +149,14 @@ def test_sequences_without_a_scored_position_do_not_count():
 
 
 def test_sequences_that_agree_leave_no_error():
-    found = mean([[0.25] * 5] * 9)
-    assert (found.value, found.standard_error, found.interval) == (0.25, 0.0, (0.25, 0.25))
+    result = mean([[0.25] * 5] * 9)
+    assert (result.value, result.standard_error, result.interval) == (0.25, 0.0, (0.25, 0.25))
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6), min_size=8, max_size=20), st.floats(-10, 10))
 def test_the_order_of_sequences_and_a_shift_change_nothing_else(sequences, shift):
-    found, turned = mean(sequences), mean(sequences[::-1])
-    assert found == turned
-    shifted = moved(found, found.value + shift)
-    assert shifted.standard_error == found.standard_error
-    assert np.allclose(np.array(shifted.interval) - found.interval, shift, atol=1e-9)
+    result, turned = mean(sequences), mean(sequences[::-1])
+    assert result == turned
+    shifted = moved(result, result.value + shift)
+    assert shifted.standard_error == result.standard_error
+    assert np.allclose(np.array(shifted.interval) - result.interval, shift, atol=1e-9)

@@ -74,16 +74,16 @@ def test_without_predictions_the_reference_decides():
 
 
 @pytest.mark.parametrize(
-    ("lacks", "told"),
+    ("lacks", "message"),
     [({"perplexity": 4096.0}, "no better than a random guess among its 4,096 tokens"),
      ({"quantised_share": 0.0}, "quantizes none of the decoder layers' weights"),
      ({"perplexity": None}, "no finite prediction at any position")],
 )  # fmt: skip
-def test_figures_that_cannot_tell_give_no_word(lacks, told):
+def test_figures_that_cannot_tell_give_no_word(lacks, message):
     grounds = FIRM._replace(**lacks)
-    found = judged(kl=0.5, ratio=1.2, grounds=grounds)
-    assert (found.level, found.doubtful) == (Level.unjudged, ())
-    assert told in grounds.lacking()
+    judgment = judged(kl=0.5, ratio=1.2, grounds=grounds)
+    assert (judgment.level, judgment.doubtful) == (Level.unjudged, ())
+    assert message in grounds.lacking()
 
 
 @pytest.mark.parametrize("share", [None, 0.001, 1.0])
@@ -93,7 +93,7 @@ def test_a_scheme_that_replaces_anything_is_judged(share):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("limits", "message"),
     [({"kl_noticeable": 0.2}, r"kl_severe \(0.1\) must be larger than kl_noticeable"),
      ({"ratio_noticeable": 1.05}, r"ratio_severe \(1.05\) must be larger than ratio_noticeable"),
      ({"ratio_noticeable": 0.9}, "greater than or equal to 1"),
@@ -101,9 +101,9 @@ def test_a_scheme_that_replaces_anything_is_judged(share):
      ({"kl_severe": float("inf")}, "finite"),
      ({"kl": 1}, "Extra inputs are not permitted")],
 )  # fmt: skip
-def test_limits_that_make_no_sense_are_refused(given, told):
-    with pytest.raises(ValidationError, match=told):
-        Analysis(verdict=given)
+def test_limits_that_make_no_sense_are_refused(limits, message):
+    with pytest.raises(ValidationError, match=message):
+        Analysis(verdict=limits)
 
 
 def test_an_analysis_that_says_nothing_has_the_defaults():

@@ -6,8 +6,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from service.contracts.progress import Failed, Progress, Warned
+from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.jobs import Artifact, Claim, Dispatch, JobStore
 from service.store.statuses import Status
@@ -109,7 +110,7 @@ def test_success_is_whole_or_not_at_all(store: JobStore, claim: Claim) -> None:
 def test_progress_and_warnings_become_events(store: JobStore, claim: Claim) -> None:
     line = Progress(stage="sweep", done=2, total=8, elapsed_seconds=1.5)
     store.progress(claim, line)
-    store.progress(claim, Warned(code="nonfinite", message="NaN", where="layer 3"))
+    store.progress(claim, Warning(code="nonfinite", message="NaN", where="layer 3"))
     assert store.get(claim.job_id).progress == line
     said = [(event.kind, event.data) for event in store.events(claim.job_id)[2:]]
     assert said == [

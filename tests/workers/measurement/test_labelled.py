@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import rankdata, spearmanr
 from tiny_models import save_tokenizer
 
-from service.contracts.labelled import CHANCE, Labelled, Separation
+from service.contracts.labelled import MAX_CHANCE_PROBABILITY, Labelled, Separation
 from service.contracts.request import Analysis, LabelledFile
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
 from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
@@ -163,7 +163,7 @@ def test_labels_by_chance_seldom_separate_beyond_chance() -> None:
     by_score = [best_by_chance(values, np.ones(60, bool), rng.random(60), 999, seed=0) for _ in range(200)]
     for found in (by_label, by_score):
         assert all(chance is not None and chance >= 0.001 for chance in found)
-        assert sum(chance is not None and chance <= CHANCE for chance in found) <= 18
+        assert sum(chance is not None and chance <= MAX_CHANCE_PROBABILITY for chance in found) <= 18
 
 
 def test_what_separates_is_said_to_be_beyond_chance(planted: tuple[LabelledRecords, dict[str, np.ndarray]]) -> None:
@@ -173,7 +173,7 @@ def test_what_separates_is_said_to_be_beyond_chance(planted: tuple[LabelledRecor
     noise = {name: x[:, 41:] for name, x in vectors.items()}
     by_chance = findings_of(records, noise).section
     assert by_chance.permutation_probability is not None
-    assert (by_chance.permutation_probability > CHANCE, by_chance.by_chance) == (True, True)
+    assert (by_chance.permutation_probability > MAX_CHANCE_PROBABILITY, by_chance.by_chance) == (True, True)
     # A scheme that happens to separate better is not asked.
     better = noise | {"nf4": noise["nf4"] + 9 * records.labels[:, None]}
     assert findings_of(records, better).section.permutation_probability == by_chance.permutation_probability

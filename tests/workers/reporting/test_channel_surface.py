@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from service.errors import ReportUnreadable
 from workers.reporting.drawing.figure import NothingToDraw
 from workers.reporting.figures import channel_surface
-from workers.reporting.figures.channel_surface import LINES, MARKED, PLACES
+from workers.reporting.figures.channel_surface import LABELED_CELLS, MAX_LINES, MAX_POINTS
 from workers.reporting.loading import TableAbsent
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -46,7 +46,7 @@ def ridges(drawing):
 @pytest.mark.parametrize(("positions", "channels"), SIZES)
 def test_the_largest_are_named_and_stand_on_a_ridge(make_report, draw, rows_of, positions, channels):
     report = make_report(schemes=(), labelled=0, layers=2, positions=positions, hidden_size=channels)
-    rows = sorted(rows_of(report, "surface"), key=lambda row: -abs(row["value"]))[:MARKED]
+    rows = sorted(rows_of(report, "surface"), key=lambda row: -abs(row["value"]))[:LABELED_CELLS]
     drawing = draw(report)["channel_surface"]
     assert columns(drawing) == [(row["position"], row["channel"], abs(row["value"])) for row in rows]
     said = " ".join(text.get_text() for text in drawing.figure.axes[0].texts)
@@ -69,7 +69,7 @@ def test_in_the_svg_names_are_tied_to_the_tops_of_their_columns(make_report, dra
     svg = ElementTree.parse(tmp_path / "channel_surface.svg").getroot()
     groups = {g.get("id", ""): [p.get("d", "") for p in g.iter(f"{SVG}path")] for g in svg.iter(f"{SVG}g")}
     tops = [points_of(paths[0])[:, :2].min(axis=0) for name, paths in groups.items() if name.startswith("column")]
-    assert len(tops) == MARKED
+    assert len(tops) == LABELED_CELLS
     ends = np.concatenate([points_of(path) for g, paths in groups.items() if g.startswith("patch") for path in paths])
     for top in tops:
         assert np.linalg.norm(ends - top, axis=1).min() < 3  # points; the tie ends two before the top
@@ -80,14 +80,14 @@ def test_every_cell_lies_under_the_line_of_its_group(make_report, draw, rows_of,
     report = make_report(schemes=(), labelled=0, layers=2, positions=positions, hidden_size=channels)
     drawing = draw(report)["channel_surface"]
     rows = rows_of(report, "surface")
-    down, across = -(-positions // LINES), -(-channels // PLACES)
+    down, across = -(-positions // MAX_LINES), -(-channels // MAX_POINTS)
     highest = {}
     for row in rows:
         group = row["position"] // down, row["channel"] // across
         highest[group] = max(highest.get(group, 0), abs(row["value"]))
     floor = 0.003 * max(highest.values())
     lines = ridges(drawing)
-    assert len(lines) == len({group[0] for group in highest}) <= LINES
+    assert len(lines) == len({group[0] for group in highest}) <= MAX_LINES
     drawn = {}
     for line in lines:
         for channel, position, height in line.tolist():
@@ -118,7 +118,7 @@ def test_nearer_lines_are_drawn_over_farther_ones(make_report, draw):
 def test_labels_do_not_overlap(make_report, draw):
     drawing = draw(make_report(schemes=()))["channel_surface"]
     boxes = [Text.get_window_extent(text) for text in drawing.figure.axes[0].texts]
-    assert len(boxes) == MARKED
+    assert len(boxes) == LABELED_CELLS
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert all(box.x1 <= drawing.figure.bbox.x1 for box in boxes)
 
@@ -137,7 +137,7 @@ def test_hovering_over_a_column_tells_its_place_and_value(make_report, draw, tmp
     draw(make_report(schemes=()))["channel_surface"].save(tmp_path)
     svg = (tmp_path / "channel_surface.svg").read_text()
     assert "<title>channel 0, position 0: 400.5</title>" in svg
-    assert svg.count("<title>") == MARKED
+    assert svg.count("<title>") == LABELED_CELLS
 
 
 def test_the_caption_says_which_state_it_is(make_report, draw):

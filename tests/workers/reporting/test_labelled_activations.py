@@ -73,8 +73,8 @@ def test_every_bin_says_on_hover_what_is_in_it(make_report, draw, tmp_path):
     for (gid, texts), axes in zip(drawing.hover.items(), drawn.values(), strict=True):
         for variant in ("reference", "int8", "nf4"):
             for side in ("true", "false"):
-                found = [int(re.search(rf"; {variant}[^;]* (\d+) {side}", text)[1]) for text in texts]
-                assert found == steps(axes, variant, side)[0].tolist()
+                counts = [int(re.search(rf"; {variant}[^;]* (\d+) {side}", text)[1]) for text in texts]
+                assert counts == steps(axes, variant, side)[0].tolist()
         (unseen,) = (one for one in axes.collections if one.get_gid() == gid)
         boxes = [path.get_extents() for path in unseen.get_paths()]
         edges = steps(axes, "reference", "true")[1].tolist()
@@ -194,7 +194,9 @@ def test_the_caption_says_what_is_drawn(make_report, draw):
 
 def test_scores_are_said_with_their_threshold_and_depth(make_report, draw, edit_labelled):
     report = make_report()
-    edit_labelled(report, lambda told: told.update(given="score", threshold=0.25, ranked_by="spearman_rho", depth=5))
+    edit_labelled(
+        report, lambda labelled: labelled.update(given="score", threshold=0.25, ranked_by="spearman_rho", depth=5)
+    )
     caption = draw(report)["labelled_activations"].caption
     for part in ("true: score over 0.25", "after layer 5", "largest abs(rho)", "with the score"):
         assert part in caption
@@ -214,14 +216,14 @@ def test_without_schemes_there_is_the_reference_alone(make_report, draw):
 
 def test_a_rho_that_is_not_there_is_not_a_number(make_report, draw, edit_labelled):
     report = make_report()
-    edit_labelled(report, lambda told: told["dimensions"][1]["reference"].update(spearman_rho=None))
+    edit_labelled(report, lambda labelled: labelled["dimensions"][1]["reference"].update(spearman_rho=None))
     assert panels(draw(report)["labelled_activations"])[14].get_title().startswith("rho n/a, AUROC 0.")
 
 
 def test_labels_that_are_all_equal_are_said_in_place_of_histograms(make_report, draw, edit_labelled, edit_table):
     report = make_report(labelled=30)
     edit_table(report, "labelled", lambda rows: [row.update(label=True) for row in rows])
-    edit_labelled(report, lambda told: told.update(true_records=30, dimensions=[], ranked_by=None))
+    edit_labelled(report, lambda labelled: labelled.update(true_records=30, dimensions=[], ranked_by=None))
     drawing = draw(report)["labelled_activations"]
     said = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
     assert said == ["llama-small: All 30 labeled prompts are true: there is nothing to separate."]
@@ -233,9 +235,9 @@ def test_scores_on_one_side_of_the_threshold_are_drawn_without_an_auroc(make_rep
     report = make_report(labelled=30, schemes=())
     edit_table(report, "labelled", lambda rows: [row.update(label=False) for row in rows])
 
-    def one_sided(told):
-        told.update(true_records=0, given="score", threshold=9.0, ranked_by="spearman_rho")
-        for dimension in told["dimensions"]:
+    def one_sided(labelled):
+        labelled.update(true_records=0, given="score", threshold=9.0, ranked_by="spearman_rho")
+        for dimension in labelled["dimensions"]:
             dimension["reference"].update(auroc=None)
 
     edit_labelled(report, one_sided)
@@ -264,7 +266,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(make_report, draw, 
 
 def test_figures_of_a_scheme_that_are_missing_are_named(make_report, draw, edit_labelled):
     report = make_report()
-    edit_labelled(report, lambda told: told["dimensions"][2]["schemes"].pop("nf4"))
+    edit_labelled(report, lambda labelled: labelled["dimensions"][2]["schemes"].pop("nf4"))
     with pytest.raises(ReportUnreadable, match=r"labelled\.dimensions\.2\.schemes: 'nf4' is missing; found int8"):
         draw(report)
 
@@ -344,7 +346,7 @@ def test_no_finite_value_falls_outside_the_bins(values):
 @pytest.mark.parametrize(("probability", "said"), [(0.31, True), (0.05, False), (None, False)])
 def test_the_caption_says_when_chance_does_as_well(make_report, draw, edit_labelled, probability, said):
     report = make_report()
-    edit_labelled(report, lambda found: found.update(permutation_probability=probability, permutations=999))
+    edit_labelled(report, lambda counts: counts.update(permutation_probability=probability, permutations=999))
     caption = draw(report)["labelled_activations"].caption
     assert ("no dimension separates beyond chance" in caption) is said
     assert ("p = " in caption) is (probability is not None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from workers.reporting.figures import outlier_dimensions
-from workers.reporting.figures.outlier_dimensions import MOST
+from workers.reporting.figures.outlier_dimensions import SHOWN_DIMENSIONS
 
 
 @pytest.fixture
@@ -148,9 +148,9 @@ def test_of_many_the_most_important_stay_and_the_rest_is_counted(make_report, dr
     many = [("variance", 0, j) for j in range(200)] + [("median_quantile", 3, 150), ("variance", 1, 149)]
     flag(edit_table, report, many)
     drawing = draw(report)["outlier_dimensions"]
-    assert len(dimensions(drawing)) == MOST
+    assert len(dimensions(drawing)) == SHOWN_DIMENSIONS
     assert dimensions(drawing)[:2] == [150, 149]
-    assert f"Left out: {200 - MOST} of 200 dimensions" in drawing.caption
+    assert f"Left out: {200 - SHOWN_DIMENSIONS} of 200 dimensions" in drawing.caption
 
 
 def test_nothing_flagged_is_said_with_the_thresholds(make_report, draw):

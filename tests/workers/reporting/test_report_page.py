@@ -151,8 +151,8 @@ def test_the_command_states_the_threshold_of_int8(make_report):
     assert "--scheme int8 --int8-threshold 0.125 " in command(report.model_copy(update={"analysis": analysis}))
     assert "--bos" not in command(report)
     analysis = report.analysis.model_copy(update={"bos": "never", "score": "second_half", "label_depth": 0})
-    told = command(report.model_copy(update={"analysis": analysis}))
-    assert told.endswith("--score second_half --bos never --label-depth 0")
+    text = command(report.model_copy(update={"analysis": analysis}))
+    assert text.endswith("--score second_half --bos never --label-depth 0")
 
 
 def test_the_command_states_a_batch_that_was_asked_for(make_report):
@@ -174,8 +174,8 @@ def test_the_command_sets_the_thresholds_that_are_not_the_usual_ones(make_report
 
 def test_what_was_found_is_listed(page, drawn_report):
     report = json.loads((drawn_report / "report.json").read_text())
-    for found in report["outliers"]["llm_int8"]["dimensions"]:
-        assert str(found["dimension"]) in page.inside["th"]
+    for matches in report["outliers"]["llm_int8"]["dimensions"]:
+        assert str(matches["dimension"]) in page.inside["th"]
     for scheme in report["schemes"].values():
         for site in scheme["worst_sites"][:5]:
             assert f"layer {site['layer']} {site['component']}" in page.inside["th"]
@@ -295,13 +295,13 @@ def test_exact_values_show_on_hover_as_in_the_figures_files(drawn_report):
     page = (drawn_report / "report.html").read_text(encoding="utf-8")
     for path in drawn_report.glob("figures/*.svg"):
         shown = re.search(rf'<figure id="figure-{path.stem}".*?</figure>', page, re.DOTALL)[0]
-        told = [found.text for found in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}title")]
-        assert re.findall(r"<title>(.*?)</title>", shown) == [html.escape(text, quote=False) for text in told]
+        text = [matches.text for matches in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}title")]
+        assert re.findall(r"<title>(.*?)</title>", shown) == [html.escape(text, quote=False) for text in text]
     assert page.count("<title>") > 10
 
 
 def test_many_figures_of_one_kind_are_folded_and_one_of_a_kind_is_not(make_report, monkeypatch):
-    monkeypatch.setattr(page_module, "MANY", 3)
+    monkeypatch.setattr(page_module, "MAX_UNFOLDED_FIGURES", 3)
     directory = make_report(layers=2)
     render(directory)
     text = (directory / "report.html").read_text(encoding="utf-8")

@@ -51,9 +51,9 @@ def summary(drawn_report):
 
 def cells(markdown, row):
     return next(
-        [cell.strip() for cell in found.strip("|").split("|")]
-        for found in markdown.splitlines()
-        if found.startswith(f"| {row} |")
+        [cell.strip() for cell in rendered.strip("|").split("|")]
+        for rendered in markdown.splitlines()
+        if rendered.startswith(f"| {row} |")
     )
 
 
@@ -68,7 +68,7 @@ def test_what_a_reader_must_know_is_there(summary, drawn_report):
     report = json.loads((drawn_report / "report.json").read_text())
     parts = [report["model"]["fingerprint"], report["calibration"]["fingerprint"], report["job_id"], "calibration.txt",
              "headroom analyze example/llama-small", report["environment"]["torch"]]  # fmt: skip
-    parts += [f"| {found['dimension']} |" for found in report["outliers"]["llm_int8"]["dimensions"]]
+    parts += [f"| {rendered['dimension']} |" for rendered in report["outliers"]["llm_int8"]["dimensions"]]
     parts += [f"layer {one['worst_sites'][0]['layer']} {one['worst_sites'][0]['component']}"
               for one in report["schemes"].values()]  # fmt: skip
     assert [part for part in parts if part not in summary] == []
@@ -77,9 +77,9 @@ def test_what_a_reader_must_know_is_there(summary, drawn_report):
 def test_its_sentences_are_the_pages(summary, drawn_report):
     page = (drawn_report / "report.html").read_text(encoding="utf-8")
     leads = re.findall(r'<p class="found">(.*?)</p>', page)
-    told = shown(summary).text
+    text = shown(summary).text
     assert len(leads) > 6
-    assert [lead for lead in leads[:6] if Words(lead).text not in told] == []
+    assert [lead for lead in leads[:6] if Words(lead).text not in text] == []
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -93,9 +93,9 @@ def test_warnings_are_told(make_report):
 def test_a_report_without_schemes_is_told(make_report):
     directory = make_report(schemes=(), outliers=0)
     render(directory)
-    told = (directory / "summary.md").read_text()
-    assert "This report describes the unquantized model only." in told
-    assert "headroom analyze" not in told
+    text = (directory / "summary.md").read_text()
+    assert "This report describes the unquantized model only." in text
+    assert "headroom analyze" not in text
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -108,11 +108,25 @@ def test_hostile_text_comes_out_as_text(make_report):
     path.write_text(json.dumps(content))
     render(directory)
     summary = (directory / "summary.md").read_text()
-    found = shown(summary)
-    assert set(found.tags) == {"h1", "h2", "ul", "li", "p", "table", "thead", "tbody", "tr", "th", "td", "pre", "code"}
-    assert found.tags.count("h1") == 1
-    assert set(found.comments) == {" "}
-    assert visible(HOSTILE) in found.text
+    rendered = shown(summary)
+    assert set(rendered.tags) == {
+        "h1",
+        "h2",
+        "ul",
+        "li",
+        "p",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "pre",
+        "code",
+    }
+    assert rendered.tags.count("h1") == 1
+    assert set(rendered.comments) == {" "}
+    assert visible(HOSTILE) in rendered.text
     prose = re.sub(r"```.*?```", "", summary, flags=re.DOTALL)
     assert not re.search(r"@\w|(?<!&)#\d|://|www\.", prose)
 
@@ -122,21 +136,21 @@ PUNCTUATION = st.text(st.sampled_from(string.punctuation + "aZ0 \n\t\u202eé"), 
 
 @given(PUNCTUATION)
 def test_any_text_is_shown_as_it_is(text):
-    told = visible(text).strip()
-    if not told:
+    text = visible(text).strip()
+    if not text:
         return
-    assert shown(line(told)).text.strip() == told
-    assert shown(line(told)).tags == ["p"]
-    listed = shown(bullets([told]))
-    assert (listed.text.strip(), listed.tags) == (told, ["ul", "li"])
-    rows = shown(table(("a", "b"), [(told, told), ("1", "2")]))
+    assert shown(line(text)).text.strip() == text
+    assert shown(line(text)).tags == ["p"]
+    listed = shown(bullets([text]))
+    assert (listed.text.strip(), listed.tags) == (text, ["ul", "li"])
+    rows = shown(table(("a", "b"), [(text, text), ("1", "2")]))
     assert rows.tags.count("td") == 4
-    assert rows.text.count(told) >= 2
-    assert "<" not in escaped(told).replace("<!-- -->", "")
+    assert rows.text.count(text) >= 2
+    assert "<" not in escaped(text).replace("<!-- -->", "")
 
 
 @given(PUNCTUATION)
 def test_a_block_of_code_holds_any_text(text):
-    found = shown(code(text))
-    assert found.tags == ["pre", "code"]
-    assert found.text.rstrip("\n") == visible(text).rstrip("\n")
+    rendered = shown(code(text))
+    assert rendered.tags == ["pre", "code"]
+    assert rendered.text.rstrip("\n") == visible(text).rstrip("\n")

@@ -14,7 +14,7 @@ from workers.reporting.topics.reproduction import calibrated, identity, provenan
 
 
 @pytest.fixture
-def told(make_report):
+def sections_of(make_report):
     """A function that gives a report's sections by name, after changes to its report.json."""
 
     def sections(change=None, directory=None, **recipe):
@@ -33,7 +33,7 @@ def grid(topic, start):
     return next(one for one in topic.grids if one.caption.startswith(start))
 
 
-def test_the_widest_layer_is_told(make_report, edit_table, told):
+def test_the_widest_layer_is_told(make_report, edit_table, sections_of):
     directory = make_report(schemes=())
     edit_table(directory, "sites", lambda rows: next(
         row for row in rows if row["layer"] == 5 and row["component"] == "block"
@@ -41,22 +41,24 @@ def test_the_widest_layer_is_told(make_report, edit_table, told):
     edit_table(directory, "sites", lambda rows: next(
         row for row in rows if row["layer"] == 2 and row["component"] == "mlp.down" and row["port"] == "input"
     ).update(range_bits=15.0, abs_max=777.0, nonfinite=3))  # fmt: skip
-    found = told(directory=directory)["range"]
-    assert found.lead == (
+    section = sections_of(directory=directory)["range"]
+    assert section.lead == (
         "The residual stream has its widest range after layer 5: the peak of 4,500 is 9,745 times the median "
         "magnitude. An int8 grid scaled to this peak rounds the typical value to zero."
     )
     assert (
         "The projection input with the widest range is at layer 2 mlp.down: 15.0 bits, with a peak of 777."
-        in found.notes[0]
+        in section.notes[0]
     )
-    assert found.notes[-1].endswith("most of them at layer 2 mlp.down.input (3). All other figures exclude them.")
+    assert section.notes[-1].endswith("most of them at layer 2 mlp.down.input (3). All other figures exclude them.")
 
 
-def test_a_stream_without_a_median_is_told(make_report, edit_table, told):
+def test_a_stream_without_a_median_is_told(make_report, edit_table, sections_of):
     directory = make_report(schemes=())
     edit_table(directory, "sites", lambda rows: [row.update(range_bits=None, max_to_median=None) for row in rows])
-    assert told(directory=directory)["range"].lead.startswith("No layer's output has a median magnitude above zero")
+    assert sections_of(directory=directory)["range"].lead.startswith(
+        "No layer's output has a median magnitude above zero"
+    )
 
 
 def flag(name, *dimensions):
@@ -68,19 +70,19 @@ def flag(name, *dimensions):
     return change
 
 
-def test_outlier_dimensions_stand_in_one_table_by_definition(told):
+def test_outlier_dimensions_stand_in_one_table_by_definition(sections_of):
     def change(content):
         flag("variance", 7, 201)(content)
         flag("massive_token", 7)(content)
         content["outliers"]["llm_int8"]["dimensions"][0] |= {"dimension": 201, "abs_max": 61.25}
 
-    found = told(change, outliers=1)["outliers"]
-    assert found.lead == "1 of 256 dimensions meets LLM.int8()'s definition: 201."
-    assert found.notes == (
+    section = sections_of(change, outliers=1)["outliers"]
+    assert section.lead == "1 of 256 dimensions meets LLM.int8()'s definition: 201."
+    assert section.notes == (
         "massive_token flags 1 (7); variance flags 2 (7, 201); llm_int8_relative, massive_tensor and median_quantile "
         "flag none.",
     )
-    table = grid(found, "Share of the layers")
+    table = grid(section, "Share of the layers")
     assert table.head == ("Dimension", "llm_int8", "llm_int8_relative", "massive_tensor", "massive_token",
                           "median_quantile", "variance", "abs max where flagged")  # fmt: skip
     assert table.caption == (
@@ -102,140 +104,140 @@ def flag_most(content):
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_a_definition_that_flags_most_names_none(told, older):
+def test_a_definition_that_flags_most_names_none(sections_of, older):
     def change(content):
         flag_most(content)
         if older:
             del content["outliers"]["llm_int8"]["discriminates"], content["outliers"]["llm_int8_relative"]
 
-    found = told(change)["outliers"]
+    section = sections_of(change)["outliers"]
     silent = "llm_int8 flags 254 of 256 dimensions, so it does not discriminate. "
     if older:
-        assert found.lead == f"{silent}None of the 256 hidden dimensions is an outlier by another definition."
-        assert not [one for one in found.grids if one.caption.startswith(("Share", "Quartiles"))]
+        assert section.lead == f"{silent}None of the 256 hidden dimensions is an outlier by another definition."
+        assert not [one for one in section.grids if one.caption.startswith(("Share", "Quartiles"))]
         return
     assert (
-        found.lead == f"{silent}2 of 256 dimensions meet LLM.int8()'s definition relative to the token's size: 3, 90."
+        section.lead == f"{silent}2 of 256 dimensions meet LLM.int8()'s definition relative to the token's size: 3, 90."
     )
-    table = grid(found, "Share of the layers")
+    table = grid(section, "Share of the layers")
     assert table.head[1] == "llm_int8_relative"
     assert "llm_int8" not in table.head
     assert {row[0] for row in table.rows} == {"3", "90"}
     assert "; for llm_int8_relative, also of all positions." in table.caption
-    quartiles = [one.caption for one in found.grids if one.caption.startswith("Quartiles")]
+    quartiles = [one.caption for one in section.grids if one.caption.startswith("Quartiles")]
     assert quartiles == [
         "Quartiles of the values of magnitude 6 times the token's root mean square or more at the inputs of attn.q and "
         "mlp.up (llm_int8_relative)"
     ]
     of_positions = "in at least 25% of the layers; at least 6% of all positions have it in one layer or more"
-    assert dict(found.terms)["llm_int8"] == f"inputs of attn.q and mlp.up: abs(x) of 6 or more {of_positions}"
-    assert dict(found.terms)["llm_int8_relative"] == (
+    assert dict(section.terms)["llm_int8"] == f"inputs of attn.q and mlp.up: abs(x) of 6 or more {of_positions}"
+    assert dict(section.terms)["llm_int8_relative"] == (
         f"inputs of attn.q and mlp.up: abs(x) of 6 times the token's root mean square or more {of_positions}"
     )
 
 
-def test_half_of_the_dimensions_are_still_named(told):
+def test_half_of_the_dimensions_are_still_named(sections_of):
     def change(content):
         flag_most(content)
         content["outliers"]["llm_int8"] |= {"discriminates": True}
         content["outliers"]["llm_int8"]["dimensions"] = content["outliers"]["llm_int8"]["dimensions"][:128]
 
-    assert told(change)["outliers"].lead.startswith("128 of 256 dimensions meet LLM.int8()'s definition: 0, 1, ")
+    assert sections_of(change)["outliers"].lead.startswith("128 of 256 dimensions meet LLM.int8()'s definition: 0, 1, ")
 
 
-def test_dimensions_by_chance_are_told_first(told):
+def test_dimensions_by_chance_are_told_first(sections_of):
     def change(content):
         content["labelled"] |= {"permutation_probability": 0.31, "permutations": 999}
 
-    found = told(change)["labelled"]
-    assert found.lead.startswith(
+    section = sections_of(change)["labelled"]
+    assert section.lead.startswith(
         "No dimension separates better than chance: in 31.0% of 999 permutations of the labels, "
     )
-    assert "the best dimension is as good as dimension 201 (AUROC " in found.lead
+    assert "the best dimension is as good as dimension 201 (AUROC " in section.lead
 
     def beyond(content):
         content["labelled"] |= {"permutation_probability": 0.05, "permutations": 999}
 
-    found = told(beyond, name="beyond")["labelled"]
-    assert found.lead.startswith("Dimension 201 best separates the ")
-    assert found.notes[0].startswith(
+    section = sections_of(beyond, name="beyond")["labelled"]
+    assert section.lead.startswith("Dimension 201 best separates the ")
+    assert section.notes[0].startswith(
         "Permutation test without quantization: in 5.0% of 999 permutations of the labels, "
     )
-    assert "Over 5%, the separation is not better than chance." in found.notes[0]
+    assert "Over 5%, the separation is not better than chance." in section.notes[0]
 
 
-def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table, told):
+def test_a_stream_is_told_without_its_massive_dimensions(make_report, edit_table, sections_of):
     directory = make_report()
     edit_table(directory, "errors", lambda rows: [
         row.update(sqnr_db_typical=12.5) for row in rows
         if (row["scheme"], row["layer"], row["component"], row["mode"]) == ("nf4", 7, "block", "accumulated")
     ])  # fmt: skip
-    without = told(directory=directory)["errors"]
+    without = sections_of(directory=directory)["errors"]
     assert not any("Massive dimensions" in note for note in without.notes)
     start = "Largest isolated error of each scheme"
     assert grid(without, start).head[-1] == "After last layer, dB"
-    found = told(flag("massive_token", 3, 90), directory)["errors"]
-    assert found.notes[-1].endswith("The typical SQNR leaves them out (3, 90).")
-    table = grid(found, start)
+    section = sections_of(flag("massive_token", 3, 90), directory)["errors"]
+    assert section.notes[-1].endswith("The typical SQNR leaves them out (3, 90).")
+    table = grid(section, start)
     assert table.caption.endswith("; typical: without the massive dimensions")
     assert table.head[-1] == "After last layer, typical, dB"
     assert {row[0]: row[-1] for row in table.rows}["nf4"] == "12.5"
     assert {len(row) for row in table.rows} == {len(table.head)} == {7}
 
 
-def test_dimensions_of_other_definitions_alone_are_told(told):
-    found = told(flag("median_quantile", 3, 4), outliers=0)["outliers"]
+def test_dimensions_of_other_definitions_alone_are_told(sections_of):
+    section = sections_of(flag("median_quantile", 3, 4), outliers=0)["outliers"]
     assert (
-        found.lead == "No dimension meets LLM.int8()'s definition. 2 of 256 dimensions meet another definition: 3, 4."
+        section.lead == "No dimension meets LLM.int8()'s definition. 2 of 256 dimensions meet another definition: 3, 4."
     )
 
 
-def test_no_outlier_at_all_is_told(told):
-    found = told(outliers=0)["outliers"]
-    assert found.lead == "None of the 256 hidden dimensions is an outlier by any definition."
-    assert not [one for one in found.grids if one.caption.startswith(("Share", "Quartiles"))]
+def test_no_outlier_at_all_is_told(sections_of):
+    section = sections_of(outliers=0)["outliers"]
+    assert section.lead == "None of the 256 hidden dimensions is an outlier by any definition."
+    assert not [one for one in section.grids if one.caption.startswith(("Share", "Quartiles"))]
 
 
 def unknown(content):
     content["warnings"].append({"code": "unknown-architecture", "message": "it is not in the table", "where": None})
 
 
-def test_a_definition_that_was_not_looked_for_is_not_said_to_flag_nothing(told, make_report):
+def test_a_definition_that_was_not_looked_for_is_not_said_to_flag_nothing(sections_of, make_report):
     directory = make_report(outliers=0)
     lead = "LLM.int8()'s definition was not applied, because Headroom does not know this architecture. "
     none = "None of the 256 hidden dimensions is an outlier by another definition."
-    assert told(unknown, directory)["outliers"].lead == lead + none
+    assert sections_of(unknown, directory)["outliers"].lead == lead + none
     assert (
-        told(flag("variance", 7), directory)["outliers"].lead
+        sections_of(flag("variance", 7), directory)["outliers"].lead
         == lead + "1 of 256 dimensions meets another definition: 7."
     )
 
 
-def test_very_many_dimensions_are_cut_and_counted(told):
-    found = told(flag("variance", *range(100)), outliers=0)["outliers"]
-    table = grid(found, "Share of the layers")
+def test_very_many_dimensions_are_cut_and_counted(sections_of):
+    section = sections_of(flag("variance", *range(100)), outliers=0)["outliers"]
+    table = grid(section, "Share of the layers")
     assert [row[0] for row in table.rows] == [str(dimension) for dimension in range(99, 87, -1)]  # the largest first
     assert table.caption.endswith(" The first 12 of 100.")
 
 
-def test_heads_are_counted_and_the_highest_come_first(make_report, told, rows_of):
+def test_heads_are_counted_and_the_highest_come_first(make_report, sections_of, rows_of):
     directory = make_report()
     rows = rows_of(directory, "heads")
     measured = sum(row["measured_outlier"] for row in rows)
-    found = told(directory=directory)["heads"]
-    assert found.lead.startswith(f"{measured} of the {len(rows)} attention heads are outliers")
+    section = sections_of(directory=directory)["heads"]
+    assert section.lead.startswith(f"{measured} of the {len(rows)} attention heads are outliers")
     highest = max(rows, key=lambda row: row["relative_peak"])
-    assert grid(found, "The heads").rows[0][0] == f"layer {highest['layer']}, head {highest['head']}"
-    assert "None of the" in told(outlier_heads=False, name="calm")["heads"].lead
+    assert grid(section, "The heads").rows[0][0] == f"layer {highest['layer']}, head {highest['head']}"
+    assert "None of the" in sections_of(outlier_heads=False, name="calm")["heads"].lead
 
 
-def test_a_model_without_heads_is_told(told):
-    assert told(heads=0)["heads"].lead == (
+def test_a_model_without_heads_is_told(sections_of):
+    assert sections_of(heads=0)["heads"].lead == (
         "No attention heads were measured: Headroom does not know where this architecture has its heads."
     )
 
 
-def test_the_worst_module_and_its_streams_way_are_told(make_report, told, rows_of):
+def test_the_worst_module_and_its_streams_way_are_told(make_report, sections_of, rows_of):
     directory = make_report()
     rows = rows_of(directory, "errors")
     worst = max((row for row in rows if row["mode"] == "isolated"), key=lambda row: row["relative_l2"])
@@ -244,59 +246,59 @@ def test_the_worst_module_and_its_streams_way_are_told(make_report, told, rows_o
         for row in rows
         if row["scheme"] == worst["scheme"] and row["component"] == "block" and row["mode"] == "accumulated"
     }
-    found = told(directory=directory)["errors"]
-    assert found.lead == (
+    section = sections_of(directory=directory)["errors"]
+    assert section.lead == (
         f"Layer {worst['layer']} {worst['component']} under {worst['scheme']} has the largest error of a single "
         f"module: {100 * worst['relative_l2']:.1f}%. The SQNR of its residual stream is {stream[0]:.1f} dB after the "
         f"first layer and {stream[7]:.1f} dB after the last."
     )
-    cells = grid(found, f"Largest isolated errors: {worst['scheme']}")
+    cells = grid(section, f"Largest isolated errors: {worst['scheme']}")
     assert cells.rows[0][1] == f"{100 * worst['relative_l2']:.1f}%"
     assert len(cells.rows) == 5
 
 
-def test_a_single_layer_has_no_way_to_go(told):
-    assert told(layers=1)["errors"].lead.lower().count("layer") == 1
+def test_a_single_layer_has_no_way_to_go(sections_of):
+    assert sections_of(layers=1)["errors"].lead.lower().count("layer") == 1
 
 
-def test_an_exact_stream_is_told(told):
-    found = told(exact_layers=2, schemes=("int8",))["errors"]
-    assert " is exact after the first layer and " in found.lead
-    assert grid(found, "Largest isolated error of each").rows[0][4] == "exact"
+def test_an_exact_stream_is_told(sections_of):
+    section = sections_of(exact_layers=2, schemes=("int8",))["errors"]
+    assert " is exact after the first layer and " in section.lead
+    assert grid(section, "Largest isolated error of each").rows[0][4] == "exact"
 
 
-def test_the_nearest_and_the_farthest_scheme_are_told(told):
-    found = told()["divergence"]
-    assert found.lead.startswith("int8 is closest to the reference: mean KL 0.000400")
-    assert ". nf4 is farthest: mean KL 0.0324" in found.lead
-    alone = told(schemes=("nf4",), name="one")["divergence"]
+def test_the_nearest_and_the_farthest_scheme_are_told(sections_of):
+    section = sections_of()["divergence"]
+    assert section.lead.startswith("int8 is closest to the reference: mean KL 0.000400")
+    assert ". nf4 is farthest: mean KL 0.0324" in section.lead
+    alone = sections_of(schemes=("nf4",), name="one")["divergence"]
     assert alone.lead.startswith("nf4: mean KL 0.0324")
 
 
-def test_no_scheme_is_told(told):
-    found = told(schemes=())
-    assert found["errors"].lead == found["divergence"].lead == "No scheme was measured."
+def test_no_scheme_is_told(sections_of):
+    section = sections_of(schemes=())
+    assert section["errors"].lead == section["divergence"].lead == "No scheme was measured."
 
 
-def test_the_best_dimension_and_its_weakest_scheme_are_told(make_report, told):
+def test_the_best_dimension_and_its_weakest_scheme_are_told(make_report, sections_of):
     directory = make_report()
     labelled = json.loads((directory / "report.json").read_text())["labelled"]
     best = labelled["dimensions"][0]
     weakest = min(best["schemes"], key=lambda name: abs(best["schemes"][name]["auroc"] - 0.5))
-    lead = told(directory=directory)["labelled"].lead
+    lead = sections_of(directory=directory)["labelled"].lead
     assert lead.startswith(
         f"Dimension {best['dimension']} best separates the {labelled['true_records']} true from the "
     )
     assert f"It is weakest under {weakest}: AUROC " in lead
 
 
-def test_a_signal_that_no_scheme_weakens_is_told(told):
+def test_a_signal_that_no_scheme_weakens_is_told(sections_of):
     def change(content):
         best = content["labelled"]["dimensions"][0]
         for scheme in best["schemes"].values():
             scheme["auroc"] = best["reference"]["auroc"]
 
-    assert told(change)["labelled"].lead.endswith("without quantization. No scheme weakens it.")
+    assert sections_of(change)["labelled"].lead.endswith("without quantization. No scheme weakens it.")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,9 @@ def test_a_signal_that_no_scheme_weakens_is_told(told):
         (12, 12, 270, "12 of 270 heads (SQNR below 17.5 dB)."),
     ],
 )  # fmt: skip
-def test_damaged_heads_are_counted_among_outlier_heads_and_others(told, damaged, damaged_outliers, outliers, note):
+def test_damaged_heads_are_counted_among_outlier_heads_and_others(
+    sections_of, damaged, damaged_outliers, outliers, note
+):
     def change(content):
         content["heads"] |= {
             "heads": 270,
@@ -322,16 +326,16 @@ def test_damaged_heads_are_counted_among_outlier_heads_and_others(told, damaged,
             "schemes": {"nf4": {"damaged": damaged, "damaged_outliers": damaged_outliers}},
         }
 
-    assert told(change)["heads"].notes == (f"nf4 damages {note}",)
+    assert sections_of(change)["heads"].notes == (f"nf4 damages {note}",)
 
 
-def test_without_counts_of_damaged_heads_nothing_is_said_of_them(told):
-    assert told(lambda content: content["heads"].pop("schemes"))["heads"].notes == ()
+def test_without_counts_of_damaged_heads_nothing_is_said_of_them(sections_of):
+    assert sections_of(lambda content: content["heads"].pop("schemes"))["heads"].notes == ()
 
 
-def test_the_table_of_heads_has_the_ratio_under_every_scheme(told, make_report, rows_of):
+def test_the_table_of_heads_has_the_ratio_under_every_scheme(sections_of, make_report, rows_of):
     report = make_report()
-    table = grid(told(directory=report)["heads"], "The heads with the highest peaks")
+    table = grid(sections_of(directory=report)["heads"], "The heads with the highest peaks")
     assert table.head == ("Head", "Relative peak", "Outlier", "SQNR int8, dB", "SQNR nf4, dB", "abs max", "Crest, dB")
     highest = max(rows_of(report, "heads"), key=lambda row: row["relative_peak"])
     assert table.rows[0][0] == f"layer {highest['layer']}, head {highest['head']}"
@@ -346,35 +350,35 @@ def test_labelled_prompts_have_their_fingerprint_beside_the_others(make_report):
 
 
 @pytest.mark.parametrize(("truth", "word"), [(0, "false"), (160, "true")])
-def test_labels_that_are_all_equal_are_told(told, truth, word):
+def test_labels_that_are_all_equal_are_told(sections_of, truth, word):
     def change(content):
         content["labelled"] |= {"true_records": truth, "ranked_by": None}
-        for found in content["labelled"]["dimensions"]:
-            for one in (found["reference"], *found["schemes"].values()):
+        for section in content["labelled"]["dimensions"]:
+            for one in (section["reference"], *section["schemes"].values()):
                 one |= {"spearman_rho": None, "auroc": None}
 
-    found = told(change)["labelled"]
-    assert found.lead == (
+    section = sections_of(change)["labelled"]
+    assert section.lead == (
         f"All 160 records are {word}, so no dimension can separate true from false. Give records of both kinds."
     )
-    assert {cell for row in found.grids[0].rows for cell in row[1:]} == {"n/a (n/a)"}
+    assert {cell for row in section.grids[0].rows for cell in row[1:]} == {"n/a (n/a)"}
 
 
-def test_no_labelled_prompts_are_told(told):
-    assert told(labelled=0)["labelled"].lead == "No labeled prompts were given."
+def test_no_labelled_prompts_are_told(sections_of):
+    assert sections_of(labelled=0)["labelled"].lead == "No labeled prompts were given."
 
 
-def test_a_simulated_scheme_is_marked_wherever_it_is_named(told):
+def test_a_simulated_scheme_is_marked_wherever_it_is_named(sections_of):
     def change(content):
         content["schemes"]["w8a8-tensor"] = content["schemes"].pop("nf4") | {"simulated": True}
-        for found in content["labelled"]["dimensions"]:
-            found["schemes"]["w8a8-tensor"] = found["schemes"].pop("nf4")
+        for section in content["labelled"]["dimensions"]:
+            section["schemes"]["w8a8-tensor"] = section["schemes"].pop("nf4")
         content["tables"] = [table for table in content["tables"] if table["name"] not in ("heads", "labelled")]
 
-    found = told(change, schemes=("nf4",))
-    assert "w8a8-tensor (simulated)" in found["divergence"].lead
-    assert "w8a8-tensor (simulated)" in grid(found["errors"], "Largest isolated error of each").rows[0][0]
-    assert "w8a8-tensor (simulated)" in found["labelled"].grids[0].head
+    section = sections_of(change, schemes=("nf4",))
+    assert "w8a8-tensor (simulated)" in section["divergence"].lead
+    assert "w8a8-tensor (simulated)" in grid(section["errors"], "Largest isolated error of each").rows[0][0]
+    assert "w8a8-tensor (simulated)" in section["labelled"].grids[0].head
 
 
 @pytest.mark.parametrize(("layer", "expected"), [(None, False), (3, True)])
@@ -422,11 +426,11 @@ def peaks(*values):
     return change
 
 
-def test_a_peak_that_is_carried_through_the_layers_is_one_row(make_report, edit_table, told, rows_of):
+def test_a_peak_that_is_carried_through_the_layers_is_one_row(make_report, edit_table, sections_of, rows_of):
     directory = make_report(schemes=(), layers=6)
     edit_table(directory, "sites", peaks(40.0, 900.0, 940.0, 27776.0, 27776.0, 27520.0))
     stream = [row for row in rows_of(directory, "sites") if row["component"] == "block"]
-    table = told(directory=directory)["range"].grids[0]
+    table = sections_of(directory=directory)["range"].grids[0]
     assert [row[:2] for row in table.rows] == [("0", "40.0"), ("1-2", "900 to 940"), ("3-5", "27,520 to 27,776")]
     for row, layers in zip(table.rows, (range(1), range(1, 3), range(3, 6)), strict=True):
         for cell, name in zip(row[2:5], ("median_abs", "range_bits", "kurtosis"), strict=True):
@@ -435,10 +439,10 @@ def test_a_peak_that_is_carried_through_the_layers_is_one_row(make_report, edit_
             assert (shown[0], shown[-1]) == pytest.approx((min(values), max(values)), rel=6e-3)
 
 
-def test_many_different_peaks_make_few_rows_and_the_caption_states_the_factor(make_report, edit_table, told):
+def test_many_different_peaks_make_few_rows_and_the_caption_states_the_factor(make_report, edit_table, sections_of):
     directory = make_report(schemes=(), layers=30)
     edit_table(directory, "sites", peaks(*(2.0**layer for layer in range(30))))
-    table = told(directory=directory)["range"].grids[0]
+    table = sections_of(directory=directory)["range"].grids[0]
     assert [row[0] for row in table.rows] == [f"{first}-{first + 2}" for first in range(0, 30, 3)]
     assert table.caption.endswith("within a factor of 4")
 
@@ -451,19 +455,19 @@ def test_layers_without_a_finite_peak_are_rows_of_their_own():
     ("bits", "told_of"), [(3.7, "still represents"), (5.0, "int4 grid scaled"), (8.1, "int8 grid")]
 )
 def test_the_range_is_told_as_what_an_integer_grid_does_to_the_typical_value(
-    make_report, edit_table, told, bits, told_of
+    make_report, edit_table, sections_of, bits, told_of
 ):
     directory = make_report(schemes=(), layers=1)
     edit_table(directory, "sites", lambda rows: [row.update(range_bits=bits) for row in rows])
     peak, median = 2.0**bits, 1.0
     rounded = {b: round(median / (peak / (2 ** (b - 1) - 1))) for b in (4, 8)}
-    lead = told(directory=directory)["range"].lead
+    lead = sections_of(directory=directory)["range"].lead
     assert told_of in lead
     assert ("represents the typical" in lead) is (rounded[4] > 0)
     assert ("An int8 grid scaled to this peak rounds the typical value to zero" in lead) is (rounded[8] == 0)
 
 
-def test_an_activation_that_is_carried_through_the_layers_is_one_row(make_report, told, rows_of):
+def test_an_activation_that_is_carried_through_the_layers_is_one_row(make_report, sections_of, rows_of):
     directory = make_report(layers=6)
 
     def carry(rows):
@@ -479,7 +483,7 @@ def test_an_activation_that_is_carried_through_the_layers_is_one_row(make_report
     schema, rows = pq.read_schema(path), rows_of(directory, "massive_activations")
     carry(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
-    table = grid(told(directory=directory)["outliers"], "Massive activations")
+    table = grid(sections_of(directory=directory)["outliers"], "Massive activations")
     assert table.rows == (
         ("9", "0", "5", "1", "“<s>”", "-3,000", "n/a"),
         ("1", "0", "2-4", "2", "“<s>”", "1,002 to 1,004", "200"),

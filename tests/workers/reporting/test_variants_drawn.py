@@ -58,11 +58,11 @@ def with_variants(directory: Path, texts: dict[str, str]) -> Path:
     texts = {name: texts.get(name, name) for name in report["schemes"]}
     analysis = Analysis.model_validate({"schemes": list(texts.values())})
     names = dict(zip(texts, analysis.scheme_names, strict=True))
-    told = ("scheme", "settings", "simulated", "analysis_only")
+    expected = ("scheme", "settings", "simulated", "analysis_only")
     report["analysis"]["schemes"] = json.loads(analysis.model_dump_json())["schemes"]
     report["schemes"] = {
-        names[name]: found | facts(texts[name]).model_dump(include=set(told))
-        for name, found in report["schemes"].items()
+        names[name]: scheme_facts | facts(texts[name]).model_dump(include=set(expected))
+        for name, scheme_facts in report["schemes"].items()
     }
     if labelled := report["labelled"]:
         for dimension in labelled["dimensions"]:
@@ -131,10 +131,10 @@ def test_a_page_without_such_variants_does_not_speak_of_them(make_report):
 
 
 def test_the_command_asks_for_the_same_variants(made):
-    told = command(load(made).report)
+    expected = command(load(made).report)
     for text in VARIANTS.values():
-        assert f"--scheme {text} " in told
-    assert "--int8-threshold" not in told  # the one variant of int8 gives its own
+        assert f"--scheme {text} " in expected
+    assert "--int8-threshold" not in expected  # the one variant of int8 gives its own
 
 
 def test_the_command_states_the_threshold_of_variants_that_give_none(make_report):
@@ -144,9 +144,11 @@ def test_the_command_states_the_threshold_of_variants_that_give_none(make_report
 
 def test_a_report_of_an_earlier_version_names_its_schemes():
     report = load(STORED).report
-    assert {name: found.scheme for name, found in report.schemes.items()} == {name: name for name in report.schemes}
-    assert not any(found.analysis_only for found in report.schemes.values())
-    assert [marked(name, found) for name, found in report.schemes.items() if found.simulated] == [
+    assert {name: scheme_facts.scheme for name, scheme_facts in report.schemes.items()} == {
+        name: name for name in report.schemes
+    }
+    assert not any(scheme_facts.analysis_only for scheme_facts in report.schemes.values())
+    assert [marked(name, scheme_facts) for name, scheme_facts in report.schemes.items() if scheme_facts.simulated] == [
         "w8a8-tensor (simulated)"
     ]
 
@@ -159,8 +161,8 @@ def test_reports_with_variants_are_compared(make_report, tmp_path):
     comparison = json.loads((tmp_path / "out/comparison.json").read_text())
     (difference,) = comparison["differences"]
     assert tuple(difference["schemes"]) == NAMES
-    told = {w["message"] for w in comparison["warnings"] if w["code"] == "scheme-settings-differ"}
-    (message,) = told
+    expected = {w["message"] for w in comparison["warnings"] if w["code"] == "scheme-settings-differ"}
+    (message,) = expected
     assert message.startswith("The settings of lossless differ: scheme int8 and nf4, threshold 4.0 and absent")
     page = Text((tmp_path / "out/comparison.html").read_text()).text
     assert "nf4-block-size-128 (analysis only)" in page
@@ -169,9 +171,9 @@ def test_reports_with_variants_are_compared(make_report, tmp_path):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_scheme_by_itself_keeps_its_title(name):
-    found = facts(name)
-    assert style.scheme_title(name, found) == SCHEMES[name].title
-    assert style.scheme_label(name, found) == (f"{name} (sim.)" if found.simulated else name)
+    scheme_facts = facts(name)
+    assert style.scheme_title(name, scheme_facts) == SCHEMES[name].title
+    assert style.scheme_label(name, scheme_facts) == (f"{name} (sim.)" if scheme_facts.simulated else name)
 
 
 @pytest.mark.parametrize(
@@ -187,17 +189,17 @@ def test_a_scheme_by_itself_keeps_its_title(name):
     ],
 )  # fmt: skip
 def test_a_variants_title_is_short_and_says_what_it_is(text, title, label, mark):
-    found = facts(text)
+    scheme_facts = facts(text)
     (name,) = Analysis.model_validate({"schemes": [text]}).scheme_names
     assert len(title) <= LONGEST_TITLE
-    assert style.scheme_title(name, found) == title
-    assert style.scheme_label(name, found) == label
-    assert marked(name, found) == mark
+    assert style.scheme_title(name, scheme_facts) == title
+    assert style.scheme_label(name, scheme_facts) == label
+    assert marked(name, scheme_facts) == mark
 
 
 def test_a_scheme_that_this_version_does_not_know_is_called_by_its_name():
-    found = facts("nf4").model_copy(update={"scheme": "nf3"})
-    assert style.scheme_title("nf3", found) == style.scheme_label("nf3", found) == "nf3"
+    scheme_facts = facts("nf4").model_copy(update={"scheme": "nf3"})
+    assert style.scheme_title("nf3", scheme_facts) == style.scheme_label("nf3", scheme_facts) == "nf3"
 
 
 def test_many_schemes_all_look_different():

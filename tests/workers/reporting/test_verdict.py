@@ -44,28 +44,28 @@ def ratio(value, standard_error):
 
 
 def test_reasons_name_the_figures_and_the_limits(verdict_on):
-    found = verdict_on(kl_divergence=kl(0.034, 0.001), perplexity_ratio=ratio(1.02, 0.001))
-    assert found.level is Level.noticeable
-    assert found.reasons == (
+    result = verdict_on(kl_divergence=kl(0.034, 0.001), perplexity_ratio=ratio(1.02, 0.001))
+    assert result.level is Level.noticeable
+    assert result.reasons == (
         "Mean KL divergence is 0.0340 nats (95% interval 0.0320 to 0.0360): noticeable (0.01 to 0.1).",
         "Perplexity ratio is 1.0200 (95% interval 1.0180 to 1.0220): noticeable (1.01 to 1.05).",
     )
-    assert found.unsettled is None
+    assert result.unsettled is None
 
 
 def test_the_reports_own_limits_count(verdict_on):
     figures = {"kl_divergence": kl(0.034, 0.001), "perplexity_ratio": ratio(1.02, 0.001)}
     limits = VerdictLimits(kl_noticeable=0.05, kl_severe=0.5, ratio_noticeable=1.03, ratio_severe=1.06)
-    found = verdict_on(limits.model_dump(), **figures)
-    assert found.level is Level.negligible
-    assert found.reasons[0].endswith(": negligible (under 0.05).")
+    result = verdict_on(limits.model_dump(), **figures)
+    assert result.level is Level.negligible
+    assert result.reasons[0].endswith(": negligible (under 0.05).")
 
 
 def test_what_is_not_ruled_out_is_said(verdict_on):
     noisy = verdict_on(kl_divergence=kl(0.001, 0.0001), perplexity_ratio=ratio(1.02, 0.03))
     assert noisy.level is Level.negligible
-    told = "Perplexity ratio is 1.020 (95% interval 0.960 to 1.080): no significant increase"
-    assert noisy.reasons[1] == f"{told}, because the interval includes 1."
+    reason = "Perplexity ratio is 1.020 (95% interval 0.960 to 1.080): no significant increase"
+    assert noisy.reasons[1] == f"{reason}, because the interval includes 1."
     assert noisy.unsettled == "The 95% intervals also allow severe; rerun with more --sequences."
 
 
@@ -84,14 +84,14 @@ def test_where_the_text_is_used_up_a_longer_one_is_asked_for(verdict_on):
 )
 def test_no_prediction_is_said(verdict_on, reference, level, who):
     absent = dict.fromkeys(("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token", "delta_p"))
-    found = verdict_on(reference=reference, **absent)
-    assert found == (level, (), (f"The {who} has no finite prediction at any position.",), None, None)
+    result = verdict_on(reference=reference, **absent)
+    assert result == (level, (), (f"The {who} has no finite prediction at any position.",), None, None)
 
 
 def test_a_reference_that_guesses_leaves_no_word(verdict_on):
-    found = verdict_on(kl_divergence=kl(0.5, 0.001), guesses=True)
-    assert (found.level, found.unsettled) == (Level.unjudged, None)
-    assert found.reasons[0].startswith(
+    result = verdict_on(kl_divergence=kl(0.5, 0.001), guesses=True)
+    assert (result.level, result.unsettled) == (Level.unjudged, None)
+    assert result.reasons[0].startswith(
         "The reference predicts this text no better than a random guess among its 4,096 tokens"
     )
 
@@ -104,21 +104,21 @@ def test_a_reference_that_guesses_leaves_no_word(verdict_on):
      (0.97, Level.noticeable, None), (None, Level.noticeable, None)],
 )  # fmt: skip
 def test_how_little_a_scheme_replaces_is_told(verdict_on, share, level, partial):
-    found = verdict_on(kl_divergence=kl(0.034, 0.001), quantised_share=share)
-    assert (found.level, found.partial) == (level, partial)
-    alone = [reason for reason in found.reasons if reason.endswith("of the decoder layers' weights are quantized.")]
+    result = verdict_on(kl_divergence=kl(0.034, 0.001), quantised_share=share)
+    assert (result.level, result.partial) == (level, partial)
+    alone = [reason for reason in result.reasons if reason.endswith("of the decoder layers' weights are quantized.")]
     assert len(alone) == (0 < (share or 0) < 0.9)
 
 
 def test_the_verdict_of_the_report_itself_is_shown(verdict_on):
     own = {"level": "severe", "reasons": ["It was judged so."], "not_ruled_out": ["negligible", "noticeable"]}
-    found = verdict_on(verdict=own)
-    assert (found.level, found.reasons) == (Level.severe, ("It was judged so.",))
-    assert found.doubtful == (Level.negligible, Level.noticeable)
+    result = verdict_on(verdict=own)
+    assert (result.level, result.reasons) == (Level.severe, ("It was judged so.",))
+    assert result.doubtful == (Level.negligible, Level.noticeable)
 
 
 def test_figures_without_an_interval_rule_nothing_out(verdict_on):
     alone = {"value": 1.02, "standard_error": None}
-    found = verdict_on(kl_divergence=kl(0.034, 0.001) | {"interval": None}, perplexity_ratio=alone)
-    assert found.level is Level.noticeable
-    assert found.reasons[-1] == "These values have no 95% interval, so other levels are possible."
+    result = verdict_on(kl_divergence=kl(0.034, 0.001) | {"interval": None}, perplexity_ratio=alone)
+    assert result.level is Level.noticeable
+    assert result.reasons[-1] == "These values have no 95% interval, so other levels are possible."

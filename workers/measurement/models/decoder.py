@@ -119,7 +119,10 @@ class Decoder:
         return stand_ins[0].hidden, [stand_in.arguments for stand_in in stand_ins]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the model's logits, [B, S, V], for hidden states [B, S, d] after the last layer."""
+        """Return the model's logits, [B, S, V], for hidden states [B, S, d] after the last layer.
+
+        They can be differentiated where the hidden states require gradients.
+        """
         logits: torch.Tensor = self._end(hidden, lambda *_: None).logits
         return logits
 
@@ -146,7 +149,7 @@ class Decoder:
         token_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         handle = self.model.get_output_embeddings().register_forward_pre_hook(before_head)  # type: ignore[operator]
         try:
-            with standing_in(self.layers, stand_ins), torch.no_grad():
+            with standing_in(self.layers, stand_ins), torch.set_grad_enabled(hidden.requires_grad):
                 return self.model(input_ids=token_ids, use_cache=False)
         finally:
             handle.remove()
@@ -159,9 +162,12 @@ def _let_go(module: nn.Module, *_: object) -> None:
 
 
 def run_layer(layer: Callable[..., Any], hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
-    """Return the hidden states after a layer, [B, S, d], with the arguments that the model would hand it."""
+    """Return the hidden states after a layer, [B, S, d], with the arguments that the model would hand it.
+
+    They can be differentiated where those before the layer require gradients.
+    """
     positional, keyword = arguments
-    with torch.no_grad():
+    with torch.set_grad_enabled(hidden.requires_grad):
         output = layer(hidden, *positional, **keyword)
     hidden_after: torch.Tensor = hidden_of(output)
     return hidden_after

@@ -21,9 +21,9 @@ from service.contracts.labelled import (
     column_name,
     labelled_table,
 )
-from service.contracts.progress import Warned
 from service.contracts.request import Analysis, LabelledFile
 from service.contracts.tables import Table
+from service.contracts.warnings import Warning
 from workers.measurement.inputs.labelled_prompts import LabelledRecords
 from workers.measurement.statistics.separation import best_by_chance, separation
 
@@ -51,7 +51,7 @@ class LabelSeparation:
     table: Table
     columns: dict[str, NDArray[Any]]
     """Of the table."""
-    warnings: tuple[Warned, ...]
+    warnings: tuple[Warning, ...]
 
 
 def rank_dimensions(vectors: F32, labels: NDArray[np.bool_], scores: NDArray[np.float64] | None) -> list[Ranked]:
@@ -140,7 +140,7 @@ def _columns(records: LabelledRecords, vectors: Mapping[str, F32], dimensions: l
     return {"record": np.arange(count), "label": records.labels, "score": scores, **own}
 
 
-def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tuple[Warned, ...]:
+def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tuple[Warning, ...]:
     count, true = len(records.prompts), int(records.labels.sum())
     warnings = []
     if true in (0, count):
@@ -149,20 +149,20 @@ def _warnings(records: LabelledRecords, finite: Finite, chosen: list[int]) -> tu
         split = "Rerun with a --label-threshold that lies between the scores."
         advice = both if records.scores is None else split
         warnings.append(
-            Warned(code="labels-all-equal", message=f"All {count} labeled prompts are {labels}", advice=advice)
+            Warning(code="labels-all-equal", message=f"All {count} labeled prompts are {labels}", advice=advice)
         )
     if records.scores is not None and np.ptp(records.scores) == 0:
         message = f"All {count} labeled prompts have the score {records.scores[0]:g}, so rho is not defined."
-        warnings.append(Warned(code="scores-all-equal", message=message, advice="Give prompts with different scores."))
+        warnings.append(Warning(code="scores-all-equal", message=message, advice="Give prompts with different scores."))
     if not chosen:
         message = "No hidden dimension can be ranked, because none varies with the labels or scores."
         advice = "Give prompts that differ at their last token, with different labels or scores."
-        warnings.append(Warned(code="labelled-not-ranked", message=message, advice=advice))
+        warnings.append(Warning(code="labelled-not-ranked", message=message, advice=advice))
     for variant, kept in finite.items():
         if not kept.all():
             message = f"The vectors of {int((~kept).sum())} labeled prompts have NaN or infinity. They are left out."
             advice = f"Read the figures of {variant} as those of the other {int(kept.sum())} prompts."
-            warnings.append(Warned(code="nonfinite-labelled", message=message, advice=advice, where=variant))
+            warnings.append(Warning(code="nonfinite-labelled", message=message, advice=advice, where=variant))
     return tuple(warnings)
 
 

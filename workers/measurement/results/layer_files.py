@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import feather
 
-from service.contracts.progress import Warned
 from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
+from service.contracts.warnings import Warning
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.results.layer_rows import PER_LAYER, write_layer
@@ -39,7 +39,7 @@ _CHANNEL_ERRORS = "channel_errors.npz"
 class LayerFacts:
     """What a layer adds to the summary."""
 
-    warnings: list[Warned]
+    warnings: list[Warning]
     saved_bytes: dict[str, int]
     """By scheme: bytes by which its copy of the layer is smaller."""
     paths: dict[str, list[str]]
@@ -66,7 +66,7 @@ class LayerFiles:
                 shutil.rmtree(entry)
         self._largest_ratio = max((_ratio(self.block_output(layer)) for layer in range(layers)), default=-math.inf)
 
-    def write(self, found: LayerResults, warnings: list[Warned]) -> None:
+    def write(self, found: LayerResults, warnings: list[Warning]) -> None:
         """Keep what was found at a layer."""
         fresh = self._directory / _UNFINISHED
         fresh.mkdir()
@@ -134,7 +134,7 @@ class LayerFiles:
     def facts(self, layer: int) -> LayerFacts:
         """Return what a layer adds to the summary."""
         stored: dict[str, Any] = json.loads((self._of(layer) / "facts.json").read_text(encoding="utf-8"))
-        warnings = [Warned.model_validate(warning) for warning in stored["warnings"]]
+        warnings = [Warning.model_validate(warning) for warning in stored["warnings"]]
         return LayerFacts(warnings, stored["saved_bytes"], stored["paths"], stored["left"])
 
     def _of(self, layer: int) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from service.contracts import provenance
 from service.contracts import report as contract
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
@@ -52,12 +53,12 @@ class MeasurementResults:
         return token_id, self.tokenizer.decode([token_id])
 
 
-def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> contract.ModelFacts:
+def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> provenance.ModelFacts:
     """Describe the model."""
     config = decoder.config
     layouts = {heads(decoder.layer_config(layer)) for layer in range(len(decoder.layers))}
     found = layouts.pop() if len(layouts) == 1 else None  # layers that differ have no number of heads in common
-    return contract.ModelFacts(
+    return provenance.ModelFacts(
         source=request.model.source,
         revision=request.model.revision,
         fingerprint=fingerprint,
@@ -74,10 +75,10 @@ def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str)
     )
 
 
-def calibration_facts(request: MeasurementRequest, calibration: Calibration, batch: int) -> contract.CalibrationFacts:
+def calibration_facts(request: MeasurementRequest, calibration: Calibration, batch: int) -> provenance.CalibrationFacts:
     """Describe the text."""
     sequences, length = calibration.token_ids.shape
-    return contract.CalibrationFacts(
+    return provenance.CalibrationFacts(
         source=request.calibration.source,
         fingerprint=calibration.fingerprint,
         sequences=sequences,
@@ -91,9 +92,9 @@ def calibration_facts(request: MeasurementRequest, calibration: Calibration, bat
     )
 
 
-def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment:
+def environment(decoder: Decoder, paths: dict[str, str]) -> provenance.Environment:
     """Describe where it ran."""
-    return contract.Environment(
+    return provenance.Environment(
         device=device_name(decoder.device),
         torch=torch.__version__,
         transformers=version("transformers"),
@@ -103,14 +104,14 @@ def environment(decoder: Decoder, paths: dict[str, str]) -> contract.Environment
     )
 
 
-def timing(reporter: ProgressReporter, device: torch.device) -> contract.Timing:
+def timing(reporter: ProgressReporter, device: torch.device) -> provenance.Timing:
     """State what it cost so far."""
     # Linux counts the peak in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
-    return contract.Timing(
+    return provenance.Timing(
         wall_seconds=reporter.elapsed,
         stage_seconds=reporter.stage_seconds,
-        peak_memory_bytes=contract.PeakMemory(
+        peak_memory_bytes=provenance.PeakMemory(
             resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             device=peak_bytes(device),
         ),
@@ -238,7 +239,7 @@ def build_report(
         schemes={scheme.name: scheme_facts(scheme, results, assembled) for scheme in state.schemes},
         profile=profile_facts(profile, results),
         surface=assembled.surface,
-        warnings=tuple(contract.Warning(**w.model_dump(exclude={"kind"})) for w in reporter.warnings),
+        warnings=tuple(reporter.warnings),
         figures=(),
         labelled=labelled.section if labelled else None,
         tables=tuple(

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from service.contracts.outliers import Outliers
-from service.contracts.progress import Warned
-from service.contracts.report import MANY_FP16_COLUMNS, Fp16ColumnFacts
+from service.contracts.report import FP16_COLUMNS_WARNING_SHARE, Fp16ColumnFacts
 from service.contracts.request import SAMPLE, MeasurementRequest
 from service.contracts.schemes import BITSANDBYTES_INT8, Scheme
+from service.contracts.warnings import Warning
 from service.evaluation.restating import few_sequences
 from service.evaluation.uncertainty import mean
 from workers.measurement.inputs.calibration import Calibration
@@ -73,7 +73,7 @@ def warn_unknown_architecture(architecture: str, reporter: ProgressReporter) -> 
     )
 
 
-def warn_nonfinite(found: LayerResults, reporter: ProgressReporter) -> list[Warned]:
+def warn_nonfinite(found: LayerResults, reporter: ProgressReporter) -> list[Warning]:
     """Warn of every site of a layer with values that are NaN or infinite, and return the warnings."""
     return [
         reporter.warn(
@@ -187,8 +187,7 @@ def warn_few_sequences(predictions: Predictions, reporter: ProgressReporter) -> 
     finite = np.isfinite(predictions.reference_nll)
     if finite.any():
         sequences = by_sequence(predictions.reference_nll[finite], predictions.sequence[finite])
-        few = few_sequences(mean(sequences), len(sequences))
-        reporter.recall([Warned.model_validate(warning.model_dump()) for warning in few])
+        reporter.recall(few_sequences(mean(sequences), len(sequences)))
 
 
 def warn_not_discriminating(outliers: Outliers, hidden_size: int, reporter: ProgressReporter) -> None:
@@ -209,7 +208,7 @@ def warn_fp16_columns(
 ) -> None:
     """Warn if int8 computes so many input columns in 16 bits that it is hardly faster; both by scheme."""
     for scheme, facts in columns.items():
-        many = {name: share for name, share in facts.components.items() if share >= MANY_FP16_COLUMNS}
+        many = {name: share for name, share in facts.components.items() if share >= FP16_COLUMNS_WARNING_SHARE}
         if many:
             shares = ", ".join(f"{share:.0%} of {name}'s" for name, share in many.items())
             keep = ",".join(f"keep={name}" for name in many)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from service.contracts.progress import Failed, Finished, Progress, ProgressLine, Stage, Warned
+from service.contracts.progress import Failed, Finished, Progress, ProgressLine, Stage, json_line
+from service.contracts.warnings import Warning
 
 
 @dataclass
@@ -16,7 +17,7 @@ class ProgressReporter:
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
     began: float = field(default_factory=time.monotonic)
-    warnings: list[Warned] = field(default_factory=list)
+    warnings: list[Warning] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     resumed_at_layer: int | None = None
 
@@ -40,13 +41,13 @@ class ProgressReporter:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
         self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))
 
-    def warn(self, code: str, message: str, advice: str, where: str | None = None) -> Warned:
+    def warn(self, code: str, message: str, advice: str, where: str | None = None) -> Warning:
         """Say something that the reader of the report must know, and what to do next."""
-        warning = Warned(code=code, message=message, where=where, advice=advice)
+        warning = Warning(code=code, message=message, where=where, advice=advice)
         self.recall([warning])
         return warning
 
-    def recall(self, warnings: Sequence[Warned]) -> None:
+    def recall(self, warnings: Sequence[Warning]) -> None:
         """Report warnings that were made elsewhere: by a statistic, or before this measurement was broken off."""
         self.warnings += warnings
         for warning in warnings:
@@ -61,7 +62,7 @@ class ProgressReporter:
         self._say(Failed(code=code, message=message, bad_input=bad_input, batch_sequences=batch_sequences))
 
     def _say(self, line: ProgressLine) -> None:
-        print(line.model_dump_json(), file=self.out, flush=True)
+        print(json_line(line), file=self.out, flush=True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.errors import HeadroomError, NotComparable, ReportUnreadable
-from workers.reporting.comparison.program import OutTaken, compare_reports
+from workers.reporting.comparison.program import compare_reports
+from workers.reporting.publish import OutTaken
 from workers.reporting.text import visible
 
 BAD_INPUT = 2

@@ -1,24 +1,14 @@
-"""From reports on disk to a comparison on disk: read, compare, draw, write; all of it or nothing."""
+"""Reads reports, compares them and writes the comparison with its figures and page, all of it or nothing."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from service.contracts.comparison import Comparison
-from service.errors import HeadroomError
 from workers.reporting.comparison.figures.registry import draw_all
 from workers.reporting.comparison.gathering import gather
 from workers.reporting.comparison.page import page, summary
 from workers.reporting.comparison.topics import topics
-
-
-class OutTaken(HeadroomError):
-    """The directory for the comparison is not empty."""
-
-    code: ClassVar[str] = "out-taken"
-    status: ClassVar[int] = 422
+from workers.reporting.publish import check_out, new_directory
 
 
 def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
@@ -36,14 +26,10 @@ def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
         NotComparable: the reports cannot be compared.
         OSError: a file could not be written.
     """
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise OutTaken(f"{out}: OUT must be a new or empty directory")
+    check_out(out)
     gathered = gather(directories)
-    above = out.absolute().parent
-    above.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=above) as beside:
-        made = Path(beside, "comparison")
-        (made / "figures").mkdir(parents=True)
+    with new_directory(out) as made:
+        (made / "figures").mkdir()
         galleries = draw_all(gathered, made / "figures")
         comparison = gathered.comparison.model_copy(
             update={
@@ -55,7 +41,6 @@ def compare_reports(out: Path, directories: Sequence[Path]) -> Comparison:
         _write(made / "comparison.html", page(gathered, sections, galleries, made))
         _write(made / "summary.md", summary(gathered, sections))
         _write(made / "comparison.json", comparison.model_dump_json(indent=2) + "\n")
-        os.rename(made, out)
     return comparison
 
 

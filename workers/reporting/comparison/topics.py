@@ -13,7 +13,7 @@ from service.contracts.comparison import (
 )
 from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
-from service.evaluation.uncertainty import FEWEST
+from service.evaluation.uncertainty import MIN_UNITS
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, ranges
 from workers.reporting.topics.records import Grid, Topic, marked
@@ -57,22 +57,30 @@ def headlines(gathered: Gathered) -> list[str]:
 def _headline(gathered: Gathered, difference: Difference) -> str:
     if not difference.schemes:
         return f"{difference.label}: shares no scheme with the baseline."
-    paired = {name: both for name, both in difference.schemes.items() if both.kl_divergence.paired}
-    clear = {
-        scheme: both.kl_divergence.difference
-        for scheme, both in paired.items()
-        if both.kl_divergence.clear and both.kl_divergence.difference
-    }
-    changed = [
-        f"{_marked(gathered, scheme)} is {'worse: higher' if by.value > 0 else 'better: lower'} mean KL by "
-        f"{_size(by, 'nats')}{_opposed(difference.schemes[scheme], worse=by.value > 0)}"
-        for scheme, by in clear.items()
+    paired: dict[str, SchemeDifference] = {}
+    clear, unclear, unpaired = [], [], []
+    for scheme, both in difference.schemes.items():
+        name, kl = _marked(gathered, scheme), both.kl_divergence
+        if not kl.paired:
+            unpaired.append(name)
+            continue
+        paired[scheme] = both
+        if kl.clear and kl.difference:
+            clear.append(f"{name} is {_clear_change(both, kl.difference)}")
+        else:
+            unclear.append(name)
+    clauses = [
+        *clear,
+        *([f"no clear difference in mean KL under {', '.join(unclear)}"] if unclear else []),
+        *([f"{', '.join(unpaired)} cannot be compared, because no scored sequence is shared"] if unpaired else []),
     ]
-    rest = [_marked(gathered, scheme) for scheme in paired if scheme not in clear]
-    unclear = [f"no clear difference in mean KL under {', '.join(rest)}"] if rest else []
-    alone = [_marked(gathered, scheme) for scheme in difference.schemes if scheme not in paired]
-    apart = [f"{', '.join(alone)} cannot be compared, because no scored sequence is shared"] if alone else []
-    return f"{difference.label}: {'; '.join([*changed, *unclear, *apart])}{_on(paired)}."
+    return f"{difference.label}: {'; '.join(clauses)}{_on(paired)}."
+
+
+def _clear_change(both: SchemeDifference, change: Estimate) -> str:
+    worse = change.value > 0
+    word = "worse: higher" if worse else "better: lower"
+    return f"{word} mean KL by {_size(change, 'nats')}{_opposed(both, worse=worse)}"
 
 
 def _on(paired: Mapping[str, SchemeDifference]) -> str:
@@ -81,7 +89,7 @@ def _on(paired: Mapping[str, SchemeDifference]) -> str:
     if not counts:
         return ""
     most = counts[-1]
-    few = f"; rerun both with --sequences {FEWEST} or more" if most < FEWEST else ""
+    few = f"; rerun both with --sequences {MIN_UNITS} or more" if most < MIN_UNITS else ""
     return f" (over {'up to ' if len(counts) > 1 else ''}{counted(most, 'shared sequence')}{few})"
 
 

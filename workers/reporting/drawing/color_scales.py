@@ -1,4 +1,4 @@
-"""How values become colors: the norms of the heat maps, and the bar beside them."""
+"""Maps values to colors: the norms of the heat maps, and the color bar."""
 
 from collections.abc import Callable
 from typing import Any

@@ -14,6 +14,7 @@ from workers.reporting.drawing.color_scales import color_bar, median_norm
 from workers.reporting.drawing.figure import name_each
 from workers.reporting.drawing.missing_values import hatch
 from workers.reporting.drawing.svg import Hover
+from workers.reporting.loading import Columns, Source
 from workers.reporting.text import ABSENT, number, ranges
 
 COMPONENTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate")
@@ -73,6 +74,22 @@ def draw_map(
     if finite.size:
         color_bar(figure, axes, mesh, ticks, bar, pad=0.02, aspect=7 * figure.get_figheight(), fraction=0.05)
     return figure, hover
+
+
+def cells_of(source: Source, table: str, rows: Columns, column: str) -> NDArray[np.float64]:
+    """Return a column of `rows`, which are of `table`, as [layers, components]; NaN where there is no row."""
+    layers = source.layers_of(table, rows)
+    cells = np.full((source.report.model.layers, len(COMPONENTS)), np.nan)
+    for position, component in enumerate(COMPONENTS):
+        here = rows["component"] == component
+        cells[layers[here], position] = rows[column][here]
+    return cells
+
+
+def largest_cell(cells: NDArray[np.float64]) -> str:
+    """Return where the largest finite value of a map is, in words; there must be one."""
+    layer, component = np.unravel_index(np.nanargmax(cells), cells.shape)
+    return f"layer {layer}, {LABELS[component]}"
 
 
 def _cell(layer: int, component: str, value: float) -> str:

@@ -1,4 +1,4 @@
-"""What a figure's module returns, and how it becomes files."""
+"""A figure with its caption and description, and its saving as SVG and PNG."""
 
 import io
 from collections.abc import Iterable, Sequence

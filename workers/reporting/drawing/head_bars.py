@@ -22,7 +22,7 @@ from workers.reporting.loading import Source, select
 from workers.reporting.text import counted
 
 QUARTERS = 4
-FEW_LAYERS = "The model has fewer than four layers: one bar per layer."
+ONE_BAR_PER_LAYER = "The model has fewer than four layers: one bar per layer."
 _WIDTH = 0.62
 """Of a bar, where the next one is 1 away."""
 _SIZE = 8.5
@@ -167,6 +167,15 @@ def draw_bars(
         axes.annotate(f"{total:,}", (quarter, total), (0, 2), textcoords="offset points", ha="center", va="bottom")
         _shares(axes, quarter, counts[:, quarter], stacks)
     return Bars(figure, hover)
+
+
+def bar_texts(depth: int, counts: NDArray[np.int64], stacks: Sequence[Stack]) -> list[str]:
+    """Return for every quarter its layers and the heads of each class that occurs; `counts` is [S, Q]."""
+    return [
+        f"{span(quarter)}: "
+        + (", ".join(f"{n} {stack.label}" for n, stack in zip(heads, stacks, strict=True) if n) or "no head")
+        for quarter, heads in zip(quarters(depth), counts.T, strict=True)
+    ]
 
 
 def _axes(figure: Figure, spans: Sequence[Quarter], tallest: int) -> Any:

@@ -1,9 +1,15 @@
-"""Moves labels apart along one axis, as little as possible, without changing their order."""
+"""Moves labels apart along one axis, as little as possible, without changing their order; labels the ends of lines."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from workers.reporting.drawing import style
+
+_MAX_LARGE_LABELS = 6
+"""With more labels than this their font is smaller."""
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> NDArray[np.float64]:
@@ -37,3 +43,30 @@ def _ascending(values: NDArray[np.float64]) -> NDArray[np.float64]:
             count += members
         blocks.append((mean, count))
     return np.concatenate([np.full(count, mean) for mean, count in blocks])
+
+
+def label_line_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
+    """Write each label beside the end of its line, moved apart where lines end close together."""
+    box = axes.get_window_extent()
+    size = 8.5 if len(labels) > _MAX_LARGE_LABELS else 9.0
+    drawn = [np.flatnonzero(np.isfinite(line)) for line in lines]
+    ends = [(int(at[-1]), float(line[at[-1]])) if at.size else None for at, line in zip(drawn, lines, strict=True)]
+    top = axes.get_ylim()[1]
+    wanted = [axes.transData.transform((0, end[1] if end else top))[1] - box.y0 for end in ends]
+    height = 1.3 * size / 72 * axes.figure.dpi
+    places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
+    for position, (label, end, place) in enumerate(zip(labels, ends, places, strict=True)):
+        look = style.mark(position)
+        line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
+        axes.annotate(
+            label,
+            end or (1, place),
+            xycoords="data" if end else "axes fraction",
+            xytext=(1.02, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=size,
+            fontweight=weight,
+            color=look.color,
+            arrowprops=line if end else None,
+        )

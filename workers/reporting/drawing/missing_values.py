@@ -1,4 +1,4 @@
-"""What stands where there is no value: hatching, and `n/a`."""
+"""Marks missing values in a figure with hatching and `n/a`."""
 
 from typing import Any
 

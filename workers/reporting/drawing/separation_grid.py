@@ -6,8 +6,8 @@ the AUROC goes toward 0.5, the scheme has destroyed the signal. One report has o
     R records, B bins
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,10 +24,10 @@ from workers.reporting.drawing.figure import name_bins
 from workers.reporting.drawing.svg import Hover
 from workers.reporting.text import ABSENT, plain
 
-COLUMNS = 4
+PANELS_PER_LINE = 4
 """Panels side by side; a model with more goes on beneath."""
-FEWEST_BINS, MOST_BINS = 8, 60
-MOST_OUTLINES = 3
+MIN_BINS, MAX_BINS = 8, 60
+MAX_OUTLINED_SCHEMES = 3
 """Schemes drawn over one reference; more could not be told apart."""
 _SIDES = ((True, "true answer", style.TRUE), (False, "false answer", style.FALSE))
 _PANEL_HEIGHT = 2.15
@@ -68,7 +68,7 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
 
     Args:
         rows: The models, top to bottom, at least one; they may differ in dimensions, records and schemes. A row of
-            more than `COLUMNS` panels takes several lines.
+            more than `PANELS_PER_LINE` panels takes several lines.
         density: Each histogram has an area of 1, and each panel a y axis of its own, for a density depends on the
             width of its dimension's values; else counts, on one y axis for each line of panels.
         outlines: Draw schemes over the reference, and state the AUROC under each; see `outlined`.
@@ -78,31 +78,36 @@ def grid(rows: Sequence[Row], *, density: bool = False, outlines: bool = True) -
     heights = [_height(part) for part, _ in lines]
     figure = Figure(figsize=(style.WIDE[0], 0.4 + sum(heights)))
     places = figure.add_gridspec(len(lines), max(1, *(len(part.panels) for part, _ in lines)), height_ratios=heights)
-    scales: list[list[Any]] = []
+    sharing_y: list[list[Any]] = []
     hover: dict[str, Sequence[str]] = {}
-    named = dict.fromkeys(scheme for _, schemes in lines for scheme in schemes)
-    looks = {scheme: style.mark(place).line for place, scheme in enumerate(named)}
+    line_styles = _line_styles(schemes for _, schemes in lines)
     for number, (part, schemes) in enumerate(lines):
-        own = {scheme: looks[scheme] for scheme in schemes}
-        sharing, said = _draw_row(figure, places, number, part, own, density)
-        scales += sharing
-        hover |= said
-    if scales:
-        figure.legend(
-            handles=[Patch(color=color, alpha=0.5, linewidth=0, label=label) for _, label, color in _SIDES],
-            loc="outside upper center",
-            ncols=2,
-        )
+        own = {scheme: line_styles[scheme] for scheme in schemes}
+        axes, texts = _draw_row(figure, places, number, part, own, density)
+        sharing_y += axes
+        hover |= texts
+    if sharing_y:
+        figure.legend(handles=_side_handles(), loc="outside upper center", ncols=2)
     figure.draw_without_rendering()
-    for sharing in scales:
-        _make_room(sharing)
+    for axes in sharing_y:
+        _make_room(axes)
     return figure, hover
+
+
+def _line_styles(schemes: Iterable[Iterable[str]]) -> dict[str, str]:
+    """Return the line style of every scheme, in the order of first mention."""
+    mentioned = dict.fromkeys(itertools.chain.from_iterable(schemes))
+    return {scheme: style.mark(place).line for place, scheme in enumerate(mentioned)}
+
+
+def _side_handles() -> list[Patch]:
+    return [Patch(color=color, alpha=0.5, linewidth=0, label=label) for _, label, color in _SIDES]
 
 
 def outlined(panels: Sequence[Panel]) -> tuple[str, ...]:
     """Return the schemes that are drawn as outlines over a row's references, in the order of the report.
 
-    They are all, or of more than `MOST_OUTLINES` those that move the AUROC most, summed over the panels.
+    They are all, or of more than `MAX_OUTLINED_SCHEMES` those that move the AUROC most, summed over the panels.
     """
     moved: dict[str, float] = {}
     for panel in panels:
@@ -112,7 +117,7 @@ def outlined(panels: Sequence[Panel]) -> tuple[str, ...]:
             if scheme != REFERENCE:
                 change = 0.0 if before is None or after is None else abs(after - before)
                 moved[scheme] = moved.get(scheme, 0.0) + change
-    most = sorted(moved, key=lambda scheme: -moved[scheme])[:MOST_OUTLINES]
+    most = sorted(moved, key=lambda scheme: -moved[scheme])[:MAX_OUTLINED_SCHEMES]
     return tuple(scheme for scheme in moved if scheme in most)
 
 
@@ -126,7 +131,7 @@ def bin_edges(values: NDArray[np.floating], records: int) -> NDArray[np.float64]
     if low == high:
         pad = 0.5 * max(1.0, abs(low))
         low, high = low - pad, high + pad
-    bins = int(np.clip(np.ceil(3 * np.cbrt(records)), FEWEST_BINS, MOST_BINS))
+    bins = int(np.clip(np.ceil(3 * np.cbrt(records)), MIN_BINS, MAX_BINS))
     return np.linspace(low, high, bins + 1)
 
 
@@ -136,8 +141,8 @@ def _reference_only(panel: Panel) -> Panel:
 
 def _broken(row: Row) -> Iterator[Row]:
     """Yield the lines of a row."""
-    for start in range(0, max(1, len(row.panels)), COLUMNS):
-        yield row._replace(panels=row.panels[start : start + COLUMNS])
+    for start in range(0, max(1, len(row.panels)), PANELS_PER_LINE):
+        yield row._replace(panels=row.panels[start : start + PANELS_PER_LINE])
 
 
 def _height(row: Row) -> float:
@@ -186,9 +191,9 @@ def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool
     Return what the bins say on hover: the records in them.
     """
     edges = bin_edges(np.concatenate(list(panel.values.values())), len(panel.labels))
-    told = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    texts = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]
     for variant in (REFERENCE, *(scheme for scheme in lines if scheme in panel.values)):
-        told = [f"{text}; {variant}" for text in told]
+        texts = [f"{text}; {variant}" for text in texts]
         values = panel.values[variant].astype(np.float64)
         how: dict[str, Any] = {"fill": True, "alpha": 0.5, "linewidth": 0}
         if variant != REFERENCE:
@@ -196,12 +201,12 @@ def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool
         for side, name, color in _SIDES:
             chosen = values[(panel.labels == side) & np.isfinite(values)]
             counts, _ = np.histogram(chosen, edges)
-            told = [f"{text} {count} {name.split()[0]}" for text, count in zip(told, counts, strict=True)]
+            texts = [f"{text} {count} {name.split()[0]}" for text, count in zip(texts, counts, strict=True)]
             heights, _ = np.histogram(chosen, edges, density=density and bool(chosen.size))
             axes.stairs(heights, edges, color=color, gid=f"{variant}-{str(side).lower()}-{gid}", **how)
     margin = 0.02 * (edges[-1] - edges[0])
     axes.set_xlim(edges[0] - margin, edges[-1] + margin)
-    return name_bins(axes, edges, told, f"bins-{gid}")
+    return name_bins(axes, edges, texts, f"bins-{gid}")
 
 
 def _name_schemes(axes: Any, panel: Panel, lines: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from workers.reporting.drawing.label_placement import spread
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, visible
 
-MARKED = 5
+LABELED_PEAKS = 5
 """How many of the largest magnitudes are named."""
 _BAND = 0.17
 """Share of the axes' height kept free of data for a row of labels."""
@@ -70,7 +70,7 @@ def _vector(source: Source) -> NDArray[np.float32]:
 def largest(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the dimensions of the largest finite magnitudes, ascending; of equal ones the first."""
     magnitude = np.where(np.isfinite(values), np.abs(values), -1)
-    ranked = np.argsort(-magnitude, kind="stable")[: min(MARKED, int(np.isfinite(values).sum()))]
+    ranked = np.argsort(-magnitude, kind="stable")[: min(LABELED_PEAKS, int(np.isfinite(values).sum()))]
     return np.sort(ranked)
 
 

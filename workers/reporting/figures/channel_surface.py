@@ -26,11 +26,11 @@ from workers.reporting.drawing.label_placement import spread
 from workers.reporting.loading import Columns, Source
 from workers.reporting.text import counted, number
 
-LINES = 48
+MAX_LINES = 48
 """Ridge lines at most: each is a group of neighboring positions."""
-PLACES = 160
+MAX_POINTS = 160
 """Points of a line at most: each is a group of neighboring channels."""
-MARKED = 5
+LABELED_CELLS = 5
 """Columns that are labeled."""
 _NAME_HEIGHT = 0.28
 """Inches that a column's name takes."""
@@ -113,14 +113,14 @@ def _cells(table: Columns, facts: SurfaceFacts) -> Cells:
 
 def largest(cells: Cells) -> Cells:
     """Return the cells of the largest magnitudes, the largest first; of equal ones the first in the table."""
-    return cells.at(np.argsort(-cells.magnitude, kind="stable")[:MARKED])
+    return cells.at(np.argsort(-cells.magnitude, kind="stable")[:LABELED_CELLS])
 
 
 def ridge_lines(cells: Cells, facts: SurfaceFacts) -> list[Cells]:
     """Return the lines to draw, by position: of every group of positions and channels the cell with the largest
     magnitude, and of every line the cells by channel. No cell that is a maximum of its surroundings gets lost.
     """
-    down, across = -(-facts.positions // LINES), -(-facts.channels // PLACES)
+    down, across = -(-facts.positions // MAX_LINES), -(-facts.channels // MAX_POINTS)
     group = (cells.position // down) * facts.channels + cells.channel // across
     order = np.lexsort((-cells.magnitude, group))
     first = np.flatnonzero(np.diff(group[order], prepend=-1))

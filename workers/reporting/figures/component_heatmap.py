@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import logarithmic
-from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.component_map import COMPONENTS, cells_of, draw_map, largest_cell
 from workers.reporting.drawing.figure import Caption, Drawing, provenance
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, visible
@@ -117,11 +117,7 @@ def scheme_map(source: Source, metric: Metric, scheme: str) -> Map:
 
 
 def _map(source: Source, table: str, rows: Columns, metric: Metric) -> Map:
-    layers = source.layers_of(table, rows)
-    cells = np.full((source.report.model.layers, len(COMPONENTS)), np.nan)
-    for position, component in enumerate(COMPONENTS):
-        here = rows["component"] == component
-        cells[layers[here], position] = rows[metric.column][here]
+    cells = cells_of(source, table, rows, metric.column)
     if metric.port == "input":
         _share_inputs(source, cells)
     return Map(metric, rows, cells)
@@ -195,9 +191,8 @@ def _alt(shown: Map, title: str) -> str:
     cells, column = shown.cells, shown.metric.column
     if not np.isfinite(cells).any():
         return f"Heat map, {title}: no value of {column} for any of the seven components."
-    layer, component = np.unravel_index(np.nanargmax(cells), cells.shape)
     low, middle, high = np.nanquantile(cells, (0, 0.5, 1)).tolist()
     return (
         f"Heat map, {title}, {cells.shape[0]} layers by {cells.shape[1]} components: {column} from {number(low)} to "
-        f"{number(high)}, median {number(middle)}; largest at layer {layer}, {LABELS[component]}."
+        f"{number(high)}, median {number(middle)}; largest at {largest_cell(cells)}."
     )

@@ -29,7 +29,7 @@ BINS = 64
 """Bins over the whole of the axis."""
 _HEIGHT = 0.82
 """Of the highest bar, in rows."""
-_MOST_TICKS = 9
+_MAX_TICKS = 9
 
 
 class Spread(NamedTuple):
@@ -142,7 +142,7 @@ def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
     margin = (high / low) ** 0.015
     axes.set_xlim((scale.zero[0] if zero else low) / margin, high * margin)
     powers = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
-    ticks = (10.0 ** powers[:: -(-len(powers) // _MOST_TICKS)]).tolist()
+    ticks = (10.0 ** powers[:: -(-len(powers) // _MAX_TICKS)]).tolist()
     axes.xaxis.set_major_locator(FixedLocator([scale.zero_tick, *ticks] if zero else ticks))
     as_powers = powers.size and powers[0] < -3
     axes.xaxis.set_major_formatter(

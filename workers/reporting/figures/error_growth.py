@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, provenance
-from workers.reporting.drawing.label_placement import spread
+from workers.reporting.drawing.label_placement import label_line_ends
 from workers.reporting.drawing.missing_values import leave_empty
 from workers.reporting.loading import Source, select
-from workers.reporting.massive import massive_dimensions
 from workers.reporting.text import counted, number, plain, ranges, visible
 
-_FEW = 6
+_MAX_SCHEMES_AT_USUAL_HEIGHT = 6
 """Schemes that a figure of the usual height has room for."""
-_SEEN_DB = 0.1
+_VISIBLE_DB = 0.1
 """Difference from which two lines can be told apart."""
 _TYPICAL = (0, (1, 1.5))
-_MARKED = 40
+_MAX_MARKERS = 40
 """Layers up to which every point of a line has its marker."""
 
 
@@ -52,7 +51,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     if not growths:
         return
     depth = source.report.model.layers
-    figure = Figure(figsize=(style.WIDE[0], 5.4 if len(growths) <= _FEW else 7.0))
+    figure = Figure(figsize=(style.WIDE[0], 5.4 if len(growths) <= _MAX_SCHEMES_AT_USUAL_HEIGHT else 7.0))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upper.set(title="Error growth through the layers", ylabel="SQNR at block.output, dB")
     lower.set_ylabel("worst component,\nisolated relative_l2")
@@ -60,8 +59,8 @@ def draw(source: Source) -> Iterator[Drawing]:
     _accumulated(upper, growths)
     _isolated(lower, growths)
     figure.draw_without_rendering()
-    _label_ends(upper, [growth.sqnr_db for growth in growths], [growth.label for growth in growths], "bold")
-    _label_ends(lower, [growth.worst for growth in growths], [_worst_label(growth) for growth in growths], "normal")
+    label_line_ends(upper, [growth.sqnr_db for growth in growths], [growth.label for growth in growths], "bold")
+    label_line_ends(lower, [growth.worst for growth in growths], [_worst_label(growth) for growth in growths], "normal")
     yield Drawing(
         name="error_growth",
         title="Error growth through the layers",
@@ -75,14 +74,12 @@ def draw(source: Source) -> Iterator[Drawing]:
 def _growth(source: Source, scheme: str) -> Growth:
     depth = source.report.model.layers
     sqnr, typical, exact = np.full(depth, np.nan), np.full(depth, np.nan), np.zeros(depth, dtype=bool)
-    errors = source.tables["errors"]
-    stream = select(errors, scheme=scheme, mode="accumulated", component="block", port="output")
-    layers = source.layers_of("errors", stream)
+    layers, stream = source.stream_errors(scheme)
     exact[layers] = stream["exact"] == 1
     sqnr[layers] = np.where(exact[layers], np.nan, stream["sqnr_db"])
     typical[layers] = stream["sqnr_db_typical"]
     worst, component = np.full(depth, np.nan), [""] * depth
-    isolated = select(errors, scheme=scheme, mode="isolated", port="output")
+    isolated = select(source.tables["errors"], scheme=scheme, mode="isolated", port="output")
     rows = zip(source.layers_of("errors", isolated), isolated["component"], isolated["relative_l2"], strict=True)
     for layer, name, value in rows:
         if name != "block" and np.isfinite(value) and not value <= worst[layer]:
@@ -95,12 +92,12 @@ def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str, **oth
     """Draw a scheme's line; `other` replaces parts of its look."""
     mark = style.mark(position)
     look = {"color": mark.color, "linestyle": mark.line, "marker": mark.marker} | other
-    axes.plot(np.arange(len(values)), values, markersize=4, markevery=-(-len(values) // _MARKED), gid=gid, **look)
+    axes.plot(np.arange(len(values)), values, markersize=4, markevery=-(-len(values) // _MAX_MARKERS), gid=gid, **look)
 
 
 def _apart(growths: Sequence[Growth]) -> bool:
     """Whether leaving out massive dimensions changes what the figure shows."""
-    return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _SEEN_DB).any()) for growth in growths)
+    return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _VISIBLE_DB).any()) for growth in growths)
 
 
 def _name_lines(axes: Any) -> None:
@@ -130,34 +127,47 @@ def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int
 
 
 def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
-    lines = [growth.sqnr_db for growth in growths]
-    apart = _apart(growths)
-    if apart:
-        lines += [growth.typical for growth in growths]
+    """Draw the SQNR of every scheme's stream; layers that equal the reference have marks above the scale."""
+    lines = _draw_streams(axes, growths, with_typical=_apart(growths))
     finite = np.concatenate([line[np.isfinite(line)] for line in lines])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     pad = 0.08 * (high - low) or 1.0
-    exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
-    step = pad * min(1, _FEW / (len(exact) or 1))
-    levels = [high + 2 * pad + step * lane for lane in range(len(exact))]
-    for position, growth in enumerate(growths):
-        _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
-        if apart:
-            look = {"linestyle": _TYPICAL, "linewidth": 1, "alpha": 0.7, "marker": ""}
-            _line(axes, growth.typical, position, f"typical_{growth.scheme}", **look)
-    if apart:
-        _name_lines(axes)
-    for position, level in zip(exact, levels, strict=True):
-        _off_scale(axes, np.flatnonzero(growths[position].exact), level, position)
-    axes.set_ylim(low - pad, (levels[-1] if exact else high) + pad)
-    if exact:
+    top = _exact_layers(axes, growths, high, pad)
+    axes.set_ylim(low - pad, top + pad)
+    if top > high:
         axes.set_yticks([tick for tick in axes.get_yticks() if low - pad <= tick <= high + pad])
         axes.axhline(high + pad, color=style.MUTED, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
         _edge_note(axes, high + pad, "exact")
     if not finite.size:
         axes.set_yticks([])
-    if not finite.size and not exact:
-        leave_empty(axes, "n/a: the table has no SQNR at block.output")
+        if top == high:
+            leave_empty(axes, "n/a: the table has no SQNR at block.output")
+
+
+def _draw_streams(axes: Any, growths: Sequence[Growth], *, with_typical: bool) -> list[NDArray[np.float64]]:
+    """Draw the SQNR lines, with those without the massive dimensions if asked, and return what they show."""
+    lines = []
+    look = {"linestyle": _TYPICAL, "linewidth": 1, "alpha": 0.7, "marker": ""}
+    for position, growth in enumerate(growths):
+        _line(axes, growth.sqnr_db, position, f"sqnr_{growth.scheme}")
+        lines.append(growth.sqnr_db)
+        if with_typical:
+            _line(axes, growth.typical, position, f"typical_{growth.scheme}", **look)
+            lines.append(growth.typical)
+    if with_typical:
+        _name_lines(axes)
+    return lines
+
+
+def _exact_layers(axes: Any, growths: Sequence[Growth], high: float, pad: float) -> float:
+    """Mark the exact layers of each scheme on a level of its own above `high`; return the highest level in use."""
+    exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
+    step = pad * min(1, _MAX_SCHEMES_AT_USUAL_HEIGHT / (len(exact) or 1))
+    level = high
+    for lane, position in enumerate(exact):
+        level = high + 2 * pad + step * lane
+        _off_scale(axes, np.flatnonzero(growths[position].exact), level, position)
+    return level
 
 
 def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
@@ -175,6 +185,7 @@ def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
 
 
 def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
+    """Draw the largest isolated error of every layer; errors of 0 have marks below the scale."""
     positive = np.concatenate([growth.worst[growth.worst > 0] for growth in growths])
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.01, 1.0)
     exact = [position for position, growth in enumerate(growths) if (growth.worst == 0).any()]
@@ -207,33 +218,6 @@ def _ring_worst(axes: Any, growth: Growth, position: int) -> None:
         )
 
 
-def _label_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
-    """Write each label beside the end of its line, moved apart where lines end close together."""
-    box = axes.get_window_extent()
-    size = 8.5 if len(labels) > _FEW else 9.0
-    drawn = [np.flatnonzero(np.isfinite(line)) for line in lines]
-    ends = [(int(at[-1]), float(line[at[-1]])) if at.size else None for at, line in zip(drawn, lines, strict=True)]
-    top = axes.get_ylim()[1]
-    wanted = [axes.transData.transform((0, end[1] if end else top))[1] - box.y0 for end in ends]
-    height = 1.3 * size / 72 * axes.figure.dpi
-    places = spread(wanted, [height] * len(wanted), 0, box.height) / box.height
-    for position, (label, end, place) in enumerate(zip(labels, ends, places, strict=True)):
-        look = style.mark(position)
-        line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
-        axes.annotate(
-            label,
-            end or (1, place),
-            xycoords="data" if end else "axes fraction",
-            xytext=(1.02, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=size,
-            fontweight=weight,
-            color=look.color,
-            arrowprops=line if end else None,
-        )
-
-
 def _worst_label(growth: Growth) -> str:
     if not (growth.worst > 0).any():
         return ""
@@ -242,7 +226,7 @@ def _worst_label(growth: Growth) -> str:
 
 
 def _caption(source: Source, growths: Sequence[Growth]) -> Caption:
-    massive = counted(len(massive_dimensions(source.report)), "massive dimension")
+    massive = counted(len(source.report.outliers.massive_dimensions()), "massive dimension")
     return Caption(
         "Error of each scheme by layer: accumulated (top) and of the worst component (bottom).",
         (

@@ -10,18 +10,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.report import MANY_FP16_COLUMNS
+from service.contracts.report import FP16_COLUMNS_WARNING_SHARE
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
 from service.evaluation.numbers import short_percent
 from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import share_norm
-from workers.reporting.drawing.component_map import COMPONENTS, LABELS, draw_map
+from workers.reporting.drawing.component_map import COMPONENTS, cells_of, draw_map, largest_cell
 from workers.reporting.drawing.figure import Caption, Drawing, provenance
 from workers.reporting.loading import Columns, Source, select
 from workers.reporting.text import listing, number, percent, visible
 
 _TABLE = "fp16_columns"
-_scale = partial(share_norm, least=MANY_FP16_COLUMNS)
+_scale = partial(share_norm, least=FP16_COLUMNS_WARNING_SHARE)
 """So that a pale map is one without a problem, whatever its largest share is."""
 
 
@@ -32,7 +32,7 @@ def draw(source: Source) -> Iterator[Drawing]:
         if known is None or known.kernel != BITSANDBYTES_INT8:
             continue
         rows = select(source.tables[_TABLE], scheme=scheme)
-        cells = _cells(source, rows)
+        cells = cells_of(source, _TABLE, rows, "prefill")
         title = f"Input columns in 16 bits: {style.scheme_title(scheme, facts)}"
         bar = "share of the input's columns (prefill)"
         figure, hover = draw_map(cells, title, bar, COMPONENTS, _scale, style.SEQUENTIAL)
@@ -45,16 +45,6 @@ def draw(source: Source) -> Iterator[Drawing]:
             figure=figure,
             hover=hover,
         )
-
-
-def _cells(source: Source, rows: Columns) -> NDArray[np.float64]:
-    """Return the shares by layer and component; NaN where the scheme replaces none."""
-    layers = source.layers_of(_TABLE, rows)
-    cells = np.full((source.report.model.layers, len(COMPONENTS)), np.nan)
-    for position, component in enumerate(COMPONENTS):
-        here = rows["component"] == component
-        cells[layers[here], position] = rows["prefill"][here]
-    return cells
 
 
 def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float64]) -> Caption:
@@ -88,8 +78,7 @@ def _caption(source: Source, scheme: str, rows: Columns, cells: NDArray[np.float
 def _alt(title: str, cells: NDArray[np.float64]) -> str:
     if not np.isfinite(cells).any():
         return f"Heat map, {title}: no share for any of the seven components."
-    layer, component = np.unravel_index(np.nanargmax(cells), cells.shape)
     return (
         f"Heat map, {title}, {cells.shape[0]} layers by {cells.shape[1]} components: shares from "
-        f"{number(np.nanmin(cells))} to {number(np.nanmax(cells))}; largest at layer {layer}, {LABELS[component]}."
+        f"{number(np.nanmin(cells))} to {number(np.nanmax(cells))}; largest at {largest_cell(cells)}."
     )

@@ -18,12 +18,12 @@ from service.contracts.report import LeftOut
 from service.errors import HeadroomError
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import NothingToDraw, Saved
-from workers.reporting.figures.registry import FIGURES, SEVERAL
+from workers.reporting.figures.registry import FIGURES, SPLITTABLE
 from workers.reporting.loading import Source, TableAbsent
 
-MOST_PROCESSES = 8
+MAX_PROCESSES = 8
 """More would wait for one another's longest figure."""
-WORTH_PROCESSES = 100
+MIN_PARALLEL_WORK = 100
 """Layers times schemes from which drawing takes long enough to make up for starting processes."""
 
 
@@ -69,16 +69,16 @@ def draw_all(source: Source, directory: Path, processes: int | None = None) -> G
         ReportUnreadable: a table is damaged.
         DrawingStopped: a process was killed.
     """
-    count = min(processes or _sensible(source), MOST_PROCESSES)
+    count = min(processes or _sensible(source), MAX_PROCESSES)
     tasks = _tasks(count)
     drawn = (
         [_draw(source, directory, task) for task in tasks] if count == 1 else _at_once(source, directory, tasks, count)
     )
-    found = dict(zip(tasks, drawn, strict=True))
+    part_of = dict(zip(tasks, drawn, strict=True))
     figures: list[Saved] = []
     left_out: list[LeftOut] = []
     for module in range(len(FIGURES)):
-        parts = [found[task] for task in tasks if task.module == module]
+        parts = [part_of[task] for task in tasks if task.module == module]
         placed = sorted((place, saved) for part in parts for place, saved in part.figures)
         figures += [saved for _, saved in placed]
         left_out += parts[0].left_out
@@ -87,14 +87,14 @@ def draw_all(source: Source, directory: Path, processes: int | None = None) -> G
 
 def _tasks(count: int) -> list[Task]:
     """Return the tasks for `count` processes, those that take longest first."""
-    several = [module for module, draw in enumerate(FIGURES) if draw in SEVERAL]
-    single = [module for module, draw in enumerate(FIGURES) if draw not in SEVERAL]
+    several = [module for module, draw in enumerate(FIGURES) if draw in SPLITTABLE]
+    single = [module for module, draw in enumerate(FIGURES) if draw not in SPLITTABLE]
     return [Task(m, part, count) for m in several for part in range(count)] + [Task(m, 0, 1) for m in single]
 
 
 def _sensible(source: Source) -> int:
     work = source.report.model.layers * max(1, len(source.report.schemes))
-    return _cpus() if work >= WORTH_PROCESSES else 1
+    return _cpus() if work >= MIN_PARALLEL_WORK else 1
 
 
 def _cpus() -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, model_title, provenance
 from workers.reporting.drawing.head_bars import (
-    FEW_LAYERS,
+    ONE_BAR_PER_LAYER,
     QUARTERS,
     Heads,
     Stack,
@@ -100,7 +100,7 @@ def _caption(source: Source, scheme: str, every: Heads, known: NDArray[np.bool_]
         (
             f"Outlier: relative_peak = max abs(z) of the head / rms(z) of the layer is {limits.relative_peak:g} or "
             f"more. Damaged: sqnr_db of z in the scheme's own stream is below {limits.damaged_sqnr_db:g} dB.",
-            FEW_LAYERS if source.report.model.layers < QUARTERS else "",
+            ONE_BAR_PER_LAYER if source.report.model.layers < QUARTERS else "",
         ),
         "Green: outlier and damaged, or neither. Red: only one of them. If much is red, outlier heads do not predict "
         "damage.",

@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, model_title, provenance
 from workers.reporting.drawing.head_bars import (
-    FEW_LAYERS,
+    ONE_BAR_PER_LAYER,
     QUARTERS,
     Heads,
     Stack,
+    bar_texts,
     count,
     draw_bars,
     heads,
-    quarters,
     ratios,
-    span,
 )
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number
@@ -112,7 +111,7 @@ def _caption(source: Source, scheme: str, population: Population, counts: NDArra
         (
             "sqnr_db = 10 log10(sum z^2 / sum (z - q)^2) of a head's output z, with q from the scheme's own stream.",
             population.text,
-            FEW_LAYERS if source.report.model.layers < QUARTERS else "",
+            ONE_BAR_PER_LAYER if source.report.model.layers < QUARTERS else "",
         ),
         "Green: SQNR of 30 dB or more. Red: below 10 dB.",
         tuple(notes),
@@ -121,9 +120,5 @@ def _caption(source: Source, scheme: str, population: Population, counts: NDArra
 
 
 def _alt(scheme: str, depth: int, counts: NDArray[np.int64]) -> str:
-    bars = [
-        f"{span(quarter)}: "
-        + (", ".join(f"{n} {grade.label}" for n, grade in zip(row, GRADES, strict=True) if n) or "no head")
-        for quarter, row in zip(quarters(depth), counts.T, strict=True)
-    ]
+    bars = bar_texts(depth, counts, GRADES)
     return f"Stacked bars of attention heads by signal to quantization noise ratio under {scheme}. {'; '.join(bars)}."

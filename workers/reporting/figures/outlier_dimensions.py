@@ -24,7 +24,7 @@ from workers.reporting.drawing.svg import Hover
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, percent
 
-MOST = 20
+SHOWN_DIMENSIONS = 20
 """Dimensions that a figure has room for."""
 SHAPES = {
     "massive_tensor": "^",
@@ -57,8 +57,8 @@ class Flagged(NamedTuple):
 
 def draw(source: Source) -> Iterator[Drawing]:
     """Yield the figure; where no dimension is flagged, it says so."""
-    flagged = sorted(_flagged(source), key=lambda found: found.importance, reverse=True)
-    shown = flagged[:MOST]
+    flagged = sorted(_flagged(source), key=lambda dimension: dimension.importance, reverse=True)
+    shown = flagged[:SHOWN_DIMENSIONS]
     figure, hover = _figure(shown, source.report.model.layers) if shown else (_nothing(source.report.outliers), {})
     yield Drawing(
         name="outlier_dimensions",
@@ -88,7 +88,7 @@ def _flagged(source: Source) -> list[Flagged]:
         return []
     peaks = _peaks(source, np.array(sorted(at)), depth)
     return [
-        Flagged(dimension, {name: tuple(sorted(found)) for name, found in at[dimension].items()}, row)
+        Flagged(dimension, {name: tuple(sorted(layers)) for name, layers in at[dimension].items()}, row)
         for dimension, row in zip(sorted(at), peaks, strict=True)
     ]
 
@@ -111,8 +111,8 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_yticks(range(len(shown)), [str(found.dimension) for found in shown])
-    peaks = np.array([found.peaks for found in shown])
+    axes.set_yticks(range(len(shown)), [str(one.dimension) for one in shown])
+    peaks = np.array([one.peaks for one in shown])
     norm, ticks = rising_norm(peaks[np.isfinite(peaks)])
     edges = np.arange(depth + 1) - 0.5, np.arange(len(shown) + 1) - 0.5
     cells = np.ma.masked_invalid(peaks)
@@ -123,40 +123,51 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     _mark(axes, shown, depth)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     color_bar(figure, axes, mesh, ticks, "abs_max", pad=0.02, fraction=0.04, aspect=8 + 2 * len(shown))
-    hover = {"cells": [_cell(found, layer) for found in shown for layer in range(depth)]}
+    hover = {"cells": [_cell(one, layer) for one in shown for layer in range(depth)]}
     return figure, hover
 
 
 def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
     """Draw one mark for each definition, dimension and layer; each definition keeps to a lane of the rows."""
-    present = [name for name in SHAPES if any(name in found.at for found in shown)]
-    lanes = [name for name in present if name not in OVER_ALL]
-    offsets = dict(zip(lanes, (np.arange(len(lanes)) - (len(lanes) - 1) / 2) * 0.21, strict=True))
-    look: dict[str, Any] = {
+    present = [name for name in SHAPES if any(name in dimension.at for dimension in shown)]
+    by_layer = [name for name in present if name not in OVER_ALL]
+    for lane, name in enumerate(by_layer):
+        offset = (lane - (len(by_layer) - 1) / 2) * 0.21
+        places = [(layer, row + offset) for row, one in enumerate(shown) for layer in one.at.get(name, ())]
+        axes.plot(*np.array(places).reshape(-1, 2).T, markersize=4, gid=f"mark_{name}", **_look(name))
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < depth])  # none below the marks to the right
+    axes.set_xlim(-0.5, _mark_over_all(axes, shown, depth))
+    handles = [Line2D([], [], markersize=5, **_look(name)) for name in present]
+    labels = [f"{name} (over all layers)" if name in OVER_ALL else name for name in present]
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
+
+
+def _mark_over_all(axes: Any, shown: Sequence[Flagged], depth: int) -> float:
+    """Draw the marks of the definitions about all layers right of the rows; return the right edge of the marks."""
+    edge, step = depth - 0.5, 0.022 * depth
+    for name in [name for name in SHAPES if name in OVER_ALL]:
+        rows = [row for row, one in enumerate(shown) if name in one.at]
+        if rows:
+            axes.plot([edge + step] * len(rows), rows, markersize=6, gid=f"mark_{name}", **_look(name))
+            edge += 2 * step
+    return edge
+
+
+def _look(definition: str) -> dict[str, Any]:
+    """Return how the marks of a definition are drawn."""
+    return {
+        "marker": SHAPES[definition],
         "linestyle": "none",
         "markerfacecolor": style.INK,
         "markeredgecolor": style.PAPER,
         "markeredgewidth": 0.5,
         "clip_on": False,
     }
-    for name in lanes:
-        places = [(layer, row + offsets[name]) for row, found in enumerate(shown) for layer in found.at.get(name, ())]
-        axes.plot(*np.array(places).reshape(-1, 2).T, marker=SHAPES[name], markersize=4, gid=f"mark_{name}", **look)
-    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < depth])  # none beneath the marks beside
-    edge, step = depth - 0.5, 0.022 * depth
-    for name in [name for name in OVER_ALL if name in present]:
-        rows = [row for row, found in enumerate(shown) if name in found.at]
-        axes.plot([edge + step] * len(rows), rows, marker=SHAPES[name], markersize=6, gid=f"mark_{name}", **look)
-        edge += 2 * step
-    axes.set_xlim(-0.5, edge)
-    handles = [Line2D([], [], marker=SHAPES[name], markersize=5, **look) for name in present]
-    labels = [f"{name} (over all layers)" if name in OVER_ALL else name for name in present]
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
 
 
-def _cell(found: Flagged, layer: int) -> str:
-    met = [name for name in SHAPES if layer in found.at.get(name, ())]
-    return f"dimension {found.dimension}, layer {layer}: {number(found.peaks[layer], 6)}" + (
+def _cell(flagged: Flagged, layer: int) -> str:
+    met = [name for name in SHAPES if layer in flagged.at.get(name, ())]
+    return f"dimension {flagged.dimension}, layer {layer}: {number(flagged.peaks[layer], 6)}" + (
         f"; {', '.join(met)}" if met else ""
     )
 
@@ -249,6 +260,5 @@ def _alt(shown: Sequence[Flagged], flagged: int) -> str:
     first = shown[0]
     return (
         f"Heat map of {counted(len(shown), 'dimension')} by {counted(len(first.peaks), 'layer')}; {flagged:,} are "
-        "flagged. "
-        + " ".join(f"Dimension {found.dimension} meets {', '.join(sorted(found.at))}." for found in shown[:5])
+        "flagged. " + " ".join(f"Dimension {one.dimension} meets {', '.join(sorted(one.at))}." for one in shown[:5])
     )

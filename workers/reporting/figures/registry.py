@@ -32,5 +32,5 @@ FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     labelled_activations.draw,
 )
 
-SEVERAL = frozenset({component_heatmap.draw, head_severity.draw, head_agreement.draw})
+SPLITTABLE = frozenset({component_heatmap.draw, head_severity.draw, head_agreement.draw})
 """Those that yield a figure for each scheme or metric, so that several processes can share them."""

@@ -64,11 +64,8 @@ def title(one: Series) -> str:
 
 def _described(place: int, step: Step) -> list[str]:
     """Return a step in one line, or two where what changed is long."""
-    changed = ", ".join(change.text for change in step.changes or ())
-    if step.changes is None:
-        changed = "a report is gone, so that what changed is not known"
     levels = f"{place}  {step.at:%Y-%m-%d}: {_level(step.before)} -> {_level(step.after)};"
-    text = plain(f"{levels} {changed or 'nothing that the reports tell of changed'}", 10 * _LONGEST)
+    text = plain(f"{levels} {step.what_changed}", 10 * _LONGEST)
     return wrap(text, _LONGEST, subsequent_indent="    ", max_lines=2, placeholder=" ...")
 
 

@@ -1,8 +1,6 @@
 """From the record of a history to its figures on disk; all of them or nothing."""
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +8,7 @@ from service.contracts.audit_history import AuditHistory
 from service.errors import HeadroomError
 from workers.reporting.drawing import style
 from workers.reporting.history.figures import draw
+from workers.reporting.publish import check_out, new_directory
 
 RECORD, TABLE = "history.json", "history.csv"
 
@@ -18,13 +17,6 @@ class HistoryUnreadable(HeadroomError):
     """The source is not the history of an audit."""
 
     code: ClassVar[str] = "history-unreadable"
-    status: ClassVar[int] = 422
-
-
-class OutTaken(HeadroomError):
-    """The directory for the figures is not empty."""
-
-    code: ClassVar[str] = "out-taken"
     status: ClassVar[int] = 422
 
 
@@ -38,20 +30,15 @@ def draw_history(out: Path, source: Path) -> None:
         HistoryUnreadable: history.json or history.csv is missing or damaged.
         OSError: a file could not be written.
     """
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise OutTaken(f"{out}: OUT must be a new or empty directory")
+    check_out(out)
     history = _read(source)
-    above = out.absolute().parent
-    above.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=above) as beside:
-        made = Path(beside, "history")
-        (made / "figures").mkdir(parents=True)
+    with new_directory(out) as made:
+        (made / "figures").mkdir()
         for name in (RECORD, TABLE):
             shutil.copyfile(source / name, made / name)
         with style.applied():
             for drawing in draw(history):
                 drawing.save(made / "figures")
-        os.rename(made, out)
 
 
 def _read(source: Path) -> AuditHistory:

@@ -1,4 +1,4 @@
-"""What the page says, topic by topic, as plain records of finished text: the template only arranges them.
+"""The sections of the page as plain records of finished text; the template only arranges them.
 
 Every topic opens with one sentence that says what was found. Nothing is escaped here; the templates escape.
 """

@@ -28,12 +28,12 @@ def _lead(judged: dict[str, SchemeFacts]) -> str:
     order = sorted(judged, key=lambda name: judged[name].kl_divergence.mean)  # type: ignore[union-attr]
     first, last = (marked(name, judged[name]) for name in (order[0], order[-1]))
     if len(order) == 1:
-        return f"{first}: {_told(judged[order[0]])}."
-    closest = f"{first} is closest to the reference: {_told(judged[order[0]])}."
-    return f"{closest} {last} is farthest: {_told(judged[order[-1]])}."
+        return f"{first}: {_in_words(judged[order[0]])}."
+    closest = f"{first} is closest to the reference: {_in_words(judged[order[0]])}."
+    return f"{closest} {last} is farthest: {_in_words(judged[order[-1]])}."
 
 
-def _told(facts: SchemeFacts) -> str:
+def _in_words(facts: SchemeFacts) -> str:
     kl = f"mean KL {claim(mean_kl(facts.kl_divergence), 'nats')}"
     if facts.same_top_token is None:
         return kl
@@ -57,8 +57,8 @@ def _tokens(schemes: dict[str, SchemeFacts]) -> Grid:
     rows = []
     for name, facts in schemes.items():
         change = facts.delta_p
-        told = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
-        rows.append((marked(name, facts), percent_estimate(facts.same_top_token), *told))
+        cells = (number(change.mean), number(change.rms)) if change else (ABSENT, ABSENT)
+        rows.append((marked(name, facts), percent_estimate(facts.same_top_token), *cells))
     return Grid(
         "Changes of the most likely and of the true token",
         ("Scheme", "Same top token", "Mean change of p", "RMS change of p"),

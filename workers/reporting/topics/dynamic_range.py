@@ -14,7 +14,7 @@ _INT8_BITS, _INT4_BITS = np.log2(2 * 127), np.log2(2 * 7)
 """A symmetric grid with this many steps up to the peak rounds the median to zero if it is under half a step."""
 _TITLE = "Dynamic range"
 _COLUMNS = ("abs_max", "median_abs", "range_bits", "kurtosis")
-RUNS = 10
+MAX_RUNS = 10
 """Rows of the table of layers; more only where layers without a finite peak stand between others."""
 _WIDEST_TOLERANCE = 64.0
 """Bits between peaks in one run at which no more layers are joined."""
@@ -118,13 +118,13 @@ def _by_layer(sites: Columns, layers: NDArray[np.int64], stream: NDArray[np.bool
 def runs_of(peaks: Sequence[float]) -> tuple[float, list[list[int]]]:
     """Split layers into runs of neighbors whose peaks lie within a factor, and return the factor with the runs.
 
-    The factor is 2^(1/4), squared until there are at most `RUNS` runs. Neighboring layers whose peaks are all zero or
-    all not finite are a run.
+    The factor is 2^(1/4), squared until there are at most `MAX_RUNS` runs. Neighboring layers whose peaks are all
+    zero or all not finite are a run.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = np.log2(np.asarray(peaks, dtype=np.float64))
     tolerance = 0.25
-    while len(runs := _runs(bits, tolerance)) > RUNS and tolerance < _WIDEST_TOLERANCE:
+    while len(runs := _runs(bits, tolerance)) > MAX_RUNS and tolerance < _WIDEST_TOLERANCE:
         tolerance *= 2
     return 2.0**tolerance, runs
 

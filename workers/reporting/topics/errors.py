@@ -1,14 +1,13 @@
 """The errors: of each module with the reference's input, and accumulated in the scheme's own stream."""
 
 from service.contracts.report import WorstSite
-from workers.reporting.loading import Source, select
-from workers.reporting.massive import massive_dimensions
+from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, listing, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
-SITES = 5
+LISTED_SITES = 5
 """Largest errors listed for each scheme; report.json has ten and tables/errors.parquet has all."""
-SIDE_BY_SIDE = 4
+MAX_UNFOLDED_TABLES = 4
 """With more schemes than this, their tables of worst sites are folded."""
 _EXACT = "exact"
 
@@ -54,14 +53,14 @@ def _typical(source: Source) -> tuple[str, ...]:
     """Return which dimensions the typical SQNR leaves out, where the report has it."""
     if not _typical_after_last(source):
         return ()
-    massive = _names(massive_dimensions(source.report))
+    massive = _names(source.report.outliers.massive_dimensions())
     return (f"Massive dimensions can dominate the SQNR of the stream. The typical SQNR leaves them out ({massive}).",)
 
 
 def _typical_after_last(source: Source) -> dict[str, str]:
     """Return by scheme the SQNR after the last layer without the massive dimensions; empty where there are none."""
     last = {name: _grown(source, name, "sqnr_db_typical")[-1] for name in source.report.schemes}
-    return last if massive_dimensions(source.report) and set(last.values()) != {ABSENT} else {}
+    return last if source.report.outliers.massive_dimensions() and set(last.values()) != {ABSENT} else {}
 
 
 def _names(dimensions: frozenset[int]) -> str:
@@ -75,8 +74,8 @@ def by_scheme(source: Source) -> Grid:
     for name, facts in source.report.schemes.items():
         grown = _grown(source, name)
         worst = facts.worst_sites[0] if facts.worst_sites else None
-        told = (_site(worst), percent(worst.relative_l2), number(worst.sqnr_db)) if worst else (ABSENT,) * 3
-        rows.append((marked(name, facts), *told, grown[0], grown[-1], *([typical[name]] if typical else [])))
+        cells = (_site(worst), percent(worst.relative_l2), number(worst.sqnr_db)) if worst else (ABSENT,) * 3
+        rows.append((marked(name, facts), *cells, grown[0], grown[-1], *([typical[name]] if typical else [])))
     head = ("Scheme", "Module", "Relative error", "SQNR, dB", "Stream after first layer, dB", "After last layer, dB")
     return Grid(
         "Largest isolated error of each scheme, and SQNR of its residual stream"
@@ -99,12 +98,11 @@ def _grown(source: Source, scheme: str, column: str = "sqnr_db") -> list[str]:
     """Return the stream's accumulated SQNR in dB after every layer; of the column that is named."""
     if "errors" not in source.tables:
         return [ABSENT] * source.report.model.layers
-    rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
-    layers = source.layers_of("errors", rows)
-    told = [ABSENT] * source.report.model.layers
+    layers, rows = source.stream_errors(scheme)
+    cells = [ABSENT] * source.report.model.layers
     for layer, sqnr, exact in zip(layers, rows[column], rows["exact"], strict=True):
-        told[layer] = _EXACT if exact else number(float(sqnr))
-    return told
+        cells[layer] = _EXACT if exact else number(float(sqnr))
+    return cells
 
 
 def _worst_sites(source: Source) -> tuple[Grid, ...]:
@@ -114,9 +112,10 @@ def _worst_sites(source: Source) -> tuple[Grid, ...]:
             f"Largest isolated errors: {marked(name, scheme)}",
             ("Module", "Relative error", "SQNR, dB"),
             tuple(
-                (_site(site), percent(site.relative_l2), number(site.sqnr_db)) for site in scheme.worst_sites[:SITES]
+                (_site(site), percent(site.relative_l2), number(site.sqnr_db))
+                for site in scheme.worst_sites[:LISTED_SITES]
             ),
-            folded=len(source.report.schemes) > SIDE_BY_SIDE,
+            folded=len(source.report.schemes) > MAX_UNFOLDED_TABLES,
         )
         for name, scheme in source.report.schemes.items()
         if scheme.worst_sites

@@ -7,7 +7,7 @@ from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, counted, number
 from workers.reporting.topics.records import Grid, Topic
 
-SHOWN = 8
+LISTED_HEADS = 8
 """Heads in the table; tables/heads.parquet has all."""
 _TITLE = "Attention heads"
 
@@ -39,17 +39,18 @@ def _measured(outliers: int, heads: int) -> str:
 
 def _damage(scheme: str, heads: HeadFacts, damage: HeadDamage) -> str:
     """Say how many heads a scheme damages, and whether outlier heads have a larger share of damage than others."""
-    told = (
+    damage_text = (
         f"{scheme} damages {damage.damaged:,} of {counted(heads.heads, 'head')} "
         f"(SQNR below {heads.thresholds.damaged_sqnr_db:g} dB)"
     )
     outliers, others = heads.measured_outliers, heads.heads - heads.measured_outliers
     if not (damage.damaged and outliers and others):
-        return f"{told}."
+        return f"{damage_text}."
     hit, other_hit = damage.damaged_outliers, damage.damaged - damage.damaged_outliers
     separates = hit * others > other_hit * outliers
     return (
-        f"{told}: {hit:,} of {counted(outliers, 'outlier head')} and {other_hit:,} of {counted(others, 'other')}."
+        f"{damage_text}: {hit:,} of {counted(outliers, 'outlier head')} and {other_hit:,} of "
+        f"{counted(others, 'other')}."
         f"{'' if separates else ' The limit does not separate them.'}"
     )
 
@@ -59,7 +60,7 @@ def _highest(source: Source) -> Grid:
     heads = source.tables["heads"]
     layers = source.layers_of("heads", heads)
     peaks = np.nan_to_num(np.asarray(heads["relative_peak"], dtype=np.float64), nan=-np.inf)
-    order = np.lexsort((heads["head"], layers, -peaks))[:SHOWN]
+    order = np.lexsort((heads["head"], layers, -peaks))[:LISTED_HEADS]
     rows = tuple(
         (
             f"layer {layers[row]}, head {heads['head'][row]}",

@@ -1,6 +1,6 @@
 """The labeled prompts: which dimensions separate true from false records, and whether they still do when quantized."""
 
-from service.contracts.labelled import CHANCE, Labelled, LabelledDimension, Separation
+from service.contracts.labelled import MAX_CHANCE_PROBABILITY, Labelled, LabelledDimension, Separation
 from service.contracts.report import Report
 from workers.reporting.text import counted, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
@@ -10,44 +10,44 @@ _TITLE = "Labeled prompts"
 
 def topic(report: Report) -> Topic:
     """Return the section on labeled prompts."""
-    found = report.labelled
-    if found is None:
+    labelled = report.labelled
+    if labelled is None:
         return Topic("labelled", _TITLE, "No labeled prompts were given.")
-    grids = (_separations(found, report),) if found.dimensions else ()
-    return Topic("labelled", _TITLE, _lead(found, report), _notes(found), grids=grids)
+    grids = (_separations(labelled, report),) if labelled.dimensions else ()
+    return Topic("labelled", _TITLE, _lead(labelled, report), _notes(labelled), grids=grids)
 
 
-def _lead(found: Labelled, report: Report) -> str:
-    false = found.records - found.true_records
-    if not found.records:
+def _lead(labelled: Labelled, report: Report) -> str:
+    false = labelled.records - labelled.true_records
+    if not labelled.records:
         return "The file of labeled prompts has no records."
-    if not found.true_records or not false:
-        what = "true" if found.true_records else "false"
-        every = f"All {found.records:,} records are {what}" if found.records > 1 else f"The only record is {what}"
+    if not labelled.true_records or not false:
+        what = "true" if labelled.true_records else "false"
+        every = f"All {labelled.records:,} records are {what}" if labelled.records > 1 else f"The only record is {what}"
         return f"{every}, so no dimension can separate true from false. Give records of both kinds."
-    if not found.dimensions:
+    if not labelled.dimensions:
         return "No dimension separates true from false."
-    best = found.dimensions[0]
-    if found.by_chance:
-        return f"No dimension separates better than chance: {chance(found)}."
-    told = (
-        f"Dimension {best.dimension} best separates the {found.true_records:,} true from the {false:,} false records: "
-        f"{_figures(best.reference)} without quantization."
+    best = labelled.dimensions[0]
+    if labelled.by_chance:
+        return f"No dimension separates better than chance: {chance(labelled)}."
+    separation = (
+        f"Dimension {best.dimension} best separates the {labelled.true_records:,} true from the {false:,} false "
+        f"records: {_figures(best.reference)} without quantization."
     )
     weakest = _weakest(best)
     if weakest is None:
-        return told
+        return separation
     if number(weakest[1]) == number(best.reference.auroc):
-        return f"{told} No scheme weakens it."
-    return f"{told} It is weakest under {_marked(report, weakest[0])}: AUROC {number(weakest[1])}."
+        return f"{separation} No scheme weakens it."
+    return f"{separation} It is weakest under {_marked(report, weakest[0])}: AUROC {number(weakest[1])}."
 
 
-def chance(found: Labelled) -> str:
+def chance(labelled: Labelled) -> str:
     """Return the permutation test of the best dimension as a clause; there must be a best dimension."""
-    best = found.dimensions[0]
+    best = labelled.dimensions[0]
     return (
-        f"in {percent(found.permutation_probability or 0)} of {found.permutations:,} permutations of the "
-        f"{found.given}s, the best dimension is as good as dimension {best.dimension} ({_figures(best.reference)})"
+        f"in {percent(labelled.permutation_probability or 0)} of {labelled.permutations:,} permutations of the "
+        f"{labelled.given}s, the best dimension is as good as dimension {best.dimension} ({_figures(best.reference)})"
     )
 
 
@@ -69,27 +69,27 @@ def _weakest(best: LabelledDimension) -> tuple[str, float] | None:
     return name, known[name]
 
 
-def _notes(found: Labelled) -> tuple[str, ...]:
-    where = "after the final norm" if found.depth is None else f"after layer {found.depth}"
-    given = "labels" if found.given == "label" else f"scores, true above {number(found.threshold)}"
+def _notes(labelled: Labelled) -> tuple[str, ...]:
+    where = "after the final norm" if labelled.depth is None else f"after layer {labelled.depth}"
+    truth = "labels" if labelled.given == "label" else f"scores, true above {number(labelled.threshold)}"
     ranked = {"auroc": "their AUROC's distance from one half", "spearman_rho": "the magnitude of Spearman's rho"}
-    by = f"; dimensions are ranked by {ranked[found.ranked_by]}" if found.ranked_by else ""
+    by = f"; dimensions are ranked by {ranked[labelled.ranked_by]}" if labelled.ranked_by else ""
     tested: tuple[str, ...] = ()
-    if found.dimensions and found.permutation_probability is not None:
-        limit = f"Over {percent(CHANCE, 0)}, the separation is not better than chance."
-        tested = (f"Permutation test without quantization: {chance(found)}. {limit}",)
+    if labelled.dimensions and labelled.permutation_probability is not None:
+        limit = f"Over {percent(MAX_CHANCE_PROBABILITY, 0)}, the separation is not better than chance."
+        tested = (f"Permutation test without quantization: {chance(labelled)}. {limit}",)
     return (
         *tested,
-        f"{counted(found.records, 'record')} of {found.source}, with {given}. The vector is the last token's hidden "
-        f"state {where}{by}. AUROC 0.5 is no separation; 0 and 1 are perfect separation.",
+        f"{counted(labelled.records, 'record')} of {labelled.source}, with {truth}. The vector is the last token's "
+        f"hidden state {where}{by}. AUROC 0.5 is no separation; 0 and 1 are perfect separation.",
     )
 
 
-def _separations(found: Labelled, report: Report) -> Grid:
-    schemes = list(found.dimensions[0].schemes)
+def _separations(labelled: Labelled, report: Report) -> Grid:
+    schemes = list(labelled.dimensions[0].schemes)
     rows = tuple(
         (str(one.dimension), _cell(one.reference), *(_cell(one.schemes[name]) for name in schemes))
-        for one in found.dimensions
+        for one in labelled.dimensions
     )
     return Grid(
         "AUROC (Spearman's rho) of the dimensions that separate best",

@@ -12,7 +12,7 @@ from workers.reporting.verdict import Verdict, allowed, verdict
 SIGNS = {Level.negligible: "○", Level.noticeable: "◐", Level.severe: "●", Level.unjudged: "?"}
 """A fuller circle is worse. The level's name follows it, so the sign never stands alone."""
 
-NAMED = 4
+LISTED_MODULES = 4
 """Modules that are listed by name."""
 _COMMON = {"embed_tokens": "embeddings", "wte": "embeddings", "embed_in": "embeddings", "wpe": "position embeddings"}
 """Last parts of module names, and what a reader calls these modules."""
@@ -68,7 +68,7 @@ def _not_quantised(scheme: SchemeFacts) -> str | None:
     if not modules:
         return None
     names = [_COMMON.get(name.rpartition(".")[2], name) for name in modules]
-    shown = joined(names) if len(names) <= NAMED else listing(names, NAMED)
+    shown = joined(names) if len(names) <= LISTED_MODULES else listing(names, LISTED_MODULES)
     size = scheme.not_quantised_bytes
     share = "" if size is None else f" ({percent(size / scheme.model_bytes, 0)} of the result)"
     return f"Not quantized: {shown}{share}."
@@ -76,22 +76,22 @@ def _not_quantised(scheme: SchemeFacts) -> str | None:
 
 def by_level(report: Report) -> tuple[tuple[Level, str], ...]:
     """Return the schemes of every level that occurs, the mildest first, as `a, b and c`."""
-    found: dict[Level, list[str]] = {}
+    names: dict[Level, list[str]] = {}
     for outcome in outcomes(report):
-        found.setdefault(outcome.verdict.level, []).append(_told(outcome))
-    return tuple((level, joined(found[level])) for level in sorted(found))
+        names.setdefault(outcome.verdict.level, []).append(_name_with_remarks(outcome))
+    return tuple((level, joined(names[level])) for level in sorted(names))
 
 
-def _told(outcome: Outcome) -> str:
+def _name_with_remarks(outcome: Outcome) -> str:
     marks = [*(["simulated"] if outcome.simulated else []), *(["analysis only"] if outcome.analysis_only else [])]
     remarks = [*marks, *doubt(outcome.verdict)]
     return f"{outcome.name} ({'; '.join(remarks)})" if remarks else outcome.name
 
 
-def doubt(found: Verdict) -> tuple[str, ...]:
+def doubt(judged: Verdict) -> tuple[str, ...]:
     """Return what qualifies the level: a small share of quantized weights, and other levels within the intervals."""
-    unsettled = f"95% intervals also allow {allowed(found.doubtful)}" if found.doubtful else None
-    return tuple(remark for remark in (found.partial, unsettled) if remark)
+    unsettled = f"95% intervals also allow {allowed(judged.doubtful)}" if judged.doubtful else None
+    return tuple(remark for remark in (judged.partial, unsettled) if remark)
 
 
 def reference(report: Report) -> str:

@@ -18,9 +18,9 @@ from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, listing, number, percent, ranges
 from workers.reporting.topics.records import Fact, Grid, Topic, joined
 
-SHOWN = 12
+LISTED_DIMENSIONS = 12
 """Dimensions in a table; tables/outlier_dimensions.parquet has all."""
-ACTIVATIONS = 8
+LISTED_ACTIVATIONS = 8
 """Rows of massive activations; tables/massive_activations.parquet has each activation."""
 UNFLAGGED = "-"
 _SITES = "inputs of attn.q and mlp.up"
@@ -56,7 +56,7 @@ def flagged_dimensions(report: Report) -> Flagged:
     One that flags more than half of the dimensions tells nothing of any of them.
     """
     named = report.outliers.named(report.model.hidden_size)
-    return {name: {found.dimension: found for found in of.dimensions} for name, of in named.items()}
+    return {name: {one.dimension: one for one in of.dimensions} for name, of in named.items()}
 
 
 def _after_llm_int8(report: Report) -> dict[str, LlmInt8Outliers | LlmInt8RelativeOutliers]:
@@ -69,20 +69,22 @@ def lead(report: Report) -> str:
     """Say which definitions do not discriminate, then which dimensions are outliers."""
     unnamed = report.outliers.unnamed(report.model.hidden_size)
     width = f"{report.model.hidden_size:,}"
-    told = [
+    sentences = [
         f"{name} flags {count:,} of {width} dimensions, so it does not discriminate." for name, count in unnamed.items()
     ]
-    return " ".join([*told, _found(report, width)])
+    return " ".join([*sentences, _outliers(report, width)])
 
 
-def _found(report: Report, width: str) -> str:
+def _outliers(report: Report, width: str) -> str:
     """Say what the definitions that discriminate flag."""
     flagged = flagged_dimensions(report)
     for name in _after_llm_int8(report):
-        if found := sorted(flagged[name]):
-            verb = "meets" if len(found) == 1 else "meet"
+        if dimensions := sorted(flagged[name]):
+            verb = "meets" if len(dimensions) == 1 else "meet"
             how = " relative to the token's size" if name == "llm_int8_relative" else ""
-            return f"{len(found):,} of {width} dimensions {verb} LLM.int8()'s definition{how}: {_names(found)}."
+            return (
+                f"{len(dimensions):,} of {width} dimensions {verb} LLM.int8()'s definition{how}: {_names(dimensions)}."
+            )
     every = sorted(set().union(*flagged.values()))
     looked_for = all(warning.code != "unknown-architecture" for warning in report.warnings)
     whole = len(flagged) == len(report.outliers.present())
@@ -105,23 +107,23 @@ def _names(dimensions: list[int]) -> str:
 
 
 def _others(flagged: Flagged) -> tuple[str, ...]:
-    found = [
+    clauses = [
         f"{name} flags {len(dimensions):,} ({_names(sorted(dimensions))})"
         for name, dimensions in flagged.items()
         if dimensions and name != "llm_int8"
     ]
     none = [name for name, dimensions in flagged.items() if not dimensions]
     if none and len(none) < len(flagged):
-        found.append(f"{joined(none)} {'flags' if len(none) == 1 else 'flag'} none")
-    return (f"{'; '.join(found)}.",) if found else ()
+        clauses.append(f"{joined(none)} {'flags' if len(none) == 1 else 'flag'} none")
+    return (f"{'; '.join(clauses)}.",) if clauses else ()
 
 
 def _ranked(flagged: Flagged) -> list[int]:
     """Return the dimensions that the most definitions flag first, of those the widest spread, and then the largest."""
 
     def rank(dimension: int) -> tuple[int, float, float, int]:
-        found = [by[dimension] for by in flagged.values() if dimension in by]
-        return -len(found), -max(f.layers_fraction for f in found), -max(f.abs_max for f in found), dimension
+        flags = [by[dimension] for by in flagged.values() if dimension in by]
+        return -len(flags), -max(f.layers_fraction for f in flags), -max(f.abs_max for f in flags), dimension
 
     return sorted(set().union(*flagged.values()), key=rank)
 
@@ -134,11 +136,11 @@ def by_definition(report: Report) -> Grid:
     flagged = flagged_dimensions(report)
     ranked = _ranked(flagged)
     rows = []
-    for dimension in ranked[:SHOWN]:
-        found = [of.get(dimension) for of in flagged.values()]
-        peak = max(f.abs_max for f in found if f)
-        rows.append((str(dimension), *map(_flag, found), number(peak)))
-    more = f" The first {SHOWN} of {len(ranked):,}." if len(ranked) > SHOWN else ""
+    for dimension in ranked[:LISTED_DIMENSIONS]:
+        flags = [of.get(dimension) for of in flagged.values()]
+        peak = max(f.abs_max for f in flags if f)
+        rows.append((str(dimension), *map(_flag, flags), number(peak)))
+    more = f" The first {LISTED_DIMENSIONS} of {len(ranked):,}." if len(ranked) > LISTED_DIMENSIONS else ""
     return Grid(
         f"Share of the layers that flag each dimension{_also_of_positions(report, flagged)}. Last column: the "
         f"largest of the flagging definitions.{more}",
@@ -153,11 +155,11 @@ def _also_of_positions(report: Report, flagged: Flagged) -> str:
     return f"; for {joined(names)}, also of all positions" if names else ""
 
 
-def _flag(found: LlmInt8Dimension | LayerwiseDimension | None) -> str:
-    if found is None:
+def _flag(flag: LlmInt8Dimension | LayerwiseDimension | None) -> str:
+    if flag is None:
         return UNFLAGGED
-    layers = percent(found.layers_fraction, 0)
-    return f"{layers}, {percent(found.positions_fraction, 0)}" if isinstance(found, LlmInt8Dimension) else layers
+    layers = percent(flag.layers_fraction, 0)
+    return f"{layers}, {percent(flag.positions_fraction, 0)}" if isinstance(flag, LlmInt8Dimension) else layers
 
 
 def definitions(outliers: Outliers) -> tuple[Fact, ...]:
@@ -193,12 +195,12 @@ def _magnitude(of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> str:
 def _quartiles(name: str, of: LlmInt8Outliers | LlmInt8RelativeOutliers) -> Grid:
     rows = tuple(
         (
-            str(found.dimension),
-            "one" if found.one_sided else "both",
-            *(number(quartile) for quartile in found.quartiles),
-            number(found.abs_max),
+            str(outlier.dimension),
+            "one" if outlier.one_sided else "both",
+            *(number(quartile) for quartile in outlier.quartiles),
+            number(outlier.abs_max),
         )
-        for found in of.dimensions[:SHOWN]
+        for outlier in of.dimensions[:LISTED_DIMENSIONS]
     )
     return Grid(
         f"Quartiles of the values of magnitude {_magnitude(of)} or more at the {_SITES} ({name})",
@@ -226,12 +228,12 @@ def massive_activations(source: Source) -> list[Grid]:
     rows = sorted(_carried(_recorded(source)), key=lambda one: -max(abs(one.low), abs(one.high)))
     if not rows:
         return []
-    more = f" The first {ACTIVATIONS} of {len(rows):,} rows." if len(rows) > ACTIVATIONS else ""
+    more = f" The first {LISTED_ACTIVATIONS} of {len(rows):,} rows." if len(rows) > LISTED_ACTIVATIONS else ""
     return [
         Grid(
             f"Massive activations by dimension and position, the largest first.{more}",
             ("Dimension", "Position", "Layers", "Sequences", "Token", "Values", "Largest ratio to the median"),
-            tuple(map(_activation, rows[:ACTIVATIONS])),
+            tuple(map(_activation, rows[:LISTED_ACTIVATIONS])),
         )
     ]
 

@@ -107,13 +107,7 @@ def command(report: Report) -> str:
     """Return the command that repeats the measurement."""
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
-    words += ["--out", "report"]
-    asked = {variant.name: variant for variant in report.analysis.schemes}
-    for name in report.schemes:
-        words += ["--scheme", str(asked.get(name, name))]
-    own = {name for name, variant in asked.items() if "threshold" in variant.settings}
-    if any(facts.scheme == "int8" for name, facts in report.schemes.items() if name not in own):
-        words += ["--int8-threshold", str(report.analysis.int8_threshold)]
+    words += ["--out", "report", *_schemes(report)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
         words += ["--calibration", calibration.source]
     words += [
@@ -131,6 +125,18 @@ def command(report: Report) -> str:
         if value != type(report.analysis).model_fields[setting].default:
             words += [f"--{setting.replace('_', '-')}", str(value)]
     return shlex.join([*words, *_thresholds(report.analysis)])
+
+
+def _schemes(report: Report) -> list[str]:
+    """Return the options for the schemes, and for the threshold of the int8 variants without one of their own."""
+    variants = {variant.name: variant for variant in report.analysis.schemes}
+    words = []
+    for name in report.schemes:
+        words += ["--scheme", str(variants.get(name, name))]
+    own = {name for name, variant in variants.items() if "threshold" in variant.settings}
+    if any(facts.scheme == "int8" for name, facts in report.schemes.items() if name not in own):
+        words += ["--int8-threshold", str(report.analysis.int8_threshold)]
+    return words
 
 
 def names_files(report: Report) -> bool:

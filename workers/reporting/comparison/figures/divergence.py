@@ -73,13 +73,13 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
 
 
 def _points(gathered: Gathered, figure_of: Any) -> list[Point]:
-    found = (
+    figures = (
         (report, scheme, figure_of(source.report.schemes[name]))
         for report, source in enumerate(gathered.sources)
         for scheme, name in enumerate(gathered.schemes)
         if name in source.report.schemes
     )
-    return [Point(report, scheme, figure) for report, scheme, figure in found if figure is not None]
+    return [Point(report, scheme, figure) for report, scheme, figure in figures if figure is not None]
 
 
 def _plot(axes: Any, points: Sequence[Point], gathered: Gathered) -> None:

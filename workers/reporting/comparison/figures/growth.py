@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing
-from workers.reporting.loading import Source, select
+from workers.reporting.loading import Source
 from workers.reporting.text import counted, number, plain
 
-_ACROSS = 2
+_PANELS_PER_ROW = 2
 """Panels side by side."""
 
 
@@ -24,7 +24,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     ]
     if not shared:
         return
-    across = min(_ACROSS, len(shared))
+    across = min(_PANELS_PER_ROW, len(shared))
     down = -(-len(shared) // across)
     figure = Figure(figsize=(style.WIDE[0], 0.9 + 2.5 * down))
     panels = list(figure.subplots(down, across, squeeze=False).flat)
@@ -75,9 +75,9 @@ def _panel(axes: Any, gathered: Gathered, scheme: str) -> list[NDArray[np.float6
 
 def sqnr(source: Source, scheme: str) -> NDArray[np.float64]:
     """Return the accumulated SQNR after every layer, dB; NaN where it is exact."""
-    rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="block", port="output")
+    layers, rows = source.stream_errors(scheme)
     values = np.full(source.report.model.layers, np.nan)
-    values[source.layers_of("errors", rows)] = rows["sqnr_db"]
+    values[layers] = rows["sqnr_db"]
     return values
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.drawing.figure import Caption, Drawing, scheme_settings
-from workers.reporting.drawing.separation_grid import COLUMNS, Row, grid
+from workers.reporting.drawing.separation_grid import PANELS_PER_LINE, Row, grid
 from workers.reporting.figures.labelled_activations import model_row
 from workers.reporting.text import counted, plain, visible
 
@@ -19,8 +19,8 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
         name="comparison_labelled_activations",
         title="Activations of true and false answers",
         parts=Caption(
-            f"The {counted(COLUMNS, 'hidden dimension')} that separate true from false answers best, one row for each "
-            "report with labeled prompts.",
+            f"The {counted(PANELS_PER_LINE, 'hidden dimension')} that separate true from false answers best, one row "
+            "for each report with labeled prompts.",
             (
                 "Filled: the reference; outlines: the schemes that move AUROC most. AUROC: probability that a true "
                 "prompt has the larger value, ties counted half.",
@@ -51,7 +51,7 @@ def _rows(gathered: Gathered) -> Iterator[Row]:
     for label, source in zip(gathered.labels, gathered.sources, strict=True):
         if source.report.labelled is not None:
             row = model_row(source, source.report.labelled)
-            yield row._replace(model=plain(label, 40), panels=row.panels[:COLUMNS])
+            yield row._replace(model=plain(label, 40), panels=row.panels[:PANELS_PER_LINE])
 
 
 def _alt(row: Row) -> str:

@@ -1,0 +1,24 @@
+"""The badge of an audit's last verdict, at an unguessable address that needs no key."""
+
+from fastapi import APIRouter, Response
+
+from service.api.dependencies import FromApp
+from service.api.downloads import PAGE_POLICY
+from service.notifications.badge import badge
+
+router = APIRouter(prefix="/v1/badges")
+
+_HEADERS = {
+    "Cache-Control": "no-cache, no-store, max-age=0, must-revalidate",
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Content-Type-Options": "nosniff",
+}
+"""Pages that show the badge, and the proxies of their hosts, ask anew every time."""
+
+
+@router.get("/{token}.svg", response_class=Response, responses={200: {"content": {"image/svg+xml": {}}}})
+def show(backend: FromApp, token: str) -> Response:
+    """Return the last verdict as an image: of the last run that measured the model, or failed to."""
+    audit = backend.audits.by_badge_token(token)
+    verdict = backend.audits.last_verdict(audit.id)
+    return Response(badge(audit.definition.name, verdict or "no run"), media_type="image/svg+xml", headers=_HEADERS)

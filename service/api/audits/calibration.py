@@ -1,0 +1,97 @@
+"""The calibration of an audit's limits: begun, and shown once its jobs have ended."""
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, status
+from pydantic import BaseModel, Field
+
+from service import audit_calibration, queue
+from service.api import comparisons
+from service.api.audits.names import AuditName
+from service.api.dependencies import Backend, FromApp, UniqueKeys
+from service.audits.baseline import rule
+from service.comparison.comparable_report import ComparableReport
+from service.contracts.audit import AuditDefinition, Calibration
+from service.contracts.record import Frozen
+from service.contracts.request import NoBoolean
+from service.errors import InvalidRequest, NotFound, ReportUnreadable
+from service.store.job_records import Job
+from service.store.statuses import Status
+
+router = APIRouter(prefix="/v1/audits/{audit}/calibration", route_class=UniqueKeys)
+
+
+class Asked(Frozen):
+    """How much is measured."""
+
+    seeds: Annotated[int, Field(ge=audit_calibration.FEWEST_SEEDS, le=audit_calibration.MOST_SEEDS), NoBoolean] = 4
+    """Calibration seeds beside the audit's own."""
+
+
+class CalibrationJob(BaseModel):
+    """The measurement on one seed."""
+
+    seed: int
+    job: str
+    """Id of the job, and of its report."""
+    status: Status
+
+
+class CalibrationView(BaseModel):
+    """How far a calibration is, and what it says."""
+
+    jobs: list[CalibrationJob]
+    result: Calibration | None
+    """Null until all jobs have succeeded, and where there is a problem."""
+    problem: str | None
+    """Why there is and will be no result; null while jobs run."""
+
+
+_DEFAULT = Asked()
+
+
+@router.post("", status_code=status.HTTP_202_ACCEPTED)
+def begin(backend: FromApp, audit: AuditName, body: Asked = _DEFAULT) -> CalibrationView:
+    """Measure the baseline's model on further calibration seeds: a pinned report's model, else the audit's.
+
+    Jobs that are there already are not repeated, unless they failed or were cancelled.
+    """
+    of = backend.audits.get(audit)
+    send = partial(queue.send, backend.broker) if backend.broker else None
+    audit_calibration.begin(backend.store, of, body.seeds, _pinned(backend, of.definition), send)
+    return show(backend, audit)
+
+
+@router.get("")
+def show(backend: FromApp, audit: AuditName) -> CalibrationView:
+    """Return the spread of every limited figure and the false alarms to expect, by the limits of today."""
+    of = backend.audits.get(audit)
+    pinned = _pinned(backend, of.definition)
+    jobs = audit_calibration.jobs_of(backend.store, of, pinned)
+    result, problem = None, next(filter(None, map(_failure, jobs)), None)
+    if jobs and all(job.status is Status.succeeded for job in jobs):
+        try:
+            sides = [*([pinned] if pinned else []), *(comparisons.stored(backend, job.id) for job in jobs)]
+            result = audit_calibration.result(of.definition, sides, datetime.now(UTC))
+        except (InvalidRequest, NotFound, ReportUnreadable) as error:
+            problem = str(error)
+    return CalibrationView(
+        jobs=[CalibrationJob(seed=job.request.seed, job=job.id, status=job.status) for job in jobs],
+        result=result,
+        problem=problem,
+    )
+
+
+def _pinned(backend: Backend, definition: AuditDefinition) -> ComparableReport | None:
+    report_id = rule(definition.baseline).report_id
+    return None if report_id is None else comparisons.stored(backend, report_id)
+
+
+def _failure(job: Job) -> str | None:
+    if job.status is Status.cancelled:
+        return f"The job {job.id} on seed {job.request.seed} was cancelled."
+    if job.status is not Status.failed or job.error is None:
+        return None
+    return f"The job {job.id} on seed {job.request.seed} failed: {job.error.message}"

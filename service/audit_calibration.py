@@ -1,0 +1,105 @@
+"""The calibration of an audit's limits: its baseline's model measured on several seeds, in jobs of the ordinary queue.
+
+The jobs have idempotency keys that follow from the audit and from what they measure. They are thus found again whenever
+somebody asks, and an edited limit is weighed on the reports that there are, without another measurement.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+
+from service.audits import noise
+from service.audits.definition import schedule_of
+from service.audits.limits import parse_all
+from service.audits.schedule import runs_per_year
+from service.comparison.comparable_report import ComparableReport
+from service.contracts.audit import AuditDefinition, Calibration, NewestIn
+from service.contracts.provenance import ModelFacts
+from service.contracts.request import Analysis, JobRequest
+from service.errors import InvalidRequest
+from service.store.audit_records import Audit
+from service.store.job_records import Job
+from service.store.jobs import JobStore
+from service.store.statuses import Status
+from service.submission import FILES, Send, send_message
+
+FEWEST_SEEDS = noise.FEWEST_REPORTS - 1
+MOST_SEEDS = 64
+RUNS_WITHOUT_SCHEDULE = 365.0
+"""Runs of a year where an audit has no schedule: one a day."""
+_SEEDS = 2**63
+_MODELS = "an audit of one checkpoint, a hub id or `sample`; give the checkpoint itself as the model"
+
+
+def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | None, send: Send | None) -> None:
+    """Put the jobs into the queue that are not there yet, and those that failed or were cancelled once more.
+
+    Args:
+        store: The jobs.
+        audit: The audit.
+        seeds: Further seeds, 2 to 64.
+        pinned: The pinned baseline, whose model is measured; without one it is the audit's model.
+        send: Sends a job's message; None leaves it to the scheduler.
+
+    Raises InvalidRequest for a number of seeds that is not allowed, for an audit without limits, and for one of a
+    moving directory.
+    """
+    if not FEWEST_SEEDS <= seeds <= MOST_SEEDS:
+        raise InvalidRequest("seeds", seeds, f"{FEWEST_SEEDS} to {MOST_SEEDS} further seeds")
+    if not audit.definition.limits:
+        raise InvalidRequest("limits", [], "one limit or more, whose noise is measured")
+    for request in _requests(audit.definition, seeds, pinned):
+        job = store.submit(request, idempotency_key=_key(audit, request))
+        if job.status in (Status.failed, Status.cancelled):
+            job = store.retry(job.id)
+        if send is not None:
+            send_message(store, job, send)
+
+
+def jobs_of(store: JobStore, audit: Audit, pinned: ComparableReport | None) -> list[Job]:
+    """Return the jobs that `begin` has made for an audit as it is defined now, by their seeds; none where there are
+    none.
+    """
+    if pinned is None and isinstance(audit.definition.model, NewestIn):
+        return []
+    keys = [_key(audit, request) for request in _requests(audit.definition, MOST_SEEDS, pinned)]
+    jobs = store.keyed(keys)
+    return [jobs[key] for key in keys if key in jobs]
+
+
+def result(definition: AuditDefinition, reports: Sequence[ComparableReport], now: datetime) -> Calibration:
+    """Return the noise of every limit of an audit.
+
+    Args:
+        definition: Of the audit.
+        reports: Of the jobs, after the pinned one where there is one.
+        now: The year begins here whose false alarms are counted.
+
+    Raises InvalidRequest for reports that cannot be taken together, such as of different weights.
+    """
+    limits = parse_all(definition.limits, definition.scheme_names)
+    schedule = schedule_of(definition)
+    rate = RUNS_WITHOUT_SCHEDULE if schedule is None else runs_per_year(schedule, now)
+    return noise.calibrate(limits, reports, rate, definition.reruns)
+
+
+def _requests(definition: AuditDefinition, seeds: int, pinned: ComparableReport | None) -> Sequence[JobRequest]:
+    """Return what the jobs measure: the audit's seed, unless the pinned report has it, and further ones."""
+    asked = {name: getattr(definition, name) for name in (*Analysis.model_fields, *FILES)}
+    model = definition.model if pinned is None else _model_of(pinned.report.model)
+    if isinstance(model, NewestIn):
+        raise InvalidRequest("model", model.newest_in, _MODELS, problem="is a directory whose newest checkpoint moves")
+    first = 0 if pinned is None else 1
+    return [
+        JobRequest.model_validate({**asked, "model": model, "seed": (definition.seed + place) % _SEEDS})
+        for place in range(first, seeds + 1)
+    ]
+
+
+def _model_of(model: ModelFacts) -> str:
+    return f"{model.source.partition('@')[0]}@{model.revision}" if model.revision else model.source
+
+
+def _key(audit: Audit, request: JobRequest) -> str:
+    digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+    return f"calibration {audit.id} {digest}"

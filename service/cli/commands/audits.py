@@ -1,0 +1,266 @@
+"""`headroom audits`: models watched over time and held to limits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.options import Calibration, Json, Labelled, Limit, PageToken, Schemes, whole_number
+
+app = typer.Typer(
+    name="audits", help="Watch models over time: make, change, show, run and remove audits.", no_args_is_help=True
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the audit.")]
+NewestIn = Annotated[
+    Path | None,
+    typer.Option("--newest-in", metavar="DIR", help="In place of MODEL: the directory made last inside DIR."),
+]
+Sequences = Annotated[
+    int | None,
+    typer.Option("--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences."),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence-length", parser=whole_number("--sequence-length"), metavar="S", help="Tokens in each sequence."
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of text.")
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option("--schedule", metavar="CRON", help='When it runs, such as "0 3 * * *"; without one, when asked.'),
+]
+Timezone = Annotated[
+    str | None, typer.Option("--timezone", metavar="ZONE", help="IANA time zone of the schedule. Default: UTC.")
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="WHICH", help="last-passing, median:K or report:ID. Default: last-passing."),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="LIMIT",
+        help='What reports are held to, such as "int8.kl_divergence.mean <= baseline * 1.2". Repeatable.',
+    ),
+]
+Reruns = Annotated[
+    int | None,
+    typer.Option(
+        "--reruns",
+        parser=whole_number("--reruns"),
+        metavar="N",
+        help="Other calibration seeds on which a broken figure is measured again. Default: 1.",
+    ),
+]
+Webhooks = Annotated[
+    list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that is told of alerts. Repeatable.")
+]
+Emails = Annotated[
+    list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that is told of alerts. Repeatable.")
+]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other key of an audit or a job, such as overlap=queue, llm_int8.magnitude=5 or schedule=null (the "
+        "default). Repeatable.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Take a pinned baseline that does not fit; the audit then says why.")
+]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new audit: a-z, 0-9 and -.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@branch, or `sample`."),
+    ] = None,
+    newest_in: NewestIn = None,
+    scheme: Schemes = None,
+    calibration: Calibration = None,
+    labelled: Labelled = None,
+    sequences: Sequences = None,
+    sequence_length: SequenceLength = None,
+    seed: Seed = None,
+    schedule: Schedule = None,
+    timezone: Timezone = None,
+    baseline: Baseline = None,
+    limit: Limits = None,
+    reruns: Reruns = None,
+    webhook: Webhooks = None,
+    email: Emails = None,
+    others: Others = None,
+    force: Force = False,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate",
+            parser=whole_number("--calibrate", 2, 64),
+            metavar="K",
+            help="Measure the baseline's model on K further seeds, and show which limits lie inside the noise.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an audit."""
+    from service.cli.audits import resources
+    from service.cli.audits.options import Keys
+
+    keys = Keys(
+        name, model, newest_in, scheme or (), calibration, labelled, sequences, sequence_length, seed, schedule,
+        timezone, baseline, limit or (), reruns, webhook or (), email or (), others or (),
+    )  # fmt: skip
+    resources.create(keys, force=force, seeds=calibrate, as_json=as_json)
+
+
+@app.command()
+def edit(
+    name: Name,
+    rename: Annotated[str | None, typer.Option("--name", metavar="NEW", help="New name.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The model.")] = None,
+    newest_in: NewestIn = None,
+    scheme: Schemes = None,
+    calibration: Calibration = None,
+    labelled: Labelled = None,
+    sequences: Sequences = None,
+    sequence_length: SequenceLength = None,
+    seed: Seed = None,
+    schedule: Schedule = None,
+    timezone: Timezone = None,
+    baseline: Baseline = None,
+    limit: Limits = None,
+    reruns: Reruns = None,
+    webhook: Webhooks = None,
+    email: Emails = None,
+    others: Others = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Change some keys of an audit; a repeatable option replaces the whole list. `--set KEY=null` sets the default."""
+    from service.cli.audits import resources
+    from service.cli.audits.options import Keys
+
+    keys = Keys(
+        rename, model, newest_in, scheme or (), calibration, labelled, sequences, sequence_length, seed, schedule,
+        timezone, baseline, limit or (), reruns, webhook or (), email or (), others or (),
+    )  # fmt: skip
+    resources.edit(name, keys, force=force, as_json=as_json)
+
+
+@app.command("list")
+def list_audits(limit: Limit = 50, page_token: PageToken = None, as_json: Json = False) -> None:
+    """List audits by name."""
+    from service.cli.audits import resources
+
+    resources.list_audits(limit=limit, token=page_token, as_json=as_json)
+
+
+@app.command()
+def show(name: Name, as_json: Json = False) -> None:
+    """Show one audit."""
+    from service.cli.audits import resources
+
+    resources.show(name, as_json=as_json)
+
+
+@app.command()
+def run(
+    name: Name,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the verdict: exit status 4 for fail, 1 for error, else 0.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Run an audit now, also a paused one. Ctrl-C stops the waiting, not the run."""
+    from service.cli.audits import waiting
+
+    return waiting.run(name, wait=wait, as_json=as_json)
+
+
+@app.command()
+def pause(
+    name: Name,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown with the audit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold back an audit's scheduled runs."""
+    from service.cli.audits import resources
+
+    resources.pause(name, reason, as_json=as_json)
+
+
+@app.command()
+def resume(name: Name, as_json: Json = False) -> None:
+    """Let an audit's scheduled runs start again; what was missed stays missed."""
+    from service.cli.audits import resources
+
+    resources.resume(name, as_json=as_json)
+
+
+@app.command()
+def delete(name: Name, as_json: Json = False) -> None:
+    """Remove an audit with its runs. Its reports stay."""
+    from service.cli.audits import resources
+
+    resources.delete(name, as_json=as_json)
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with a list `audits`.")],
+    prune: Annotated[bool, typer.Option("--prune", help="Remove the audits that are not in FILE.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make the audits as FILE says, after showing what that changes."""
+    from service.cli.audits import applying
+
+    applying.apply(file, prune=prune, dry_run=dry_run, force=force, as_json=as_json)
+
+
+@app.command()
+def history(
+    name: Name,
+    figure: Annotated[
+        str | None,
+        typer.Option("--figure", metavar="F", help="Only this figure, such as int8.kl_divergence. Default: all."),
+    ] = None,
+    runs: Annotated[
+        int,
+        typer.Option("--runs", parser=whole_number("--runs", 1, 10_000), metavar="N", help="The newest N runs."),
+    ] = 365,
+    table: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the history as a table.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Draw it, as SVG and PNG: a new or empty directory.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the limited figures of an audit over its runs, with steps and what changed at them."""
+    from service.cli.audits import history, resources
+
+    history.show_history(resources.path_of(name), figure=figure, runs=runs, table=table, out=out, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    name: Name,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", parser=whole_number("--seeds", 2, 64), metavar="K", help="Further calibration seeds."),
+    ] = 4,
+    as_json: Json = False,
+) -> None:
+    """Measure the noise of an audit's limits on further calibration seeds; what is measured already is not repeated."""
+    from service.cli.audits import calibrating
+
+    calibrating.calibrate(name, seeds, as_json=as_json)

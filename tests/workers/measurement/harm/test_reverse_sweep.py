@@ -1,0 +1,204 @@
+"""The streamed reverse sweep is autograd on the whole model, and an exact swap is a model with one module replaced."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import bitsandbytes.functional as bnb
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.nn import modules
+from tiny_models import CONFIGS, VOCABULARY, save_checkpoint
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from service.contracts.schemes import SCHEMES, Scheme
+from workers.measurement.harm.estimate import estimated_harm, interactions, predicted_divergence
+from workers.measurement.harm.head_gradients import draw_tokens
+from workers.measurement.harm.reference_states import ReferenceStates, record_states
+from workers.measurement.harm.reverse_sweep import InnerProducts, reverse_sweep
+from workers.measurement.harm.swaps import rerounded, swap_sweep
+from workers.measurement.layers.copies.quantize_layer import copy_to_quantize, quantize_layer
+from workers.measurement.models.checkpoint import open_checkpoint
+from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.projections import Projection, projections, weight_rows
+from workers.measurement.quantization.resolving import resolved
+
+TOKEN_IDS = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5))
+FIRST, DRAWS, SEED = 2, 2, 7
+POSITIONS = TOKEN_IDS.shape[1] - 1 - FIRST
+NF4 = resolved(SCHEMES["nf4"], torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plain_path() -> Iterator[None]:
+    """Have bitsandbytes compute in the type that it is told to; its packed path computes in bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules, "has_avx512bf16", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("float32") / request.param
+    return save_checkpoint(path, CONFIGS[request.param](), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ReferenceStates:
+    scratch = tmp_path_factory.mktemp("scratch")
+    decoder = load_decoder(open_checkpoint(checkpoint), torch.device("cpu"), scratch / "offloaded")
+    return record_states(decoder, TOKEN_IDS, 1 << 30, scratch / "states")
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def quantized(_: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme) -> Mapping[str, nn.Module]:
+    copied = quantize_layer(layer, parts, scheme)
+    return {part.name: copied.module.get_submodule(part.name) for part in parts if part.quantized}
+
+
+def swept(reference: ReferenceStates, directory: Path, **changes: int) -> InnerProducts:
+    settings = {"first": FIRST, "draws": DRAWS, "seed": SEED, "step": 5, "budget_bytes": 1 << 30} | changes
+    return reverse_sweep(reference, [NF4], quantized, directory=directory, **settings)["nf4"]
+
+
+def dequantized(weight: torch.Tensor) -> torch.Tensor:
+    packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4")
+    return bnb.dequantize_4bit(packed, state)
+
+
+def noted(calls: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str) -> Callable[..., None]:
+    """Return a hook that notes what enters and leaves a module."""
+
+    def hook(_: nn.Module, taken: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        calls[name] = taken[0].detach(), output
+
+    return hook
+
+
+def by_autograd(whole: nn.Module, names: Sequence[str]) -> np.ndarray:
+    """Return the inner products [N, draws, M] by hooks on the whole model, with the same draws."""
+    found = np.zeros((len(TOKEN_IDS), DRAWS, len(names)))
+    for number, token_ids in enumerate(TOKEN_IDS):
+        calls: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        handles = [whole.get_submodule(name).register_forward_hook(noted(calls, name)) for name in names]
+        logits = whole(input_ids=token_ids[None], use_cache=False).logits[0, FIRST:-1]
+        for handle in handles:
+            handle.remove()
+        generator = np.random.default_rng((SEED, number))
+        uniform = [torch.from_numpy(generator.random((len(part), DRAWS))) for part in logits.split(5)]
+        tokens = draw_tokens(logits.detach(), torch.cat(uniform))
+        for draw in range(DRAWS):
+            loss = nn.functional.cross_entropy(logits, tokens[:, draw], reduction="sum")
+            gradients = torch.autograd.grad(loss, [calls[name][1] for name in names], retain_graph=True)
+            for place, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
+                module, (taken, output) = whole.get_submodule(name), calls[name]
+                error = nn.functional.linear(taken, dequantized(weight_rows(module)), module.bias) - output
+                found[number, draw, place] = float((gradient * error.detach()).sum())
+    return found
+
+
+def full_names(reference: ReferenceStates, products: InnerProducts) -> list[str]:
+    return [f"{reference.decoder.prefix}{module.layer}.{module.name}" for module in products.modules]
+
+
+def test_streamed_gradients_are_those_of_the_whole_model(
+    reference: ReferenceStates, whole: nn.Module, tmp_path: Path
+) -> None:
+    products = swept(reference, tmp_path)
+    expected = by_autograd(whole, full_names(reference, products))
+    scale = np.abs(expected).max(axis=(0, 1))
+    assert np.all(np.abs(products.matrix() - expected).max(axis=(0, 1)) <= 1e-4 * scale)
+    assert len(products.modules) == len(set(products.modules)) > 0
+
+
+def test_gradients_in_files_are_those_in_memory(reference: ReferenceStates, tmp_path: Path) -> None:
+    held = swept(reference, tmp_path / "held").matrix()
+    assert np.array_equal(swept(reference, tmp_path / "files", budget_bytes=0).matrix(), held)
+    assert any((tmp_path / "files").iterdir())
+
+
+def kl_of(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    log_p, log_q = (torch.log_softmax(one.double(), dim=-1) for one in (reference_logits, logits))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def test_a_swap_is_a_model_with_one_module_replaced(
+    reference: ReferenceStates, whole: nn.Module, tmp_path: Path
+) -> None:
+    name = projections(reference.decoder.layers[1], reference.decoder.layer_config(1))[-1].name
+
+    def replaced(_: int, layer: nn.Module) -> dict[str, nn.Module]:
+        parts = projections(layer, reference.decoder.layer_config(1))
+        changed = copy_to_quantize(layer)
+        changed.set_submodule(name, quantized(1, layer, parts, NF4)[name])
+        return {name: changed.eval(), "nothing": layer}
+
+    found = swap_sweep(
+        reference, {1: [name, "nothing"]}, replaced, first=FIRST, step=5, budget_bytes=1 << 30, directory=tmp_path
+    )
+    with torch.no_grad():
+        plain = whole(input_ids=TOKEN_IDS, use_cache=False).logits[:, FIRST:-1]
+        module = whole.get_submodule(f"{reference.decoder.prefix}1.{name}")
+        kept = module.weight.data
+        changed_weight = dequantized(weight_rows(module))
+        module.weight.data = changed_weight if changed_weight.shape == kept.shape else changed_weight.T
+        changed = whole(input_ids=TOKEN_IDS, use_cache=False).logits[:, FIRST:-1]
+        module.weight.data = kept
+    assert np.all(found["nothing"] == 0)
+    assert found[name] == pytest.approx(kl_of(plain, changed).numpy(), rel=1e-3, abs=1e-9)
+
+
+def test_estimates_agree_with_exact_swaps_within_their_errors(reference: ReferenceStates, tmp_path: Path) -> None:
+    products = swept(reference, tmp_path / "gradients", draws=64)
+    harms = estimated_harm(products.matrix(), POSITIONS)
+    names = [f"{module.layer}:{module.name}" for module in products.modules]
+    swaps: dict[int, list[str]] = {}
+    for module, name in zip(products.modules, names, strict=True):
+        swaps.setdefault(module.layer, []).append(name)
+
+    def replaced(index: int, layer: nn.Module) -> dict[str, nn.Module]:
+        made = quantized(index, layer, projections(layer, reference.decoder.layer_config(index)), NF4)
+        changed = {name: copy_to_quantize(layer) for name in made}
+        for name, copied in changed.items():
+            copied.set_submodule(name, made[name])
+        return {f"{index}:{name}": copied.eval() for name, copied in changed.items()}
+
+    exact = swap_sweep(
+        reference, swaps, replaced, first=FIRST, step=5, budget_bytes=1 << 30, directory=tmp_path / "swaps"
+    )
+    measured = np.array([exact[name].mean() for name in names])
+    estimated = np.array([harm.value for harm in harms])
+    # A random model is far from linear in errors of 10%: its largest harms are told in order, and within a factor.
+    assert estimated.sum() == pytest.approx(measured.sum(), rel=0.35)
+    assert np.corrcoef(np.argsort(np.argsort(estimated)), np.argsort(np.argsort(measured)))[0, 1] > 0.9
+
+
+def test_rerounding_moves_every_element_by_one_representable_value() -> None:
+    hidden = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    moved = rerounded(hidden, torch.Generator().manual_seed(1))
+    patterns = hidden.view(torch.int16).int(), moved.view(torch.int16).int()
+    steps = (patterns[1] - patterns[0]) * hidden.sign()
+    assert set(steps.flatten().tolist()) == {-1.0, 1.0}
+    assert abs(float((steps > 0).float().mean()) - 0.5) < 0.15
+
+
+def test_interactions_sum_to_the_predicted_divergence() -> None:
+    products = np.random.default_rng(3).normal(size=(5, 4, 6))
+    matrix = interactions(products, 10)
+    chosen = np.array([True, False, True, True, False, False])
+    assert matrix[np.ix_(chosen, chosen)].sum() == pytest.approx(predicted_divergence(products, 10, chosen).value)
+    assert np.diag(matrix) == pytest.approx([harm.value for harm in estimated_harm(products, 10)])
+    one = np.square(products[:, :, 0]).mean(axis=1) / 20
+    assert estimated_harm(products, 10)[0].standard_error == pytest.approx(one.std(ddof=1) / np.sqrt(5))
+
+
+def test_drawn_tokens_have_the_frequencies_of_the_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]])
+    uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5)[None] / 100_000
+    counts = torch.bincount(draw_tokens(logits, uniform)[0], minlength=4) / 100_000
+    assert torch.allclose(counts, torch.softmax(logits[0], dim=-1), atol=1e-4)

@@ -1,0 +1,63 @@
+"""Draws next tokens from the reference's own predictions, and takes the gradient of their negative log likelihood.
+
+With y drawn from P = softmax(z) at a position, the gradient of -log P(y) with respect to the logits z is P - e_y. Its
+expectation is 0, and that of its outer product is the Fisher information of the prediction: half of its quadratic
+form is the KL divergence that a small change of the logits causes, to second order.
+
+    n positions, V vocabulary, S tokens, d hidden dimensions
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from workers.measurement.models.decoder import Decoder
+
+
+def draw_tokens(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return tokens drawn from softmax(logits) at each position, [n, draws].
+
+    Args:
+        logits: [n, V].
+        uniform: [n, draws], from 0 to below 1: where in the cumulative distribution each draw lies.
+    """
+    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    # The sum may end a little off 1, and a draw must not fall behind the last token of any probability.
+    tokens = torch.searchsorted(cumulative, uniform.to(cumulative) * cumulative[:, -1:], right=True)
+    return tokens.clamp(max=logits.shape[-1] - 1)
+
+
+def head_gradients(
+    decoder: Decoder, hidden: torch.Tensor, first: int, draws: int, generator: np.random.Generator, step: int
+) -> torch.Tensor:
+    """Return the gradients of the drawn tokens' summed negative log likelihood, [draws, S, d], in the model's type.
+
+    Args:
+        decoder: the model.
+        hidden: the reference's hidden states after the last layer, [1, S, d].
+        first: first position that is scored; the last position of the sequence is not.
+        draws: how many tokens are drawn at each position.
+        generator: of the draws.
+        step: positions whose logits are held at a time.
+    """
+    gradients = hidden.new_zeros((draws, *hidden.shape[1:]))
+    for chunk in _chunks(first, hidden.shape[1] - 1, step):
+        part = hidden[:, chunk].detach().requires_grad_()
+        logits = decoder.logits(part)
+        values = logits.detach()[0]
+        uniform = torch.from_numpy(generator.random((len(values), draws)))
+        tokens = draw_tokens(values, uniform.to(values.device))
+        probabilities = torch.softmax(values.float(), dim=-1)
+        for draw in range(draws):
+            of_logits = probabilities.clone()
+            of_logits[torch.arange(len(of_logits)), tokens[:, draw]] -= 1
+            last = draw + 1 == draws
+            (of_part,) = torch.autograd.grad(logits, part, of_logits.to(logits.dtype)[None], retain_graph=not last)
+            gradients[draw, chunk] = of_part[0]
+    return gradients
+
+
+def _chunks(first: int, end: int, step: int) -> Iterator[slice]:
+    for start in range(first, end, step):
+        yield slice(start, min(start + step, end))

@@ -1,0 +1,72 @@
+"""Keeps the reference's hidden states before every layer and after the last, sequence by sequence.
+
+Exact swaps leave the reference at these states, and gradients are taken at them, layer by layer from the last. They
+take layers x tokens x hidden dimensions x bytes of the model's type, in host memory or in files.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from workers.measurement.layers.arguments import SharedTensors
+from workers.measurement.layers.streams import Layout, Streams
+from workers.measurement.models.decoder import Arguments, Decoder, run_layer
+
+
+@dataclass(frozen=True)
+class ReferenceStates:
+    """The reference at every depth, for N sequences of S tokens and d hidden dimensions."""
+
+    decoder: Decoder
+    token_ids: torch.Tensor
+    """[N, S]."""
+    arguments: list[list[Arguments]]
+    """By sequence and layer: what the model hands the layer besides the hidden states."""
+    states: Streams
+    """One stream for each depth, one sequence a batch."""
+
+    def at(self, depth: int, sequence: int) -> torch.Tensor:
+        """Return the hidden states after `depth` layers, [1, S, d]; not to be changed."""
+        return self.states.get(_name(depth), sequence)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of any other stream over the same sequences."""
+        return _layout(self.token_ids, self.at(0, 0))
+
+
+def record_states(decoder: Decoder, token_ids: torch.Tensor, budget_bytes: int, directory: Path) -> ReferenceStates:
+    """Take the reference through all layers, and keep its states at every depth.
+
+    Args:
+        decoder: the model.
+        token_ids: [N, S].
+        budget_bytes: states that are larger than this in all lie in files.
+        directory: where those files go; made when it is needed.
+    """
+    shared, arguments = SharedTensors(), []
+    names = [_name(depth) for depth in range(len(decoder.layers) + 1)]
+    states: Streams | None = None
+    for number, sequence in enumerate(token_ids.split(1)):
+        hidden, recorded = decoder.record(sequence)
+        states = states or Streams(names, _layout(token_ids, hidden), decoder.device, budget_bytes, directory)
+        states.put(_name(0), number, hidden)
+        arguments.append(shared.share(recorded))
+    if states is None:
+        raise ValueError("token_ids: no sequence is not allowed; at least 1 is needed")
+    reference = ReferenceStates(decoder, token_ids, arguments, states)
+    for index in range(len(decoder.layers)):
+        with decoder.resident(index) as layer:
+            for number in range(len(token_ids)):
+                hidden = run_layer(layer, reference.at(index, number), arguments[number][index])
+                states.put(_name(index + 1), number, hidden)
+    return reference
+
+
+def _name(depth: int) -> str:
+    return str(depth)
+
+
+def _layout(token_ids: torch.Tensor, hidden: torch.Tensor) -> Layout:
+    return Layout(tuple((1, token_ids.shape[1], hidden.shape[-1]) for _ in token_ids), hidden.dtype)
