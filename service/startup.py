@@ -21,16 +21,18 @@ from service.store.database import make_engine, upgrade
 from service.store.files.identity import StoreIdentity
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
+from service.store.runs.store import RunStore
 
 
 class Stores(NamedTuple):
-    """What the service keeps: four stores in one database, and the files by content."""
+    """What the service keeps: stores in one database, and the files by content."""
 
     jobs: JobStore
     artifacts: ArtifactStore
     keys: KeyStore
     audits: AuditStore
     alerts: AlertStore
+    runs: RunStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -50,7 +52,7 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine))
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:

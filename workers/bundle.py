@@ -22,8 +22,8 @@ def report_files(directory: Path) -> dict[str, Path]:
 
     Links, and files of a kind that no report has, are left out.
     """
-    found = (path for pattern in _PATTERNS for path in directory.glob(pattern))
-    kept = (path for path in found if path.is_file() and not path.is_symlink() and path.suffix in _MEDIA_TYPES)
+    matching = (path for pattern in _PATTERNS for path in directory.glob(pattern))
+    kept = (path for path in matching if path.is_file() and not path.is_symlink() and path.suffix in _MEDIA_TYPES)
     return {path.relative_to(directory).as_posix(): path for path in sorted(kept)}
 
 

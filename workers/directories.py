@@ -1,4 +1,4 @@
-"""Where the workers of a machine do their work: HEADROOM_HOME/work/JOB/attempt-N, one directory for each attempt.
+"""Manages the working directories of a machine's workers: HEADROOM_HOME/work/JOB/attempt-N, one for each attempt.
 
 An attempt at a job takes over what the one before left by renaming that directory to its own name. A rename is one
 step, so of all who want a directory - the next attempt, and those who clear up - only one gets it; and a process of

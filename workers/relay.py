@@ -1,4 +1,4 @@
-"""What a child says on its standard output, passed on to the store: every warning, and progress sparingly."""
+"""Stores what a child process reports on its standard output: every warning, and progress at most twice a second."""
 
 import logging
 import time

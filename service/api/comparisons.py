@@ -15,10 +15,10 @@ from service.api import downloads
 from service.api.dependencies import Backend, FromApp
 from service.comparison.comparable_report import MAX_REPORTS, ComparableReport, check_count
 from service.comparison.compare import compare
+from service.comparison.stored import stored_report
 from service.contracts.comparison import Comparison
 from service.contracts.request import JOB_ID
-from service.errors import InvalidRequest, NotComparable, ReportUnreadable, SchemaVersionUnknown
-from service.evaluation.stored_report import read_report, row_reader
+from service.errors import InvalidRequest, NotComparable, SchemaVersionUnknown
 
 router = APIRouter(prefix="/v1/comparisons")
 
@@ -45,14 +45,7 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
 
 def stored(backend: Backend, report_id: str) -> ComparableReport:
     """Return a report of the store. Raises NotFound, SchemaVersionUnknown, ReportUnreadable."""
-    name = f"report {report_id}"
-    path = partial(_path, backend, report_id)
-    tokens = backend.store.named("tables/tokens.parquet", [report_id])
-    try:
-        report = read_report(path("report.json"), path("tables/tokens.parquet") if tokens else None)
-    except ReportUnreadable as error:
-        raise type(error)(f"{name}: {error}") from error
-    return ComparableReport(report_id, report, row_reader(name, report, path))
+    return stored_report(report_id, partial(_path, backend, report_id))
 
 
 def _path(backend: Backend, report_id: str, name: str) -> Path:

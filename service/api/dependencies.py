@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from celery import Celery
 from fastapi import Depends, Path, Query, Request, Response
@@ -41,6 +41,7 @@ def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its r
     return job_id
 
 
+FileKey = Annotated[Literal["calibration", "labelled"], Path(description="Key of the file in the request.")]
 JobId = Annotated[str, Depends(_job_id)]
 
 

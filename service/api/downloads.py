@@ -17,6 +17,8 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from service.api.dependencies import Backend
+from service.contracts.files import StoredFile
+from service.errors import NotFound
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content-Security-Policy of every file: the browser blocks scripts and requests to other hosts."""
@@ -33,6 +35,16 @@ def artifact(backend: Backend, request: Request, job_id: str, name: str) -> Resp
     if holds(request, etag):
         return not_modified(etag)
     return send(request, backend.artifacts.path(row.sha256), etag, row.media_type, f"{job_id}-{Path(name).name}")
+
+
+def uploaded(backend: Backend, request: Request, file: StoredFile | None, key: str) -> Response:
+    """Return the response that sends a file that a request brought. Raises NotFound where it brought none."""
+    if file is None:
+        raise NotFound(f"{key}: the request has no such file")
+    etag = f'"{file.sha256}"'
+    if holds(request, etag):
+        return not_modified(etag)
+    return send(request, backend.artifacts.path(file.sha256), etag, "application/octet-stream", file.name)
 
 
 def holds(request: Request, etag: str) -> bool:

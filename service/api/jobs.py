@@ -3,10 +3,11 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Header, Query, Request, Response, status
 
 from service import queue, submission
-from service.api.dependencies import PRINTABLE, FromApp, JobId, ModelFilter, PageSize, PageToken, UniqueKeys
+from service.api import downloads
+from service.api.dependencies import PRINTABLE, FileKey, FromApp, JobId, ModelFilter, PageSize, PageToken, UniqueKeys
 from service.api.verdicts import verdicts_of
 from service.api.views import JobPage, JobView
 from service.contracts.request import JobRequest, JobSubmission
@@ -65,6 +66,12 @@ def show(backend: FromApp, job_id: JobId) -> JobView:
     """Return one job."""
     job = backend.store.get(job_id)
     return JobView.of(job, verdicts_of(backend, [job]).get(job.id))
+
+
+@router.get("/{job_id}/files/{key}", response_class=Response)
+def file(backend: FromApp, request: Request, job_id: JobId, key: FileKey) -> Response:
+    """Return a file that the request brought: `calibration` or `labelled`."""
+    return downloads.uploaded(backend, request, getattr(backend.store.get(job_id).request, key), key)
 
 
 @router.post("/{job_id}/cancel")

@@ -152,19 +152,26 @@ def _points(figure: str, runs: Sequence[AuditRun]) -> Iterator[Point]:
             yield Point.model_validate({**where, "status": "gap", "reason": " ".join(run.reasons) or None})
         elif run.verdict == "unchanged":
             yield _repeated(where, last, found)
-        elif not found or found[0].value is None:
-            reason = found[0].reason if found else _NOT_LIMITED
-            yield Point.model_validate({**where, "status": "gap", "reason": reason, "limits": _held(found)})
         else:
-            last = Point.model_validate({**where, "status": "measured", **_facts(found)})
+            last = _measured(where, found)
             yield last
+
+
+def _measured(where: Mapping[str, object], found: Sequence[Finding]) -> Point:
+    """Return the point of a run that has a report; a gap where the report's figure is none, or has no limit."""
+    if found and found[0].value is not None:
+        return Point.model_validate({**where, "status": "measured", **_facts(found)})
+    reason = found[0].reason if found else _NOT_LIMITED
+    return Point.model_validate({**where, "status": "gap", "reason": reason, "limits": _held(found)})
 
 
 def _repeated(where: Mapping[str, object], last: Point | None, found: Sequence[Finding]) -> Point:
     """Return the point of an unchanged run: the last one again, by the limits of this run where it names them."""
     if last is None:
         return Point.model_validate({**where, "status": "gap", "reason": _NO_MEASUREMENT})
-    facts: dict[str, object] = {**last.model_dump(), **where, "status": "unchanged", "reason": None}
+    if last.status == "gap":
+        return Point.model_validate({**last.model_dump(), **where})
+    facts: dict[str, object] = {**last.model_dump(), **where, "status": "unchanged"}
     return Point.model_validate(facts | (_facts(found) if found and found[0].value is not None else {}))
 
 

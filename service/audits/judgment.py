@@ -43,12 +43,13 @@ def judge(
     assessed = [assess(limit, evidence) for limit in limits]
     weighed = [finding.p_value for finding in assessed if finding.p_value is not None]
     levels = iter(holm(weighed, ALPHA))
-    return tuple(finding if finding.p_value is None else _weighed(finding, *next(levels)) for finding in assessed)
+    findings = (finding if finding.p_value is None else _weighed(finding, *next(levels)) for finding in assessed)
+    return tuple(_final(limit, finding, evidence) for limit, finding in zip(limits, findings, strict=True))
 
 
 def to_measure_again(limits: Sequence[Limit], findings: Sequence[Finding]) -> tuple[Limit, ...]:
-    """Return the limits that are broken beyond noise: those that a rerun judges, and no others."""
-    broken = {finding.limit for finding in findings if finding.verdict == "broken"}
+    """Return the limits that are broken beyond noise and not for good: those that a rerun judges, and no others."""
+    broken = {finding.limit for finding in findings if finding.verdict == "broken" and not finding.final}
     return tuple(limit for limit in limits if limit.text in broken)
 
 
@@ -71,7 +72,8 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
     doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
     verdict: RunVerdict = "fail" if confirmed(findings, reruns) else "unconfirmed"
     reasons = [
-        " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(reruns, ended),)))) for one in broken
+        " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(one, reruns, ended),))))
+        for one in broken
     ]
     return Outcome(verdict, (*reasons, *not_judged))
 
@@ -88,7 +90,7 @@ def _ended(reruns: Sequence[Rerun]) -> list[Rerun]:
 
 def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:
     """Yield why a broken figure is not confirmed, by the reruns that ended."""
-    for rerun in ended:
+    for rerun in () if finding.final else ended:
         again = next((one for one in rerun.findings if one.limit == finding.limit), None)
         if again is not None and again.verdict == "broken":
             continue
@@ -99,10 +101,24 @@ def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:
             yield f"Not confirmed on seed {rerun.seed}: {again.reason}"
 
 
-def _standing(reruns: Sequence[Rerun], ended: Sequence[Rerun]) -> str:
+def _standing(finding: Finding, reruns: Sequence[Rerun], ended: Sequence[Rerun]) -> str:
+    if finding.final:
+        return "The weights are the baseline's, so a rerun could not tell more, and the first measurement stands."
     if ended:
         return f"Broken again on seed {', '.join(str(rerun.seed) for rerun in ended)}."
     return "The rerun failed, so the first measurement stands." if reruns else "No rerun was asked for."
+
+
+def _final(limit: Limit, finding: Finding, evidence: Evidence) -> Finding:
+    """Return a finding that says whether the first measurement decides.
+
+    A rerun measures the baseline's weights with the software of the day. Where they are the candidate's own, both sides
+    would be one measurement, which agrees with itself whatever the software does.
+    """
+    if finding.verdict != "broken" or not limit.against_baseline or evidence.baseline is None:
+        return finding
+    candidate, baseline = evidence.candidate.report.model, evidence.baseline.report.model
+    return finding.model_copy(update={"final": candidate.fingerprint == baseline.fingerprint})
 
 
 def _weighed(finding: Finding, level: float, beyond: bool) -> Finding:

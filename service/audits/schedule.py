@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import islice, takewhile
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
@@ -70,6 +71,7 @@ class Due(NamedTuple):
     """Up to here nothing fires anymore: pass it on to the next look."""
 
 
+@lru_cache(maxsize=1024)  # listing the zones alone takes longer than all else that a look at the clock needs
 def schedule(expression: str, timezone: str, catch_up_seconds: int = 86400, jitter_seconds: int = 0) -> Schedule:
     """Return a checked schedule.
 

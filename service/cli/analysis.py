@@ -15,9 +15,10 @@ from rich.console import Console
 from service.cli import inputs, output, summary_text
 from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
+from service.cli.gating.level import checked_level, reaching
 from service.cli.inputs import AnalyzeOptions
 from service.cli.options import check_body
-from service.cli.running import JobCancelled, JobFailed, interruptible
+from service.cli.running import DONE, LIMIT_BROKEN, JobCancelled, JobFailed, interruptible
 from service.cli.summary import summarize
 from service.contracts.report import Report
 from service.errors import ReportUnreadable, ServiceUnreachable
@@ -30,9 +31,14 @@ MAX_OUTAGE_SECONDS = 30.0
 """How long the service may be away before the command gives up watching."""
 
 
-def analyze(options: AnalyzeOptions, *, as_json: bool) -> None:
-    """Run one job to its end and print a summary of its report. Raises JobFailed and JobCancelled."""
+def analyze(options: AnalyzeOptions, *, as_json: bool, fail_on: str | None = None) -> int:
+    """Run one job to its end and print a summary of its report; return the exit status.
+
+    It is LIMIT_BROKEN where the effect of a scheme is at the level `fail_on` or worse. Raises JobFailed and
+    JobCancelled.
+    """
     inputs.check(options)
+    level = None if fail_on is None else checked_level(fail_on)
     messages = Console(stderr=True)
     here = not settings().url
     body = inputs.submission(options, on_this_machine=here, largest_file=settings().max_upload_bytes)
@@ -42,16 +48,28 @@ def analyze(options: AnalyzeOptions, *, as_json: bool) -> None:
     with interruptible(), connect(workers=True, options=options.worker) as service:
         with output.display(messages) as shown:
             job = run_job(service, body, shown)
-        _check(job)
+        check_succeeded(job)
         fetch(service.client, job["id"], options.out)
     out = options.out.absolute()
     report = _downloaded(out)
     if as_json:
         output.document(_document(job, out, report))
-        return
-    results = output.results()
-    summary_text.show(results, report)
-    output.line(results, f"Report: {out / 'report.html'}")
+    else:
+        results = output.results()
+        summary_text.show(results, report)
+        output.line(results, f"Report: {out / 'report.html'}")
+    return DONE if level is None else _gate(report, level)
+
+
+def _gate(report: Report, level: str) -> int:
+    """Return the exit status by `--fail-on`, after saying on standard error which schemes decide."""
+    failing, unjudged = reaching(report, level)
+    if unjudged:
+        print(f"--fail-on {level}: the effect of {', '.join(unjudged)} could not be judged", file=sys.stderr)
+    if not failing:
+        return DONE
+    print(f"--fail-on {level}: reached by {', '.join(failing)}", file=sys.stderr)
+    return LIMIT_BROKEN
 
 
 def run_job(service: Service, body: Document, shown: output.Display) -> Document:
@@ -68,7 +86,8 @@ def run_job(service: Service, body: Document, shown: output.Display) -> Document
         return watch.stop(job_id)
 
 
-def _check(job: Document) -> None:
+def check_succeeded(job: Document) -> None:
+    """Raise JobCancelled or JobFailed for an ended job without a report."""
     if job["status"] == "cancelled":
         raise JobCancelled(job["id"])
     if job["status"] != "succeeded":

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from service.cli.commands import audits, jobs, reports
+from service.cli.commands.gate import gate
 from service.cli.options import (
     BatchSequences,
     Bos,
     Calibration,
     Device,
+    FailOn,
     Int8Threshold,
     Json,
     LabelDepth,
@@ -49,6 +51,7 @@ app = typer.Typer(
 )
 for group in (jobs.app, reports.app, audits.app):
     app.add_typer(group)
+app.command()(gate)
 
 
 @app.command()
@@ -72,14 +75,15 @@ def analyze(
     thresholds: Thresholds = None,
     memory: Memory = None,
     device: Device = None,
+    fail_on: FailOn = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Analyze a model and download the report to DIR. Ctrl-C cancels the job."""
     options = locals()  # every option by its name
     from service.cli import analysis
     from service.cli.inputs import AnalyzeOptions
 
-    analysis.analyze(AnalyzeOptions.of(options), as_json=as_json)
+    return analysis.analyze(AnalyzeOptions.of(options), as_json=as_json, fail_on=fail_on)
 
 
 @app.command()

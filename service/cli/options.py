@@ -124,6 +124,14 @@ Device = Annotated[
         help="Device: auto, cpu, cuda or cuda:N. Default: HEADROOM_DEVICE, auto.",
     ),
 ]
+FailOn = Annotated[
+    str | None,
+    typer.Option(
+        "--fail-on",
+        metavar="LEVEL",
+        help="Exit with 4 if the effect of a scheme is LEVEL or worse: noticeable or severe.",
+    ),
+]
 Limit = Annotated[
     int,
     typer.Option("--limit", parser=whole_number("--limit", 1, 200), metavar="N", help="Entries to print, 1 to 200."),

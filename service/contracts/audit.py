@@ -140,6 +140,8 @@ class Finding(Record):
     level_needed: float | None = None
     """`p_value` up to which the breach is beyond noise, by Holm's method over all limits of the run."""
     verdict: FindingVerdict
+    final: bool = False
+    """The first measurement decides: the weights are the baseline's, so that a rerun could tell no more."""
     reason: str
     """A sentence."""
 
@@ -155,7 +157,8 @@ class Rerun(Record):
     """The candidate's report."""
     baseline_report_id: str | None = None
     findings: tuple[Finding, ...] = ()
-    """On the limits that were broken; empty unless it completed."""
+    """On the limits that were broken; empty where it failed. With the baseline's model gone, absolute limits are judged
+    alone."""
 
 
 class AuditRun(Record):

@@ -1,16 +1,19 @@
-"""The scheduler: a process that repeats rounds of jobs.
+"""The scheduler: a process that repeats rounds of jobs, and in threads rounds of audits and deliveries of messages.
 
     python -m service.scheduler
 
-Any number of them may run at once. SIGTERM and SIGINT may break off a step anywhere: the next one does the rest.
+Judging reports and slow receivers keep no job waiting. Any number of schedulers may run at once. SIGTERM and SIGINT may
+break off a step anywhere: the next one does the rest.
 """
 
 import logging
 import signal
 import sys
 from threading import Event, Thread
+from typing import Any
 
 from service.notifications.delivery import Deliverer
+from service.scheduler.audit_rounds import audit_rounds
 from service.scheduler.repeating import Repeating
 from service.scheduler.rounds import rounds
 from service.settings import settings
@@ -38,15 +41,20 @@ def main() -> None:
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
         deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
-    deliveries = Repeating("deliveries of messages", deliverer.step)
-    thread = Thread(target=deliveries.run, args=(seconds, stop), name="deliveries", daemon=True)
-    thread.start()
+    beside: list[Repeating[Any]] = [
+        Repeating("rounds of audits", audit_rounds(present, stores)),
+        Repeating("deliveries of messages", deliverer.step),
+    ]
+    threads = [Thread(target=one.run, args=(seconds, stop), name=one.name, daemon=True) for one in beside]
+    for thread in threads:
+        thread.start()
     log.info("the scheduler runs a round every %g s", seconds)
     try:
         jobs.run(seconds, stop)
     finally:
         stop.set()
-        thread.join(STOP_SECONDS)
+        for thread in threads:
+            thread.join(STOP_SECONDS)
         deliverer.wait(STOP_SECONDS)
 
 

@@ -19,7 +19,7 @@ class Repeating(Generic[Done]):
 
     def __init__(self, name: str, once: Callable[[], Done]) -> None:
         """Take the step, and what the log calls it, such as `rounds of jobs`."""
-        self._name = name
+        self.name = name
         self._once = once
         self._trouble: str | None = None
 
@@ -30,11 +30,11 @@ class Repeating(Generic[Done]):
         except Exception as error:  # the process must go on, whatever one step met
             if self._trouble != type(error).__name__:
                 expected = isinstance(error, ServiceUnreachable | SQLAlchemyError)
-                log.error("%s fail, and are tried again: %s", self._name, error, exc_info=None if expected else error)
+                log.error("%s fail, and are tried again: %s", self.name, error, exc_info=None if expected else error)
             self._trouble = type(error).__name__
             return None
         if self._trouble:
-            log.info("%s succeed again", self._name)
+            log.info("%s succeed again", self.name)
             self._trouble = None
         return done
 

@@ -1,6 +1,6 @@
 """The audit store: audits, and their runs as people see them.
 
-What advances runs is in `service.store.audit_runs`. A change of an audit sets the time up to which nothing fires to
+What advances runs is in `service.store.runs`. A change of an audit sets the time up to which nothing fires to
 the present, so that neither an edit nor a resumption starts a run for a time that has passed.
 """
 
@@ -32,8 +32,8 @@ from service.store.audit_records import (
     past_run_of,
     run_of,
 )
-from service.store.audit_runs import add_run, cancel_jobs
 from service.store.job_records import new_id, utcnow
+from service.store.runs.rows import add_run, cancel_jobs
 from service.store.statuses import OPEN, RunState
 from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, JobRow
 from service.store.transactions import Transactions

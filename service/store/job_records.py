@@ -10,6 +10,7 @@ from typing import Any
 
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.contracts.resolution import Terms
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
 
@@ -50,7 +51,7 @@ class Event:
     """From 1, without gaps, for every job."""
     at: datetime
     kind: str
-    """`queued started progress warning requeued cancel_requested succeeded failed cancelled`."""
+    """`queued started resolved progress warning requeued cancel_requested succeeded failed cancelled`."""
     data: dict[str, Any]
 
 
@@ -63,6 +64,8 @@ class Claim:
     request: JobRequest
     attempt: int
     """From 1; never given twice for one job."""
+    terms: Terms | None = None
+    """Of an audit's job; None for any other."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.contracts.request import JobRequest
+from service.contracts.resolution import Terms
 from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.dispatches import Dispatches
-from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of, new_id
+from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
 from service.store.leases import Leases
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
-from service.store.transactions import end_cancelled, enqueue, locked, move, record
+from service.store.transactions import end_cancelled, enqueue, insert_job, locked, move, record
 
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
@@ -28,8 +29,8 @@ MAX_PAGE_SIZE = 1000
 class JobStore(Leases, Dispatches):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
-    def submit(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
-        """Put a job into the queue.
+    def submit(self, request: JobRequest, *, idempotency_key: str | None = None, terms: Terms | None = None) -> Job:
+        """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
         another request it raises IdempotencyKeyReused.
@@ -38,7 +39,8 @@ class JobStore(Leases, Dispatches):
             with self._write() as session:
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
                     return _same(session, row, request)
-                return self._insert(session, request, idempotency_key)
+                row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
+                return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
             if idempotency_key is None:
                 raise
@@ -47,25 +49,6 @@ class JobStore(Leases, Dispatches):
                 if row is None:
                     raise
                 return _same(session, row, request)
-
-    def _insert(self, session: Session, request: JobRequest, idempotency_key: str | None) -> Job:
-        now = self._clock()
-        row = JobRow(
-            id=new_id(now),
-            request=request.model_dump(mode="json"),
-            model=request.model,
-            status=Status.queued,
-            created_at=now,
-            queued_at=now,
-            dispatch=0,
-            events=0,
-            idempotency_key=idempotency_key,
-        )
-        session.add(row)
-        session.flush()
-        record(session, row, "queued", {}, now)
-        enqueue(session, row, now)
-        return _job(session, row)
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises NotFound."""

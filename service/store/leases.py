@@ -15,12 +15,16 @@ from sqlalchemy.orm import Session
 
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.contracts.resolution import Resolution, Terms
 from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.job_records import Artifact, Claim
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, JobRow
 from service.store.transactions import Transactions, end_cancelled, end_failed, move, record, requeue
+
+UNCHANGED = "unchanged"
+"""Why a job is cancelled that would measure what was measured before."""
 
 
 class Leases(Transactions):
@@ -44,7 +48,8 @@ class Leases(Transactions):
             row.progress = None
             row.lease_expires_at = now + timedelta(seconds=lease_seconds)
             move(session, row, Status.running, "started", now, {"attempt": row.attempts, "worker": worker})
-            return Claim(row.id, row.fence, JobRequest.model_validate(row.request), row.attempts)
+            terms = None if row.terms is None else Terms.model_validate(row.terms)
+            return Claim(row.id, row.fence, JobRequest.model_validate(row.request), row.attempts, terms)
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Hold the job for another `lease_seconds` from now; True when a cancellation was asked for.
@@ -64,6 +69,19 @@ class Leases(Transactions):
             if isinstance(line, Progress):
                 row.progress = line.model_dump(mode="json")
             record(session, row, line.kind, data, self._clock())
+
+    def resolved(self, claim: Claim, resolution: Resolution) -> None:
+        """Keep what the model was found to be. Raises LeaseLost."""
+        with self._write() as session:
+            row = _held(session, claim)
+            row.resolution = resolution.model_dump(mode="json")
+            record(session, row, "resolved", row.resolution, self._clock())
+
+    def unchanged(self, claim: Claim) -> None:
+        """End the job without a report, because it would measure what was measured before. Raises LeaseLost."""
+        with self._write() as session:
+            row = _held(session, claim)
+            move(session, row, Status.cancelled, "cancelled", self._clock(), {"reason": UNCHANGED})
 
     def succeed(self, claim: Claim, artifacts: Iterable[Artifact]) -> None:
         """End the job with its report, in one transaction: every artifact's row and the status. Raises LeaseLost."""

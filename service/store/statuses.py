@@ -17,7 +17,7 @@ class Status(StrEnum):
     failed = "failed"
     """It ended without a report; `error` says why."""
     cancelled = "cancelled"
-    """Somebody asked for it to be stopped, and it was."""
+    """Somebody asked for it to be stopped, and it was; or it would have measured what was measured before."""
 
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
@@ -50,3 +50,5 @@ class RunState(StrEnum):
 
 OPEN = (RunState.measuring, RunState.judging, RunState.rerunning)
 """The states of a run that has begun and not ended."""
+JOB_ENDED = (Status.succeeded, Status.failed, Status.cancelled)
+"""The statuses of a job that has ended."""

@@ -13,9 +13,11 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.contracts.progress import Failed
+from service.contracts.request import JobRequest
+from service.contracts.resolution import Terms
 from service.errors import NotFound, TransitionNotAllowed
 from service.store.database import writer
-from service.store.job_records import utcnow
+from service.store.job_records import new_id, utcnow
 from service.store.statuses import TRANSITIONS, Status
 from service.store.tables import DispatchRow, EventRow, JobRow
 
@@ -44,6 +46,34 @@ def locked(session: Session, job_id: str) -> JobRow:
     row = session.get(JobRow, job_id, with_for_update=True)
     if row is None:
         raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
+    return row
+
+
+def insert_job(
+    session: Session,
+    request: JobRequest,
+    now: datetime,
+    *,
+    idempotency_key: str | None = None,
+    terms: Terms | None = None,
+) -> JobRow:
+    """Put a new job at the end of the queue: its row, its first event and the dispatch that is owed to the broker."""
+    row = JobRow(
+        id=new_id(now),
+        request=request.model_dump(mode="json"),
+        model=request.model,
+        status=Status.queued,
+        created_at=now,
+        queued_at=now,
+        dispatch=0,
+        events=0,
+        idempotency_key=idempotency_key,
+        terms=None if terms is None else terms.model_dump(mode="json"),
+    )
+    session.add(row)
+    session.flush()
+    record(session, row, "queued", {}, now)
+    enqueue(session, row, now)
     return row
 
 

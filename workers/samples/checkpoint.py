@@ -103,10 +103,10 @@ def planted_truth(
 
 def shown(peaks: torch.Tensor, critical: torch.Tensor) -> dict[str, float]:
     """What the definition asks of one dimension, from its abs(x) [L, T] and its largest threshold []."""
-    found = peaks >= MAGNITUDE
+    reached = peaks >= MAGNITUDE
     return {
-        "layers_fraction": found.any(1).double().mean().item(),
-        "positions_fraction": found.any(0).double().mean().item(),
+        "layers_fraction": reached.any(1).double().mean().item(),
+        "positions_fraction": reached.any(0).double().mean().item(),
         "abs_max": peaks.max().item(),
         "largest_magnitude": critical.item(),
     }

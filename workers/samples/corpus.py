@@ -9,7 +9,7 @@ import ast
 import hashlib
 import sysconfig
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -70,8 +70,8 @@ def documentation(source: str) -> str:
     """The documentation strings of a module, its classes and functions, dedented, in the order of the file."""
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, holders))
-    found = sorted((getattr(node, "lineno", 0), ast.get_docstring(node)) for node in nodes if ast.get_docstring(node))
-    return "\n\n".join(text for _, text in found if text)
+    texts = sorted((getattr(node, "lineno", 0), ast.get_docstring(node)) for node in nodes if ast.get_docstring(node))
+    return "\n\n".join(text for _, text in texts if text)
 
 
 def training_documents(modules: Sequence[Module]) -> list[str]:
@@ -89,11 +89,19 @@ def unseen_text(modules: Sequence[Module], part: Part, limit: int) -> str:
     pieces: list[str] = []
     chosen = [module for module in modules if part_of(module.name) is part]
     for index, module in enumerate(chosen):
-        either = (module.documentation, module.source) if index % 2 else (module.source, module.documentation)
-        text = either[0] or either[1]
-        fresh = [p for p in paragraphs(text) if len(p) < SHARED_PARAGRAPH or p not in seen]
-        pieces.append(whole_lines("\n\n".join(fresh), EXCERPT))
+        text = _either(module, source_first=index % 2 == 0)
+        pieces.append(whole_lines(_without(text, seen), EXCERPT))
     return whole_lines("\n\n".join(piece for piece in pieces if piece.strip()), limit)
+
+
+def _without(text: str, shared: Collection[str]) -> str:
+    """The text without those of its long paragraphs that are among `shared`."""
+    return "\n\n".join(p for p in paragraphs(text) if len(p) < SHARED_PARAGRAPH or p not in shared)
+
+
+def _either(module: Module, *, source_first: bool) -> str:
+    """The module's source or its documentation; the other where the one asked for is empty."""
+    return module.source or module.documentation if source_first else module.documentation or module.source
 
 
 def paragraphs(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the model card and planted.json state, measured on the checkpoint that is shipped.
+"""Measures the figures that the model card and planted.json state, on the checkpoint that is shipped.
 
 Shape legend: N sequences, S tokens in each, T = N * S positions, L layers, d channels.
 """

@@ -1,4 +1,4 @@
-"""What the sample model is and how it is trained, as data."""
+"""Defines the sample model's sizes and the settings of its training, as data."""
 
 from dataclasses import dataclass
 

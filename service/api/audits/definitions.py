@@ -2,14 +2,15 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response, status
+from fastapi import APIRouter, Body, Query, Request, Response, status
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from service import submission
+from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
-from service.api.dependencies import FromApp, PageSize, PageToken, UniqueKeys
+from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys
 from service.audit_submission import changed, defined
 from service.contracts.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen
@@ -135,6 +136,12 @@ def change(
 def delete(backend: FromApp, audit: AuditName) -> None:
     """Remove an audit with its runs, and cancel the jobs that they wait for. Reports stay."""
     backend.audits.delete(audit)
+
+
+@router.get("/{audit}/files/{key}", response_class=Response)
+def file(backend: FromApp, request: Request, audit: AuditName, key: FileKey) -> Response:
+    """Return a file that the audit measures with: `calibration` or `labelled`."""
+    return downloads.uploaded(backend, request, getattr(backend.audits.get(audit).definition, key), key)
 
 
 @router.post("/{audit}/pause")

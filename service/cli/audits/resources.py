@@ -124,6 +124,8 @@ def show_audit(audit: Document, *, as_json: bool) -> None:
         *(("limit", limit) for limit in definition["limits"]),
         *(("notify", f"{kind} {address}") for entry in definition["notify"] for kind, address in entry.items()),
         ("last run", _last(audit)),
+        ("badge", audit["badge"]),
+        ("feed", audit["feed"]),
     ]
     for name, value in rows:
         if value:

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from service.cli.commands.alerts import alerts, webhooks
 from service.cli.options import Calibration, Json, Labelled, Limit, PageToken, Schemes, whole_number
 
 app = typer.Typer(
     name="audits", help="Watch models over time: make, change, show, run and remove audits.", no_args_is_help=True
 )
+app.add_typer(alerts)
+app.add_typer(webhooks)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the audit.")]
 NewestIn = Annotated[

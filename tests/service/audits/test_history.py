@@ -76,6 +76,17 @@ def test_a_figure_without_a_limit_today_is_left_out_and_one_without_a_value_is_a
     assert [p.reason for p in size.points] == ["The figure had no limit at this run.", None]
 
 
+def test_an_unchanged_run_repeats_that_there_was_no_value():
+    gained = parse_all(["outliers.llm_int8 none gained"], SCHEMES)
+    about = {"limit": gained[0].text, "figure": gained[0].figure.path}
+    runs = [run(0, finding(None, verdict="not_judged", **about)), run(1, verdict="unchanged"),
+            run(2, finding((3,), verdict="broken", **about)), run(3, verdict="unchanged")]  # fmt: skip
+    [figure] = of(runs, gained).figures
+    assert [(p.status, p.value, p.reason) for p in figure.points] == [
+        ("gap", None, "A sentence."), ("gap", None, "A sentence."), ("measured", (3,), None), ("unchanged", (3,), None),
+    ]  # fmt: skip
+
+
 def test_a_step_shows_both_levels_and_what_changed():
     random = np.random.default_rng(7)
     values = [*random.normal(1.0, 0.01, 12), *random.normal(1.2, 0.01, 5)]

@@ -19,6 +19,7 @@ from service.cli.main import app
 from service.cli.running import run
 from service.settings import Settings
 from service.startup import stores_on
+from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
@@ -37,6 +38,7 @@ class Remote:
     store: JobStore
     artifacts: ArtifactStore
     audits: AuditStore
+    alerts: AlertStore
 
     def claim(self, job_id: str) -> Claim:
         """Begin a job, as a worker does."""
@@ -90,7 +92,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)
-        yield Remote(url, stores.jobs, stores.artifacts, stores.audits)
+        yield Remote(url, stores.jobs, stores.artifacts, stores.audits, stores.alerts)
     engine.dispose()
 
 

@@ -105,6 +105,26 @@ def test_analyze_with_json_prints_one_document(headroom, remote, work, report, t
     assert "succeeded" in ran.err
 
 
+@pytest.mark.parametrize(("kl", "level", "code"), [(0.02, "noticeable", LIMIT_BROKEN), (0.02, "severe", DONE)])
+def test_analyze_exits_with_4_where_a_scheme_reaches_the_level(
+    headroom, remote, work, report, tmp_path, kl, level, code
+):
+    report["schemes"]["int8"]["kl_divergence"] |= {"mean": kl, "interval": [kl - 0.001, kl + 0.001]}
+    report["schemes"]["int8"]["verdict"] = None
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--fail-on", level)
+    assert ran.code == code, ran.err
+    assert (tmp_path / "out" / "report.json").is_file()
+    assert ("--fail-on noticeable: reached by int8" in ran.err) == (code == LIMIT_BROKEN)
+
+
+def test_analyze_refuses_another_level_before_it_submits(headroom, remote, tmp_path):
+    ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), "--fail-on", "sever")
+    assert ran.code == BAD_INPUT
+    assert "--fail-on: 'sever' is not allowed; allowed: noticeable or severe. Did you mean 'severe'?" in ran.err
+    assert remote.store.list().jobs == []
+
+
 def test_a_report_that_cannot_be_put_into_its_place_can_be_had_later(headroom, remote, work, report, tmp_path):
     out = tmp_path / "out"
 

@@ -342,10 +342,13 @@ def test_what_cannot_be_read_is_refused_by_name() -> None:
 MOMENTS = """
 import numpy as np
 from workers.measurement.statistics.moments import ChannelTotals
+from workers.measurement.statistics.reduction import Reduction
 g = np.random.default_rng(0)
 n, d = 40, 192
 pivot, sums = g.normal(size=(n, d)).astype(np.float32), np.abs(g.normal(size=(n, 4, d))) * 50
-moments = ChannelTotals.none(pivot[0]).add(pivot, pivot, pivot, sums, *np.zeros((2, n, d), np.int32), 50)
+counts = np.zeros((2, n, d), np.int32)
+reduction = Reduction(pivot, pivot, pivot, sums, *counts, np.zeros(n), np.zeros((n, 50)), np.zeros(0))
+moments = ChannelTotals.none(pivot[0]).add(reduction)
 print(b"".join(moment.tobytes() for moment in moments).hex())
 """
 DIVERGENCE = """
@@ -368,7 +371,7 @@ print(token_products(x[0], x[1]).numpy().tobytes().hex(), token_limits(x, 3.0).n
 
 @pytest.mark.parametrize(
     ("code", "kernel"),
-    [(MOMENTS, "moments._add_sequences"), (DIVERGENCE, "divergence._compare"), (PRODUCTS, "products._products")],
+    [(MOMENTS, "moments._add_sequences"), (DIVERGENCE, "divergence._compare"), (PRODUCTS, "products._token_products")],
 )
 def test_a_kernel_gives_the_same_in_the_process_that_compiles_it_and_from_the_cache(
     code: str, kernel: str, tmp_path: Path

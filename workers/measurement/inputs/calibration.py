@@ -1,7 +1,7 @@
 """Packs calibration text into full sequences of tokens.
 
 Documents are tokenized one by one and laid end to end, with the tokenizer's EOS token between two of them where it
-has one; token ids that are given are laid end to end as they are. The whole is cut into windows of equal length, so
+has one; token ids in the file are laid end to end as they are. The whole is cut into windows of equal length, so
 there is no padding anywhere, and a seeded draw chooses windows. Where the job's `bos` setting says so, every
 sequence of text begins with the BOS token.
 
@@ -39,7 +39,7 @@ class Calibration:
     token_ids: torch.Tensor
     """[N, S], int64."""
     adds_bos: bool
-    """Every sequence begins with the tokenizer's BOS token, put there. False for token ids, used as given."""
+    """Every sequence begins with the tokenizer's BOS token, put there. False for token ids, used unchanged."""
     fingerprint: str
     """`sha256:...` over the token ids as little-endian int64, row by row."""
     documents: int
@@ -86,28 +86,34 @@ def calibrate(request: MeasurementRequest, tokenizer: Tokenizer, vocabulary: int
 
 def _join(pieces: Iterator[Piece], bos: str, tokenizer: Tokenizer, vocabulary: int, file: IO[bytes]) -> _Joined:
     """Write the documents' token ids to a file, end to end; a document without any is passed over."""
-    first = next(pieces)  # there is one: a file that holds nothing has been refused
-    given = not isinstance(first.content, str)
-    if given and bos == "always":
+    first = next(pieces)  # there is one: an empty file has been refused
+    has_ids = not isinstance(first.content, str)
+    if has_ids and bos == "always":
         raise BadRequest(
             "bos: 'always' is not allowed, because the calibration file holds token ids, which are used unchanged"
         )
-    begin = None if given else bos_token(tokenizer, bos, vocabulary)
-    end = None if given else eos_token(tokenizer, vocabulary)
+    begin = end = None
+    if not has_ids:
+        begin, end = bos_token(tokenizer, bos, vocabulary), eos_token(tokenizer, vocabulary)
+    separator = np.asarray([] if end is None else [end], dtype=_ID)
     tokens = documents = latest = 0
     for piece in chain([first], pieces):
-        text = piece.content
-        ids = np.asarray(encode(tokenizer, text, vocabulary) if isinstance(text, str) else text, dtype=_ID)
+        ids = _ids(piece.content, tokenizer, vocabulary)
         if not ids.size:
             continue
         if piece.document != latest:
-            if documents and end is not None:
-                ids = np.concatenate([np.asarray([end], dtype=_ID), ids])
+            if documents:
+                ids = np.concatenate([separator, ids])
             documents, latest = documents + 1, piece.document
         file.write(ids.tobytes())
         tokens += ids.size
     file.flush()
     return _Joined(tokens, documents, begin, end if documents > 1 else None)
+
+
+def _ids(content: str | list[int], tokenizer: Tokenizer, vocabulary: int) -> NDArray[np.int32]:
+    """Return a piece's token ids as they lie in the file."""
+    return np.asarray(encode(tokenizer, content, vocabulary) if isinstance(content, str) else content, dtype=_ID)
 
 
 def _draw(file: IO[bytes], joined: _Joined, request: MeasurementRequest) -> NDArray[np.int64]:

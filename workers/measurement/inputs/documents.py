@@ -5,11 +5,11 @@
     parquet   one row a document: a column `text` of strings, or `token_ids` of lists of integers
 
 The file's format is known from its name; its content must agree. The first record, or the columns, decide whether
-texts or token ids are read. A file that has both is refused: which of the two was meant cannot be told.
+texts or token ids are read. A file that has both is refused: which of the two was meant is not known.
 """
 
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,12 +114,12 @@ class _Reader:
     def _field(self, names: Collection[str], where: str) -> str:
         """Return the field to read, out of those that there are."""
         wanted = dict.fromkeys((self._text_field, TOKEN_IDS))
-        found = [name for name in wanted if name in names]
-        if len(found) == 1:
-            if (times := list(names).count(found[0])) > 1:
-                raise self.refuse(f"has {times} columns named {found[0]!r}; only one is allowed")
-            return found[0]
-        if found:
+        present = [name for name in wanted if name in names]
+        if len(present) == 1:
+            if (times := list(names).count(present[0])) > 1:
+                raise self.refuse(f"has {times} columns named {present[0]!r}; only one is allowed")
+            return present[0]
+        if present:
             raise self.refuse(
                 f"{where}: it has both {self._text_field!r} and {TOKEN_IDS!r}; only one of them is allowed"
             )
@@ -128,10 +128,10 @@ class _Reader:
             f"{shown(sorted(map(str, names)))}"
         )
 
-    def _checked(self, value: Any, field: str, where: str) -> str | list[int]:
+    def _checked(self, value: object, field: str, where: str) -> str | list[int]:
         return self._token_ids(value, where) if field == TOKEN_IDS else self._string(value, where)
 
-    def _string(self, value: Any, where: str) -> str:
+    def _string(self, value: object, where: str) -> str:
         if not isinstance(value, str):
             raise self.refuse(f"{where}: {self._text_field!r} is {shown(value)}; a string is needed")
         try:
@@ -142,7 +142,7 @@ class _Reader:
             ) from error
         return value
 
-    def _token_ids(self, value: Any, where: str) -> list[int]:
+    def _token_ids(self, value: object, where: str) -> list[int]:
         if not isinstance(value, list):
             raise self.refuse(f"{where}: {TOKEN_IDS!r} is {shown(value)}; a list of integers is needed")
         for position, token in enumerate(value):

@@ -4,6 +4,7 @@ R records; B prompts of S tokens in a batch
 """
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ def labelled_batches(
 
     Args:
         records: the prompts.
-        file: where they came from, for errors.
+        file: which they came from, for errors.
         tokenizer: of the model.
         bos: token id that every prompt begins with, from `bos_token`; None for none.
         vocabulary: rows of the model's embedding; every token id must be below.
@@ -63,11 +64,12 @@ def labelled_batches(
         if longest is not None and ids.size > longest:
             raise refuse(f"line {line}: 'prompt' has {ids.size} tokens; the model takes at most {longest}")
         by_length[ids.size].append((index, ids))
-    batches = []
-    for length, prompts in sorted(by_length.items()):
-        size = max(1, batch_tokens // length)
-        for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            token_ids = torch.from_numpy(np.stack([ids for _, ids in part]))
-            batches.append(LabelledBatch(token_ids, np.asarray([index for index, _ in part])))
-    return batches
+    return [batch for length, prompts in sorted(by_length.items()) for batch in _split(prompts, batch_tokens // length)]
+
+
+def _split(prompts: Sequence[tuple[int, NDArray[np.int64]]], most: int) -> Iterator[LabelledBatch]:
+    """Yield batches of at most so many prompts, or 1, of equal length; prompts: record index and token ids [S]."""
+    size = max(1, most)
+    for start in range(0, len(prompts), size):
+        indices, ids = zip(*prompts[start : start + size], strict=True)
+        yield LabelledBatch(torch.from_numpy(np.stack(ids)), np.asarray(indices))

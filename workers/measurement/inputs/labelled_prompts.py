@@ -16,7 +16,7 @@ from workers.measurement.errors import BadLabelled, BadRequest, shown
 from workers.measurement.inputs.input_files import Refuse, read_json_lines, refuser
 
 MIN_RECORDS = 2
-"""Records below which nothing can be told apart."""
+"""Records below which there are no two groups to separate."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class LabelledRecords:
 
     prompts: tuple[str, ...]
     labels: NDArray[np.bool_]
-    """[R], given or by the threshold."""
+    """[R]: those of the file, or by the threshold."""
     scores: NDArray[np.float64] | None
-    """[R]; None where labels were given."""
+    """[R]; None where the file has labels."""
     lines: tuple[int, ...]
     """Line of every record in the file, from 1."""
     fingerprint: str
@@ -47,7 +47,7 @@ def read_labelled(file: LabelledFile, threshold: float | None) -> LabelledRecord
 
     Args:
         file: says where they lie.
-        threshold: a record with a score is true when its score is larger; to be given for scores alone.
+        threshold: a record with a score is true when its score is larger; required for scores, and for them alone.
 
     Raises:
         BadLabelled: naming the line and the field, or there are fewer than two records.
@@ -82,16 +82,20 @@ def _record(fields: dict[str, Any], line: int, refuse: Refuse) -> _Record:
         raise refuse(f"line {line}: 'prompt' has half of a surrogate pair, which is not valid text")
     kinds = [kind for kind in ("label", "score") if kind in fields]
     if kinds == ["label"]:
-        if not isinstance(fields["label"], bool):
-            raise refuse(f"line {line}: 'label' is {shown(fields['label'])}; true or false is needed")
-        return _Record(line, prompt, "label", float(fields["label"]))
+        return _Record(line, prompt, "label", _truth(fields["label"], line, refuse))
     if kinds == ["score"]:
         return _Record(line, prompt, "score", _number(fields["score"], line, refuse))
     has = "both 'label' and 'score'" if kinds else "neither 'label' nor 'score'"
     raise refuse(f"line {line}: it has {has}; one of them is needed")
 
 
-def _number(value: Any, line: int, refuse: Refuse) -> float:
+def _truth(value: object, line: int, refuse: Refuse) -> float:
+    if not isinstance(value, bool):
+        raise refuse(f"line {line}: 'label' is {shown(value)}; true or false is needed")
+    return float(value)
+
+
+def _number(value: object, line: int, refuse: Refuse) -> float:
     try:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(number := float(value)):
             return number

@@ -43,14 +43,14 @@ class LazyTokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """Id of the token that begins a text."""
-        given: int | None = self._loaded.bos_token_id
-        return given
+        token_id: int | None = self._loaded.bos_token_id
+        return token_id
 
     @property
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text."""
-        given: int | None = self._loaded.eos_token_id
-        return given
+        token_id: int | None = self._loaded.eos_token_id
+        return token_id
 
     def __call__(self, text: str, **options: Any) -> Any:
         """Return an object whose `input_ids` are the text's."""

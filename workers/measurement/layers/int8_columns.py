@@ -39,13 +39,13 @@ class Int8Columns:
         if scheme.kernel != BITSANDBYTES_INT8:
             return {}
         threshold = float(scheme.settings["threshold"])
-        found: dict[str, Fp16Columns] = {}
+        by_component: dict[str, Fp16Columns] = {}
         for projection in replaced:
             if projection.quantized and projection.name not in left:
                 by_threshold = self._at[Site(projection.input_component, "input")]
                 columns = by_threshold.setdefault(threshold, Fp16Columns(self._copies))
-                found |= dict.fromkeys(projection.parts, columns)
-        return found
+                by_component |= dict.fromkeys(projection.parts, columns)
+        return by_component
 
     def add(self, site: Site, x: torch.Tensor, over: torch.Tensor) -> None:
         """Add what is at a site, [..., S, d]; over: [N, d], values of each sequence that reach the magnitude."""

@@ -42,7 +42,7 @@ class SweepState:
     replaceability: ReplaceabilityProbe
     """Makes the schemes' copies of the layers."""
     kept: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """By scheme: full names of the modules that it leaves as they are because it was told to."""
+    """By scheme: full names of the modules that it leaves as they are because its settings say so."""
     pages: PageReturn = field(default_factory=PageReturn)
     overwritten: set[str] = field(default_factory=set)
     """Projections into whose tensors the layers were seen to write afterwards, by name inside the layer."""

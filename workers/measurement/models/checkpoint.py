@@ -1,7 +1,7 @@
 """Opens a checkpoint directory, and checks it before anything of it is loaded.
 
 What could run code (pickles, a config that names its own Python files) is refused here, and so is what cannot be
-whole: every safetensors file is opened, which reads its header and holds it against the file's size.
+whole: every safetensors file is opened, which reads its header and compares it with the file's size.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 def _check_fields(file: Path, config: dict[str, Any]) -> None:
     """Refuse what the library would stumble over with an error that names no field."""
     named = config.get("architectures")
-    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+    if named is not None and not (isinstance(named, list) and _are_names(named)):
         raise BadModel(f"model: {file}: architectures is {shown(named)}; a list of names is needed")
     nested = config.get("text_config")
     for prefix, fields in (("", config), ("text_config.", nested if isinstance(nested, dict) else {})):
@@ -90,20 +90,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     if (path / _SINGLE).is_file():
         return (path / _SINGLE,)
     if (path / _INDEX).is_file():
-        index = _read_object(path / _INDEX, "one JSON object is needed")
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise BadModel(f"model: {path / _INDEX} has no weight_map from tensor names to file names")
-        if not weight_map:
-            raise BadModel(f"model: {path / _INDEX}: weight_map is empty; it must name the file of every tensor")
-        if not isinstance(index.get("metadata"), dict):
-            given = shown(index["metadata"]) if "metadata" in index else "missing"
-            raise BadModel(f"model: {path / _INDEX}: metadata is {given}; an object is needed, which may be empty")
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if Path(name).name != name or not (path / name).is_file():
-                raise BadModel(f"model: {path / _INDEX} names the weight file {name!r}, which is not in {path}")
-        return tuple(path / name for name in names)
+        return _indexed_files(path, path / _INDEX)
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise BadModel(
@@ -111,6 +98,28 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
             "any code, so only safetensors are allowed; save the model again with save_pretrained"
         )
     raise BadModel(f"model: {path} has no weights; it needs {_SINGLE}, or {_INDEX} and the files that it names")
+
+
+def _indexed_files(path: Path, file: Path) -> tuple[Path, ...]:
+    """Return the files in the directory `path` that an index names, in the order of their names."""
+    index = _read_object(file, "one JSON object is needed")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not _are_names(weight_map.values()):
+        raise BadModel(f"model: {file} has no weight_map from tensor names to file names")
+    if not weight_map:
+        raise BadModel(f"model: {file}: weight_map is empty; it must name the file of every tensor")
+    if not isinstance(index.get("metadata"), dict):
+        metadata = shown(index["metadata"]) if "metadata" in index else "missing"
+        raise BadModel(f"model: {file}: metadata is {metadata}; an object is needed, which may be empty")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not (path / name).is_file():
+            raise BadModel(f"model: {file} names the weight file {name!r}, which is not in {path}")
+    return tuple(path / name for name in names)
+
+
+def _are_names(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _read_object(file: Path, why: str) -> dict[str, Any]:

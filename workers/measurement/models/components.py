@@ -1,4 +1,4 @@
-"""Which module of a decoder layer is which component, architecture by architecture, as data.
+"""Names the component that each module of a decoder layer computes, architecture by architecture, as data.
 
 The sweep needs no code per architecture; only the names do. A row of the table gives the modules of a layer, and how
 a fused module's outputs divide among its components. Fused modules have three layouts in the wild: q, k and v as three
@@ -83,10 +83,10 @@ def _gate_up(config: Any) -> dict[str, Rows]:
 
 
 def _attention_heads(config: Any) -> Heads:
-    found = heads(config)
-    if found is None:
+    layout = heads(config)
+    if layout is None:
         raise ValueError(f"num_attention_heads: {config.model_type} has none; a fused q, k, v needs them")
-    return found
+    return layout
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Reads the configuration of a checkpoint by transformers, and checks that it can be measured."""
 
+import re
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workers.measurement.errors import BadModel, first_line
 from workers.measurement.models.checkpoint import Checkpoint
+
+_LANGUAGE_MODEL = re.compile("CausalLM|LMHead")
+"""In the name of most causal decoders' architectures."""
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
@@ -19,19 +23,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library validates configs with errors of many kinds
         raise BadModel(f"model: {checkpoint.path / 'config.json'}: {reason(error, checkpoint)}") from error
-    named = ", ".join(config.architectures or ["no architecture"])
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
-        raise BadModel(
-            f"model: {named} ({config.model_type}) is not a causal decoder; allowed are the architectures "
-            "that transformers loads as AutoModelForCausalLM"
-        )
-    if config.architectures and not any("CausalLM" in a or "LMHead" in a for a in config.architectures):
-        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        allowed = [str(getattr(c, "__name__", c)) for c in (causal if isinstance(causal, tuple) else (causal,))]
-        if not set(config.architectures) & set(allowed):
-            raise BadModel(
-                f"model: {named} is not a causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
-            )
+    _check_causal(config)
     asked = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
     if asked > checkpoint.tensors:
         raise BadModel(
@@ -43,8 +35,25 @@ def read_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
+def _check_causal(config: PreTrainedConfig) -> None:
+    """Refuse a configuration that is not one of a causal decoder."""
+    named = ", ".join(config.architectures or ["no architecture"])
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise BadModel(
+            f"model: {named} ({config.model_type}) is not a causal decoder; allowed are the architectures "
+            "that transformers loads as AutoModelForCausalLM"
+        )
+    if config.architectures and not any(_LANGUAGE_MODEL.search(name) for name in config.architectures):
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        allowed = [str(getattr(c, "__name__", c)) for c in (causal if isinstance(causal, tuple) else (causal,))]
+        if not set(config.architectures) & set(allowed):
+            raise BadModel(
+                f"model: {named} is not a causal decoder; allowed for {config.model_type}: {', '.join(allowed)}"
+            )
+
+
 def reason(error: Exception, checkpoint: Checkpoint) -> str:
-    """Return what a library found wrong with a config, with the fields that hold the name it does not know."""
+    """Return why a library refuses a config, with the fields that hold the name it does not know."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     unknown = error.args[0] if isinstance(error, KeyError) and error.args else None
@@ -55,10 +64,10 @@ def reason(error: Exception, checkpoint: Checkpoint) -> str:
 
 def _holding(text: str, fields: dict[str, Any], prefix: str = "") -> list[str]:
     """Return the names of the fields whose value is `text`, those of nested objects with a dot."""
-    found = []
+    names = []
     for name, value in fields.items():
         if value == text:
-            found.append(f"{prefix}{name}")
+            names.append(f"{prefix}{name}")
         elif isinstance(value, dict):
-            found += _holding(text, value, f"{prefix}{name}.")
-    return found
+            names += _holding(text, value, f"{prefix}{name}.")
+    return names

@@ -1,4 +1,4 @@
-"""A decoder model whose layers stay on disk, and are read one at a time.
+"""Loads a decoder model whose layers stay on disk, and are read one at a time.
 
 transformers loads everything but the decoder layers (embedding, final norm, head), and notes where in the
 safetensors files each layer's tensors lie. `resident` puts one layer's weights in place for as long as they are
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from workers.measurement.errors import BadModel, first_line
 from workers.measurement.models.checkpoint import Checkpoint
@@ -187,6 +187,25 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     """
     config = read_config(checkpoint)
     prefix, placement = _plan(config, checkpoint, str(device))
+    model = _load(checkpoint, config, placement, scratch)
+    layers = _layers(model, prefix)
+    reader = _reader(checkpoint, model, prefix, device)
+    model.eval()  # weights go on requiring gradients: without, torch multiplies strided float16 inputs in another way
+    check_finite({name: weight for name, weight in model.named_parameters() if weight.device.type != "meta"})
+    decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
+    answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
+    probe_layers(model, layers, answer_length, device)
+    return replace(decoder, answer_length=answer_length)
+
+
+def _load(
+    checkpoint: Checkpoint, config: PreTrainedConfig, placement: dict[str, str], scratch: Path
+) -> PreTrainedModel:
+    """Load a checkpoint by transformers, each module where `placement` puts it.
+
+    Raises:
+        BadModel: it does not load, or lacks tensors that the config asks for.
+    """
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -205,20 +224,19 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
         if is_fatal(error):
             raise
         raise BadModel(f"model: {checkpoint.path} cannot be loaded: {first_line(error)}") from error
+    model: PreTrainedModel
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         raise BadModel(f"model: {checkpoint.path}: {_disagreement(info)}")
-    layers = model.get_submodule(prefix[:-1])
-    reader = _reader(checkpoint, model, prefix, device)
-    model.eval()  # weights go on requiring gradients: without, torch multiplies strided float16 inputs in another way
-    check_finite({name: weight for name, weight in model.named_parameters() if weight.device.type != "meta"})
-    decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
-    answer_length = probe_first_layer(model, layers, decoder.resident(0), device)
-    probe_layers(model, layers, answer_length, device)
-    return replace(decoder, answer_length=answer_length)
+    return model
 
 
-def _plan(config: Any, checkpoint: Checkpoint, device: str) -> tuple[str, dict[str, str]]:
+def _layers(model: nn.Module, prefix: str) -> nn.ModuleList:
+    """Return the list of decoder layers of that name, which ends with a dot."""
+    return cast(nn.ModuleList, model.get_submodule(prefix[:-1]))
+
+
+def _plan(config: PreTrainedConfig, checkpoint: Checkpoint, device: str) -> tuple[str, dict[str, str]]:
     """Return the name of the list of decoder layers, with a dot, and where each module of the model goes.
 
     The decoder layers are the list that holds the most parameters. They go to disk, all else to the device.
@@ -233,20 +251,24 @@ def _plan(config: Any, checkpoint: Checkpoint, device: str) -> tuple[str, dict[s
     if not lists or max(len(module) for module in lists.values()) == 0:
         raise BadModel(f"model: {type(skeleton).__name__} has no decoder layers")
     layers = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
-    placement: dict[str, str] = {}
+    outside = dict.fromkeys(_modules_beside(skeleton, layers), device)
+    return f"{layers}.", outside | {f"{layers}.{i}": "disk" for i in range(len(lists[layers]))}
+
+
+def _modules_beside(model: nn.Module, layers: str) -> Iterator[str]:
+    """Yield the names of the modules and parameters that lie beside the list of layers, at every depth above it."""
     path = layers.split(".")
-    for depth in range(len(path)):
+    for depth, next_name in enumerate(path):
         above = ".".join(path[:depth])
-        module = skeleton.get_submodule(above)
+        module = model.get_submodule(above)
         for name, _ in (*module.named_children(), *module.named_parameters(recurse=False)):
-            if name != path[depth]:
-                placement[f"{above}.{name}" if above else name] = device
-    return f"{layers}.", placement | {f"{layers}.{i}": "disk" for i in range(len(lists[layers]))}
+            if name != next_name:
+                yield f"{above}.{name}" if above else name
 
 
-def _reader(checkpoint: Checkpoint, model: Any, prefix: str, device: torch.device) -> LayerReader:
+def _reader(checkpoint: Checkpoint, model: PreTrainedModel, prefix: str, device: torch.device) -> LayerReader:
     """Return what reads the layers, in the place of accelerate's hooks, which are removed."""
-    layers = model.get_submodule(prefix[:-1])
+    layers = _layers(model, prefix)
     weights = _weights_on_disk(layers)
     remove_hook_from_module(model, recurse=True)
     _check_stored(checkpoint, layers, prefix, weights.index)
@@ -265,8 +287,8 @@ def _weights_on_disk(layers: nn.ModuleList) -> Any:
 
 
 def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, index: dict[str, Any]) -> None:
-    """Hold every layer tensor's shape on disk against the one that the config asks for, and its type against those
-    that can be measured; reads headers only.
+    """Compare every layer tensor's shape on disk with the one that the config asks for, and its type with those that
+    can be measured; reads headers only.
     """
     by_file: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, parameter in layers.named_parameters():

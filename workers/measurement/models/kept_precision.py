@@ -1,4 +1,4 @@
-"""Weights that stay in float32 in a 16-bit model.
+"""Keeps the weights of a 16-bit model in float32 that its architecture names.
 
 Some architectures name weights for which 16 bits are too few: `_keep_in_fp32_modules_strict` in any 16-bit model,
 `_keep_in_fp32_modules` where it is float16. transformers widens them as it reads them, but forgets to for those that
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
-def keep_in_float32(model: Any, prefix: str, index: dict[str, dict[str, Any]]) -> None:
+def keep_in_float32(model: PreTrainedModel, prefix: str, index: dict[str, dict[str, Any]]) -> None:
     """Give the layers' weights that the model names the type float32, and have them read so.
 
     Args:

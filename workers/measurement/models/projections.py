@@ -1,4 +1,4 @@
-"""The projections of a decoder layer: its Linear modules, under the names of the components they compute.
+"""Lists the projections of a decoder layer: its Linear modules, by the names of the components they compute.
 
 What the table of components does not name keeps its module name as its component, and so does a fused module whose
 outputs are not as many as its layout says; a decoder that is not in the table is still measured whole.
@@ -53,14 +53,14 @@ def projections(layer: nn.Module, config: Any) -> list[Projection]:
     returns a pair).
     """
     architecture = ARCHITECTURES.get(config.model_type, _UNKNOWN)
-    found = []
+    layer_projections = []
     for name, module in layer.named_modules():
         entry = architecture.modules.get(name)
         if is_projection(module) or (entry is not None and isinstance(module, nn.Linear)):
             parts = _parts(entry or name, name, len(weight_rows(module)), config)
             carries = architecture.inputs.get(name) or _shared_name(next(iter(parts)))
-            found.append(Projection(name, parts, carries, quantized=is_projection(module)))
-    return found
+            layer_projections.append(Projection(name, parts, carries, quantized=is_projection(module)))
+    return layer_projections
 
 
 def _parts(entry: str | Split, name: str, width: int, config: Any) -> dict[str, Rows]:

@@ -1,4 +1,4 @@
-"""Modules that stand where a decoder layer stood, to learn what the model hands it or to answer in its place."""
+"""Defines modules that take a decoder layer's place, to record its arguments or to return hidden states."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ class Recorder(StandIn):
 
 
 class Injector(StandIn):
-    """Answers with given hidden states, whatever it is handed."""
+    """Answers with the hidden states that it was made with, whatever it is handed."""
 
     def __init__(self, layer: nn.Module, answer_length: int, hidden: torch.Tensor) -> None:
         super().__init__(layer, answer_length)

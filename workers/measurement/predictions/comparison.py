@@ -67,7 +67,7 @@ def compare_predictions(
         token_ids: [N, S].
         first: first scored position of each sequence.
         table: takes one row per position and scheme.
-        progress: is told of every sequence.
+        progress: gets the number of sequences done, after each.
     """
     schemes = [scheme.name for scheme in state.schemes]
     collected = _Collected(schemes, table, first)
@@ -113,15 +113,17 @@ def _score_sequence(
         next_ids = ids[chunk.start + 1 : chunk.stop + 1].to(reference.device, non_blocking=True)
         log_sum_exp, top, own = score_logits(reference, next_ids)
         parts[0].append(log_sum_exp - own)
-        for name, found in zip([name for name in logits_of if name != REFERENCE], parts[1:], strict=True):
+        for name, of_scheme in zip([name for name in logits_of if name != REFERENCE], parts[1:], strict=True):
             figures = compare_logits(reference, log_sum_exp, logits_of[name](chunk), next_ids)
             # Rounding can leave a divergence of nothing a little below 0.
-            found.append(torch.stack([figures[0] - figures[2], figures[3].clamp(min=0), (figures[1] == top).double()]))
+            of_scheme.append(
+                torch.stack([figures[0] - figures[2], figures[3].clamp(min=0), (figures[1] == top).double()])
+            )
     return [torch.cat(part, dim=-1) for part in parts]
 
 
 class _Collected:
-    """What was found at the sequences so far."""
+    """The figures of the sequences so far."""
 
     def __init__(self, schemes: Sequence[str], table: TableWriter, first: int) -> None:
         self._table = table

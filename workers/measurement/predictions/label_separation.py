@@ -1,14 +1,14 @@
 """Ranks hidden dimensions by how well they separate true prompts from false ones, with and without a scheme.
 
 Dimensions are ranked under the reference: by abs(Spearman's rho) with the score, or by abs(AUROC - 0.5) where plain
-labels were given. A record whose vector holds NaN or infinity is left out of that variant's figures.
+labels are known. A record whose vector holds NaN or infinity is left out of that variant's figures.
 
     R records, d dimensions
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,7 @@ def separate_labels(
         threshold=settings.label_threshold,
         depth=settings.label_depth,
         adds_bos=adds_bos,
-        ranked_by=None if not chosen else "auroc" if records.scores is None else "spearman_rho",
+        ranked_by=_ranked_by(records) if chosen else None,
         dimensions=tuple(
             LabelledDimension(
                 dimension=dimension,
@@ -111,6 +111,10 @@ def separate_labels(
     )
     table = labelled_table(chosen, schemes)
     return LabelSeparation(section, table, _columns(records, vectors, chosen), _warnings(records, finite, chosen))
+
+
+def _ranked_by(records: LabelledRecords) -> Literal["auroc", "spearman_rho"]:
+    return "auroc" if records.scores is None else "spearman_rho"
 
 
 def _best(records: LabelledRecords, x: F32, kept: NDArray[np.bool_]) -> list[int]:

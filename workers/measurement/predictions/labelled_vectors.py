@@ -32,6 +32,6 @@ def final_vectors(state: SweepState, batches: Sequence[LabelledBatch]) -> dict[s
 def in_record_order(batches: Sequence[LabelledBatch], vectors: Sequence[F32]) -> F32:
     """Return vectors that come batch by batch, [B, d] each, in the order of their records, [R, d]."""
     order = np.concatenate([batch.record_indices for batch in batches])
-    found = np.empty((len(order), vectors[0].shape[1]), np.float32)
-    found[order] = np.concatenate(vectors)
-    return found
+    ordered = np.empty((len(order), vectors[0].shape[1]), np.float32)
+    ordered[order] = np.concatenate(vectors)
+    return ordered

@@ -43,8 +43,8 @@ class Comparison:
 
 def perplexity(nll: F64, sequence: I64) -> Perplexity:
     """Return exp(mean nll); nll, sequence: [n]."""
-    found = mean_exp(by_sequence(nll, sequence))
-    return Perplexity(**found.model_dump(), scored_tokens=len(nll))
+    estimate = mean_exp(by_sequence(nll, sequence))
+    return Perplexity(**estimate.model_dump(), scored_tokens=len(nll))
 
 
 def perplexity_ratio(comparison: Comparison) -> Estimate:
@@ -55,17 +55,17 @@ def perplexity_ratio(comparison: Comparison) -> Estimate:
 def kl_divergence(comparison: Comparison) -> KlDivergence:
     """Summarize KL(P || Q) per position; quantiles interpolate linearly at f * (n - 1)."""
     kl = comparison.kl_divergence
-    found = mean(by_sequence(kl, comparison.sequence))
+    estimate = mean(by_sequence(kl, comparison.sequence))
     median, p90, p95, p99, p99_9 = np.quantile(kl, (0.5, 0.9, 0.95, 0.99, 0.999)).tolist()
     return KlDivergence(
-        mean=found.value,
+        mean=estimate.value,
         median=median,
         p90=p90,
         p95=p95,
         p99=p99,
         p99_9=p99_9,
         max=float(kl.max()),
-        **found.model_dump(include=set(Uncertain.model_fields)),
+        **estimate.model_dump(include=set(Uncertain.model_fields)),
     )
 
 

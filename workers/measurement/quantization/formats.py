@@ -14,6 +14,8 @@ from types import MappingProxyType
 
 import torch
 
+from workers.measurement.statistics.reduction import FP16_MAX
+
 
 @dataclass(frozen=True)
 class NumberFormat:
@@ -64,7 +66,7 @@ infinities (arXiv 2209.05433, torch.float8_e4m3fn); e2m1 is the element of OCP M
 
 _SCALES = (
     ScaleFormat("float32", bits=32, highest=float.fromhex("0x1.fffffep127"), power_of_two=False),
-    ScaleFormat("float16", bits=16, highest=65504.0, power_of_two=False),
+    ScaleFormat("float16", bits=16, highest=FP16_MAX, power_of_two=False),
     ScaleFormat("e8m0", bits=8, highest=2.0**127, power_of_two=True),
 )
 

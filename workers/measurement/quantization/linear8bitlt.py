@@ -17,6 +17,7 @@ from workers.measurement.quantization.projection import (
     with_bias,
 )
 from workers.measurement.runtime.memory import empty_apart
+from workers.measurement.statistics.reduction import FP16_MAX
 
 
 class _Linear8bitLtOfRows(bnb.nn.Linear8bitLt):  # type: ignore[misc]
@@ -52,7 +53,7 @@ def linear8bitlt(weight: torch.Tensor, bias: torch.Tensor | None, settings: Sett
         codes[rows], scales[rows], _ = bnb.functional.int8_vectorwise_quant(weight[rows].half().contiguous())
     if (beyond := scales.isinf()).any():
         largest = float(weight[beyond].abs().max())
-        raise Refused(f"a weight has the magnitude {largest:g}; at most 65504, the largest fp16, is allowed")
+        raise Refused(f"a weight has the magnitude {largest:g}; at most {FP16_MAX:g}, the largest fp16, is allowed")
     module.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     return QuantizedProjection(
         module=with_bias(module, bias),

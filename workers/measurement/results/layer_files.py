@@ -66,32 +66,27 @@ class LayerFiles:
                 shutil.rmtree(entry)
         self._largest_ratio = max((_ratio(self.block_output(layer)) for layer in range(layers)), default=-math.inf)
 
-    def write(self, found: LayerResults, warnings: list[Warning]) -> None:
-        """Keep what was found at a layer."""
+    def write(self, results: LayerResults, warnings: list[Warning]) -> None:
+        """Keep the results of a layer."""
         fresh = self._directory / _UNFINISHED
         fresh.mkdir()
         tables = {name: TableRows(TABLES[name], self._schemes) for name in PER_LAYER}
-        write_layer(tables, found, self._thresholds)
+        write_layer(tables, results, self._thresholds)
         for name, rows in tables.items():
             feather.write_feather(rows.collected(), fresh / f"{name}.arrow", compression="uncompressed")
         for name in HITS:
-            save_hits(fresh / f"{name}.npz", getattr(found, name).hits())
-        sums = {name: s.channel_errors.sums() for name, s in found.schemes.items() if s.channel_errors is not None}
+            save_hits(fresh / f"{name}.npz", getattr(results, name).hits())
+        errors = {name: scheme.channel_errors for name, scheme in results.schemes.items()}
+        sums = {name: of_scheme.sums() for name, of_scheme in errors.items() if of_scheme is not None}
         np.savez(fresh / _CHANNEL_ERRORS, **sums)  # type: ignore[arg-type]
-        ratio = _ratio(vars(found.ranges[BLOCK_OUTPUT].range()))
-        if found.surface is not None and ratio > self._largest_ratio:
-            save_surface(fresh / "surface.npz", found.surface())
+        ratio = _ratio(vars(results.ranges[BLOCK_OUTPUT].range()))
+        if results.surface is not None and ratio > self._largest_ratio:
+            save_surface(fresh / "surface.npz", results.surface())
             self._largest_ratio = ratio
-        for name, vectors in found.labelled.items():
+        for name, vectors in results.labelled.items():
             np.savez(fresh / f"labelled-{name}.npz", *vectors)
-        facts = {
-            "warnings": [warning.model_dump() for warning in warnings],
-            "saved_bytes": {name: scheme.saved_bytes for name, scheme in found.schemes.items()},
-            "paths": {name: sorted(scheme.paths) for name, scheme in found.schemes.items()},
-            "left": {name: dict(scheme.left) for name, scheme in found.schemes.items()},
-        }
-        (fresh / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        fresh.rename(self._of(found.layer))
+        (fresh / "facts.json").write_text(json.dumps(_facts(results, warnings)), encoding="utf-8")
+        fresh.rename(self._of(results.layer))
 
     def table(self, layer: int, name: str) -> pa.Table:
         """Return a layer's rows of a table."""
@@ -139,6 +134,16 @@ class LayerFiles:
 
     def _of(self, layer: int) -> Path:
         return self._directory / f"{layer:05d}"
+
+
+def _facts(results: LayerResults, warnings: list[Warning]) -> dict[str, Any]:
+    """Return the fields of a layer's `LayerFacts` as JSON."""
+    return {
+        "warnings": [warning.model_dump() for warning in warnings],
+        "saved_bytes": {name: scheme.saved_bytes for name, scheme in results.schemes.items()},
+        "paths": {name: sorted(scheme.paths) for name, scheme in results.schemes.items()},
+        "left": {name: dict(scheme.left) for name, scheme in results.schemes.items()},
+    }
 
 
 def _ratio(site: Mapping[str, Any]) -> float:

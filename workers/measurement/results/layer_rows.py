@@ -30,14 +30,14 @@ MAX_MASSIVE_ROWS = 10_000
 Row = dict[str, Any]
 
 
-def write_layer(writers: Mapping[str, TableRows], found: LayerResults, thresholds: HeadThresholds) -> None:
+def write_layer(writers: Mapping[str, TableRows], results: LayerResults, thresholds: HeadThresholds) -> None:
     """Append a layer's rows to every table of `PER_LAYER`."""
-    _write_ranges(writers, found)
-    writers["outlier_dimensions"].append_rows(list(_outlier_rows(found)))
-    writers["massive_activations"].append_rows(largest(_massive_rows(found)))
-    writers["heads"].append_rows(list(_head_rows(found, thresholds)))
-    writers["errors"].append_rows(list(_error_rows(found)))
-    writers["fp16_columns"].append_rows(list(_column_rows(found)))
+    _write_ranges(writers, results)
+    writers["outlier_dimensions"].append_rows(list(_outlier_rows(results)))
+    writers["massive_activations"].append_rows(largest(_massive_rows(results)))
+    writers["heads"].append_rows(list(_head_rows(results, thresholds)))
+    writers["errors"].append_rows(list(_error_rows(results)))
+    writers["fp16_columns"].append_rows(list(_column_rows(results)))
 
 
 def largest(massive: Iterable[Row]) -> list[Row]:
@@ -45,10 +45,10 @@ def largest(massive: Iterable[Row]) -> list[Row]:
     return sorted(massive, key=lambda row: -abs(row["value"]))[:MAX_MASSIVE_ROWS]
 
 
-def _write_ranges(writers: Mapping[str, TableRows], found: LayerResults) -> None:
+def _write_ranges(writers: Mapping[str, TableRows], results: LayerResults) -> None:
     sites = []
-    for site, statistics in found.ranges.items():
-        place = {"layer": found.layer, "component": site.component, "port": site.port}
+    for site, statistics in results.ranges.items():
+        place = {"layer": results.layer, "component": site.component, "port": site.port}
         sites.append(place | vars(statistics.range()))
         channels = vars(statistics.channels())
         channels |= {name: shortened(channels[name]) for name in ("mean", "variance")}
@@ -68,30 +68,30 @@ def shortened(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (values.view(np.uint64) & ~np.uint64((1 << 20) - 1)).view(np.float64)
 
 
-def _outlier_rows(found: LayerResults) -> Iterable[Row]:
-    abs_max = found.ranges[BLOCK_OUTPUT].channels().abs_max
+def _outlier_rows(results: LayerResults) -> Iterable[Row]:
+    abs_max = results.ranges[BLOCK_OUTPUT].channels().abs_max
     flagged = {
-        "massive_tensor": {m.dimension for _, m in found.massive if m.massive_tensor},
-        "massive_token": {m.dimension for _, m in found.massive if m.massive_token},
-        "median_quantile": set(found.median_quantile),
-        "variance": set(found.variance),
+        "massive_tensor": {m.dimension for _, m in results.massive if m.massive_tensor},
+        "massive_token": {m.dimension for _, m in results.massive if m.massive_token},
+        "median_quantile": set(results.median_quantile),
+        "variance": set(results.variance),
     }
     for definition, dimensions in flagged.items():
         for j in sorted(dimensions):
-            yield {"definition": definition, "layer": found.layer, "dimension": j, "abs_max": float(abs_max[j])}
+            yield {"definition": definition, "layer": results.layer, "dimension": j, "abs_max": float(abs_max[j])}
 
 
-def _massive_rows(found: LayerResults) -> Iterable[Row]:
-    for sequence, activation in found.massive:
-        yield {"layer": found.layer, "sequence": sequence} | vars(activation)
+def _massive_rows(results: LayerResults) -> Iterable[Row]:
+    for sequence, activation in results.massive:
+        yield {"layer": results.layer, "sequence": sequence} | vars(activation)
 
 
-def _head_rows(found: LayerResults, thresholds: HeadThresholds) -> Iterable[Row]:
-    sqnr = {f"sqnr_db_{name}": s.heads.sqnr_db() for name, s in found.schemes.items() if s.heads is not None}
-    for number, head in enumerate(found.heads):
+def _head_rows(results: LayerResults, thresholds: HeadThresholds) -> Iterable[Row]:
+    sqnr = {f"sqnr_db_{name}": s.heads.sqnr_db() for name, s in results.schemes.items() if s.heads is not None}
+    for number, head in enumerate(results.heads):
         peak = head.relative_peak
         yield {
-            "layer": found.layer,
+            "layer": results.layer,
             "head": number,
             **vars(head),
             "measured_outlier": peak is not None and peak >= thresholds.relative_peak,
@@ -99,21 +99,21 @@ def _head_rows(found: LayerResults, thresholds: HeadThresholds) -> Iterable[Row]
         }
 
 
-def _error_rows(found: LayerResults) -> Iterable[Row]:
+def _error_rows(results: LayerResults) -> Iterable[Row]:
     for mode in ("isolated", "accumulated"):
-        for name, scheme in found.schemes.items():
+        for name, scheme in results.schemes.items():
             weight_errors = scheme.weight_errors if mode == "isolated" else {}
             for site, statistics in getattr(scheme, mode).items():
-                place = {"scheme": name, "layer": found.layer, "component": site.component, "port": site.port}
+                place = {"scheme": name, "layer": results.layer, "component": site.component, "port": site.port}
                 weight_error = {"weight_error": weight_errors.get(site.component)}
                 yield place | {"mode": mode} | vars(statistics.deviation()) | weight_error
 
 
-def _column_rows(found: LayerResults) -> Iterable[Row]:
-    for name, scheme in found.schemes.items():
+def _column_rows(results: LayerResults) -> Iterable[Row]:
+    for name, scheme in results.schemes.items():
         for component, columns in scheme.fp16_columns.items():
             if not math.isnan(columns.prefill):  # else the component did not run
-                place = {"scheme": name, "layer": found.layer, "component": component}
+                place = {"scheme": name, "layer": results.layer, "component": component}
                 yield place | {"prefill": columns.prefill, "decode": columns.decode}
 
 

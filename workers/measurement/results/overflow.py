@@ -17,9 +17,7 @@ from workers.measurement.layers.sites import Port, Site
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.projections import Projection, projections
 from workers.measurement.results.layer_files import LayerFiles
-
-FP16_INFINITE = 65520.0
-"""From this magnitude on, halfway from 65504 to the next power of two, a value is rounded to infinity."""
+from workers.measurement.statistics.reduction import FP16_INFINITE
 
 
 class Overflow(NamedTuple):
@@ -54,7 +52,7 @@ def overflows(scheme: Scheme, state: SweepState, files: LayerFiles) -> list[Over
     if not ports:
         return []
     decoder, kept = state.decoder, state.kept.get(scheme.name, frozenset())
-    found: list[Overflow] = []
+    overflowing: list[Overflow] = []
     for index, layer in enumerate(decoder.layers):
         left = files.facts(index).left[scheme.name]
         replaced = [
@@ -64,8 +62,8 @@ def overflows(scheme: Scheme, state: SweepState, files: LayerFiles) -> list[Over
             and projection.name not in left
             and f"{decoder.prefix}{index}.{projection.name}" not in kept
         ]
-        found += _at_layer(index, replaced, ports, files)
-    return found
+        overflowing += _at_layer(index, replaced, ports, files)
+    return overflowing
 
 
 def _at_layer(

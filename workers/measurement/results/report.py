@@ -35,7 +35,7 @@ from workers.measurement.runtime.progress import ProgressReporter
 
 @dataclass(frozen=True)
 class MeasurementResults:
-    """Everything that a measurement found, and what it was made on."""
+    """All results of a measurement, and what it was made on."""
 
     request: MeasurementRequest
     fingerprint: str
@@ -57,7 +57,7 @@ def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str)
     """Describe the model."""
     config = decoder.config
     layouts = {heads(decoder.layer_config(layer)) for layer in range(len(decoder.layers))}
-    found = layouts.pop() if len(layouts) == 1 else None  # layers that differ have no number of heads in common
+    layout = layouts.pop() if len(layouts) == 1 else None  # layers that differ have no number of heads in common
     return provenance.ModelFacts(
         source=request.model.source,
         revision=request.model.revision,
@@ -65,9 +65,9 @@ def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str)
         architecture=type(decoder.model).__name__,
         layers=len(decoder.layers),
         hidden_size=config.hidden_size,
-        heads=found.query if found else None,
-        kv_heads=found.key_value if found else None,
-        head_dim=found.width if found else None,
+        heads=layout.query if layout else None,
+        kv_heads=layout.key_value if layout else None,
+        head_dim=layout.width if layout else None,
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in decoder.model.parameters()),
         weight_bytes=sum(p.nbytes for p in decoder.model.parameters()),
@@ -168,7 +168,8 @@ def not_quantised(decoder: Decoder, left: Collection[str] = ()) -> tuple[str, ..
     modules = {name: module for name, module in decoder.model.named_modules() if _matrix_elements(module)}
     inside = {name for name, module in modules.items() if name.startswith(decoder.prefix) and is_projection(module)}
     replaced = inside.union(decoder.outside)
-    return (*(n for n in modules if n not in replaced), *(n for n in modules if n in replaced and n in left))
+    never = [name for name in modules if name not in replaced]
+    return (*never, *(name for name in modules if name in replaced.intersection(left)))
 
 
 def _quantised_share(decoder: Decoder, left: Collection[str]) -> float:

@@ -73,7 +73,7 @@ def warn_unknown_architecture(architecture: str, reporter: ProgressReporter) -> 
     )
 
 
-def warn_nonfinite(found: LayerResults, reporter: ProgressReporter) -> list[Warning]:
+def warn_nonfinite(results: LayerResults, reporter: ProgressReporter) -> list[Warning]:
     """Warn of every site of a layer with values that are NaN or infinite, and return the warnings."""
     return [
         reporter.warn(
@@ -81,9 +81,9 @@ def warn_nonfinite(found: LayerResults, reporter: ProgressReporter) -> list[Warn
             f"{_counted(statistics.nonfinite, 'value is', 'values are')} NaN or infinite. No other figure of this "
             "site includes them.",
             CHECK_WEIGHTS,
-            f"layer {found.layer}, {site.component} {site.port}",
+            f"layer {results.layer}, {site.component} {site.port}",
         )
-        for site, statistics in found.ranges.items()
+        for site, statistics in results.ranges.items()
         if statistics.nonfinite
     ]
 
@@ -123,15 +123,15 @@ def _warn_left(scheme: str, module: str, reason: str, reporter: ProgressReporter
 def warn_overflow(state: SweepState, files: LayerFiles, reporter: ProgressReporter) -> None:
     """Warn of the schemes that make values infinite by casting them to fp16."""
     for scheme in state.schemes:
-        if found := overflows(scheme, state, files):
-            _warn_of_overflows(scheme, found, reporter)
+        if overflowing := overflows(scheme, state, files):
+            _warn_of_overflows(scheme, overflowing, reporter)
 
 
-def _warn_of_overflows(scheme: Scheme, found: Sequence[Overflow], reporter: ProgressReporter) -> None:
-    worst = max(found, key=lambda one: one.abs_max)
-    modules = dict.fromkeys(f"layers.{one.layer}.{name}" for one in found for name in one.components)
+def _warn_of_overflows(scheme: Scheme, overflowing: Sequence[Overflow], reporter: ProgressReporter) -> None:
+    worst = max(overflowing, key=lambda one: one.abs_max)
+    modules = dict.fromkeys(f"layers.{one.layer}.{name}" for one in overflowing for name in one.components)
     if len(modules) > NAMED_SITES:
-        modules = dict.fromkeys(name for one in found for name in one.components)
+        modules = dict.fromkeys(name for one in overflowing for name in one.components)
     if scheme.kernel == BITSANDBYTES_INT8:
         casts, gives, other = "inputs", "NaN", "a threshold over 0 (threshold=6)"
     else:
@@ -139,10 +139,10 @@ def _warn_of_overflows(scheme: Scheme, found: Sequence[Overflow], reporter: Prog
     reporter.warn(
         "over-fp16",
         f"{scheme.name} casts {casts} to fp16, in which values from 65520 on are infinite. "
-        f"{_counted(len(found), 'site has', 'sites have')} such values, up to {worst.abs_max:,.0f} at "
+        f"{_counted(len(overflowing), 'site has', 'sites have')} such values, up to {worst.abs_max:,.0f} at "
         f"{_place(worst)}. There the outputs of the token are {gives}.",
         f"Rerun with {other}, or keep these modules in 16 bits with {','.join(f'keep={name}' for name in modules)}.",
-        f"{scheme.name}: {_some([_place(one) for one in found])}",
+        f"{scheme.name}: {_some([_place(one) for one in overflowing])}",
     )
 
 
@@ -192,11 +192,11 @@ def warn_few_sequences(predictions: Predictions, reporter: ProgressReporter) -> 
 
 def warn_not_discriminating(outliers: Outliers, hidden_size: int, reporter: ProgressReporter) -> None:
     """Warn of the definitions that flag more than half of the dimensions."""
-    for name, found in outliers.present().items():
-        if not found.discriminates:
+    for name, flagged in outliers.present().items():
+        if not flagged.discriminates:
             reporter.warn(
                 "not-discriminating",
-                f"{name} flags {len(found.dimensions):,} of {hidden_size:,} dimensions, more than half. It does not "
+                f"{name} flags {len(flagged.dimensions):,} of {hidden_size:,} dimensions, more than half. It does not "
                 "tell outlier dimensions from the others of this model.",
                 _HIGHER[name],
                 name,

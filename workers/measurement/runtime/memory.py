@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 
@@ -45,11 +46,9 @@ def return_pages() -> None:
 
 
 def resident_bytes() -> int:
-    """Return how much of the process is in memory; 0 where the system does not tell."""
-    try:
-        return int(_STATM.read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0
+    """Return how much of the process is in memory."""
+    resident: int = _PROCESS.memory_info().rss
+    return resident
 
 
 def ran_out(error: BaseException) -> bool:
@@ -164,7 +163,7 @@ def _set(setting: int, value: int) -> None:
 
 GROWTH = 4
 """By this part of what a batch leaves may be more resident."""
-_STATM = Path("/proc/self/statm")
+_PROCESS = psutil.Process()
 _MAPS = Path("/proc/self/maps")
 _SMALLEST_APART = 1 << 20
 _SMALLEST_DROPPED = 4 << 20

@@ -101,9 +101,9 @@ def _take(descriptor: int, directory: Path) -> None:
 def _recognize(directory: Path, identity: Identity) -> None:
     """Refuse what another measurement left, and sign what is new, emptied of what has lost its identity."""
     file = directory / IDENTITY
-    found = _signed(file)
-    if found is not None:
-        differing = sorted(key for key in identity if found.get(key) != identity[key])
+    stored = _signed(file)
+    if stored is not None:
+        differing = sorted(key for key in identity if stored.get(key) != identity[key])
         if differing:
             raise BadRequest(
                 f"OUT: {directory} holds an unfinished measurement of something else (other {', '.join(differing)}); "
@@ -121,10 +121,10 @@ def _recognize(directory: Path, identity: Identity) -> None:
 
 def _signed(file: Path) -> Identity | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or cut off by a crash of the machine
         return None
-    return found if isinstance(found, dict) else None
+    return stored if isinstance(stored, dict) else None
 
 
 def _remove(directory: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from workers.measurement.errors import first_line
 from workers.measurement.runtime.memory import is_fatal
 from workers.measurement.statistics import plain
-from workers.measurement.statistics.cpu import channels as cpu_channels
 from workers.measurement.statistics.cpu import divergence as cpu_divergence
 from workers.measurement.statistics.cpu import histogram as cpu_histogram
 from workers.measurement.statistics.cpu import pivots as cpu_pivots
@@ -43,7 +42,7 @@ CUDA_KERNELS = {
 _replaced: dict[str, str] = {}
 
 
-def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
+def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction[torch.Tensor]:
     """Reduce sequences to the parts that their statistics are made of.
 
     Args:
@@ -59,7 +58,7 @@ def reduce_sequences(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> 
         raise ValueError(f"x: shape {list(x.shape)}; no dimension may be 0")
     if x.device.type == "cpu":
         return cpu_reduction.reduce(x, pivot, threshold)
-    reduction: Reduction = on_device("reduce", x.device, x, pivot, threshold)
+    reduction: Reduction[torch.Tensor] = on_device("reduce", x.device, x, pivot, threshold)
     return reduction
 
 
@@ -118,7 +117,7 @@ def channel_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     if y.numel() == 0:
         return y.new_zeros((2, y.shape[1]), dtype=torch.float64)
     on_host = y.device.type == "cpu"
-    return cpu_channels.channel_products(y, q) if on_host else _tensor("channel_products", y.device, y, q)
+    return cpu_products.channel_products(y, q) if on_host else _tensor("channel_products", y.device, y, q)
 
 
 def token_limits(x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -13,12 +13,8 @@ import math
 import numpy as np
 import torch
 
-from workers.measurement.statistics.reduction import I32
+from workers.measurement.statistics.reduction import FP16_INFINITE, FP16_MAX, I32
 from workers.measurement.statistics.transfers import HostCopies
-
-_LARGEST = np.float16(65504)
-_INFINITE_FROM = 65520.0
-"""The smallest magnitude that fp16 rounds to infinity."""
 
 
 def reaching(magnitude: float, dtype: torch.dtype) -> float:
@@ -38,8 +34,8 @@ def reaching_in_fp16(threshold: float, dtype: torch.dtype) -> float:
         limit = np.float16(threshold)
     if limit == 0:
         return 0.0
-    if limit > _LARGEST:
-        return reaching(_INFINITE_FROM, dtype)
+    if limit > FP16_MAX:
+        return reaching(FP16_INFINITE, dtype)
     below = np.nextafter(limit, np.float16(0))
     middle = np.float32((float(below) + float(limit)) / 2)
     return reaching(float(middle if np.float16(middle) >= limit else np.nextafter(middle, np.float32(np.inf))), dtype)

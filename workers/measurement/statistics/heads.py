@@ -39,8 +39,8 @@ def head_ranges(abs_max: npt.NDArray[np.float32], mean: F64, variance: F64, head
     peaks = np.fmax.reduce(abs_max.astype(np.float64).reshape(heads, -1), axis=1).tolist()
     of_heads = np.sqrt(np.nanmean(np.where(seen[:, None], power, 0), axis=1)).tolist()
     return [
-        _head_range(peak, rms, layer_rms) if found else HeadRange(None, None, None, None)
-        for peak, rms, found in zip(peaks, of_heads, seen, strict=True)
+        _head_range(peak, rms, layer_rms) if measured else HeadRange(None, None, None, None)
+        for peak, rms, measured in zip(peaks, of_heads, seen, strict=True)
     ]
 
 

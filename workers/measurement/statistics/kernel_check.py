@@ -1,7 +1,8 @@
-"""Tries every CUDA kernel on a few numbers before a measurement relies on it.
+"""Checks every CUDA kernel on a few numbers before a measurement relies on it.
 
-A compiler or a card that nobody has tried may get a kernel wrong without a word. What a kernel gives is compared with
-what plain torch gives on the same device; one that differs is replaced by plain torch, as one that does not compile is.
+A compiler or a device that has not been tested may compute a kernel wrongly without an error. So each kernel's output
+is compared with that of plain torch on the same device. A kernel that differs is replaced by plain torch, as is one
+that does not compile.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class Trial(NamedTuple):
 
 
 def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Try the kernels of a CUDA device on elements of a type; see `backends.replaced` for what came of it."""
+    """Check the kernels of a CUDA device on elements of a type; `backends.replaced` lists those that failed."""
     run_trials(trials(device, dtype), device)
 
 
@@ -72,13 +73,13 @@ def trials(device: torch.device, dtype: torch.dtype) -> list[Trial]:
 def run_trials(calls: Sequence[Trial], device: torch.device) -> None:
     """Make the calls on a device, and have plain torch stand in for every kernel that fails or differs."""
     for trial in calls:
-        found = _tensors(backends.on_device(trial.kernel, device, *trial.arguments))
+        computed = _tensors(backends.on_device(trial.kernel, device, *trial.arguments))
         if trial.kernel in backends.replaced():
             continue
-        wanted = _tensors(getattr(plain, trial.kernel)(*trial.arguments))
+        expected = _tensors(getattr(plain, trial.kernel)(*trial.arguments))
         if trial.unordered:
-            found[-1], wanted[-1] = found[-1].sort().values, wanted[-1].sort().values
-        if not all(_alike(*pair, trial.tolerance) for pair in zip(found, wanted, strict=True)):
+            computed[-1], expected[-1] = computed[-1].sort().values, expected[-1].sort().values
+        if not all(_alike(*pair, trial.tolerance) for pair in zip(computed, expected, strict=True)):
             backends.replace_kernel(trial.kernel, "it gives other figures than plain torch")
 
 
@@ -86,13 +87,13 @@ def _tensors(answer: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor
     return [answer] if isinstance(answer, torch.Tensor) else list(answer)
 
 
-def _alike(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
+def _alike(computed: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     """Whether two tensors are equal; float64 ones to a part of the largest finite figure of their row."""
-    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+    if (computed.shape, computed.dtype) != (expected.shape, expected.dtype):
         return False
-    if found.dtype != torch.float64:
-        return bool(((found == wanted) | (found != found) & (wanted != wanted)).all())
-    finite = wanted.isfinite()
-    scale = torch.where(finite, wanted.abs(), 0).amax(dim=-1, keepdim=True)
-    near = (found - wanted).abs() <= tolerance * scale
-    return bool((torch.where(finite, near, (found == wanted) | found.isnan() & wanted.isnan())).all())
+    if computed.dtype != torch.float64:
+        return bool(((computed == expected) | (computed != computed) & (expected != expected)).all())
+    finite = expected.isfinite()
+    scale = torch.where(finite, expected.abs(), 0).amax(dim=-1, keepdim=True)
+    near = (computed - expected).abs() <= tolerance * scale
+    return bool((torch.where(finite, near, (computed == expected) | computed.isnan() & expected.isnan())).all())

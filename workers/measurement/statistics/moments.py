@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.reduction import F32, F64, I64
+from workers.measurement.statistics.reduction import F32, F64, I64, Reduction
 
 
 class Moments(NamedTuple):
@@ -39,25 +40,28 @@ def pooled(finite: I64, power_sums: F64, pivot: F32) -> Moments:
 
 
 @compiled(fastmath={"reassoc", "contract", "nsz"}, forceinline=True)  # one machine code, fresh or from the cache
-def pool(finite: Any, sums: Any, pivot: Any, moments: Any) -> None:  # pragma: no cover - compiled
+def pool(finite: I64, sums: F64, pivot: F32, moments: F64) -> None:  # pragma: no cover - compiled
     """Write the moments of one part, [4], from its sums [4, d]; the fields of `Moments` in order."""
+    # Count and mean over all channels: each channel's values are its distances from its pivot, and the pivot.
     count = 0
     total = second = fourth = 0.0
     for c in range(len(finite)):
         count += finite[c]
         total += sums[0, c] + finite[c] * np.float64(pivot[c])
     mean = total / count
+    # Central moments: the binomial theorem carries each channel's sums from its pivot to the mean, e apart.
     for c in range(len(finite)):
         e = np.float64(pivot[c]) - mean
         n, s1, s2, s3, s4 = finite[c], sums[0, c], sums[1, c], sums[2, c], sums[3, c]
         second += s2 + 2 * e * s1 + n * e**2
         fourth += s4 + 4 * e * s3 + 6 * e**2 * s2 + 4 * e**3 * s1 + n * e**4
+    # Rounding can leave a central moment of nothing a little below 0.
     moments[0], moments[1] = count, mean
     moments[2], moments[3] = max(second / count, 0.0), max(fourth / count, 0.0)
 
 
 @compiled()
-def add_about(total: Any, about: Any, finite: Any, sums: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+def add_about(total: F64, about: F32, finite: I64, sums: F64, pivot: F32) -> None:  # pragma: no cover - compiled
     """Add power sums [4, d] of counts [d], taken about a pivot [d], to a total [4, d] about `about` [d]."""
     for c in range(len(about)):
         e = np.float64(pivot[c]) - np.float64(about[c])
@@ -98,26 +102,31 @@ class ChannelTotals:
             finite=np.zeros(d, np.int64),
         )
 
-    def add(
-        self, pivot: F32, minimum: F32, maximum: F32, power_sums: F64, over: Any, missing: Any, tokens: int
-    ) -> Moments:
-        """Add the figures of a `Reduction` of sequences of S `tokens`; return each sequence's moments."""
-        moments = np.empty((4, len(pivot)))
-        totals = (self.minimum, self.maximum, self.pivot, self.power_sums, self.over, self.finite)
-        _add_sequences(totals, (minimum, maximum, pivot, power_sums, over, missing), tokens, moments)
+    def add(self, reduction: Reduction[npt.NDArray[Any]]) -> Moments:
+        """Add the figures of a reduction of N sequences; return each sequence's moments, [N] each."""
+        moments = np.empty((4, len(reduction.pivot)))
+        totals = (self.pivot, self.minimum, self.maximum, self.power_sums, self.over, self.finite)
+        parts = reduction[:6]  # in the same order, with the count of what is missing in place of what is finite
+        _add_sequences(totals, parts, reduction.token_abs_max.shape[1], moments)
         return Moments(*moments)
 
 
 @compiled()
-def _add_sequences(totals: Any, sequences: Any, tokens: Any, moments: Any) -> None:  # pragma: no cover - compiled
-    total_minimum, total_maximum, total_pivot, total_sums, total_over, total_finite = totals
-    minimum, maximum, pivot, sums, over, missing = sequences
+def _add_sequences(totals: Any, parts: Any, tokens: int, moments: F64) -> None:  # pragma: no cover - compiled
+    """Add N sequences' figures to totals of every channel, and write the sequences' moments, [4, N].
+
+    totals: the fields of `ChannelTotals` in the order of a `Reduction`'s first six, which are `parts`.
+    """
+    total_pivot, total_minimum, total_maximum, total_sums, total_over, total_finite = totals
+    pivot, minimum, maximum, sums, over, missing = parts
     for number in range(len(pivot)):
+        # Extremes and counts of every channel.
         finite = tokens - missing[number].astype(np.int64)
         for c in range(len(finite)):
             total_minimum[c] = min(total_minimum[c], minimum[number, c])
             total_maximum[c] = max(total_maximum[c], maximum[number, c])
             total_over[c] += over[number, c]
             total_finite[c] += finite[c]
+        # Power sums, carried from the sequence's pivot to that of the totals; and the sequence's own moments.
         add_about(total_sums, total_pivot, finite, sums[number], pivot[number])
         pool(finite, sums[number], pivot[number], moments[:, number])

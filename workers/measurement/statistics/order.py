@@ -51,7 +51,7 @@ class _Ranked(NamedTuple):
     """How far the quantile is from the one to the other."""
 
     def between(self, two: F64) -> float:
-        """Return the quantile, given the two order statistics, [2]."""
+        """Return the quantile, from the two order statistics, [2]."""
         below, above = two.tolist()
         return float(below + (above - below) * self.fraction)
 

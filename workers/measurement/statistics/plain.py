@@ -21,7 +21,7 @@ from workers.measurement.statistics.reduction import (
 )
 
 
-def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
+def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction[torch.Tensor]:
     """Reduce sequences [N, S, d] about pivots [N, d]; see `backends.reduce_sequences`."""
     parts = [_reduce_one(sequence.float(), about, threshold) for sequence, about in zip(x, pivot, strict=True)]
     about_sequences = [torch.stack(part) for part in zip(*parts, strict=True)]

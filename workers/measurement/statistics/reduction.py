@@ -13,7 +13,7 @@ tensor, and two histograms merge by addition.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,35 +32,42 @@ SHIFT = 32 - 14
 SPECIAL = (slice(255 * 32, 256 * 32), slice(511 * 32, 512 * 32))
 """The bins of NaN and infinity, of either sign."""
 FP16_MAX = 65504.0
+"""The largest finite fp16."""
+FP16_INFINITE = 65520.0
+"""The smallest magnitude that rounds to infinity in fp16: halfway from the largest one to the next power of two."""
 SMALLEST = 2.0**-149
 """The smallest positive float32."""
 PIVOT_TOKENS = 9
 """Tokens of a sequence that its pivot is taken from: few, and enough that one unusual token does not decide."""
 
 
-class Reduction(NamedTuple):
-    """What one pass over sequences [N, S, d] leaves, on their device.
+Array = TypeVar("Array")
+"""The type of a reduction's figures: tensors on a device, or arrays once they have come to the host."""
+
+
+class Reduction(NamedTuple, Generic[Array]):
+    """The figures that one pass over sequences [N, S, d] leaves.
 
     Values that are not finite count nowhere but in `missing`.
     """
 
-    pivot: torch.Tensor
+    pivot: Array
     """[N, d], float32: what the power sums are taken about."""
-    minimum: torch.Tensor
+    minimum: Array
     """[N, d], float32; +inf in a channel without a finite value."""
-    maximum: torch.Tensor
+    maximum: Array
     """[N, d], float32; -inf in a channel without a finite value."""
-    power_sums: torch.Tensor
+    power_sums: Array
     """[N, 4, d], float64: the sums of v, v^2, v^3, v^4 over the tokens of each channel, where v = x - pivot."""
-    over: torch.Tensor
+    over: Array
     """[N, d], int32: values with abs(x) at or over the threshold."""
-    missing: torch.Tensor
+    missing: Array
     """[N, d], int32: values that are not finite."""
-    over_fp16: torch.Tensor
+    over_fp16: Array
     """[N], int64: values with abs(x) > 65504."""
-    token_abs_max: torch.Tensor
+    token_abs_max: Array
     """[N, S], float32: the largest magnitude of each token; NaN where a token has no finite value."""
-    histogram: torch.Tensor
+    histogram: Array
     """[16384], int64: values of all sequences by the top 14 bits of their pattern."""
 
 

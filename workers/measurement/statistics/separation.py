@@ -76,7 +76,7 @@ def best_by_chance(
 
     The statistic is the largest abs(rho) over the dimensions, or without scores the largest abs(AUROC - 0.5). The
     probability is the share of orders of the scores, or labels, under which it is at least as large: random
-    permutations, and the given order, which counts as one.
+    permutations, and the original order, which counts as one.
 
     Args:
         values: [R, d], finite.
@@ -106,7 +106,7 @@ def best_by_chance(
 
 
 def _orders(followed: F64, permutations: int, seed: int) -> F64:
-    """Return the given order and random ones, [R, permutations + 1]."""
+    """Return the original order and random ones, [R, permutations + 1]."""
     generator = np.random.default_rng(seed)
     shuffled = generator.permuted(np.tile(followed, (permutations, 1)), axis=1)
     return np.ascontiguousarray(np.concatenate([followed[None], shuffled]).T)

@@ -12,18 +12,22 @@ What a tensor on another device leaves comes to the host with everything else th
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from workers.measurement.statistics.backends import pivots, reduce_sequences
 from workers.measurement.statistics.moments import ChannelTotals, Moments, pooled
 from workers.measurement.statistics.order import magnitude_quantiles
-from workers.measurement.statistics.reduction import BINS, F32, F64, I32, I64
+from workers.measurement.statistics.reduction import BINS, F32, F64, I64, Reduction
 from workers.measurement.statistics.transfers import HostCopies
 
 _PER_SEQUENCE_EPSILON = 1e-6
 """Keeps the kurtosis of a constant sequence finite; from the source of `kurtosis_per_sequence`."""
+_QUANTILES = (0.5, 0.99, 0.999, 0.9999)
+"""Of magnitudes: median_abs, p99_abs, p99_9_abs and p99_99_abs."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +36,26 @@ class SiteRange:
 
     tokens: int
     channels: int
-    min: float | None
-    max: float | None
-    abs_max: float | None
-    mean: float | None
-    std: float | None
-    rms: float | None
-    median_abs: float | None
-    p99_abs: float | None
-    p99_9_abs: float | None
-    p99_99_abs: float | None
-    crest_db: float | None
-    max_to_median: float | None
-    range_bits: float | None
-    kurtosis: float | None
-    kurtosis_per_sequence: float | None
-    inf_norm_per_sequence: float | None
-    token_abs_max_p50: float | None
-    token_abs_max_p99: float | None
-    over_fp16: int
-    nonfinite: int
+    min: float | None = None
+    max: float | None = None
+    abs_max: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    rms: float | None = None
+    median_abs: float | None = None
+    p99_abs: float | None = None
+    p99_9_abs: float | None = None
+    p99_99_abs: float | None = None
+    crest_db: float | None = None
+    max_to_median: float | None = None
+    range_bits: float | None = None
+    kurtosis: float | None = None
+    kurtosis_per_sequence: float | None = None
+    inf_norm_per_sequence: float | None = None
+    token_abs_max_p50: float | None = None
+    token_abs_max_p99: float | None = None
+    over_fp16: int = 0
+    nonfinite: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,27 +95,16 @@ class SiteStatistics:
         self._copies.add(reduction, self._merge)
         return reduction.over
 
-    def _merge(
-        self,
-        pivot: F32,
-        minimum: F32,
-        maximum: F32,
-        power_sums: F64,
-        over: I32,
-        missing: I32,
-        over_fp16: I64,
-        token_abs_max: F32,
-        histogram: I64,
-    ) -> None:
+    def _merge(self, *figures: npt.NDArray[Any]) -> None:
         """Add the figures of a `Reduction`, in the order of its fields."""
+        reduction = Reduction(*figures)
         if self._tokens == 0:
-            self._totals = ChannelTotals.none(pivot[0])
-        tokens = token_abs_max.shape[1]
-        self._sequences.append(self._totals.add(pivot, minimum, maximum, power_sums, over, missing, tokens))
-        self._histogram += histogram
-        self._over_fp16 += int(over_fp16.sum())
-        self._tokens += token_abs_max.size
-        self._token_abs_max.append(token_abs_max.copy())
+            self._totals = ChannelTotals.none(reduction.pivot[0])
+        self._sequences.append(self._totals.add(reduction))
+        self._histogram += reduction.histogram
+        self._over_fp16 += int(reduction.over_fp16.sum())
+        self._tokens += reduction.token_abs_max.size
+        self._token_abs_max.append(reduction.token_abs_max.copy())
 
     @property
     def histogram(self) -> I64:
@@ -134,28 +127,21 @@ class SiteStatistics:
     def range(self) -> SiteRange:
         """Return the figures over everything added so far."""
         self._copies.finish()
-        totals = self._totals
-        n, channels = int(totals.finite.sum()), len(totals.finite)
-        counts = {
-            "tokens": self._tokens,
-            "channels": channels,
-            "over_fp16": self._over_fp16,
-            "nonfinite": self.nonfinite,
-        }
-        if n == 0:
-            nothing = [name for name in SiteRange.__dataclass_fields__ if name not in counts]
-            return SiteRange(**counts, **dict.fromkeys(nothing))  # type: ignore[arg-type]
+        totals, tokens, channels = self._totals, self._tokens, len(self._totals.finite)
+        if not totals.finite.any():
+            return SiteRange(tokens=tokens, channels=channels, over_fp16=self._over_fp16, nonfinite=self.nonfinite)
         minimum, maximum = float(totals.minimum.min()), float(totals.maximum.max())
         abs_max = max(-minimum, maximum)
         token_median, token_p99 = np.nanquantile(self.token_abs_max.astype(np.float64), (0.5, 0.99)).tolist()
+        median, p99, p99_9, p99_99 = magnitude_quantiles(self._histogram, _QUANTILES, abs_max).tolist()
         moments = pooled(totals.finite[None], totals.power_sums[None], totals.pivot[None])
         mean, second, fourth = (float(moment[0]) for moment in moments[1:])
         rms = math.sqrt(mean**2 + second)
-        kurtosis = np.concatenate([_kurtosis(sequences) for sequences in self._sequences])
-        inf_norm = np.concatenate([_inf_norm(peaks) for peaks in self._token_abs_max])
-        median, p99, p99_9, p99_99 = magnitude_quantiles(self._histogram, (0.5, 0.99, 0.999, 0.9999), abs_max).tolist()
         return SiteRange(
-            **counts,
+            tokens=tokens,
+            channels=channels,
+            over_fp16=self._over_fp16,
+            nonfinite=self.nonfinite,
             min=minimum,
             max=maximum,
             abs_max=abs_max,
@@ -170,8 +156,8 @@ class SiteStatistics:
             max_to_median=abs_max / median if median else None,
             range_bits=math.log2(abs_max / median) if median else None,
             kurtosis=fourth / second**2 if second else None,
-            kurtosis_per_sequence=float(kurtosis.mean()) if kurtosis.size else None,
-            inf_norm_per_sequence=float(inf_norm.mean(dtype=np.float64)),
+            kurtosis_per_sequence=_mean_kurtosis(self._sequences),
+            inf_norm_per_sequence=_mean_inf_norm(self._token_abs_max),
             token_abs_max_p50=token_median,
             token_abs_max_p99=token_p99,
         )
@@ -201,6 +187,17 @@ def _kurtosis(sequences: Moments) -> F64:
     unbiased = second * elements / (elements - 1)
     kurtosis: F64 = fourth / (unbiased**2 + _PER_SEQUENCE_EPSILON)
     return kurtosis
+
+
+def _mean_kurtosis(sequences: list[Moments]) -> float | None:
+    """Return the mean over all sequences of their kurtosis; None where none has more than one finite value."""
+    kurtosis = np.concatenate([_kurtosis(moments) for moments in sequences])
+    return float(kurtosis.mean()) if kurtosis.size else None
+
+
+def _mean_inf_norm(token_abs_max: list[F32]) -> float:
+    """Return the mean over all sequences of their largest magnitude."""
+    return float(np.concatenate([_inf_norm(peaks) for peaks in token_abs_max]).mean(dtype=np.float64))
 
 
 def _inf_norm(token_abs_max: F32) -> F32:

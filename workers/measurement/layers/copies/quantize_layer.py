@@ -69,9 +69,9 @@ def quantize_layer(
 
 
 def copy_to_quantize(layer: nn.Module) -> nn.Module:
-    """Return a copy that shares the layer's tensors and is told that it is quantized.
+    """Return a copy that shares the layer's tensors and is marked as quantized.
 
-    transformers tells the modules of a quantized model so by their configs, and a few heed it: Jamba's and
+    transformers marks the modules of a quantized model in their configs, and a few read that mark: Jamba's and
     Falcon-Mamba's call a projection then that they multiply with themselves otherwise.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(layer.parameters(), layer.buffers())}
@@ -90,8 +90,8 @@ def _weight_errors(
         stands_for = quantized.dequantized(rows).to(weight.device)
         sums[0, rows], _, _, sums[1, rows], _ = token_products(weight[rows], stands_for)
     signal, noise = sums.cpu().numpy()
-    found: dict[str, float | None] = {}
+    errors: dict[str, float | None] = {}
     for component, part in projection.parts.items():
         whole = signal[part].sum()
-        found[component] = float(np.sqrt(noise[part].sum() / whole)) if whole else None
-    return found
+        errors[component] = float(np.sqrt(noise[part].sum() / whole)) if whole else None
+    return errors

@@ -68,7 +68,7 @@ class ReplaceabilityProbe:
         """Return the projections that the layer does not call, though its output depends on their weights."""
         silent = [part.name for part in parts if part.quantized and part.name not in expected.types]
         if not silent or not self._matter(index, layer, silent, expected) or self._matter(index, layer, [], expected):
-            return {}  # the last: the device does not repeat itself, so that nothing can be told
+            return {}  # the last: the device does not repeat itself, so that nothing can be concluded
         used = (name for name in silent if self._matter(index, layer, [name], expected))
         return dict.fromkeys(used, "the layer uses the weight directly and does not call the module")
 
@@ -98,13 +98,13 @@ class ReplaceabilityProbe:
     def _fault(self, index: int, copied: nn.Module, parts: Sequence[Projection], expected: _Run) -> str | None:
         """Say how a copy of a layer fails to do what the layer does; None if it does not fail."""
         try:
-            found = self._run(index, copied, parts).types
+            types = self._run(index, copied, parts).types
         except Exception as error:  # a model's code fails in as many ways as there are models
             if is_fatal(error):
                 raise
             return first_line(error)
-        differing = (name for name, kind in expected.types.items() if found.get(name, kind) != kind)
-        return next((f"{name} gives {found[name]} instead of {expected.types[name]}" for name in differing), None)
+        differing = (name for name, kind in expected.types.items() if types.get(name, kind) != kind)
+        return next((f"{name} gives {types[name]} instead of {expected.types[name]}" for name in differing), None)
 
     def _run(self, index: int, module: nn.Module, parts: Sequence[Projection]) -> _Run:
         with capturing(module, parts) as captured:

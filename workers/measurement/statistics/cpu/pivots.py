@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, Patterns, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.reduction import PIVOT_TOKENS
+from workers.measurement.statistics.reduction import F32, PIVOT_TOKENS
 
 
 def pivots(x: torch.Tensor) -> torch.Tensor:
     """Return a pivot of every channel of sequences [N, S, d], [N, d]; see `backends.pivots`."""
     sequences, tokens, channels = x.shape
     pivot = np.empty((sequences, channels), np.float32)
-    _pivots(*patterns(x), tokens, pivot)
+    _pivots(patterns(x), tokens, pivot)
     return torch.from_numpy(pivot)
 
 
 @compiled()
-def _pivots(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None:  # pragma: no cover - compiled
+def _pivots(x: Patterns, tokens: int, pivot: F32) -> None:  # pragma: no cover - compiled
     """Put the pivots of every sequence into `pivot` [N, d]."""
     sequences, channels = pivot.shape
     bits = np.empty((PIVOT_TOKENS, channels), np.uint32)
@@ -30,8 +30,8 @@ def _pivots(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None
     for n in range(sequences):
         # Nine tokens spread over the sequence, from its first to its last; what is not finite counts as 0.
         for k in range(PIVOT_TOKENS):
-            row = n * strides[0] + (tokens - 1) * k // (PIVOT_TOKENS - 1) * strides[1]
-            if decode(flat[row : row + channels], kind, bits[k]) >= INFINITY:
+            start = n * x.strides[0] + (tokens - 1) * k // (PIVOT_TOKENS - 1) * x.strides[1]
+            if decode(x.flat[start : start + channels], x.kind, bits[k]) >= INFINITY:
                 for c in range(channels):
                     if bits[k, c] & MAGNITUDE >= INFINITY:
                         bits[k, c] = 0
@@ -44,15 +44,15 @@ def _pivots(flat: Any, kind: Any, strides: Any, tokens: Any, pivot: Any) -> None
 
 
 @compiled()
-def _lower(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+def _lower(a: float, b: float) -> float:  # pragma: no cover - compiled
     return b if b < a else a
 
 
 @compiled()
-def _higher(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+def _higher(a: float, b: float) -> float:  # pragma: no cover - compiled
     return b if b > a else a
 
 
 @compiled()
-def _middle(a: Any, b: Any, c: Any) -> Any:  # pragma: no cover - compiled
+def _middle(a: float, b: float, c: float) -> Any:  # pragma: no cover - compiled
     return _higher(_lower(a, b), _lower(_higher(a, b), c))

@@ -7,6 +7,7 @@ in neither of the caches near a core.
 from collections.abc import Callable
 from typing import Any
 
+import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -22,7 +23,7 @@ _READ, _SECOND_CACHE, _DATA = _I32(0), _I32(2), _I32(1)
 
 
 @intrinsic
-def prefetch(_: Any, flat: Any, index: Any) -> tuple[Any, Callable[..., Any]]:
+def prefetch(_: object, flat: types.Array, index: types.Integer) -> tuple[Any, Callable[..., Any]]:
     """Ask for the memory around an element of a contiguous array; without effect where the array has ended."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -38,7 +39,7 @@ def prefetch(_: Any, flat: Any, index: Any) -> tuple[Any, Callable[..., Any]]:
 
 
 @compiled()
-def prefetch_row(flat: Any, first: Any, channels: Any) -> None:  # pragma: no cover - compiled
+def prefetch_row(flat: npt.NDArray[Any], first: int, channels: int) -> None:  # pragma: no cover - compiled
     """Ask for the elements first..first+channels of an array."""
     for c in range(0, channels, _LINE // flat.itemsize):
         prefetch(flat, first + c)

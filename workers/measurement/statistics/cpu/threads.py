@@ -22,6 +22,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_UNIT_ELEMENTS = 1 << 18
+"""Elements of a unit of work: to read them takes as long as a sleeping thread takes to begin."""
 _PARTS_PER_THREAD = 4
 """So that a thread that is held up leaves the rest to the others."""
 _POOL = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="statistics")
@@ -38,6 +40,12 @@ def split_range(units: int, work: Callable[[int, int, int], None]) -> None:
     helpers = _take_helpers(units - 1)
     count = min(units, (helpers + 1) * _PARTS_PER_THREAD) if helpers else 1
     _work_off(helpers, [(units * k // count, units * (k + 1) // count) for k in range(count)], work)
+
+
+def split_tokens(tokens: int, channels: int, work: Callable[[int, int], None]) -> None:
+    """Call work(first, last) until all tokens of 0..tokens, of `channels` elements each, are done."""
+    unit = max(1, _UNIT_ELEMENTS // channels)
+    split_range(-(-tokens // unit), lambda _, first, last: work(first * unit, min(last * unit, tokens)))
 
 
 def map_in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

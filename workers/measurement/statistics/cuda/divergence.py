@@ -44,7 +44,9 @@ def _add_block(
     v: tl.tensor, first: tl.tensor, largest: tl.tensor, place: tl.tensor, total: tl.tensor, broken: tl.tensor
 ) -> tl.tensor:  # pragma: no cover - runs on the device
     """Add a block of logits to the largest value, its place, the sum of exponentials and the count of NaN and +inf."""
+    # Where one is NaN or +inf there is no distribution.
     broken += tl.sum(((v != v) | (v == float("inf"))).to(tl.int32), axis=0)
+    # The largest so far and its place; of equal ones the first.
     block_largest = tl.max(v, axis=0)
     place = tl.where(block_largest > largest, first + tl.argmax(v, axis=0), place)
     shift = tl.maximum(largest, block_largest)
@@ -72,6 +74,7 @@ def _score(
         c = first + tl.arange(0, BLOCK)
         v = float32(tl.load(logits + t * stride + c, mask=c < vocabulary, other=float("-inf")))
         largest, place, total, broken = _add_block(v, first, largest, place, total, broken)
+    # The sum was taken about the largest logit; NaN and -1 where there is no distribution.
     log_sum_exp = tl.where(broken > 0, float("nan"), largest.to(tl.float64) + tl.log(total))
     tl.store(out + t, log_sum_exp)
     tl.store(out + n + t, tl.where(broken > 0, -1, place).to(tl.float64))
@@ -101,14 +104,18 @@ def _compare(
         p = float32(tl.load(reference + t * reference_stride + c, mask=c < vocabulary, other=float("-inf")))
         q = float32(tl.load(scheme + t * scheme_stride + c, mask=c < vocabulary, other=float("-inf")))
         largest, place, total, broken = _add_block(q, first, largest, place, total, broken)
+        # KL by the difference of the logits, weighted with the reference's probabilities.
         probability = tl.exp(p.to(tl.float64) - known)
         # A token of probability 0 adds nothing, whatever the scheme gives it: -inf times 0 would be NaN.
         ruled_out = p == float("-inf")
         apart = tl.where(ruled_out, 0.0, p).to(tl.float64) - tl.where(ruled_out, 0.0, q).to(tl.float64)
         difference += tl.sum(probability * apart, axis=0)
         weight += tl.sum(probability, axis=0)
+    # The sum was taken about the largest logit; NaN and -1 where there is no distribution.
     log_sum_exp = tl.where(broken > 0, float("nan"), largest.to(tl.float64) + tl.log(total))
     tl.store(out + t, log_sum_exp)
     tl.store(out + n + t, tl.where(broken > 0, -1, place).to(tl.float64))
     tl.store(out + 2 * n + t, float32(tl.load(scheme + t * scheme_stride + tl.load(next_ids + t))).to(tl.float64))
+    # The mean difference of the logits, less that of the log-sum-exps. Dividing by the weight, which is 1 but for
+    # rounding, takes the rounding of log_sum_exp out.
     tl.store(out + 3 * n + t, difference / weight - (known - log_sum_exp))

@@ -7,6 +7,7 @@ no CUDA toolkit need be installed. Kernels are launched on torch's current strea
 import ctypes
 from functools import cache
 from importlib.resources import files
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ CONSTANTS = {
     "FP16_MAX": f"{FP16_MAX}f",
     "PIVOT_TOKENS": PIVOT_TOKENS,
 }
-"""What the sources leave to be defined."""
+"""Names that the sources use and do not define."""
 
 
 class KernelFailed(RuntimeError):
@@ -111,23 +112,23 @@ def compile_source(code: str, dtype: torch.dtype, capability: tuple[int, int]) -
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = _room(_check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program)))
+            log = _buffer(_check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program)))
             nvrtc.nvrtcGetProgramLog(program, log)
             raise KernelFailed(log.rstrip(b"\0 \n").decode(errors="replace"))
-        cubin = _room(_check(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
+        cubin = _buffer(_check(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
         _check(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return bytes(cubin)
 
 
-def _room(size: int) -> bytes:
-    """Return bytes that the library writes to; of a single one Python has but one object."""
+def _buffer(size: int) -> bytes:
+    """Return bytes for the library to write to; at least two, because Python shares all objects of a single byte."""
     return bytes(max(2, size))
 
 
-def _check(library: Any, answer: tuple[Any, ...]) -> Any:
-    """Return what a call of the bindings gave besides its status. Raises KernelFailed where that is no success."""
+def _check(library: ModuleType, answer: tuple[Any, ...]) -> Any:
+    """Return the value of a call of the bindings, which returns its status first. Raises KernelFailed on failure."""
     status, *values = answer
     if int(status) != 0:
         raise KernelFailed(f"{library.__name__}: {status!r}")

@@ -1,12 +1,15 @@
-// What all kernels of this folder share: elements as bit patterns. The sources are joined in the order of
-// `nvrtc.SOURCES` and compiled by NVRTC without headers, once for every element type (KIND: 0 float32, 1 bfloat16, 2 float16). Constants in
-// capitals that no file defines come from `nvrtc.CONSTANTS`.
+// Reads elements of any type as bit patterns of float32; shared by all kernels of this folder.
+//
+// The sources are joined in the order of `nvrtc.SOURCES` and compiled by NVRTC without headers, once for every element
+// type (KIND: 0 float32, 1 bfloat16, 2 float16). Constants in capitals that no file defines come from `nvrtc.CONSTANTS`.
+// Patterns are compared as integers: a compiler may assume that no float is NaN or infinite, but not that of integers.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef long long i64;
 typedef unsigned long long u64;
 
+// The pattern of infinity. Sign aside, finite values lie below it, and NaN above.
 #define INFINITE 0x7f800000u
 
 // Return the float32 pattern of element `at` of x.

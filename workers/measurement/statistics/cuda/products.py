@@ -24,6 +24,12 @@ def token_products(y: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
+def _finite(v: tl.tensor) -> tl.tensor:  # pragma: no cover - runs on the device
+    """Tell which float32 are finite: by the patterns, for a compiler may assume that no float is NaN or infinite."""
+    return (v.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32) < 0x7F800000
+
+
+@triton.jit
 def _products(
     y: tl.tensor,
     q: tl.tensor,
@@ -37,20 +43,17 @@ def _products(
     """Put the five products of one token into `out` [5, T]; each program takes one."""
     t = tl.program_id(0).to(tl.int64)
     # A sum for each lane, added up at the end: the order of additions depends on d alone.
-    yy = tl.zeros([CHANNELS], tl.float64)
-    qq = tl.zeros([CHANNELS], tl.float64)
-    yq = tl.zeros([CHANNELS], tl.float64)
-    ee = tl.zeros([CHANNELS], tl.float64)
+    yy, qq = tl.zeros([CHANNELS], tl.float64), tl.zeros([CHANNELS], tl.float64)
+    yq, ee = tl.zeros([CHANNELS], tl.float64), tl.zeros([CHANNELS], tl.float64)
     peak = tl.zeros([CHANNELS], tl.float64)
     compared = tl.zeros([CHANNELS], tl.int32)
     for first in range(0, channels, CHANNELS):
+        # Read a block of both rows; past the last channel there are zeros.
         c = first + tl.arange(0, CHANNELS)
         a = float32(tl.load(y + t * y_stride + c, mask=c < channels, other=0.0))
         b = float32(tl.load(q + t * q_stride + c, mask=c < channels, other=0.0))
-        # Finite by the patterns, for a compiler may take comparisons of floats with NaN or infinity for granted.
-        a_pattern = (a.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
-        b_pattern = (b.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
-        ok = (a_pattern < 0x7F800000) & (b_pattern < 0x7F800000)
+        ok = _finite(a) & _finite(b)
+        # What is not finite in either adds nothing. float64, for an error may be in the last digits of its value.
         a_wide = tl.where(ok, a.to(tl.float64), 0.0)
         b_wide = tl.where(ok, b.to(tl.float64), 0.0)
         e = a_wide - b_wide

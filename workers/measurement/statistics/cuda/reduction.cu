@@ -1,4 +1,4 @@
-// One reading of sequences: pivots, and everything that a Reduction holds.
+// Computes pivots, and everything that a Reduction holds in one reading of the sequences.
 //
 // A block reduces some channels of a sequence over a range of its tokens. Each thread owns its channels, so their sums
 // need no atomic operation and come out the same every time. What does not depend on the order of additions (counts,
@@ -6,6 +6,7 @@
 //
 //     N sequences of S tokens, d channels, R ranges of a sequence
 
+// Return the middle one of three finite values.
 __device__ float median3(float a, float b, float c)
 {
     return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
@@ -18,17 +19,21 @@ extern "C" __global__ void pivots(const void *x, float *out, i64 sequences, i64 
     i64 here = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (here >= sequences * channels)
         return;
+    // Nine tokens spread over the sequence, from its first to its last.
     i64 first = here / channels * stride_n + here % channels;
     float v[PIVOT_TOKENS];
     for (int k = 0; k < PIVOT_TOKENS; k++) {
         u32 bits = pattern_of(x, first + (tokens - 1) * k / (PIVOT_TOKENS - 1) * stride_s);
         v[k] = (bits & 0x7fffffffu) < INFINITE ? __uint_as_float(bits) : 0.0f;
     }
+    // No branch and no sorting, and one unusual token cannot move the result far.
     out[here] = median3(median3(v[0], v[3], v[6]), median3(v[1], v[4], v[7]), median3(v[2], v[5], v[8]));
 }
 
+// Return the largest value that a thread of the warp has, to all of them; all 32 must call it.
 __device__ int largest_of_warp(int value)
 {
+    // Before compute capability 8.0 there is no instruction for it: exchange over half the distance, five times.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     for (int distance = 16; distance > 0; distance /= 2)
         value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
@@ -65,6 +70,7 @@ extern "C" __global__ void reduce_range(
         high[k] = -low[k];
         n_over[k] = n_missing[k] = 0;
     }
+    // Read each token once, and keep everything that follows from its values.
     for (i64 t = begin; t < end; t++) {
         int peak = -1;
         for (int k = 0; k < 2; k++) {
@@ -111,6 +117,7 @@ extern "C" __global__ void reduce_range(
         sum[2 * channels] = s3[k];
         sum[3 * channels] = s4[k];
     }
+    // Values over fp16's largest are rare, and so is this atomic operation.
     if (n_over_fp16)
         atomicAdd(over_fp16 + n, n_over_fp16);
     add_bins(bins, histogram);
@@ -126,6 +133,7 @@ extern "C" __global__ void join_ranges(
     if (here >= sequences * channels)
         return;
     i64 n = here / channels, c = here % channels, other = sequences * ranges * channels;
+    // Start from the figures of nothing, as reduce_range does.
     float low = __uint_as_float(INFINITE), high = -low;
     double s[4] = {0.0, 0.0, 0.0, 0.0};
     int n_over = 0, n_missing = 0;

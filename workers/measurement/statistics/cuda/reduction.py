@@ -10,7 +10,7 @@ from workers.measurement.statistics.cuda.rows import contiguous_rows
 from workers.measurement.statistics.reduction import BINS, Reduction
 
 
-def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction:
+def reduce(x: torch.Tensor, pivot: torch.Tensor, threshold: float) -> Reduction[torch.Tensor]:
     """Reduce sequences [N, S, d] about pivots [N, d]; see `backends.reduce_sequences`."""
     x, pivot = contiguous_rows(x), pivot.contiguous()
     n, tokens, channels = x.shape

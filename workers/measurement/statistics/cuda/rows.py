@@ -1,4 +1,4 @@
-"""Checks and lays out tensors as the kernels need their rows."""
+"""Lays out tensors as the CUDA kernels need them: each row in one stretch of memory."""
 
 import torch
 

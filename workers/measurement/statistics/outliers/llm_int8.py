@@ -14,14 +14,14 @@ its own, and what is said here holds of both.
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from workers.measurement.statistics import backends
-from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, decode, patterns
+from workers.measurement.statistics.cpu.bit_patterns import INFINITY, MAGNITUDE, Patterns, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.reduction import F32, F64, I64
 from workers.measurement.statistics.transfers import HostCopies
@@ -83,7 +83,7 @@ class LayerHits:
     def __init__(self, tokens: Sequence[int], copies: HostCopies | None = None) -> None:
         """Begin with nothing; tokens: of every batch; `copies` brings counts from a device, together with others."""
         self._bytes = [0, *np.cumsum([_bytes(count) for count in tokens]).tolist()]
-        self._found: list[tuple[int, Hits]] = []
+        self._hits: list[tuple[int, Hits]] = []
         self._on_device: list[_DeviceHits] = []
         self._copies = copies or HostCopies()
 
@@ -104,8 +104,8 @@ class LayerHits:
         positions = np.zeros((len(dimensions), _bytes(len(x))), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)
         values = np.empty(int(over.sum()), np.int64)
-        _note(*patterns(x), limits.numpy(), dimensions, positions, abs_max, values)
-        self._found.append((batch, Hits(dimensions, positions, abs_max, *np.unique(values, return_counts=True))))
+        _note(patterns(x), limits.numpy(), dimensions, positions, abs_max, values)
+        self._hits.append((batch, Hits(dimensions, positions, abs_max, *np.unique(values, return_counts=True))))
 
     def _note_on_device(self, batch: int, x: torch.Tensor, limits: torch.Tensor, over: I64) -> None:
         dimensions = np.flatnonzero(over)
@@ -131,23 +131,21 @@ class LayerHits:
     def _take(self, noted: _DeviceHits, positions: NDArray[np.uint8], abs_max: F32, *values: I64) -> None:
         """Keep what came from the device."""
         keys, counts = (array.copy() for array in values or _NO_VALUES)
-        self._found.append((noted.batch, Hits(noted.dimensions, positions.copy(), abs_max.copy(), keys, counts)))
+        self._hits.append((noted.batch, Hits(noted.dimensions, positions.copy(), abs_max.copy(), keys, counts)))
 
     def hits(self) -> Hits:
         """Return what was seen."""
         self._copies.finish()
         self._fetch()
         self._copies.finish()
-        dimensions = np.unique(np.concatenate([np.empty(0, np.int64), *(found.dimensions for _, found in self._found)]))
+        dimensions = np.unique(np.concatenate([np.empty(0, np.int64), *(hits.dimensions for _, hits in self._hits)]))
         positions = np.zeros((len(dimensions), self._bytes[-1]), np.uint8)
         abs_max = np.zeros(len(dimensions), np.float32)
-        for batch, found in self._found:
-            rows = np.searchsorted(dimensions, found.dimensions)
-            positions[rows, self._bytes[batch] : self._bytes[batch + 1]] |= found.positions
-            abs_max[rows] = np.maximum(abs_max[rows], found.abs_max)
-        return Hits(
-            dimensions, positions, abs_max, *_added_up((found.values, found.counts) for _, found in self._found)
-        )
+        for batch, hits in self._hits:
+            rows = np.searchsorted(dimensions, hits.dimensions)
+            positions[rows, self._bytes[batch] : self._bytes[batch + 1]] |= hits.positions
+            abs_max[rows] = np.maximum(abs_max[rows], hits.abs_max)
+        return Hits(dimensions, positions, abs_max, *_added_up((hits.values, hits.counts) for _, hits in self._hits))
 
 
 def outlier_dimensions(
@@ -170,12 +168,12 @@ def outlier_dimensions(
     if not dimensions.size:
         return []
     seen = _over_all_layers(hits_of, layers, dimensions)
-    found = []
+    flagged = []
     for j, count, bits, abs_max in zip(dimensions.tolist(), times.tolist(), seen.positions, seen.abs_max, strict=True):
         share = int(np.unpackbits(bits).sum()) / positions
         if share >= positions_fraction:
             values, counts = _values_of(seen, j)
-            found.append(
+            flagged.append(
                 OutlierDimension(
                     dimension=j,
                     layers_fraction=count / layers,
@@ -185,7 +183,7 @@ def outlier_dimensions(
                     quartiles=_weighted_quartiles(values, counts),
                 )
             )
-    return found
+    return flagged
 
 
 def _bytes(positions: int) -> int:
@@ -194,29 +192,24 @@ def _bytes(positions: int) -> int:
 
 @compiled()
 def _note(
-    flat: Any,
-    kind: Any,
-    strides: Any,
-    limits: Any,
-    dimensions: Any,
-    positions: Any,
-    abs_max: Any,
-    values: Any,
+    x: Patterns, limits: F32, dimensions: I64, positions: NDArray[np.uint8], abs_max: F32, values: I64
 ) -> None:  # pragma: no cover - compiled
-    """Note every value of some dimensions that reaches its token's limit.
+    """Note every value of dimensions [k] of tokens [T, d] that reaches its token's limit [T].
 
-    There is room for just so many.
+    positions [k, bytes], abs_max [k] and values, which has room for just so many, are those of `Hits`.
     """
     width, n = len(dimensions), 0
-    row, bits = np.empty(width, flat.dtype), np.empty(width, np.uint32)
+    row, bits = np.empty(width, x.flat.dtype), np.empty(width, np.uint32)
     decoded, peaks = bits.view(np.float32), abs_max.view(np.uint32)
     for t, limit in enumerate(limits):
+        # Gather the token's values at these dimensions, and decode them together.
         for k in range(width):
-            row[k] = flat[t * strides[0] + dimensions[k]]
-        decode(row, kind, bits)
+            row[k] = x.flat[t * x.strides[0] + dimensions[k]]
+        decode(row, x.kind, bits)
         for k in range(width):
             pattern = bits[k] & MAGNITUDE
             if abs(decoded[k]) >= limit and pattern < INFINITY:
+                # The first token is the highest bit of the first byte. Magnitudes order as their patterns do.
                 positions[k, t // 8] |= np.uint8(128 >> t % 8)
                 peaks[k] = max(peaks[k], pattern)
                 values[n] = dimensions[k] << _KEPT_BITS | bits[k] >> np.uint32(32 - _KEPT_BITS)

@@ -60,7 +60,7 @@ def massive_activations(
         x: [S, d] at block.output. Values that are not finite are left out, of the medians too.
         token_abs_max: [S], each token's largest magnitude; tokens that do not exceed the limit are not looked at.
         limits: what makes a value massive.
-        copies: brings what is found from the device to the host.
+        copies: brings what is massive from the device to the host.
         use: takes the result; at once, where x is in host memory.
     """
     positions = np.flatnonzero(token_abs_max > limits.magnitude)
@@ -69,7 +69,7 @@ def massive_activations(
         return
     peaks = token_abs_max[positions].astype(np.float64)
 
-    def look(median: float) -> None:
+    def find_candidates(median: float) -> None:
         vectors = torch.from_numpy(rows(x, positions)) if copies.on_host else _rows_of(x, positions).float()
         bounds = _bounds(peaks, limits.ratio)
         below, finite = _counts_on_host(vectors, bounds) if copies.on_host else _counts(vectors, bounds)
@@ -84,7 +84,7 @@ def massive_activations(
 
         copies.add((below, finite), choose)
 
-    median_magnitude(x, copies, look)
+    median_magnitude(x, copies, find_candidates)
 
 
 def _rows_of(x: torch.Tensor, positions: I64) -> torch.Tensor:
@@ -112,10 +112,10 @@ def _counts_on_host(vectors: torch.Tensor, bounds: F32) -> tuple[torch.Tensor, t
 
 def _all(positions: I64, vectors: F32, median_tensor: float, limits: Limits) -> list[MassiveActivation]:
     """Return the massive values of tokens [p, d] at some positions [p]."""
-    found = []
+    activations = []
     for position, vector in zip(positions.tolist(), vectors, strict=True):
-        found += _of_token(position, vector, median_tensor, limits.magnitude, limits.ratio)
-    return found
+        activations += _of_token(position, vector, median_tensor, limits.magnitude, limits.ratio)
+    return activations
 
 
 def _of_token(

@@ -1,0 +1,135 @@
+"""`headroom audits alerts` and `headroom audits webhooks`: what people are told of audits."""
+
+from typing import Annotated
+
+import typer
+
+from service.cli.options import Json, Limit, PageToken, whole_number
+
+alerts = typer.Typer(name="alerts", help="List, show, acknowledge and dismiss alerts.", no_args_is_help=True)
+webhooks = typer.Typer(
+    name="webhooks", help="Show secrets and deliveries of webhooks and e-mail; replay deliveries.", no_args_is_help=True
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the audit.")]
+AlertId = Annotated[str, typer.Argument(metavar="ID", help="Id of the alert.")]
+WebhookId = Annotated[str, typer.Argument(metavar="ID", help="Id of the webhook.")]
+Author = Annotated[
+    str | None, typer.Option("--author", metavar="NAME", help="Who says so. Default: the user of this system.")
+]
+
+
+@alerts.command("list")
+def list_alerts(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only alerts of this audit.")] = None,
+    closed: Annotated[bool, typer.Option("--all", help="List closed alerts too.")] = False,
+    limit: Limit = 50,
+    page_token: PageToken = None,
+    as_json: Json = False,
+) -> None:
+    """List alerts, newest first."""
+    from service.cli.audits import alerts
+
+    alerts.list_alerts(name, closed=closed, limit=limit, token=page_token, as_json=as_json)
+
+
+@alerts.command("show")
+def show_alert(alert_id: AlertId, as_json: Json = False) -> None:
+    """Show one alert."""
+    from service.cli.audits import alerts
+
+    alerts.show(alert_id, as_json=as_json)
+
+
+@alerts.command()
+def acknowledge(
+    alert_id: AlertId,
+    author: Author = None,
+    note: Annotated[str, typer.Option("--note", metavar="TEXT", help="What there is to say of it.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Note that you have seen an alert. It stays open."""
+    from service.cli.audits import alerts
+
+    alerts.acknowledge(alert_id, author, note, as_json=as_json)
+
+
+@alerts.command()
+def dismiss(
+    alert_id: AlertId,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why nothing more is to be told of it.")],
+    until: Annotated[
+        str,
+        typer.Option(
+            "--until", metavar="TIME", help="When the dismissal expires: a date, or a date and time. Default zone: UTC."
+        ),
+    ],
+    author: Author = None,
+    as_json: Json = False,
+) -> None:
+    """Tell nobody of an alert until the dismissal expires. If it is still broken then, it is told of again."""
+    from service.cli.audits import alerts
+
+    alerts.dismiss(alert_id, author, reason, until, as_json=as_json)
+
+
+@webhooks.command("list")
+def list_webhooks(name: Name, as_json: Json = False) -> None:
+    """List the webhooks of an audit."""
+    from service.cli.audits import webhooks
+
+    webhooks.list_webhooks(name, as_json=as_json)
+
+
+@webhooks.command()
+def secret(webhook_id: WebhookId, as_json: Json = False) -> None:
+    """Show the secret with which a webhook checks its messages."""
+    from service.cli.audits import webhooks
+
+    webhooks.secret(webhook_id, as_json=as_json)
+
+
+@webhooks.command()
+def rotate(
+    webhook_id: WebhookId,
+    overlap: Annotated[
+        int,
+        typer.Option(
+            "--overlap",
+            parser=whole_number("--overlap", 0, 720),
+            metavar="HOURS",
+            help="So long messages are signed with the former secret too. Default: 24.",
+        ),
+    ] = 24,
+    as_json: Json = False,
+) -> None:
+    """Replace the secret of a webhook, and show the new one."""
+    from service.cli.audits import webhooks
+
+    webhooks.rotate(webhook_id, overlap, as_json=as_json)
+
+
+@webhooks.command()
+def enable(webhook_id: WebhookId, as_json: Json = False) -> None:
+    """Send messages again to a webhook that answered 410."""
+    from service.cli.audits import webhooks
+
+    webhooks.enable(webhook_id, as_json=as_json)
+
+
+@webhooks.command()
+def deliveries(name: Name, limit: Limit = 50, page_token: PageToken = None, as_json: Json = False) -> None:
+    """List the messages of an audit to webhooks and mailboxes, newest first, with the last attempt at each."""
+    from service.cli.audits import webhooks
+
+    webhooks.list_deliveries(name, limit=limit, token=page_token, as_json=as_json)
+
+
+@webhooks.command()
+def replay(
+    delivery_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the delivery.")], as_json: Json = False
+) -> None:
+    """Send a message again, under the same id."""
+    from service.cli.audits import webhooks
+
+    webhooks.replay(delivery_id, as_json=as_json)

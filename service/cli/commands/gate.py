@@ -1,0 +1,71 @@
+"""`headroom gate`: holds a model to limits in a pipeline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.options import Calibration, Device, Json, Memory, whole_number
+
+
+def gate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
+    ],
+    baseline: Annotated[
+        str,
+        typer.Option(
+            "--baseline",
+            metavar="REPORT|AUDIT",
+            help="The id or the directory of a report, or the name of an audit, whose baseline it is. The model is "
+            "measured with its settings and text.",
+        ),
+    ],
+    limits: Annotated[
+        Path,
+        typer.Option(
+            "--limits", metavar="FILE", help="One limit in a line, or YAML with a list of limits. `#` begins a comment."
+        ),
+    ],
+    calibration: Calibration = None,
+    reruns: Annotated[
+        int | None,
+        typer.Option(
+            "--reruns",
+            parser=whole_number("--reruns", 0, 16),
+            metavar="N",
+            help="Other calibration seeds on which a broken figure is measured again. Default: the audit's, else 1.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Judge although definitions, text or schemes of the baseline are others.")
+    ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the outcome as Markdown.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the outcome as JUnit XML.")
+    ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", metavar="FILE", help="Write the outcome as SARIF 2.1.0.")
+    ] = None,
+    memory: Memory = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> int:
+    """Run one audit of a model. Exit status: 4 if it fails, 1 if it cannot be measured, else 0."""
+    from service.cli.connection import WorkerOptions
+    from service.cli.gating import command
+
+    paths = {"markdown": markdown, "junit": junit, "sarif": sarif}
+    asked = command.Asked(
+        model,
+        baseline,
+        limits,
+        calibration=calibration,
+        reruns=reruns,
+        force=force,
+        outcomes={name: path for name, path in paths.items() if path is not None},
+        worker=WorkerOptions(memory, device),
+    )
+    return command.gate(asked, as_json=as_json)

@@ -1,0 +1,184 @@
+"""What a gate compares a model with: a report of the service or of this machine, or the baseline of an audit.
+
+The model is measured with the baseline's settings and text, since texts that differ are never compared.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from service.audits.baseline import mismatches, rule, select
+from service.audits.limits import Limit
+from service.cli.client import Client, Document, fetch
+from service.cli.drawing import check_report, is_directory
+from service.cli.running import Refused
+from service.comparison.comparable_report import ComparableReport
+from service.contracts.audit import AuditDefinition, AuditSettings, PastRun
+from service.contracts.request import JOB_ID, SAMPLE, Analysis
+from service.errors import InvalidRequest, ReportUnreadable
+from service.evaluation.stored_report import read_report, row_reader
+
+FILES = ("calibration", "labelled")
+"""Files of a job."""
+_ALLOWED = "the id or the directory of a report, or the name of an audit"
+_PAGE = 200
+
+
+class ServiceFile(NamedTuple):
+    """A file that the service has."""
+
+    path: str
+    """Of the API, from which it can be downloaded."""
+    name: str
+    sha256: str
+
+
+class Source(NamedTuple):
+    """Where a baseline comes from, before its report is read."""
+
+    given: str
+    """As it was typed."""
+    words: str
+    """What messages and outcomes call it."""
+    settings: dict[str, Any]
+    """Keys of a job that measures as the baseline was measured, but for model and files."""
+    reruns: int
+    directory: Path | None = None
+    """Of a report on this machine."""
+    report_id: str | None = None
+    """Of a report of the service."""
+    audit: Document | None = None
+    text: str | None = None
+    """Name of the calibration text of a report on this machine; None where the service has the text."""
+    files: Mapping[str, ServiceFile] = MappingProxyType({})
+    """Files of the baseline's job, by key."""
+
+    @property
+    def scheme_names(self) -> tuple[str, ...]:
+        """The schemes that are measured."""
+        return Analysis.model_validate(self.settings).scheme_names
+
+
+def find(client: Client, given: str) -> Source:
+    """Return what `--baseline` names. Raises InvalidRequest for what is none."""
+    if is_directory(given):
+        return _of_directory(given)
+    if re.fullmatch(JOB_ID, given):
+        if (audit := _get(client, f"/v1/audits/{given}")) is not None:
+            return _of_audit(given, audit)
+        if (job := _get(client, f"/v1/jobs/{given}")) is not None:
+            return _of_job(given, job)
+    raise InvalidRequest("--baseline", given, _ALLOWED, problem="is neither a report nor an audit")
+
+
+def report_of(client: Client, source: Source, limits: tuple[Limit, ...], into: Path) -> ComparableReport | None:
+    """Return the report of a baseline, downloaded below `into` where the service has it.
+
+    None where an audit has no run yet that its baseline could be.
+    """
+    report_id = source.report_id
+    if source.audit is not None:
+        compared = [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
+        report_id = _chosen(client, source.audit, compared)
+    if source.directory is not None:
+        return side(source.directory, source.directory.name)
+    if report_id is None:
+        return None
+    fetch(client, report_id, into / report_id)
+    return side(into / report_id, report_id)
+
+
+def side(directory: Path, name: str) -> ComparableReport:
+    """Return the report in a directory, as comparisons and limits take it. Raises ReportUnreadable."""
+    try:
+        report = read_report(directory / "report.json", directory / "tables" / "tokens.parquet")
+    except ReportUnreadable as error:
+        raise type(error)(f"{directory}: {error}") from error
+    return ComparableReport(name, report, row_reader(str(directory), report, lambda file: directory / file))
+
+
+def cautions(source: Source, baseline: ComparableReport | None) -> tuple[str, ...]:
+    """Return why limits against a baseline would mean little; none where its settings are those of the gate."""
+    if baseline is None:
+        return ()
+    return mismatches(baseline.report, AuditSettings(name="gate", model=SAMPLE, **source.settings))
+
+
+def _of_directory(given: str) -> Source:
+    directory = Path(given)
+    check_report(directory, "--baseline")
+    report = side(directory, given).report
+    settings = {**_settings(report.analysis), "label_threshold": None}
+    text = report.calibration.source
+    return Source(given, f"the report in {given}", settings, 1, directory=directory, text=text)
+
+
+def _of_job(given: str, job: Document) -> Source:
+    if job["status"] != "succeeded":
+        raise InvalidRequest("--baseline", given, _ALLOWED, problem=f"is a job without a report ({job['status']})")
+    request = job["request"]
+    files = _files(f"/v1/jobs/{given}", request)
+    settings = _settings(Analysis.model_validate(_keys(request)))
+    return Source(given, f"report {given}", settings, 1, report_id=given, files=files)
+
+
+def _of_audit(given: str, audit: Document) -> Source:
+    definition = audit["definition"]
+    files = _files(f"/v1/audits/{given}", definition)
+    settings = _settings(Analysis.model_validate(_keys(definition)))
+    return Source(given, f"audit {audit['name']}", settings, definition["reruns"], audit=audit, files=files)
+
+
+def _files(path: str, content: Document) -> dict[str, ServiceFile]:
+    return {
+        key: ServiceFile(f"{path}/files/{key}", content[key]["name"], content[key]["sha256"])
+        for key in FILES
+        if content[key]
+    }
+
+
+def _keys(content: Document) -> Document:
+    return {key: value for key, value in content.items() if key in Analysis.model_fields}
+
+
+def _settings(analysis: Analysis) -> dict[str, Any]:
+    return analysis.model_dump(mode="json", include=set(Analysis.model_fields))
+
+
+def _chosen(client: Client, audit: Document, figures: list[str]) -> str | None:
+    """Return the id of the report that the audit's next run would be compared with; None where there is none yet."""
+    definition = AuditDefinition.model_validate(audit["definition"])
+    of = rule(definition.baseline)
+    passed: list[PastRun] = []
+    for run in _runs(client, audit["id"]) if of.kind != "pinned" else ():
+        if len(passed) == of.runs:
+            break
+        if run["verdict"] == "pass" and run["report_id"]:
+            passed.append(_past(run))
+    return select(of, passed, figures)
+
+
+def _past(run: Document) -> PastRun:
+    values = {one["figure"]: one["value"] for one in run["findings"] if isinstance(one["value"], int | float)}
+    return PastRun(report_id=run["report_id"], finished_at=run["finished_at"], verdict=run["verdict"], values=values)
+
+
+def _runs(client: Client, audit_id: str) -> Iterator[Document]:
+    token = None
+    while True:
+        page = client.get(f"/v1/audits/{audit_id}/runs", page_size=_PAGE, page_token=token)
+        yield from page["runs"]
+        token = page["next_page_token"]
+        if token is None:
+            return
+
+
+def _get(client: Client, path: str) -> Document | None:
+    try:
+        return client.get(path)
+    except Refused as error:
+        if error.answered == 404:
+            return None
+        raise

@@ -1,0 +1,142 @@
+"""`headroom gate`: one audit of a model in a pipeline.
+
+The model is measured by the service, as `headroom analyze` does it; what its report says of the limits is judged here.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.cli import output
+from service.cli.connection import Service, WorkerOptions, connect, with_options
+from service.cli.gating import baseline as baselines
+from service.cli.gating import measuring, written
+from service.cli.gating.baseline import Source
+from service.cli.gating.context import Gated
+from service.cli.gating.limits_file import LimitsFile, read_limits
+from service.cli.gating.outcome import exit_code, run_document
+from service.cli.gating.table import show
+from service.cli.inputs import model_name, upload
+from service.cli.output import Display
+from service.cli.running import interruptible
+from service.contracts.request import SAMPLE
+from service.errors import InvalidRequest
+from service.settings import settings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed."""
+
+    model: str
+    baseline: str
+    limits: Path
+    calibration: Path | None = None
+    reruns: int | None = None
+    """None leaves it to the baseline: an audit's own, else 1."""
+    force: bool = False
+    outcomes: Mapping[str, Path] = field(default_factory=dict)
+    """Files to write, by format."""
+    worker: WorkerOptions = field(default_factory=WorkerOptions)
+
+
+def gate(asked: Asked, *, as_json: bool) -> int:
+    """Measure a model, judge the limits, write and print the outcome; return the exit status.
+
+    Raises InvalidRequest before anything is measured, and JobCancelled after Ctrl-C; then nothing is written.
+    """
+    present = settings()
+    limits = read_limits(asked.limits, present.max_upload_bytes)
+    written.check(asked.outcomes)
+    with_options(present, asked.worker)  # checks them before a stack is started
+    model = model_name(asked.model, on_this_machine=not present.url)
+    with (
+        interruptible(),
+        connect(workers=True, options=asked.worker) as service,
+        tempfile.TemporaryDirectory(prefix="headroom-gate-") as directory,
+        output.display(Console(stderr=True)) as shown,
+    ):
+        gated = _gated(asked, model, limits, service, shown, Path(directory))
+    written.write(asked.outcomes, gated)
+    if as_json:
+        run = gated.run.model_dump(mode="json")
+        output.document({**run_document(run), "baseline": gated.baseline, "cautions": list(gated.cautions)})
+    else:
+        console = output.results()
+        for caution in gated.cautions:
+            output.line(console, f"Caution: {caution}")
+        show(console, asked.model, gated.run)
+    return exit_code(gated.run.verdict)
+
+
+def _gated(asked: Asked, model: str, file: LimitsFile, service: Service, shown: Display, directory: Path) -> Gated:
+    source = baselines.find(service.client, asked.baseline)
+    limits = file.parsed(source.scheme_names)
+    baseline = baselines.report_of(service.client, source, limits, directory)
+    files, cautions = _files(asked, source, service, directory)
+    cautions = (*baselines.cautions(source, baseline), *cautions)
+    if cautions and not asked.force:
+        problem = f"does not fit: {' '.join(cautions).rstrip('.')}"
+        raise InvalidRequest("--baseline", asked.baseline, "one that fits, or any with --force", problem=problem)
+    gauge = measuring.Gauge(service, shown, {**source.settings, **files}, directory)
+    reruns = source.reruns if asked.reruns is None else asked.reruns
+    run = measuring.gate(gauge, model, limits, baseline, reruns=reruns, force=asked.force)
+    if source.audit is not None:
+        run = run.model_copy(update={"audit_id": source.audit["id"]})
+    return Gated(
+        model=asked.model,
+        baseline=_words(source, run.baseline_report_id),
+        run=run,
+        limits_file=file.path,
+        lines=file.by_text(limits),
+        version=version("headroom"),
+        cautions=cautions,
+    )
+
+
+def _files(asked: Asked, source: Source, service: Service, directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the files of the job: those of the baseline's, and `--calibration` in place of its text.
+
+    Besides, in a sentence, how that differs from the baseline's text where it does.
+    """
+    largest = settings().max_upload_bytes
+    files: dict[str, Any] = {}
+    for key, file in source.files.items():
+        into = directory / key
+        into.mkdir()
+        path = into / (Path(file.name).name or key)
+        service.client.download(file.path, path)
+        files[key] = {**upload(f"--baseline: {key}", path, largest), "name": file.name}
+    if asked.calibration is None:
+        if source.text not in (None, SAMPLE):
+            message = (
+                f"--calibration: it is required, since {source.words} was measured on the text {source.text!r}; "
+                "allowed: that file"
+            )
+            raise InvalidRequest("--calibration", None, "the file of the baseline", message=message)
+        return files, ()
+    files["calibration"] = upload("--calibration", asked.calibration, largest)
+    return files, _other_file(asked.calibration, source)
+
+
+def _other_file(path: Path, source: Source) -> tuple[str, ...]:
+    """Say how a calibration file differs from the baseline's; of a report on this machine only the name is known."""
+    if source.directory is not None:
+        same, name = path.name == source.text, source.text
+    else:
+        file = source.files.get("calibration")
+        same = file is not None and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+        name = file.name if file else SAMPLE
+    return () if same else (f"Its calibration text is {name!r}, and --calibration is another.",)
+
+
+def _words(source: Source, report_id: str | None) -> str:
+    if source.audit is None:
+        return source.words
+    return f"{source.words} ({f'report {report_id}' if report_id else 'which has no baseline yet'})"
