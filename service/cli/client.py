@@ -165,7 +165,7 @@ def fetch(client: Client, report_id: str, out: Path) -> None:
 def unpack(archive: Path, into: Path) -> None:
     """Unpack a bundle into the new directory `into`. Raises DownloadBroken.
 
-    An archive is somebody else's word for where files go: every name is checked before the first is written.
+    An archive could name files outside of `into`, so every name is checked before the first file is written.
     """
     try:
         with zipfile.ZipFile(archive) as bundle:

@@ -74,7 +74,7 @@ def run(program: str, arguments: Sequence[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADROOM_")}
     with (
         interruptible(),
-        # -P: no file that happens to lie where the user stands is imported.
+        # -P: no file of the working directory is imported.
         spawn(
             [sys.executable, "-P", "-m", program, *arguments],
             env=environment,
@@ -108,7 +108,7 @@ def require_drawing() -> None:
 def render(directory: Path, *, density: bool, as_json: bool) -> None:
     """Draw the report in `directory` anew, in place, labeled prompts as densities if asked.
 
-    Raises InvalidRequest where no report lies.
+    Raises InvalidRequest where there is no report.
     """
     check_report(directory, "DIR")
     run(REPORT, [str(directory.absolute()), *(["--density"] if density else [])])

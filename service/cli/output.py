@@ -77,10 +77,10 @@ class Display(Protocol):
         """Show that the job is queued, with `ahead` others before it."""
 
 
-class Pace:
-    """How long a stage has still to go, from the times that its progress events carry.
+class RemainingTime:
+    """Estimates how long a stage will still take, from the times that its progress events carry.
 
-    The first unit is not reckoned with: kernels are compiled in it that the others use.
+    The first unit does not count: kernels are compiled in it that the others use.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Pace:
         self._began = (0, 0.0)
 
     def left(self, stage: str, done: int, total: int, elapsed: float) -> float | None:
-        """Return the seconds left in `stage`; None when there is nothing to reckon from, or nothing left.
+        """Return the seconds left in `stage`; None when nothing is known yet, or nothing is left.
 
         `done` of `total` units are done, `elapsed` seconds after the measurement began.
         """
@@ -133,20 +133,20 @@ class Events:
         if kind == "warning":
             self._warn(data)
         elif kind == "failed":
-            _say(self._console, f"failed: {data.get('message', '')}")
+            _print_line(self._console, f"failed: {data.get('message', '')}")
         elif kind == "requeued":
-            _say(self._console, f"queued again: {data.get('reason', 'its worker was lost')}")
+            _print_line(self._console, f"queued again: {data.get('reason', 'its worker was lost')}")
         else:
-            _say(self._console, _MESSAGES.get(kind, kind))
+            _print_line(self._console, _MESSAGES.get(kind, kind))
 
     def _warn(self, data: dict[str, Any]) -> None:
         code = data.get("code", "")
         self._warned[code] += 1
         if self._warned[code] <= SHOWN_PER_CODE:
             where = f" ({data['where']})" if data.get("where") else ""
-            _say(self._console, f"warning: {data['message']}{where}")
+            _print_line(self._console, f"warning: {data['message']}{where}")
         elif self._warned[code] == SHOWN_PER_CODE + 1:
-            _say(self._console, f"warning: more warnings of this kind ({code}); the report lists all")
+            _print_line(self._console, f"warning: more warnings of this kind ({code}); the report lists all")
 
 
 class Lines:
@@ -154,9 +154,9 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._pace = Pace()
+        self._remaining = RemainingTime()
         self._events = Events(console)
-        self._said: tuple[Any, ...] = ()
+        self._last_printed: tuple[Any, ...] = ()
 
     def show(self, kind: str, data: dict[str, Any]) -> None:
         """Show one event."""
@@ -164,22 +164,22 @@ class Lines:
             self._events.show(kind, data)
             return
         stage, done, total = data["stage"], data["done"], data["total"]
-        left = self._pace.left(stage, done, total, data["elapsed_seconds"])
+        left = self._remaining.left(stage, done, total, data["elapsed_seconds"])
         line = TITLES.get(stage, stage)
         if total > 1:
             line += f": {done}/{total} {UNITS.get(stage, '')}".rstrip()
         step = (stage, done * 10 // total if total > 1 else 0)
-        self._once(step, f"{line}, after {data['elapsed_seconds']:.0f} s{_left(left, ', ')}")
+        self._print_if_new(step, f"{line}, after {data['elapsed_seconds']:.0f} s{_left(left, ', ')}")
 
     def waiting(self, ahead: int) -> None:
         """Show the place in the queue, when it has changed."""
         if ahead:
-            self._once(("queued", ahead), _ahead(ahead))
+            self._print_if_new(("queued", ahead), _ahead(ahead))
 
-    def _once(self, what: tuple[Any, ...], line: str) -> None:
-        if what != self._said:
-            self._said = what
-            _say(self._console, line)
+    def _print_if_new(self, what: tuple[Any, ...], line: str) -> None:
+        if what != self._last_printed:
+            self._last_printed = what
+            _print_line(self._console, line)
 
 
 class Bars:
@@ -187,7 +187,7 @@ class Bars:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._pace = Pace()
+        self._remaining = RemainingTime()
         self._events = Events(bars.console)
         self._tasks: dict[str, TaskID] = {}
 
@@ -199,7 +199,7 @@ class Bars:
             self._events.show(kind, data)
             return
         stage, done, total = data["stage"], data["done"], data["total"]
-        left = self._pace.left(stage, done, total, data["elapsed_seconds"])
+        left = self._remaining.left(stage, done, total, data["elapsed_seconds"])
         if stage not in self._tasks:
             unit = UNITS.get(stage, "")
             self._tasks[stage] = self._bars.add_task(TITLES.get(stage, stage), total=total, unit=unit, left="")
@@ -225,5 +225,5 @@ def _left(seconds: float | None, before: str = "") -> str:
     return "" if seconds is None else f"{before}about {seconds:.0f} s left in this stage"
 
 
-def _say(console: Console, line: str) -> None:
+def _print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)

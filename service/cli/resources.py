@@ -71,7 +71,7 @@ def download_report(report_id: str, out: Path, *, as_json: bool) -> None:
 
 
 def checked_id(resource_id: str, parameter: str = "ID", or_else: str = "") -> str:
-    """Return an id that is safe to stand in a path. Raises InvalidRequest.
+    """Return an id that is safe in a URL's path. Raises InvalidRequest.
 
     The message names `parameter`, and what it may be besides an id (`or_else`).
     """
@@ -127,7 +127,7 @@ def _where(job: Document) -> str:
 
 
 def _effects(verdicts: Document | None) -> str:
-    """Return the level of every scheme: `int8 negligible, nf4 noticeable`; nothing where an older service is silent."""
+    """Return the level of every scheme: `int8 negligible, nf4 noticeable`; empty for an older service."""
     return ", ".join(f"{name} {verdict['level']}" for name, verdict in (verdicts or {}).items())
 
 

@@ -51,7 +51,7 @@ class JobCancelled(HeadroomError):
 
 
 def exit_code(error: HeadroomError) -> int:
-    """Return the exit code that tells a calling program what kind of trouble `error` is."""
+    """Return the exit code that tells a calling program what kind of error it is."""
     if isinstance(error, JobFailed):
         return BAD_INPUT if error.bad_input else JOB_FAILED
     if isinstance(error, ServiceUnreachable):

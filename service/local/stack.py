@@ -133,7 +133,7 @@ class Stack:
             environment["HEADROOM_BROKER_URL"] = self._broker_url
         environment.update(more or {})
         with self._log(name) as log:
-            # -P and the home as working directory: no file that happens to lie where the user stands is imported.
+            # -P and the home as working directory: no file of the user's working directory is imported.
             self._children[name] = spawn(
                 [sys.executable, "-P", *arguments],
                 env=environment,

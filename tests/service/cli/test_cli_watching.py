@@ -8,7 +8,7 @@ from rich.console import Console
 
 from service.cli import analysis
 from service.cli.analysis import Watch, run_job
-from service.cli.output import Pace, display
+from service.cli.output import RemainingTime, display
 from service.errors import ServiceUnreachable
 
 
@@ -128,14 +128,14 @@ def test_an_interrupted_job_s_events_are_shown_once_each(capsys):
 
 
 def test_the_pace_is_reckoned_inside_a_stage():
-    pace = Pace()
-    assert pace.left("sweep", 0, 10, 5.0) is None
-    assert pace.left("sweep", 1, 10, 20.0) is None
-    assert pace.left("sweep", 2, 10, 22.0) == pytest.approx(16.0)
-    assert pace.left("sweep", 5, 10, 24.0) == pytest.approx(5.0)
-    assert pace.left("sweep", 10, 10, 30.0) is None
-    assert pace.left("divergence", 3, 10, 31.0) is None
-    assert pace.left("divergence", 4, 10, 32.0) == pytest.approx(6.0)
+    remaining = RemainingTime()
+    assert remaining.left("sweep", 0, 10, 5.0) is None
+    assert remaining.left("sweep", 1, 10, 20.0) is None
+    assert remaining.left("sweep", 2, 10, 22.0) == pytest.approx(16.0)
+    assert remaining.left("sweep", 5, 10, 24.0) == pytest.approx(5.0)
+    assert remaining.left("sweep", 10, 10, 30.0) is None
+    assert remaining.left("divergence", 3, 10, 31.0) is None
+    assert remaining.left("divergence", 4, 10, 32.0) == pytest.approx(6.0)
 
 
 def events(layers):

@@ -90,10 +90,14 @@ def serve(context: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     server.server_close()
 
 
-def endless(handler: BaseHTTPRequestHandler) -> None:
-    """Answer 500 with a body that never ends."""
-    handler.send_response(500)
-    handler.end_headers()
-    while True:
-        handler.wfile.write(b"x" * 65536)
-        time.sleep(0.001)
+def endless(status: int) -> Answer:
+    """Return an answer whose body never ends."""
+
+    def give(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 65536)
+            time.sleep(0.001)
+
+    return give

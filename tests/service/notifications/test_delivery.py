@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_network
 from pathlib import Path
+from threading import Event
 
 import pytest
 from judged import KL, definition, end_run, finding
 from mailing import Mailbox, running
 from pydantic import SecretStr
 from receiving import Receiver, answer
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from standardwebhooks import Webhook
 
 from service.audits.receivers import Reach
@@ -28,8 +30,9 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
-from service.store.database import make_engine, upgrade
+from service.store.database import make_engine, upgrade, writer
 from service.store.notifications.outbox import Delivery
+from service.store.notifications.tables import MessageRow
 
 LOCAL = (ip_network("127.0.0.0/8"),)
 
@@ -157,19 +160,29 @@ def test_two_schedulers_send_each_message_once(
 
 
 def test_a_slow_receiver_holds_up_no_other(
-    audits: AuditStore, outbox: AlertStore, engine: Engine, moving: MovingClock, receiver: Receiver, byte_by_byte: int
+    audits: AuditStore, outbox: AlertStore, engine: Engine, moving: MovingClock, receiver: Receiver
 ) -> None:
-    """Its attempts are few at a time: there is room for the others."""
-    slow = {"webhook": f"http://127.0.0.1:{byte_by_byte}/"}
+    """Of all that is owed to it, one attempt is under way: there is room for the others."""
+    done = Event()
+
+    def wait_if_slow(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/hook/slow":
+            done.wait(60)
+        answer(204)(handler)
+
+    receiver.answers = [wait_if_slow]
+    slow, quick = {"webhook": f"{receiver.url}/slow"}, {"webhook": f"{receiver.url}/quick"}
     audits.create(definition(notify=(slow,)))
     for verdict in ("broken", "pass") * AT_ONCE:
         end_run(engine, moving, verdict)
-    audits.update("shipping", definition(notify=(slow, {"webhook": receiver.url})))
+    audits.update("shipping", definition(notify=(slow, quick)))
     end_run(engine, moving, "broken")
     deliverer = Deliverer(settings(), outbox, clock=moving)
-    while not receiver.received:
+    while "delivered" not in [one.state for one in outbox.deliveries("shipping").deliveries]:
         deliverer.step()
-    assert deliverer.step() == 0
+    assert sorted(got.path for got in receiver.received) == ["/hook/quick", "/hook/slow"]
+    done.set()
+    deliverer.wait(60)
 
 
 def test_what_a_dead_process_was_sending_is_sent_again(
@@ -254,6 +267,45 @@ def test_the_scheduler_delivers(tmp_path: Path, receiver: Receiver, moving: Movi
     titles = [json.loads(got.body)["data"]["title"] for got in receiver.received]
     assert titles == ["shipping: 1 alert opened", "shipping: 1 alert closed"]
     assert [message["Subject"] for message in mailbox.messages()] == [f"Headroom: {title}" for title in titles]
+
+
+def test_a_killed_scheduler_loses_no_message(tmp_path: Path, receiver: Receiver, moving: MovingClock) -> None:
+    """It dies while the receiver has the message and has not answered: the next one sends it again, under its id."""
+    present = Settings(home=tmp_path)
+    engine = make_engine(present.database)
+    upgrade(engine)
+    audits = AuditStore(engine, ArtifactStore(present.artifacts), reach=Reach(LOCAL))
+    audits.create(definition(notify=({"webhook": receiver.url},)))
+    outbox, dead = AlertStore(engine), Event()
+
+    def answer_nobody(_: object) -> None:
+        dead.wait(60)
+
+    receiver.answers = [answer_nobody, answer(204)]
+    environment = {
+        **os.environ,
+        "HEADROOM_HOME": str(tmp_path),
+        "HEADROOM_BROKER_URL": "redis://127.0.0.1:6379/15",
+        "HEADROOM_SCHEDULER_SECONDS": "0.05",
+        "HEADROOM_WEBHOOK_NETWORKS": "127.0.0.0/8",
+    }
+    end_run(engine, moving, "broken")
+    command = [sys.executable, "-m", "service.scheduler"]
+    first = spawn(command, env=environment)
+    _wait_for(lambda: len(receiver.received) == 1)
+    first.kill()
+    first.wait()
+    dead.set()
+    with writer(engine).begin() as connection:  # as if the lease had run out
+        connection.execute(update(MessageRow).values(leased_until=moving.now - timedelta(seconds=1)))
+    second = spawn(command, env=environment)
+    try:
+        _wait_for(lambda: only(outbox).state == "delivered")
+    finally:
+        terminate(second, 20)
+    assert [got.headers["webhook-id"] for got in receiver.received] == [only(outbox).webhook_id] * 2
+    assert len(only(outbox).attempts) == 1
+    engine.dispose()
 
 
 def test_a_wrong_mail_server_stops_the_scheduler_at_its_start(tmp_path: Path) -> None:

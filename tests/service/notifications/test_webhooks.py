@@ -205,8 +205,9 @@ def test_a_redirect_to_nowhere(receiver: Receiver, location: str) -> None:
 
 
 def test_an_endless_answer(receiver: Receiver) -> None:
-    """Its beginning is read, and no more."""
-    receiver.answers = [endless]
+    """Nothing of a success is read, and the beginning of another answer."""
+    receiver.answers = [endless(200), endless(500)]
+    assert Sender(LOCAL).send(receiver.url, ID, BODY, [SECRET], now()).result == "delivered"
     attempted = Sender(LOCAL).send(receiver.url, ID, BODY, [SECRET], now())
     assert attempted.detail == "The receiver answered 500: " + "x" * 1024
 

@@ -49,7 +49,7 @@ class Ratios(NamedTuple):
     exact: NDArray[np.bool_]
     """Heads without any error, which have no ratio for it is infinite.
 
-    A head that is silent (z is 0), or without a finite value in the reference or the scheme, has no ratio either.
+    A head whose output z is 0, or that has no finite value in the reference or the scheme, has no ratio either.
     """
 
 
@@ -96,12 +96,16 @@ def ratios(source: Source, scheme: str) -> Ratios:
     """Return what a scheme does to every head, in the order of the table."""
     table = source.tables["heads"]
     sqnr_db = table[f"sqnr_db_{scheme}"].astype(np.float64)
-    heard = table["rms"].astype(np.float64) > 0
-    exact = np.isnan(sqnr_db) & heard & ~np.isin(source.layers_of("heads", table), _lost_layers(source, scheme))
+    nonzero = table["rms"].astype(np.float64) > 0
+    exact = (
+        np.isnan(sqnr_db)
+        & nonzero
+        & ~np.isin(source.layers_of("heads", table), _layers_without_finite_input(source, scheme))
+    )
     return Ratios(sqnr_db, exact)
 
 
-def _lost_layers(source: Source, scheme: str) -> NDArray[np.int64]:
+def _layers_without_finite_input(source: Source, scheme: str) -> NDArray[np.int64]:
     """Return the layers at which nothing finite is left to compare where the heads' outputs enter `attn.o`."""
     rows = select(source.tables["errors"], scheme=scheme, mode="accumulated", component="attn.o", port="input")
     return source.layers_of("errors", rows)[np.isnan(rows["relative_l2"].astype(np.float64))]

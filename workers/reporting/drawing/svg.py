@@ -1,4 +1,4 @@
-"""Finishes an SVG that matplotlib wrote: exact values on hover, and no digits that nobody can see.
+"""Finishes an SVG that matplotlib wrote: adds exact values on hover, and rounds coordinates to what can be seen.
 
 A browser shows the `<title>` inside a shape while the pointer rests on it, without any script. Coordinates are in
 points; a hundredth of one is a fiftieth of a pixel of the PNG.

@@ -169,7 +169,7 @@ def _meeting(source: Source, peaks: NDArray[np.int64]) -> str:
 
 def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int64], center: float) -> Caption:
     profile = source.report.profile
-    lost = int((~np.isfinite(values)).sum())
+    not_finite = int((~np.isfinite(values)).sum())
     text = "" if profile.token is None else f" “{visible(profile.token)}”"
     return Caption(
         f"Hidden state of token{text} (id {profile.token_id}) after layer {profile.layer}, sequence "
@@ -182,7 +182,9 @@ def _caption(source: Source, values: NDArray[np.float32], peaks: NDArray[np.int6
         "Spikes far outside the shaded band are outliers.",
         (
             f"Labeled dimensions by the definitions they meet: {_meeting(source, peaks)}.",
-            f"Not drawn: {counted(lost, 'value')} that {'is' if lost == 1 else 'are'} not finite." if lost else "",
+            f"Not drawn: {counted(not_finite, 'value')} that {'is' if not_finite == 1 else 'are'} not finite."
+            if not_finite
+            else "",
         ),
         provenance(source.report, "profile"),
     )

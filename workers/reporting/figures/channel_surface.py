@@ -35,7 +35,7 @@ LABELED_CELLS = 5
 _NAME_HEIGHT = 0.28
 """Inches that a column's name takes."""
 _FLAT = 0.003
-"""Share of the highest column below which a line lies on the floor, to the eye."""
+"""Share of the largest magnitude below which a line looks like 0."""
 
 
 class Cells(NamedTuple):
@@ -118,7 +118,7 @@ def largest(cells: Cells) -> Cells:
 
 def ridge_lines(cells: Cells, facts: SurfaceFacts) -> list[Cells]:
     """Return the lines to draw, by position: of every group of positions and channels the cell with the largest
-    magnitude, and of every line the cells by channel. No cell that is a maximum of its surroundings gets lost.
+    magnitude, and of every line the cells by channel. No cell that is a maximum of its surroundings is left out.
     """
     down, across = -(-facts.positions // MAX_LINES), -(-facts.channels // MAX_POINTS)
     group = (cells.position // down) * facts.channels + cells.channel // across

@@ -113,8 +113,8 @@ def _counted(
     source: Source, scheme: str, every: Heads, known: NDArray[np.bool_], counts: NDArray[np.int64]
 ) -> Iterator[str]:
     """Yield which heads are shown, and how many of them are damaged."""
-    both, neither, damaged, spared = counts.sum(axis=1).tolist()
-    flagged, outliers = both + damaged + spared, both + spared
+    both, neither, damaged, undamaged = counts.sum(axis=1).tolist()
+    flagged, outliers = both + damaged + undamaged, both + undamaged
     others = int(known.sum()) - outliers
     if flagged:
         yield (
@@ -127,10 +127,10 @@ def _counted(
         rest = f", {damaged:,} of {others:,} others ({percent(damaged / others)})" if others else ""
         yield f"Damaged: {both:,} of {counted(outliers, 'outlier head')} ({percent(both / outliers)}){rest}."
     if unknown := int((~known).sum()):
-        lost = int((every.outlier & ~known).sum())
+        unknown_outliers = int((every.outlier & ~known).sum())
         yield (
-            f"Not shown: {counted(unknown, 'head')} without a ratio (only zeros, or no finite value), {lost:,} of them "
-            "outliers."
+            f"Not shown: {counted(unknown, 'head')} without a ratio (only zeros, or no finite value), "
+            f"{unknown_outliers:,} of them outliers."
         )
 
 

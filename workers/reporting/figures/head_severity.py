@@ -104,8 +104,8 @@ def _caption(source: Source, scheme: str, population: Population, counts: NDArra
     notes = []
     if exact:
         notes.append(f"Best class: includes {counted(exact, 'head')} without any error, which have no ratio.")
-    if lost := int(counts[_NO_RATIO].sum()):
-        notes.append(f"No ratio: {counted(lost, 'head')} with only zeros or without a finite value.")
+    if ungraded := int(counts[_NO_RATIO].sum()):
+        notes.append(f"No ratio: {counted(ungraded, 'head')} with only zeros or without a finite value.")
     return Caption(
         "Attention heads by damage, in quarters of the depth.",
         (
