@@ -21,20 +21,22 @@ from pathlib import Path
 from service.contracts.files import format_of
 from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
+from service.contracts.resolution import Resolution, Terms
 from service.contracts.warnings import Warning
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.job_records import Artifact, Claim
 from service.store.leases import Leases
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
-from workers.checkpoints import as_here, checkpoints_of
+from workers.checkpoints import as_here, checkpoints_of, with_batch
 from workers.children import Ended, run_child, without_secrets
-from workers.failures import KILLED, internal, unexplained
+from workers.failures import KILLED, JobFailed, Unchanged, internal, unexplained
 from workers.lease import Lease
 from workers.measurement.errors import device_full
 from workers.measurement.runtime.workspace import unfinished
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
+from workers.resolution import Resolved, identity
 from workers.samples import CALIBRATION, LABELLED, MODEL
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,6 @@ _OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", KILLED)
 """Codes of failures that beginning anew cannot help."""
 _DEVICE_FULL_IN_A_LIBRARY = "Error out of memory at line"
 """How bitsandbytes ends the process when one of its own CUDA calls finds no memory."""
-
-
-class JobFailed(Exception):
-    """The job ends failed."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.failed = failed
 
 
 def _module(name: str) -> tuple[str, ...]:
@@ -65,6 +59,7 @@ class Commands:
     hub: Sequence[str] = _module("workers.hub")
     measurement: Sequence[str] = _module("workers.measurement")
     reporting: Sequence[str] = _module("workers.reporting")
+    resolution: Sequence[str] = _module("workers.resolution")
 
 
 class Attempt:
@@ -97,7 +92,7 @@ class Attempt:
     def run(self) -> list[Artifact]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
 
-        Raises JobFailed, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
+        Raises JobFailed, Unchanged, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
         """
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -119,7 +114,7 @@ class Attempt:
         except (OSError, ValueError):
             return None
         left = as_here(left, asked)
-        return left if _with_batch(left, asked.batch_sequences) == asked else None
+        return left if with_batch(left, asked.batch_sequences) == asked else None
 
     def _is_measured(self) -> bool:
         """Whether an earlier attempt left a whole measurement by the same version."""
@@ -175,7 +170,7 @@ class Attempt:
         message = f"{full.message}. The measurement began again with {batch} in a batch."
         advice = f"Use --batch-sequences {sequences} next time to avoid the failed first attempt."
         Relay(self._store, self._claim).warning(Warning(code="smaller-batch", message=message, advice=advice))
-        return _with_batch(request, sequences)
+        return with_batch(request, sequences)
 
     def _run_measurement(self) -> None:
         relay = Relay(self._store, self._claim)
@@ -222,7 +217,7 @@ class Attempt:
         analysis = {name: getattr(asked, name) for name in Analysis.model_fields}
         return MeasurementRequest(
             job_id=self._claim.job_id,
-            model=self._model(asked.model),
+            model=self._model(asked.model) if self._claim.terms is None else self._resolved(self._claim.terms),
             calibration=self._calibration(),
             labelled=self._labelled(),
             device=self._settings.device,
@@ -241,6 +236,30 @@ class Attempt:
         ended = self._child([*self._commands.hub, name, str(found)], os.environ, relay.line)
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
+
+    def _resolved(self, terms: Terms) -> ModelFiles:
+        """Return the model of an audit's job as it is now, fetched if need be, and keep what it was found to be.
+
+        Raises Unchanged for a job that would measure what the terms say is known.
+        """
+        asked = self._claim.request
+        target = self._directory / "resolved.json"
+        options = ["--newest-in"] if terms.newest_in else []
+        relay = Relay(self._store, self._claim)
+        ended = self._child([*self._commands.resolution, asked.model, str(target), *options], os.environ, relay.line)
+        self._demand_success("resolving the model", relay, ended)
+        found = Resolved.model_validate_json(target.read_text())
+        if terms.fingerprint not in (None, found.fingerprint):
+            message = f"model: {found.model!r} has other weights, {found.fingerprint}; needed: {terms.fingerprint}"
+            raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
+        resolution = Resolution(identity=identity(found.content, asked), **found.model_dump(exclude={"content"}))
+        self._store.resolved(self._claim, resolution)
+        if resolution.identity == terms.unless_identity:
+            raise Unchanged
+        if found.revision is None:
+            return self._model(found.model)
+        fetched = self._model(f"{found.model.partition('@')[0]}@{found.revision}")
+        return fetched.model_copy(update={"source": found.model})
 
     def _calibration(self) -> CalibrationFile:
         stored = self._claim.request.calibration
@@ -279,7 +298,3 @@ class Attempt:
         batch = None if sequences is None else (sequences, self._claim.request.sequence_length)
         message = device_full("the measurement's device", said.strip(), batch)
         return Failed(code=_DEVICE_FULL, message=message, bad_input=False, batch_sequences=sequences)
-
-
-def _with_batch(request: MeasurementRequest, sequences: int | None) -> MeasurementRequest:
-    return request.model_copy(update={"batch_sequences": sequences})

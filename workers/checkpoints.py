@@ -140,3 +140,8 @@ def as_here(kept: MeasurementRequest, asked: MeasurementRequest) -> MeasurementR
     if kept.device.partition(":")[0] == asked.device.partition(":")[0]:
         update["device"] = asked.device
     return kept.model_copy(update=update)
+
+
+def with_batch(request: MeasurementRequest, sequences: int | None) -> MeasurementRequest:
+    """Return a request with another number of sequences in a batch."""
+    return request.model_copy(update={"batch_sequences": sequences})

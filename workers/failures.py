@@ -1,4 +1,4 @@
-"""The failures of a job that a child process did not explain itself."""
+"""Why a job ends without a report, where the child that failed did not say so itself."""
 
 import errno
 import os
@@ -8,7 +8,19 @@ from service.contracts.progress import Failed
 from workers.children import Ended
 
 KILLED = "killed"
-"""Code of a failure by SIGKILL."""
+"""Code of the failure of a child that SIGKILL ended."""
+
+
+class Unchanged(Exception):
+    """The job would measure what was measured before."""
+
+
+class JobFailed(Exception):
+    """The job ends failed."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
 
 
 def unexplained(what: str, ended: Ended) -> Failed:
@@ -23,5 +35,5 @@ def unexplained(what: str, ended: Ended) -> Failed:
 
 
 def internal(message: str) -> Failed:
-    """Return a failure of Headroom itself."""
+    """Return a failure that is nobody's input's fault."""
     return Failed(code="internal", message=message, bad_input=False)

@@ -10,6 +10,7 @@ Everything that can happen on the way has one end for the job:
 | its device has too little memory                 | begins here with half the batch; then failed  |
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
+| an audit's model, and all else, is as before     | cancelled, with the reason `unchanged`         |
 | this worker is told to stop                      | queued again                                  |
 | the lease is lost                                | somebody else's: nothing is written           |
 | this worker dies                                 | running, until the scheduler offers it again  |
@@ -34,8 +35,9 @@ from service.store.artifacts import ArtifactStore
 from service.store.files.checkpoints import CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
-from workers.attempt import Attempt, Commands, JobFailed
+from workers.attempt import Attempt, Commands
 from workers.directories import WorkDirectories
+from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,9 @@ class Supervisor:
             return partial(store.succeed, claim, artifacts), "succeeded"
         except JobFailed as error:
             failed = error.failed
+        except Unchanged:
+            self._remove(claim)
+            return partial(store.unchanged, claim), "unchanged"
         except CancelAsked:
             self._remove(claim)
             return partial(store.cancelled, claim), "cancelled"
