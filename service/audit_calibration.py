@@ -15,20 +15,21 @@ from service.audits.schedule import runs_per_year
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audit import AuditDefinition, Calibration, NewestIn
 from service.contracts.provenance import ModelFacts
-from service.contracts.request import Analysis, JobRequest
+from service.contracts.request import JobRequest
+from service.contracts.resolution import Terms
 from service.errors import InvalidRequest
 from service.store.audit_records import Audit
 from service.store.job_records import Job
 from service.store.jobs import JobStore
+from service.store.runs.starting import request_of
 from service.store.statuses import Status
-from service.submission import FILES, Send, send_message
+from service.submission import Send, send_message
 
 FEWEST_SEEDS = noise.FEWEST_REPORTS - 1
 MOST_SEEDS = 64
 RUNS_WITHOUT_SCHEDULE = 365.0
 """Runs of a year where an audit has no schedule: one a day."""
 _SEEDS = 2**63
-_MODELS = "an audit of one checkpoint, a hub id or `sample`; give the checkpoint itself as the model"
 
 
 def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | None, send: Send | None) -> None:
@@ -41,15 +42,15 @@ def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | 
         pinned: The pinned baseline, whose model is measured; without one it is the audit's model.
         send: Sends a job's message; None leaves it to the scheduler.
 
-    Raises InvalidRequest for a number of seeds that is not allowed, for an audit without limits, and for one of a
-    moving directory.
+    Raises InvalidRequest for a number of seeds that is not allowed, and for an audit without limits.
     """
     if not FEWEST_SEEDS <= seeds <= MOST_SEEDS:
         raise InvalidRequest("seeds", seeds, f"{FEWEST_SEEDS} to {MOST_SEEDS} further seeds")
     if not audit.definition.limits:
         raise InvalidRequest("limits", [], "one limit or more, whose noise is measured")
+    terms = _terms(audit.definition, pinned)
     for request in _requests(audit.definition, seeds, pinned):
-        job = store.submit(request, idempotency_key=_key(audit, request))
+        job = store.submit(request, idempotency_key=_key(audit, request, terms), terms=terms)
         if job.status in (Status.failed, Status.cancelled):
             job = store.retry(job.id)
         if send is not None:
@@ -60,9 +61,8 @@ def jobs_of(store: JobStore, audit: Audit, pinned: ComparableReport | None) -> l
     """Return the jobs that `begin` has made for an audit as it is defined now, by their seeds; none where there are
     none.
     """
-    if pinned is None and isinstance(audit.definition.model, NewestIn):
-        return []
-    keys = [_key(audit, request) for request in _requests(audit.definition, MOST_SEEDS, pinned)]
+    terms = _terms(audit.definition, pinned)
+    keys = [_key(audit, request, terms) for request in _requests(audit.definition, MOST_SEEDS, pinned)]
     jobs = store.keyed(keys)
     return [jobs[key] for key in keys if key in jobs]
 
@@ -85,21 +85,25 @@ def result(definition: AuditDefinition, reports: Sequence[ComparableReport], now
 
 def _requests(definition: AuditDefinition, seeds: int, pinned: ComparableReport | None) -> Sequence[JobRequest]:
     """Return what the jobs measure: the audit's seed, unless the pinned report has it, and further ones."""
-    asked = {name: getattr(definition, name) for name in (*Analysis.model_fields, *FILES)}
-    model = definition.model if pinned is None else _model_of(pinned.report.model)
-    if isinstance(model, NewestIn):
-        raise InvalidRequest("model", model.newest_in, _MODELS, problem="is a directory whose newest checkpoint moves")
     first = 0 if pinned is None else 1
+    model = {} if pinned is None else {"model": _model_of(pinned.report.model)}
     return [
-        JobRequest.model_validate({**asked, "model": model, "seed": (definition.seed + place) % _SEEDS})
-        for place in range(first, seeds + 1)
+        request_of(definition, seed=(definition.seed + place) % _SEEDS, **model) for place in range(first, seeds + 1)
     ]
+
+
+def _terms(definition: AuditDefinition, pinned: ComparableReport | None) -> Terms | None:
+    """Return how a worker finds the model; None where the request names it."""
+    if pinned is None:
+        return Terms(newest_in=True) if isinstance(definition.model, NewestIn) else None
+    model = pinned.report.model
+    return None if model.revision else Terms(fingerprint=model.fingerprint)
 
 
 def _model_of(model: ModelFacts) -> str:
     return f"{model.source.partition('@')[0]}@{model.revision}" if model.revision else model.source
 
 
-def _key(audit: Audit, request: JobRequest) -> str:
-    digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
-    return f"calibration {audit.id} {digest}"
+def _key(audit: Audit, request: JobRequest, terms: Terms | None) -> str:
+    asked = f"{request.model_dump_json()} {terms.model_dump_json() if terms else ''}"
+    return f"calibration {audit.id} {hashlib.sha256(asked.encode()).hexdigest()}"

@@ -7,12 +7,10 @@ the job ends with. What an earlier attempt left in the directory is used: a meas
 and one that is whole is only drawn.
 """
 
-import errno
 import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,35 +21,31 @@ from pathlib import Path
 from service.contracts.files import format_of
 from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
+from service.contracts.resolution import Resolution, Terms
 from service.contracts.warnings import Warning
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.job_records import Artifact, Claim
 from service.store.leases import Leases
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
+from workers.checkpoints import as_here, checkpoints_of, with_batch
 from workers.children import Ended, run_child, without_secrets
+from workers.failures import KILLED, JobFailed, Unchanged, internal, unexplained
 from workers.lease import Lease
 from workers.measurement.errors import device_full
 from workers.measurement.runtime.workspace import unfinished
+from workers.patience import PatientArtifacts
 from workers.relay import Relay
+from workers.resolution import Resolved, identity
 from workers.samples import CALIBRATION, LABELLED, MODEL
 
 log = logging.getLogger(__name__)
 
-_KILLED = "killed"
 _DEVICE_FULL = "device-out-of-memory"
-_OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", _KILLED)
+_OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", KILLED)
 """Codes of failures that beginning anew cannot help."""
 _DEVICE_FULL_IN_A_LIBRARY = "Error out of memory at line"
 """How bitsandbytes ends the process when one of its own CUDA calls finds no memory."""
-
-
-class JobFailed(Exception):
-    """The job ends failed."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.failed = failed
 
 
 def _module(name: str) -> tuple[str, ...]:
@@ -65,6 +59,7 @@ class Commands:
     hub: Sequence[str] = _module("workers.hub")
     measurement: Sequence[str] = _module("workers.measurement")
     reporting: Sequence[str] = _module("workers.reporting")
+    resolution: Sequence[str] = _module("workers.resolution")
 
 
 class Attempt:
@@ -81,7 +76,7 @@ class Attempt:
         commands: Commands,
     ) -> None:
         self._store = store
-        self._artifacts = artifacts
+        self._artifacts = PatientArtifacts(artifacts, lease.check)
         self._lease = lease
         self._claim = claim
         self._directory = directory
@@ -90,13 +85,14 @@ class Attempt:
         self._temporary = directory / "tmp"
         self._settings = settings
         self._commands = commands
+        self._checkpoints = checkpoints_of(artifacts, lease, claim, self._request_file, settings)
         self._layers = 0
         """That the last measurement was through with."""
 
     def run(self) -> list[Artifact]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
 
-        Raises JobFailed, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
+        Raises JobFailed, Unchanged, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
         """
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -105,7 +101,9 @@ class Attempt:
         left = self._left_request(asked)
         if left is None or not self._is_measured():
             self._discard(self._out)
-            self._measure(left or asked, may_halve=left is None or left == asked)
+            with self._checkpoints:
+                left = self._left_request(asked)
+                self._measure(left or asked, may_halve=left is None or left == asked)
         self._draw(began)
         return self._keep()
 
@@ -115,7 +113,8 @@ class Attempt:
             left = MeasurementRequest.model_validate_json(self._request_file.read_bytes())
         except (OSError, ValueError):
             return None
-        return left if _with_batch(left, asked.batch_sequences) == asked else None
+        left = as_here(left, asked)
+        return left if with_batch(left, asked.batch_sequences) == asked else None
 
     def _is_measured(self) -> bool:
         """Whether an earlier attempt left a whole measurement by the same version."""
@@ -145,7 +144,7 @@ class Attempt:
                 return self._run_measurement()
             except JobFailed as error:
                 failed, batch = error.failed, error.failed.batch_sequences or 1
-                if failed.code == _KILLED and self._layers > reached:
+                if failed.code == KILLED and self._layers > reached:
                     reached, how = self._layers, "on from its last checkpoint, if it has one"
                 elif failed.code == _DEVICE_FULL and batch > 1 and may_halve:
                     request, how = self._with_batch_of(batch // 2, request, failed), "anew, with half the batch"
@@ -171,7 +170,7 @@ class Attempt:
         message = f"{full.message}. The measurement began again with {batch} in a batch."
         advice = f"Use --batch-sequences {sequences} next time to avoid the failed first attempt."
         Relay(self._store, self._claim).warning(Warning(code="smaller-batch", message=message, advice=advice))
-        return _with_batch(request, sequences)
+        return with_batch(request, sequences)
 
     def _run_measurement(self) -> None:
         relay = Relay(self._store, self._claim)
@@ -181,7 +180,7 @@ class Attempt:
         self._layers = relay.layers
         self._demand_success("the measurement", relay, ended)
         if not (self._out / "report.json").is_file():
-            raise JobFailed(_internal("the measurement said that it finished, and left no report.json"))
+            raise JobFailed(internal("the measurement said that it finished, and left no report.json"))
 
     def _discard(self, path: Path) -> None:
         """Remove a directory, if it is there, in one step: another process may be at work in it."""
@@ -199,7 +198,7 @@ class Attempt:
         report(0)
         ended = self._child([*self._commands.reporting, str(self._out)], without_secrets(), lambda _line: None)
         if ended.status != 0:
-            raise JobFailed(_unexplained("drawing the report", ended))
+            raise JobFailed(unexplained("drawing the report", ended))
         report(1)
 
     def _keep(self) -> list[Artifact]:
@@ -218,7 +217,7 @@ class Attempt:
         analysis = {name: getattr(asked, name) for name in Analysis.model_fields}
         return MeasurementRequest(
             job_id=self._claim.job_id,
-            model=self._model(asked.model),
+            model=self._model(asked.model) if self._claim.terms is None else self._resolved(self._claim.terms),
             calibration=self._calibration(),
             labelled=self._labelled(),
             device=self._settings.device,
@@ -237,6 +236,30 @@ class Attempt:
         ended = self._child([*self._commands.hub, name, str(found)], os.environ, relay.line)
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
+
+    def _resolved(self, terms: Terms) -> ModelFiles:
+        """Return the model of an audit's job as it is now, fetched if need be, and keep what it was found to be.
+
+        Raises Unchanged for a job that would measure what the terms say is known.
+        """
+        asked = self._claim.request
+        target = self._directory / "resolved.json"
+        options = ["--newest-in"] if terms.newest_in else []
+        relay = Relay(self._store, self._claim)
+        ended = self._child([*self._commands.resolution, asked.model, str(target), *options], os.environ, relay.line)
+        self._demand_success("resolving the model", relay, ended)
+        found = Resolved.model_validate_json(target.read_text())
+        if terms.fingerprint not in (None, found.fingerprint):
+            message = f"model: {found.model!r} has other weights, {found.fingerprint}; needed: {terms.fingerprint}"
+            raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
+        resolution = Resolution(identity=identity(found.content, asked), **found.model_dump(exclude={"content"}))
+        self._store.resolved(self._claim, resolution)
+        if resolution.identity == terms.unless_identity:
+            raise Unchanged
+        if found.revision is None:
+            return self._model(found.model)
+        fetched = self._model(f"{found.model.partition('@')[0]}@{found.revision}")
+        return fetched.model_copy(update={"source": found.model})
 
     def _calibration(self) -> CalibrationFile:
         stored = self._claim.request.calibration
@@ -264,7 +287,7 @@ class Attempt:
         if isinstance(relay.last_word, Failed):
             raise JobFailed(relay.last_word)
         if ended.status != 0 or not isinstance(relay.last_word, Finished):
-            raise JobFailed(self._device_full(relay, ended) or _unexplained(what, ended))
+            raise JobFailed(self._device_full(relay, ended) or unexplained(what, ended))
 
     def _device_full(self, relay: Relay, ended: Ended) -> Failed | None:
         """Return the failure of a child that a library ended because its device had no memory left, else None."""
@@ -275,22 +298,3 @@ class Attempt:
         batch = None if sequences is None else (sequences, self._claim.request.sequence_length)
         message = device_full("the measurement's device", said.strip(), batch)
         return Failed(code=_DEVICE_FULL, message=message, bad_input=False, batch_sequences=sequences)
-
-
-def _with_batch(request: MeasurementRequest, sequences: int | None) -> MeasurementRequest:
-    return request.model_copy(update={"batch_sequences": sequences})
-
-
-def _unexplained(what: str, ended: Ended) -> Failed:
-    """Return why a child that did not say so itself ended."""
-    if ended.status == -signal.SIGKILL:
-        message = f"{what} was ended by SIGKILL; most often that is the system, out of memory"
-        return Failed(code=_KILLED, message=message, bad_input=False)
-    if os.strerror(errno.ENOSPC) in ended.last_error:
-        return Failed(code="disk-full", message=f"{what} failed: {ended.last_error}", bad_input=False)
-    how = f"was ended by {signal.Signals(-ended.status).name}" if ended.status < 0 else f"ended with {ended.status}"
-    return _internal(f"{what} {how}: {ended.last_error or 'it printed no error message'}")
-
-
-def _internal(message: str) -> Failed:
-    return Failed(code="internal", message=message, bad_input=False)

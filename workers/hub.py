@@ -22,14 +22,27 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _FOR_EVER = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
-def fetch(name: str) -> ModelFiles:
-    """Return where the files of `org/name` or `org/name@revision` lie on this machine, fetched if need be.
+def commit_of(name: str) -> str:
+    """Return the commit that `org/name` or `org/name@revision` means, without a download.
 
     Passes on what huggingface_hub raises.
     """
     repository, _, revision = name.partition("@")
     commit = HfApi().model_info(repository, revision=revision or None).sha
-    path = snapshot_download(repository, revision=commit, allow_patterns=list(FILES), ignore_patterns=["*/*"])
+    if commit is None:
+        raise OSError(f"the hub names no commit for {name!r}")
+    return commit
+
+
+def fetch(name: str) -> ModelFiles:
+    """Return where the files of `org/name` or `org/name@revision` lie on this machine, fetched if need be.
+
+    Passes on what huggingface_hub raises.
+    """
+    commit = commit_of(name)
+    path = snapshot_download(
+        name.partition("@")[0], revision=commit, allow_patterns=list(FILES), ignore_patterns=["*/*"]
+    )
     return ModelFiles(path=Path(path), source=name, revision=commit)
 
 
@@ -39,14 +52,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         Path(target).write_text(fetch(name).model_dump_json())
     except Exception as error:  # whatever it is, the one who waits must hear of it
-        failed = _failed(name, error)
+        failed = failed_to_fetch(name, error)
         print(failed.model_dump_json(), flush=True)
         return 2 if failed.bad_input else 1
     print(Finished().model_dump_json(), flush=True)
     return 0
 
 
-def _failed(name: str, error: Exception) -> Failed:
+def failed_to_fetch(name: str, error: Exception) -> Failed:
+    """Return why a model could not be had from the hub; bad input where asking again cannot help."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Failed(code="disk-full", message=f"model {name!r} could not be fetched: {reason}", bad_input=False)

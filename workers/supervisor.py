@@ -10,6 +10,7 @@ Everything that can happen on the way has one end for the job:
 | its device has too little memory                 | begins here with half the batch; then failed  |
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
+| an audit's model, and all else, is as before     | cancelled, with the reason `unchanged`         |
 | this worker is told to stop                      | queued again                                  |
 | the lease is lost                                | somebody else's: nothing is written           |
 | this worker dies                                 | running, until the scheduler offers it again  |
@@ -31,10 +32,12 @@ from service.contracts.progress import Failed
 from service.errors import LeaseLost, StoreFailed
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
+from service.store.files.checkpoints import CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
-from workers.attempt import Attempt, Commands, JobFailed
+from workers.attempt import Attempt, Commands
 from workers.directories import WorkDirectories
+from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
 
 log = logging.getLogger(__name__)
@@ -75,7 +78,8 @@ class Supervisor:
         log.info("job %s: attempt %d begins", job_id, claim.attempt)
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
-            self._settle(claim, lease, end, what)
+            if self._settle(claim, lease, end, what):
+                self._remove_checkpoints(claim)
         self._clear_up()
 
     def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
@@ -90,6 +94,9 @@ class Supervisor:
             return partial(store.succeed, claim, artifacts), "succeeded"
         except JobFailed as error:
             failed = error.failed
+        except Unchanged:
+            self._remove(claim)
+            return partial(store.unchanged, claim), "unchanged"
         except CancelAsked:
             self._remove(claim)
             return partial(store.cancelled, claim), "cancelled"
@@ -116,8 +123,20 @@ class Supervisor:
         except (SQLAlchemyError, OSError) as error:
             log.warning("what ended jobs left in the working directories is not removed yet: %s", error)
 
-    def _settle(self, claim: Claim, lease: Lease, end: Callable[[], None] | None, what: str) -> None:
-        """Write the job's end, trying again while the database is away and the lease may still be ours."""
+    def _remove_checkpoints(self, claim: Claim) -> None:
+        """Remove what the artifact store has of an ended job, or leave that to the scheduler."""
+        if self._settings.artifacts_url is None:
+            return
+        try:
+            CheckpointStore(self._artifacts.storage).remove(claim.job_id)
+        except (StoreFailed, OSError) as error:
+            log.warning("job %s: its checkpoints are not removed yet: %s", claim.job_id, error)
+
+    def _settle(self, claim: Claim, lease: Lease, end: Callable[[], None] | None, what: str) -> bool:
+        """Write the job's end, trying again while the database is away and the lease may still be ours.
+
+        Returns whether the job has ended by that, and is not given back.
+        """
         try:
             while end is not None:
                 try:
@@ -130,8 +149,9 @@ class Supervisor:
                         raise LeaseLost("this worker stops, and leaves the job's lease to run out") from error
                     time.sleep(_RETRY_SECONDS)
         except LeaseLost as error:
-            what = str(error)
+            end, what = None, str(error)
         log.info("job %s: %s", claim.job_id, what)
+        return end is not None and what != _GIVEN_BACK
 
 
 def _failed(error: Exception) -> Failed:

@@ -62,8 +62,9 @@ class Announcement(Record):
     audit: str
     """The audit's name."""
     at: datetime
-    kind: Literal["alerts", "error"]
-    """`alerts`: some opened or closed. `error`: the run has no report; only the feed says so."""
+    kind: Literal["alerts", "error", "paused"]
+    """`alerts`: some opened or closed. `error`: the run has no report; only the feed says so. `paused`: neither has it,
+    and the audit pauses, after so many in a row: the model is watched no more until somebody resumes the audit."""
     run_id: str
     verdict: RunVerdict
     report_id: str | None = None

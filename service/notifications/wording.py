@@ -5,14 +5,16 @@ from collections.abc import Iterator
 
 from service.contracts.alert import Alert, Announcement
 
-EVENT_TYPE = "audit.alerts.changed"
-"""`type` of a webhook's body, the only one there is."""
+_TYPES = {"alerts": "audit.alerts.changed", "paused": "audit.paused"}
+"""`type` of a webhook's body; errors are not sent."""
 
 
 def title(announcement: Announcement) -> str:
     """Return one line: `shipping-llama: 1 alert opened, 2 closed`."""
     if announcement.kind == "error":
         return f"{announcement.audit}: the run ended in an error"
+    if announcement.kind == "paused":
+        return f"{announcement.audit}: paused, since its runs end in errors"
     counts = [
         (len(announcement.opened), "opened"),
         (len(announcement.still_broken), "still open after dismissal"),
@@ -31,7 +33,7 @@ def body(announcement: Announcement) -> str:
     """Return the body of a webhook: `type`, `timestamp` and `data`, as Standard Webhooks has it."""
     data = announcement.model_dump(mode="json")
     content = {
-        "type": EVENT_TYPE,
+        "type": _TYPES[announcement.kind],
         "timestamp": data["at"],
         "data": {"title": title(announcement), **data},
     }
@@ -49,7 +51,7 @@ def _lines(announcement: Announcement) -> Iterator[str]:
             yield ""
             yield f"{heading}:"
             yield from (f"- {_line(alert)}" for alert in alerts)
-    if announcement.kind == "error":
+    if announcement.kind != "alerts":
         yield ""
         yield from announcement.reasons
     yield ""

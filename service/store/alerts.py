@@ -123,9 +123,12 @@ def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime) ->
         "closed": [_alert(present[alert_id], now) for alert_id, _ in result.closed if present[alert_id].told],
     }
     if any(alerts.values()):
-        owe(session, audit, _announce(session, audit, run, now, alerts))
+        owe(session, audit, _announce(session, audit, run, "alerts", now, **alerts))
     elif run.verdict == "error" and run.trigger != "gate":
-        _announce(session, audit, run, now, {})
+        if audit.paused and audit.errors == audit.definition["pause_after_errors"]:
+            owe(session, audit, _announce(session, audit, run, "paused", now))
+        else:
+            _announce(session, audit, run, "error", now)
 
 
 def note_definition(session: Session, audit: AuditRow, definition: AuditDefinition, now: datetime) -> None:
@@ -142,7 +145,7 @@ def note_definition(session: Session, audit: AuditRow, definition: AuditDefiniti
 
 
 def _announce(
-    session: Session, audit: AuditRow, run: AuditRun, now: datetime, alerts: dict[str, list[Alert]]
+    session: Session, audit: AuditRow, run: AuditRun, kind: str, now: datetime, **alerts: list[Alert]
 ) -> Announcement:
     announcement = Announcement.model_validate(
         {
@@ -150,7 +153,7 @@ def _announce(
             "audit_id": audit.id,
             "audit": audit.name,
             "at": now,
-            "kind": "alerts" if alerts else "error",
+            "kind": kind,
             "run_id": run.id,
             "verdict": run.verdict,
             "report_id": run.report_id,

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.contracts.request import JobRequest
+from service.contracts.resolution import Terms
 from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.dispatches import Dispatches
 from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
@@ -28,8 +29,8 @@ MAX_PAGE_SIZE = 1000
 class JobStore(Leases, Dispatches):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
-    def submit(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
-        """Put a job into the queue.
+    def submit(self, request: JobRequest, *, idempotency_key: str | None = None, terms: Terms | None = None) -> Job:
+        """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
         another request it raises IdempotencyKeyReused.
@@ -38,7 +39,8 @@ class JobStore(Leases, Dispatches):
             with self._write() as session:
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
                     return _same(session, row, request)
-                return _job(session, insert_job(session, request, self._clock(), idempotency_key=idempotency_key))
+                row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
+                return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
             if idempotency_key is None:
                 raise

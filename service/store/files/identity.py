@@ -60,7 +60,7 @@ def _another(url: str, present: str | None, expected: str) -> InvalidRequest:
         _NAME,
         url,
         "the artifact store of this database, the same URL for the API, the scheduler and every worker (or set "
-        "HEADROOM_DATABASE_URL to the database of this store; `headroom artifacts copy --to URL` moves a store; a "
+        "HEADROOM_DATABASE_URL to the database of this store; a "
         f"store that no database uses any longer is taken over after its file {ID_KEY!r} is removed)",
         problem=f"is not the artifact store of this database: {found}, and the database knows {expected}",
     )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_network
 from pathlib import Path
 from threading import Event
@@ -159,19 +160,29 @@ def test_two_schedulers_send_each_message_once(
 
 
 def test_a_slow_receiver_holds_up_no_other(
-    audits: AuditStore, outbox: AlertStore, engine: Engine, moving: MovingClock, receiver: Receiver, byte_by_byte: int
+    audits: AuditStore, outbox: AlertStore, engine: Engine, moving: MovingClock, receiver: Receiver
 ) -> None:
-    """Its attempts are few at a time: there is room for the others."""
-    slow = {"webhook": f"http://127.0.0.1:{byte_by_byte}/"}
+    """Of all that is owed to it, one attempt is under way: there is room for the others."""
+    done = Event()
+
+    def wait_if_slow(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/hook/slow":
+            done.wait(60)
+        answer(204)(handler)
+
+    receiver.answers = [wait_if_slow]
+    slow, quick = {"webhook": f"{receiver.url}/slow"}, {"webhook": f"{receiver.url}/quick"}
     audits.create(definition(notify=(slow,)))
     for verdict in ("broken", "pass") * AT_ONCE:
         end_run(engine, moving, verdict)
-    audits.update("shipping", definition(notify=(slow, {"webhook": receiver.url})))
+    audits.update("shipping", definition(notify=(slow, quick)))
     end_run(engine, moving, "broken")
     deliverer = Deliverer(settings(), outbox, clock=moving)
-    while not receiver.received:
+    while "delivered" not in [one.state for one in outbox.deliveries("shipping").deliveries]:
         deliverer.step()
-    assert deliverer.step() == 0
+    assert sorted(got.path for got in receiver.received) == ["/hook/quick", "/hook/slow"]
+    done.set()
+    deliverer.wait(60)
 
 
 def test_what_a_dead_process_was_sending_is_sent_again(

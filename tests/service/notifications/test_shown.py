@@ -23,6 +23,7 @@ from service.notifications.wording import body, text, title
         ({"closed": (alert(3),)}, "shipping-llama: 1 alert opened, 1 alert closed"),
         ({"opened": (), "still_broken": (alert(3),)}, "shipping-llama: 1 alert still open after dismissal"),
         ({"kind": "error", "opened": ()}, "shipping-llama: the run ended in an error"),
+        ({"kind": "paused", "opened": ()}, "shipping-llama: paused, since its runs end in errors"),
     ],
 )
 def test_a_title_is_one_line(changed: dict[str, object], line: str) -> None:

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic.main import IncEx
+
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest
 
@@ -22,7 +24,13 @@ Identity = dict[str, Any]
 """What must be the same for a measurement to go on where another one was broken off."""
 
 LIBRARIES = ("headroom", "torch", "transformers", "bitsandbytes")
-_IDENTITY = "identity.json"
+IDENTITY = "identity.json"
+"""File in which a measurement signs its directory."""
+_ELSEWHERE: dict[str, IncEx | bool] = {
+    **dict.fromkeys(("job_id", "memory_bytes", "checkpoint_seconds", "device"), True),
+    **{name: {"path"} for name in ("model", "calibration", "labelled")},
+}
+"""What of a request may differ between the machines that do one measurement. The device counts by its model."""
 
 
 def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str | None) -> Identity:
@@ -36,9 +44,10 @@ def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str |
         if path.is_file()  # a missing one is refused when it is read
     }
     software = {name: version(name) for name in LIBRARIES}
-    machine = {"machine": platform.machine(), "gpu": card}
-    # The job's id, and where and how often the streams are kept, change nothing in the tables.
-    asked = request.model_dump(mode="json", exclude={"job_id", "memory_bytes", "checkpoint_seconds"})
+    machine = {"machine": platform.machine(), "gpu": card, "cpu": None if card else _cpu_capability()}
+    # Where the files lie, and where and how often the streams are kept, changes nothing in the tables; another
+    # machine, with other directories, may go on.
+    asked = request.model_dump(mode="json", exclude=_ELSEWHERE)
     return {"request": asked, "model": model_fingerprint, "files": files, "software": software | machine}
 
 
@@ -75,6 +84,13 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
         _remove(directory)
 
 
+def _cpu_capability() -> str:
+    """Return the instruction set that torch computes with, which decides the last digits."""
+    import torch  # here, for the worker that imports this module does without
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
 def _take(descriptor: int, directory: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +100,7 @@ def _take(descriptor: int, directory: Path) -> None:
 
 def _recognize(directory: Path, identity: Identity) -> None:
     """Refuse what another measurement left, and sign what is new, emptied of what has lost its identity."""
-    file = directory / _IDENTITY
+    file = directory / IDENTITY
     stored = _signed(file)
     if stored is not None:
         differing = sorted(key for key in identity if stored.get(key) != identity[key])
@@ -114,7 +130,7 @@ def _signed(file: Path) -> Identity | None:
 def _remove(directory: Path) -> None:
     # The identity goes first: should this be broken off, nothing goes on from the rest.
     with suppress(OSError):
-        (directory / _IDENTITY).unlink()
+        (directory / IDENTITY).unlink()
     shutil.rmtree(directory, ignore_errors=True)
 
 

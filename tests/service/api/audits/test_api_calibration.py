@@ -9,6 +9,7 @@ import pytest
 
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
+from service.contracts.resolution import Terms
 
 STORED = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0"
 FIGURE = "int8.delta_p.rms"
@@ -117,11 +118,15 @@ def test_other_numbers_of_seeds_are_refused(client, problem, seeds):
     assert "seeds" in problem(client.post(URL, json={"seeds": seeds}), 422, "invalid-request")["detail"]
 
 
+def test_the_newest_checkpoint_of_a_directory_is_measured(client, world):
+    client.post("/v1/audits", json={**BODY, "model": {"newest_in": "/models"}})
+    view = client.post(URL, json={"seeds": 2}).json()
+    claim = world.claim(world.store.get(view["jobs"][0]["job"]))
+    assert (claim.request.model, claim.terms) == ("/models", Terms(newest_in=True))
+    assert client.get(URL).json()["jobs"][1:] == view["jobs"][1:]
+
+
 def test_what_cannot_be_calibrated_is_refused(client, problem):
     client.post("/v1/audits", json={**BODY, "limits": []})
     assert "one limit or more" in problem(client.post(URL), 422, "invalid-request")["detail"]
-    client.post("/v1/audits", json={**BODY, "name": "moving", "model": {"newest_in": "/models"}})
-    detail = problem(client.post("/v1/audits/moving/calibration"), 422, "invalid-request")["detail"]
-    assert "is a directory whose newest checkpoint moves" in detail
-    assert client.get("/v1/audits/moving/calibration").json()["jobs"] == []
     problem(client.post("/v1/audits/none/calibration"), 404, "not-found")

@@ -1,0 +1,125 @@
+"""Finds out what a model reference stands for at the moment, in a process of its own so that it can be stopped.
+
+    python -m workers.resolution MODEL RESOLVED.json [--newest-in]
+
+A hub id is resolved to its commit, without a download. A directory is read whole, to know it again by its content.
+With --newest-in MODEL is a directory of checkpoints, and the one made last is taken: that with the latest modification
+time, among equals the last by name; hidden ones are not looked at. RESOLVED.json gets a `Resolved`; standard output
+ends with a line `finished` or `failed`.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from service.contracts.files import StoredFile
+from service.contracts.progress import Failed, Finished
+from service.contracts.record import Frozen
+from service.contracts.report import DEFINITIONS_VERSION
+from service.contracts.request import SAMPLE, Analysis, JobRequest
+from workers.samples import CALIBRATION, LABELLED, MODEL
+
+LIBRARIES = ("headroom", "torch", "transformers", "tokenizers", "bitsandbytes")
+"""Whose versions decide the figures."""
+
+
+class Resolved(Frozen):
+    """A model reference resolved."""
+
+    model: str
+    """`sample`, the absolute path of a directory, or the hub id as it was asked for."""
+    revision: str | None = None
+    """Commit on the hub; None for a local model."""
+    fingerprint: str | None = None
+    """Of the weights, as in report.json; None for a model on the hub."""
+    content: str
+    """The commit, or `sha256:...` over the names and contents of all files that are read."""
+
+
+def resolve(model: str, *, newest_in: bool) -> Resolved:
+    """Return what a model reference stands for.
+
+    Raises BadModel for a directory that is no checkpoint, OSError, and passes on what huggingface_hub raises.
+    """
+    if model != SAMPLE and not model.startswith("/"):
+        from workers.hub import commit_of
+
+        commit = commit_of(model)
+        return Resolved(model=model, revision=commit, content=commit)
+    from workers.hub import FILES
+    from workers.measurement.models.checkpoint import fingerprint, open_checkpoint
+
+    path = MODEL if model == SAMPLE else _newest(Path(model)) if newest_in else Path(model)
+    weights = open_checkpoint(path).weight_files
+    others = {file for pattern in FILES for file in path.glob(pattern) if file.is_file()} - set(weights)
+    of_weights = fingerprint(weights)
+    content = hashlib.sha256(f"{of_weights} {fingerprint(sorted(others))}".encode()).hexdigest()
+    name = SAMPLE if model == SAMPLE else str(path)
+    return Resolved(model=name, fingerprint=of_weights, content=f"sha256:{content}")
+
+
+def identity(content: str, request: JobRequest) -> str:
+    """Return `sha256:...` over all that decides the figures of a job: model, texts, settings, definitions, libraries.
+
+    Args:
+        content: `Resolved.content`.
+        request: The job's request; where its files and settings are named matters no more than the model's name.
+    """
+    labelled = LABELLED if request.model == SAMPLE else None
+    decides: Mapping[str, object] = {
+        "model": content,
+        "calibration": _sha256(request.calibration, CALIBRATION),
+        "labelled": _sha256(request.labelled, labelled),
+        "settings": request.model_dump(mode="json", include=set(Analysis.model_fields)),
+        "definitions": DEFINITIONS_VERSION,
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+    return f"sha256:{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the program; returns the exit status: 0 done, 2 bad input, 1 anything else."""
+    model, target, *options = arguments
+    try:
+        Path(target).write_text(resolve(model, newest_in="--newest-in" in options).model_dump_json())
+    except Exception as error:  # whatever it is, the one who waits must hear of it
+        failed = _failed(model, error)
+        print(failed.model_dump_json(), flush=True)
+        return 2 if failed.bad_input else 1
+    print(Finished().model_dump_json(), flush=True)
+    return 0
+
+
+def _newest(parent: Path) -> Path:
+    from workers.measurement.errors import BadModel
+
+    if not parent.is_dir():
+        raise BadModel(f"model: newest_in: {str(parent)!r} is not a directory; give a directory of checkpoints")
+    children = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not children:
+        raise BadModel(f"model: newest_in: {str(parent)!r} holds no directory; give a directory of checkpoints")
+    return max(children, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _sha256(stored: StoredFile | None, bundled: Path | None) -> str | None:
+    if stored is not None:
+        return stored.sha256
+    return hashlib.sha256(bundled.read_bytes()).hexdigest() if bundled else None
+
+
+def _failed(model: str, error: Exception) -> Failed:
+    from workers.hub import failed_to_fetch
+    from workers.measurement.errors import BadModel
+
+    if isinstance(error, BadModel):
+        return Failed(code="bad-model", message=str(error), bad_input=True)
+    if model == SAMPLE or model.startswith("/"):
+        return Failed(code="bad-model", message=f"model: {model!r} could not be read: {error}", bad_input=False)
+    return failed_to_fetch(model, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
