@@ -13,10 +13,10 @@ from service.audits.definition import schedule_of
 from service.audits.limits import parse_all
 from service.audits.schedule import runs_per_year
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import AuditDefinition, Calibration, NewestIn
+from service.contracts.audits.audit import AuditDefinition, Calibration, NewestIn
+from service.contracts.audits.resolution import Terms
 from service.contracts.provenance import ModelFacts
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Terms
 from service.errors import InvalidRequest
 from service.store.audit_records import Audit
 from service.store.job_records import Job

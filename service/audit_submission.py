@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.audits import definition
-from service.contracts.audit import AuditDefinition, AuditSubmission, NewestIn
+from service.contracts.audits.audit import AuditDefinition, AuditSubmission, NewestIn
 from service.errors import InvalidRequest
 from service.submission import FILES, check_labelled, check_model, described_files
 

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 
-from service.contracts.audit import AuditSubmission
+from service.contracts.audits.audit import AuditSubmission
 from service.contracts.files import PARQUET_MAGIC, StoredFile, Upload, format_of
 from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission
 from service.errors import InvalidRequest, ServiceUnreachable

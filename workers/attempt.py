@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.files import format_of
 from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
-from service.contracts.resolution import Resolution, Terms
 from service.contracts.warnings import Warning
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore

@@ -1,4 +1,4 @@
-"""What a worker does with a message: claim the job, have it measured, and end it.
+"""Handles a message to a worker: claims the job, has it measured, and ends it.
 
 The database decides whether there is anything to do: a message that is stale or double finds no job to claim.
 Everything that can happen on the way has one end for the job:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from service.contracts import refusals
-from service.contracts.audit import AuditSubmission
+from service.contracts.audits.audit import AuditSubmission
 from service.contracts.request import JobSubmission
 from service.errors import HeadroomError, InvalidRequest
 

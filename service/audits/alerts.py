@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, get_args
 from service.audits.figures import BLOCK_ABS_MAX
 from service.audits.judgment import confirmed
 from service.audits.limits import Relation
-from service.contracts.audit import AuditRun, Finding
+from service.contracts.audits.audit import AuditRun, Finding
 
 Direction = Literal["above", "below", "worse", "gained"]
 """The side of its limit on which a figure is: over a bound, under one, a worse level, dimensions gained."""

@@ -15,7 +15,7 @@ from service.audits.levels import level_of, level_test
 from service.audits.limits import LEVELS, Limit, holds
 from service.comparison import cautions
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import Finding
+from service.contracts.audits.audit import Finding
 from service.contracts.report import Report
 from service.errors import NotComparable
 from service.evaluation.numbers import number

@@ -1,4 +1,4 @@
-"""Which report a run is compared with: a pinned one, the last that passed, or the median of the last that passed.
+"""Chooses the report that a run is compared with: a pinned one, the last that passed, or the median of the last few.
 
 Only runs with the verdict `pass` enter a baseline. A run that warned, failed, erred or was not confirmed does not, so
 that a slow decline within the noise is still compared with the last good report. A run that found nothing changed
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from service.contracts.audit import AuditSettings, PastRun
+from service.contracts.audits.audit import AuditSettings, PastRun
 from service.contracts.files import StoredFile
 from service.contracts.report import DEFINITIONS_VERSION, Report
 from service.contracts.request import JOB_ID

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from service.audits import baseline, limits, schedule
-from service.contracts.audit import AuditDefinition, AuditSettings
+from service.contracts.audits.audit import AuditDefinition, AuditSettings
 
 _ANY_SCHEDULE = "0 0 * * *"
 

@@ -1,4 +1,4 @@
-"""How far a mean over token positions lies beyond its limit, and how sure that is.
+"""Tests how far a mean over token positions lies beyond its limit.
 
 A limit `x <= baseline * c` is tested on the positions that both reports scored, each position of the one against the
 same of the other: the mean of x - c b, with its error by sequence (`service.evaluation.uncertainty`). A bound without

@@ -13,7 +13,7 @@ from service.audits.assessment import assess
 from service.audits.evidence import Evidence, holm
 from service.audits.limits import Limit
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import Finding, Rerun, RunVerdict
+from service.contracts.audits.audit import Finding, Rerun, RunVerdict
 
 ALPHA = 0.05
 """Chance that limits which just hold are called broken beyond noise, for all limits of one measurement together."""

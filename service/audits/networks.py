@@ -1,4 +1,4 @@
-"""Which network addresses a webhook may be sent to: public ones, and those of networks that the operator allows.
+"""Decides which network addresses a webhook may be sent to: public ones, and networks that the operator allows.
 
 An address is public if it is globally reachable unicast. An IPv6 address that carries an IPv4 address is judged by
 that one, since a gateway would pass the request on to it.

@@ -1,4 +1,4 @@
-"""How much the limited figures vary with the calibration text, and what false alarms that gives.
+"""Estimates how much limited figures vary with the calibration text, and the false alarms to expect from that.
 
 From reports of one model on several seeds, each limit's chance to be broken by text alone is worked out, as if the
 model of a run were as good as the baseline's and each had been measured on a text of its own. Numbers are taken as
@@ -18,7 +18,7 @@ from service.audits.judgment import ALPHA
 from service.audits.levels import level_of
 from service.audits.limits import LEVELS, Limit, holds
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import Calibration, LimitNoise
+from service.contracts.audits.audit import Calibration, LimitNoise
 from service.errors import InvalidRequest
 from service.evaluation.numbers import number
 from service.evaluation.uncertainty import upper_tail

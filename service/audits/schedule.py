@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-from service.contracts.audit import SkippedTime
+from service.contracts.audits.audit import SkippedTime
 from service.errors import InvalidRequest
 
 LONGEST_CHANGE = timedelta(hours=3)

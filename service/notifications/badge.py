@@ -3,7 +3,7 @@
 from typing import Literal
 from xml.sax.saxutils import escape
 
-from service.contracts.audit import RunVerdict
+from service.contracts.audits.audit import RunVerdict
 
 Shown = RunVerdict | Literal["no run"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from xml.etree import ElementTree
 
-from service.contracts.alert import Announcement
+from service.contracts.audits.alert import Announcement
 from service.notifications.wording import text, title
 
 MEDIA_TYPE = "application/atom+xml; charset=utf-8"

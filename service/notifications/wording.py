@@ -1,9 +1,9 @@
-"""What an announcement says: as a title, as text and as the body of a webhook."""
+"""Words an announcement as a title, as text and as the body of a webhook."""
 
 import json
 from collections.abc import Iterator
 
-from service.contracts.alert import Alert, Announcement
+from service.contracts.audits.alert import Alert, Announcement
 
 _TYPES = {"alerts": "audit.alerts.changed", "paused": "audit.paused"}
 """`type` of a webhook's body; errors are not sent."""

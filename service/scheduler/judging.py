@@ -10,10 +10,10 @@ from service.audits.baseline import rule, select
 from service.audits.figures import read
 from service.audits.limits import Limit, parse_all
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import Finding, Rerun
+from service.contracts.audits.audit import Finding, Rerun
+from service.contracts.audits.resolution import Terms
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Terms
 from service.errors import HeadroomError
 from service.store.runs.cases import Case, Ending, JobEnd, Measured, RerunEnd, RerunJobs
 from service.store.runs.starting import request_of

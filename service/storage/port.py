@@ -1,4 +1,4 @@
-"""What the artifact store needs of a place that keeps files: the port, with a directory and S3 behind it.
+"""The interface of a file storage, which a directory and S3 implement.
 
 A key is a relative path with `/`, such as `ab/abcd...`. A file appears under its key whole or not at all.
 """

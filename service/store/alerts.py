@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from service.audits.alerts import Identity, OpenAlert, changes, identity
 from service.audits.limits import parse_all
-from service.contracts.alert import Acknowledgement, Alert, AlertStatus, Announcement, Dismissal
-from service.contracts.audit import AuditDefinition, AuditRun, Finding
+from service.contracts.audits.alert import Acknowledgement, Alert, AlertStatus, Announcement, Dismissal
+from service.contracts.audits.audit import AuditDefinition, AuditRun, Finding
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.audit_records import audit_row
 from service.store.job_records import new_id

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.contracts.audit import AuditDefinition, AuditRun, PastRun
+from service.contracts.audits.audit import AuditDefinition, AuditRun, PastRun
 from service.errors import NotFound
 from service.store.tables import AuditRow, AuditRunRow
 

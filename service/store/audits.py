@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from service.audits import definition as definitions
 from service.audits import receivers
 from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
-from service.contracts.audit import AuditDefinition, AuditRun, RunVerdict, Trigger
+from service.contracts.audits.audit import AuditDefinition, AuditRun, RunVerdict, Trigger
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Terms
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
 

@@ -13,9 +13,9 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Resolution, Terms
 from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.job_records import Artifact, Claim

@@ -1,4 +1,4 @@
-"""What every part of the job store stands on: transactions, and the one way to change a status.
+"""Transactions of the stores, and the one function that changes a job's status.
 
 `move` is the only code that assigns a status. It checks the table of transitions and writes the event, so that a
 job's events tell its whole story.
@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Terms
 from service.errors import NotFound, TransitionNotAllowed
 from service.store.database import writer
 from service.store.job_records import new_id, utcnow

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from service.contracts.audit import AuditDefinition, AuditRun, Finding
+from service.contracts.audits.audit import AuditDefinition, AuditRun, Finding
 from service.store.alerts import note_run
 from service.store.audit_records import audit_row
 from service.store.database import writer

@@ -12,8 +12,8 @@ from bench import MEASURE, NAMES, Bench
 from sqlalchemy import update
 from test_hub import COMMIT, Hub, hub
 
+from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Resolution, Terms
 from service.store.database import writer
 from service.store.statuses import Status
 from service.store.tables import JobRow

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from service.api.audits.names import NAME, AlertId
 from service.api.dependencies import PRINTABLE, FromApp, PageSize, PageToken, UniqueKeys
-from service.contracts.alert import Alert
+from service.contracts.audits.alert import Alert
 from service.contracts.record import Frozen
 
 router = APIRouter(prefix="/v1/alerts", route_class=UniqueKeys)

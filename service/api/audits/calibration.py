@@ -13,7 +13,7 @@ from service.api.audits.names import AuditName
 from service.api.dependencies import Backend, FromApp, UniqueKeys
 from service.audits.baseline import rule
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import AuditDefinition, Calibration
+from service.contracts.audits.audit import AuditDefinition, Calibration
 from service.contracts.record import Frozen
 from service.contracts.request import NoBoolean
 from service.errors import InvalidRequest, NotFound, ReportUnreadable

@@ -12,7 +12,7 @@ from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
 from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys
 from service.audit_submission import changed, defined
-from service.contracts.audit import AuditDefinition, AuditSubmission
+from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen
 from service.errors import Conflict, InvalidRequest, NotFound
 

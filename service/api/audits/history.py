@@ -13,12 +13,12 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api import comparisons
 from service.api.audits.names import AuditName
 from service.api.dependencies import Backend, FromApp
-from service.audits.history import history
-from service.audits.history_table import history_csv
+from service.audits.history.measured_state import MeasuredState, measured_state
+from service.audits.history.series import history
+from service.audits.history.table import history_csv
 from service.audits.limits import parse_all
-from service.audits.measured_state import MeasuredState, measured_state
-from service.contracts.audit import AuditRun
-from service.contracts.audit_history import AuditHistory
+from service.contracts.audits.audit import AuditRun
+from service.contracts.audits.history import AuditHistory
 from service.contracts.comparison import Comparison
 from service.errors import InvalidRequest, NotFound
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response, status
 from service.api.audits.names import AuditName, RunId
 from service.api.audits.views import RunPage
 from service.api.dependencies import FromApp, PageSize, PageToken, UniqueKeys
-from service.contracts.audit import AuditRun
+from service.contracts.audits.audit import AuditRun
 from service.errors import NotFound
 
 router = APIRouter(prefix="/v1/audits/{audit}/runs", route_class=UniqueKeys)

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from service.contracts.audit import AuditDefinition, AuditRun
+from service.contracts.audits.audit import AuditDefinition, AuditRun
 from service.store.audits import Audit
 
 

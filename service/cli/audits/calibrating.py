@@ -11,7 +11,7 @@ from service.cli.audits.resources import path_of
 from service.cli.client import Document
 from service.cli.connection import Service, connect
 from service.cli.running import interruptible
-from service.contracts.audit import Calibration, LimitNoise
+from service.contracts.audits.audit import Calibration, LimitNoise
 from service.errors import HeadroomError
 from service.evaluation.numbers import number
 

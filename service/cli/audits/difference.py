@@ -1,4 +1,4 @@
-"""What `headroom audits apply` changes: the audits of a file beside those that the service has, key by key.
+"""Compares, for `headroom audits apply`, the audits of a file with those that the service has, key by key.
 
 Both are the JSON of whole definitions, with their defaults, so that a key that is left out of the file counts as set
 to its default.
@@ -7,7 +7,7 @@ to its default.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 
 Definition = Mapping[str, Any]
 """An audit's definition in JSON."""

@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from service.audits.history_table import history_csv
+from service.audits.history.table import history_csv
 from service.cli import drawing, inputs, output
 from service.cli.connection import connect
-from service.contracts.audit_history import AuditHistory, FigureHistory, HistoryRun, Point, Step, StepLevel
+from service.contracts.audits.history import AuditHistory, FigureHistory, HistoryRun, Point, Step, StepLevel
 from service.contracts.refusals import nearest
 from service.contracts.report import Estimate
 from service.errors import InvalidRequest, StoreFailed

@@ -13,7 +13,7 @@ from service.cli.connection import Service, connect
 from service.cli.gating.outcome import exit_code, run_document
 from service.cli.gating.table import show
 from service.cli.running import DONE, interruptible
-from service.contracts.audit import AuditRun
+from service.contracts.audits.audit import AuditRun
 from service.errors import ServiceUnreachable
 
 

@@ -1,4 +1,4 @@
-"""What a gate compares a model with: a report of the service or of this machine, or the baseline of an audit.
+"""Finds the baseline of a gate: a report of the service or of this machine, or the baseline of an audit.
 
 The model is measured with the baseline's settings and text, since texts that differ are never compared.
 """
@@ -15,7 +15,7 @@ from service.cli.client import Client, Document, fetch
 from service.cli.drawing import check_report, is_directory
 from service.cli.running import Refused
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import AuditDefinition, AuditSettings, PastRun
+from service.contracts.audits.audit import AuditDefinition, AuditSettings, PastRun
 from service.contracts.request import JOB_ID, SAMPLE, Analysis
 from service.errors import InvalidRequest, ReportUnreadable
 from service.evaluation.stored_report import read_report, row_reader

@@ -1,9 +1,9 @@
-"""What the written outcomes of a gate say beside its run."""
+"""Facts about a gate that its written outcomes state beside the run."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from service.contracts.audit import AuditRun
+from service.contracts.audits.audit import AuditRun
 
 
 class Gated(NamedTuple):

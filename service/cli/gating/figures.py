@@ -1,6 +1,6 @@
-"""How a finding's value, interval, baseline and bound are written, wherever the outcome of a run is shown."""
+"""Writes a finding's value, interval, baseline and bound for a reader."""
 
-from service.contracts.audit import Finding
+from service.contracts.audits.audit import Finding
 from service.contracts.report import Estimate
 from service.evaluation.numbers import estimate, number
 

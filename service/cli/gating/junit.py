@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from service.cli.gating import figures
 from service.cli.gating.context import Gated
 from service.cli.gating.outcome import State, states
-from service.contracts.audit import AuditRun, Finding
+from service.contracts.audits.audit import AuditRun, Finding
 
 MEASUREMENT = "measurement"
 """The test that fails with an error where there is no report."""

@@ -19,7 +19,7 @@ from service.cli.gating.baseline import side
 from service.cli.output import Display
 from service.cli.running import JobFailed
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audit import AuditRun, Finding, Rerun
+from service.contracts.audits.audit import AuditRun, Finding, Rerun
 from service.contracts.report import Report
 
 OTHER_TEXT = "The calibration texts differ, and texts that differ are never compared; --force judges all the same."

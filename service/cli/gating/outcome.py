@@ -1,11 +1,11 @@
-"""What an ended run means to a calling program: exit status, the state of every limit, one JSON document."""
+"""The outcome of a run for a calling program: exit status, the state of every limit, one JSON document."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from service.audits.judgment import confirmed
 from service.cli.running import DONE, JOB_FAILED, LIMIT_BROKEN
-from service.contracts.audit import AuditRun, Finding
+from service.contracts.audits.audit import AuditRun, Finding
 
 State = Literal["passed", "failed", "unconfirmed", "warned", "not judged"]
 """`failed`: broken beyond noise, and again on other text. `unconfirmed`: broken beyond noise, and not on other text."""

@@ -12,7 +12,7 @@ from typing import Any
 from service.cli.gating import figures
 from service.cli.gating.context import Gated
 from service.cli.gating.outcome import State, states
-from service.contracts.audit import Finding
+from service.contracts.audits.audit import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _LEVELS: dict[State, str] = {"unconfirmed": "warning", "warned": "warning", "not judged": "note"}

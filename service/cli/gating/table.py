@@ -6,7 +6,7 @@ from rich.table import Table
 from service.cli.gating import figures
 from service.cli.gating.outcome import State, states
 from service.cli.output import line
-from service.contracts.audit import AuditRun
+from service.contracts.audits.audit import AuditRun
 
 _STYLES: dict[State, str] = {
     "passed": "green",

@@ -1,4 +1,4 @@
-"""What one attempt to deliver a message gives, and when the next one follows."""
+"""Outcomes of an attempt to deliver a message, and the time of the next attempt."""
 
 from datetime import timedelta
 from typing import Literal, NamedTuple

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from service.audits.receivers import receivers
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 from service.errors import NotFound
 from service.store.audit_records import audit_row
 from service.store.job_records import new_id

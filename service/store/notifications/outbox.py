@@ -13,8 +13,8 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from service.audits.receivers import Channel, Receiver, receivers
-from service.contracts.alert import Announcement
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.alert import Announcement
+from service.contracts.audits.audit import AuditDefinition
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.audit_records import audit_row
 from service.store.job_records import new_id

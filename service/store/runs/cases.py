@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.contracts.audit import AuditDefinition, Finding, PastRun, Rerun, RunVerdict
+from service.contracts.audits.audit import AuditDefinition, Finding, PastRun, Rerun, RunVerdict
+from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Resolution, Terms
 from service.store.statuses import JOB_ENDED, Status
 from service.store.tables import AuditRerunRow, JobRow
 

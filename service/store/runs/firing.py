@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.audits.definition import next_start, schedule_of
 from service.audits.schedule import Due, due
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 from service.errors import InvalidRequest
 from service.store.runs.rows import add_run, skip
 from service.store.statuses import RunState

@@ -14,7 +14,7 @@ from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from service.audits.baseline import rule
-from service.contracts.audit import AuditDefinition, Finding
+from service.contracts.audits.audit import AuditDefinition, Finding
 from service.errors import InvalidRequest
 from service.store.audit_records import last_passed, past_run_of
 from service.store.runs.cases import Case, Ending, Measured, RerunJobs, has_ended, job_ends, reruns_of

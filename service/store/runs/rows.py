@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.contracts.audit import RunVerdict, Trigger
+from service.contracts.audits.audit import RunVerdict, Trigger
 from service.store.alerts import note_run
 from service.store.audit_records import run_of
 from service.store.job_records import new_id

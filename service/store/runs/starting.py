@@ -6,9 +6,9 @@ from pydantic import ValidationError
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from service.contracts.audit import AuditDefinition, NewestIn
+from service.contracts.audits.audit import AuditDefinition, NewestIn
+from service.contracts.audits.resolution import Terms
 from service.contracts.request import Analysis, JobRequest
-from service.contracts.resolution import Terms
 from service.store.runs.rows import end_run, locked_run
 from service.store.statuses import OPEN, RunState
 from service.store.tables import AuditRow, AuditRunRow

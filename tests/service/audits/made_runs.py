@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from service.audits.measured_state import measured_state
-from service.contracts.audit import AuditRun, Finding
+from service.audits.history.measured_state import measured_state
+from service.contracts.audits.audit import AuditRun, Finding
 
 BEGIN = datetime(2026, 1, 1, 3, tzinfo=UTC)
 KL = "schemes.int8.kl_divergence.mean"

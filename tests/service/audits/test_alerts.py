@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.audits.alerts import Changes, Identity, OpenAlert, changes, identity
 from service.audits.judgment import combine
-from service.contracts.audit import AuditRun, Finding, Rerun
+from service.contracts.audits.audit import AuditRun, Finding, Rerun
 
 NOW = datetime(2026, 5, 4, 3, tzinfo=UTC)
 KL = "int8.kl_divergence.mean <= baseline * 1.2"

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.audits.baseline import rule
-from service.contracts.audit import AuditDefinition, NewestIn
+from service.contracts.audits.audit import AuditDefinition, NewestIn
 
 
 def test_an_audit_takes_the_keys_of_a_job_and_its_own():

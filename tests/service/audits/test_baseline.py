@@ -8,7 +8,7 @@ import pytest
 from made_reports import made_up, report
 
 from service.audits.baseline import Rule, check_pinned, mismatches, rule, select, text_mismatch
-from service.contracts.audit import AuditDefinition, PastRun
+from service.contracts.audits.audit import AuditDefinition, PastRun
 from service.contracts.files import StoredFile
 from service.errors import InvalidRequest
 

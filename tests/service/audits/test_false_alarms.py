@@ -25,7 +25,7 @@ from made_reports import Scored, changed, measured, report
 
 from service.audits.judgment import combine, judge, to_measure_again
 from service.audits.limits import parse_all
-from service.contracts.audit import Rerun
+from service.contracts.audits.audit import Rerun
 
 RUNS = 300
 SCHEMES = ("int8", "nf4")

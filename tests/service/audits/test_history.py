@@ -8,10 +8,10 @@ import pytest
 from made_runs import BEGIN, KL, LIMIT, finding, run, state, states
 from scipy import stats
 
-from service.audits.history import history
-from service.audits.history_table import COLUMNS, history_csv
+from service.audits.history.measured_state import changes
+from service.audits.history.series import history
+from service.audits.history.table import COLUMNS, history_csv
 from service.audits.limits import parse_all
-from service.audits.measured_state import changes
 
 SCHEMES = ("int8", "nf4")
 LIMITS = parse_all([LIMIT], SCHEMES)

@@ -11,7 +11,7 @@ from service.audits.assessment import identical
 from service.audits.evidence import holm
 from service.audits.judgment import combine, judge, to_measure_again
 from service.audits.limits import parse_all
-from service.contracts.audit import Finding, Rerun
+from service.contracts.audits.audit import Finding, Rerun
 
 SCHEMES = ("int8", "nf4")
 

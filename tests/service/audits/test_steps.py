@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.audits.steps import FEWEST, Value, level, noise, penalty, steps
+from service.audits.history.steps import FEWEST, Value, level, noise, penalty, steps
 
 
 def series(values, reach=None):
@@ -130,5 +130,6 @@ def test_large_and_small_figures_keep_their_digits():
 
 
 def test_importing_the_service_loads_no_numeric_library():
-    program = "import sys, service.audits.history; sys.exit(bool({'numpy', 'ruptures', 'scipy'} & set(sys.modules)))"
+    loaded = "sys.exit(bool({'numpy', 'ruptures', 'scipy'} & set(sys.modules)))"
+    program = f"import sys, service.audits.history.series; {loaded}"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

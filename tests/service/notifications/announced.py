@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from service.contracts.alert import Alert, Announcement
-from service.contracts.audit import Finding
+from service.contracts.audits.alert import Alert, Announcement
+from service.contracts.audits.audit import Finding
 
 AT = datetime(2026, 5, 4, 3, 0, 1, 500000, tzinfo=UTC)
 LIMIT = "int8.kl_divergence.mean <= baseline * 1.2"

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, update
 from standardwebhooks import Webhook
 
 from service.audits.receivers import Reach
-from service.contracts.alert import Announcement
+from service.contracts.audits.alert import Announcement
 from service.notifications.delivery import AT_ONCE, LEASE, Deliverer
 from service.processes import spawn, terminate
 from service.settings import Settings

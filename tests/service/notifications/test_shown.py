@@ -9,7 +9,7 @@ import feedparser
 import pytest
 from announced import AT, LIMIT, alert, announcement
 
-from service.contracts.alert import Announcement
+from service.contracts.audits.alert import Announcement
 from service.notifications.badge import Shown, badge
 from service.notifications.feed import feed
 from service.notifications.wording import body, text, title

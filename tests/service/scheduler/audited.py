@@ -17,9 +17,9 @@ import made_reports
 
 from service.comparison.comparable_report import ComparableReport
 from service.comparison.stored import stored_report
-from service.contracts.audit import AuditDefinition, AuditRun
+from service.contracts.audits.audit import AuditDefinition, AuditRun
+from service.contracts.audits.resolution import Resolution
 from service.contracts.progress import Failed
-from service.contracts.resolution import Resolution
 from service.scheduler.audit_rounds import AuditRound, run_audit_round
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore

@@ -7,7 +7,7 @@ import pytest
 from audited import Clock, Model, Service
 from sqlalchemy import Engine, func, select, update
 
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 from service.scheduler.audit_rounds import AuditRound
 from service.store.database import make_engine, writer
 from service.store.runs.store import RunStore

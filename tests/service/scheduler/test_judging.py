@@ -4,9 +4,9 @@ import pytest
 from audited import LEASE, LIMIT, Clock, Model, Service
 from sqlalchemy import Engine, select, update
 
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
+from service.contracts.audits.resolution import Resolution
 from service.contracts.progress import Failed
-from service.contracts.resolution import Resolution
 from service.scheduler import judging
 from service.store.database import writer
 from service.store.statuses import Status

@@ -12,7 +12,7 @@ import pytest
 from audited import LEASE, LIMIT, Clock, Model, Service
 from sqlalchemy import Engine, event, func, select
 
-from service.contracts.audit import AuditRun
+from service.contracts.audits.audit import AuditRun
 from service.processes import spawn, terminate
 from service.store.database import make_engine, upgrade
 from service.store.job_records import utcnow

@@ -8,7 +8,7 @@ from judged import FIGURES, HOOK, KL, NOTIFY, TOP, definition, end_run, finding
 from sqlalchemy import Engine, update
 
 from service.audits.receivers import Reach
-from service.contracts.alert import Alert, Announcement
+from service.contracts.audits.alert import Alert, Announcement
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore

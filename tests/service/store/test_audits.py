@@ -10,7 +10,7 @@ from alembic import command
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.dates import date2num
 
-from service.contracts.audit_history import AuditHistory
+from service.contracts.audits.history import AuditHistory
 from workers.reporting.drawing import style
 from workers.reporting.history.__main__ import main
 from workers.reporting.history.figures import draw

@@ -11,7 +11,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from service.contracts.audit_history import AuditHistory, FigureHistory
+from service.contracts.audits.history import AuditHistory, FigureHistory
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing
 from workers.reporting.history.panel import draw_panel, title

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.audit_history import Step, StepLevel
+from service.contracts.audits.history import Step, StepLevel
 from service.contracts.report import Estimate
 from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import logarithmic
@@ -17,17 +17,17 @@ from workers.reporting.text import counted, estimate, number, plain
 
 _BARS = 60
 """Runs up to which every interval is a bar of its own; of more they are a band."""
-_MANY = 120
+_SMALL_MARKS_FROM = 120
 """Runs from which marks are smaller."""
-_FAR = 3.0
+_LIMIT_DRAWN_WITHIN = 3.0
 """A limit that lies further off the values than so many times their span is not drawn, but stated."""
 _LONGEST = 122
 """Characters of a line above a panel."""
 _MOST_STEPS = 5
 """Steps described above a panel and numbered in it, the last."""
-_FOOT = 2.2
+_ROOM_BELOW = 2.2
 """Times the usual room below the values, where runs without a value have their marks."""
-_EDGE = 0.02
+_MARGIN = 0.02
 """Share of the period left free on both sides."""
 _LABEL = 0.022
 """Width of a step's number, as a share of the period."""
@@ -76,7 +76,7 @@ def _level(level: StepLevel) -> str:
 def _period(times: NDArray[np.float64]) -> tuple[float, float]:
     """Return the ends of the time axis: a day for one run, with room on both sides for more."""
     first, last = float(times.min()), float(times.max())
-    room = _EDGE * (last - first) or 0.5
+    room = _MARGIN * (last - first) or 0.5
     return first - room, last + room
 
 
@@ -90,7 +90,7 @@ def _span(one: Series) -> tuple[float, float]:
 def _near(one: Series) -> set[float]:
     """Return the limits that are close enough to the values to be in view."""
     low, high = _span(one)
-    reach = _FAR * max(high - low, 0.4 * max(abs(low), abs(high)))
+    reach = _LIMIT_DRAWN_WITHIN * max(high - low, 0.4 * max(abs(low), abs(high)))
     bounds = {float(bound) for bounds in one.bounds for bound in bounds[np.isfinite(bounds)]}
     return {bound for bound in bounds if one.of.kind != "number" or low - reach <= bound <= high + reach}
 
@@ -102,7 +102,7 @@ def _values_axis(axes: Any, one: Series) -> None:
         return
     low, high = _span(one)
     low, high = min([low, *_near(one)]), max([high, *_near(one)])
-    foot = 1.0 if np.isfinite(one.values).all() else _FOOT  # marks of runs without a value stand there
+    foot = 1.0 if np.isfinite(one.values).all() else _ROOM_BELOW  # marks of runs without a value stand there
     if one.of.kind == "dimensions":
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set(ylim=(-0.08 * foot * max(high, 1), 1.15 * max(high, 1)), ylabel="gained")
@@ -166,7 +166,7 @@ def _steps(axes: Any, one: Series) -> None:
 
 def _marks(axes: Any, one: Series, gid: str) -> dict[str, list[str]]:
     """Draw the mark of every run: at its value, or at the foot of the panel where there is none."""
-    smaller = 0.62 if len(one.times) > _MANY else 1.0
+    smaller = 0.62 if len(one.times) > _SMALL_MARKS_FROM else 1.0
     hover = {}
     for kind, look in LOOKS.items():
         chosen = np.array([own == kind for own in one.kinds])

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from service.contracts.audit_history import AuditHistory
+from service.contracts.audits.history import AuditHistory
 from service.errors import HeadroomError
 from workers.reporting.drawing import style
 from workers.reporting.history.figures import draw

@@ -1,4 +1,4 @@
-"""What a panel draws: a figure's values as numbers over time, and the look of every run's verdict."""
+"""Data of a panel: a figure's values as numbers over time, and the look of every run's verdict."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.dates import date2num
 from numpy.typing import NDArray
 
-from service.contracts.audit_history import FigureHistory, HistoryRun, Point
+from service.contracts.audits.history import FigureHistory, HistoryRun, Point
 from service.evaluation.verdict import Level
 from workers.reporting.drawing import style
 from workers.reporting.text import number

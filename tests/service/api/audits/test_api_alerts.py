@@ -9,7 +9,7 @@ import pytest
 from judged import FIGURES, HOOK, KL, NOTIFY, TOP, definition, end_run, finding
 from sqlalchemy import update
 
-from service.contracts.alert import Alert
+from service.contracts.audits.alert import Alert
 from service.store.database import make_engine, writer
 from service.store.job_records import utcnow
 from service.store.notifications.attempts import Attempted

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.contracts.audit import AuditDefinition, AuditRun
+from service.contracts.audits.audit import AuditDefinition, AuditRun
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
 

@@ -7,9 +7,9 @@ from statistics import stdev
 
 import pytest
 
+from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.contracts.resolution import Terms
 
 STORED = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0"
 FIGURE = "int8.delta_p.rms"

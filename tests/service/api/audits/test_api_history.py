@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service.contracts.audit_history import AuditHistory
+from service.contracts.audits.history import AuditHistory
 from service.contracts.comparison import Comparison
 from service.store.database import make_engine
 from service.store.statuses import RunState

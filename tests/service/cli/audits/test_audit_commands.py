@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
-from service.contracts.audit import AuditDefinition, Finding
+from service.contracts.audits.audit import AuditDefinition, Finding
 from service.store.statuses import RunState
 from service.store.tables import AuditRunRow
 

@@ -3,7 +3,7 @@
 import pytest
 
 from service.cli.audits.difference import Change, Difference, differences, written
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 
 
 def definition(name="a", model="sample", **keys):

@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from service.cli.client import Client
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, Refused
-from service.contracts.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.store.job_records import utcnow

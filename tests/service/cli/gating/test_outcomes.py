@@ -16,7 +16,7 @@ from service.cli.gating.markdown import markdown
 from service.cli.gating.outcome import exit_code, run_document, states
 from service.cli.gating.sarif import sarif
 from service.cli.gating.table import show
-from service.contracts.audit import AuditRun, Finding, Rerun
+from service.contracts.audits.audit import AuditRun, Finding, Rerun
 
 
 def finding(limit, verdict, **more):

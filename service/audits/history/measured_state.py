@@ -1,10 +1,10 @@
-"""What a report was measured from: weights, text, software, device and settings; and what two reports differ in."""
+"""Describes the state a report was measured in (weights, text, software, device, settings), and compares two."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.contracts.audit_history import StateChange
+from service.contracts.audits.history import StateChange
 
 Kind = Literal["model", "calibration", "software", "device", "settings"]
 Part = Mapping[str, str | None]

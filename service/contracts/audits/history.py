@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from service.contracts.audit import FindingVerdict, RunVerdict, Trigger
+from service.contracts.audits.audit import FindingVerdict, RunVerdict, Trigger
 from service.contracts.record import Record
 
 

@@ -1,4 +1,4 @@
-"""What an audit asks of the worker besides the job's request, and what the worker finds the model to be."""
+"""Terms that an audit adds to a job, and the identity of the model that the worker resolves it to."""
 
 from service.contracts.record import Frozen
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from statistics import NormalDist, fmean, median
 from typing import NamedTuple
 
-from service.contracts.audit_history import SeriesNoise
+from service.contracts.audits.history import SeriesNoise
 from service.evaluation.uncertainty import exp, student_t
 
 FEWEST = 8

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from service.contracts.audit_history import AuditHistory, FigureHistory, HeldTo, HistoryRun, Point
+from service.contracts.audits.history import AuditHistory, FigureHistory, HeldTo, HistoryRun, Point
 
 COLUMNS = (
     "time", "run", "run_verdict", "figure", "status", "value", "low", "high", "baseline", "limit", "bound", "verdict",

@@ -17,7 +17,7 @@ from conftest import until
 from standardwebhooks.webhooks import Webhook
 from transformers import LlamaForCausalLM
 
-from service.contracts.audit_history import AuditHistory
+from service.contracts.audits.history import AuditHistory
 from workers.samples import MODEL
 from workers.samples.planting import Scaling, plant
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from service.contracts.audit import Finding, RunVerdict
+from service.contracts.audits.audit import Finding, RunVerdict
 from service.contracts.record import Record
 
 AlertStatus = Literal["open", "acknowledged", "dismissed", "closed"]

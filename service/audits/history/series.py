@@ -13,11 +13,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from service.audits.figures import Figure
+from service.audits.history.measured_state import MeasuredState, changes
+from service.audits.history.steps import FEWEST, Value, level, noise, steps
 from service.audits.limits import Limit
-from service.audits.measured_state import MeasuredState, changes
-from service.audits.steps import FEWEST, Value, level, noise, steps
-from service.contracts.audit import AuditRun, Finding
-from service.contracts.audit_history import (
+from service.contracts.audits.audit import AuditRun, Finding
+from service.contracts.audits.history import (
     AuditHistory,
     FigureHistory,
     HeldTo,
@@ -33,7 +33,7 @@ _GAPS = ("skipped", "error")
 _NOT_LIMITED = "The figure had no limit at this run."
 _NO_MEASUREMENT = "Nothing was measured yet."
 _NO_NUMBER = "Steps are told of numbers alone."
-_FEW = f"Fewer than {FEWEST} measurements, and the figure has no interval: its noise is not known."
+_NOISE_UNKNOWN = f"Fewer than {FEWEST} measurements, and the figure has no interval: its noise is not known."
 _ONE = "One measurement alone has no step."
 
 
@@ -139,7 +139,7 @@ def _noise(figure: Figure, measured: Sequence[Measured]) -> tuple[SeriesNoise | 
     spread = noise(values, exact=not figure.depends_on_text) if values else None
     if len(measured) < 2:
         return spread, _ONE if measured else _NO_MEASUREMENT
-    return spread, None if spread else _FEW
+    return spread, None if spread else _NOISE_UNKNOWN
 
 
 def _points(figure: str, runs: Sequence[AuditRun]) -> Iterator[Point]:
