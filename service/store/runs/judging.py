@@ -66,7 +66,7 @@ class Judging(Transactions):
                 return None
 
     def put_off(self, case: Case) -> None:
-        """Leave a judgment to be done once the lease ends, and count it not, since its reports could not be read."""
+        """Leave a judgment to be repeated once the lease ends, without counting it: its reports could not be read."""
         with self._write() as session:
             rows = _held(session, case)
             if rows is not None:
