@@ -1,10 +1,9 @@
-"""Runs whose judgment breaks off: by a fault, by an artifact store that does not answer, by a row that cannot be kept."""
+"""Runs whose judgment breaks off: by a fault, by an artifact store that does not answer, by a row not written."""
 
 from typing import Any
 
 import pytest
 from audited import LEASE, Clock, Model, Service
-
 from sqlalchemy.exc import DataError, OperationalError
 
 from service.errors import StoreUnreachable
