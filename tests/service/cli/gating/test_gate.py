@@ -170,11 +170,14 @@ def test_without_reruns_the_first_measurement_decides(headroom, remote, worker, 
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "verdict", "exit_status"),
-    [("bad-model", "baseline_gone", "unconfirmed", DONE), ("killed", "failed", "fail", LIMIT_BROKEN)],
+    ("gone", "status", "verdict", "exit_status"),
+    [
+        (Failed(code="bad-model", message="no such directory", bad_input=True), "baseline_gone", "unconfirmed", DONE),
+        (Failed(code="bad-model", message="the hub timed out", bad_input=False), "failed", "fail", LIMIT_BROKEN),
+        (Failed(code="killed", message="signal 9", bad_input=False), "failed", "fail", LIMIT_BROKEN),
+    ],
 )
-def test_a_rerun_without_the_baselines_model(headroom, worker, baseline, limits, code, status, verdict, exit_status):
-    gone = Failed(code=code, message="no such directory", bad_input=code == "bad-model")
+def test_a_rerun_without_the_baselines_model(headroom, worker, baseline, limits, gone, status, verdict, exit_status):
     worker(lambda request: gone if request.model == BASELINE else {"worse": 2.0})
     ran = headroom("gate", CANDIDATE, "--baseline", baseline, "--limits", limits, "--json")
     run = ran.document["run"]
