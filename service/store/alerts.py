@@ -103,7 +103,9 @@ def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime) ->
     """
     present = {row.id: row for row in session.scalars(_open_alerts(audit.id))}
     result = changes(run, [_open_alert(row) for row in present.values()], now)
-    opened = [_open(session, audit.id, run, key, finding, now) for key, finding in result.opened]
+    # The run was held to the limits that it began with, of which an edit may have removed some since.
+    kept = _identities(AuditDefinition.model_validate(audit.definition)) if result.opened else set()
+    opened = [_open(session, audit.id, run, key, finding, now) for key, finding in result.opened if key in kept]
     for alert_id, finding in result.broken:
         row = present[alert_id]
         row.broken, row.broken_run_id, row.finding = True, run.id, finding.model_dump(mode="json")
@@ -136,8 +138,7 @@ def note_definition(session: Session, audit: AuditRow, definition: AuditDefiniti
 
     The audit's row must be locked.
     """
-    limits = parse_all(definition.limits, definition.scheme_names)
-    kept = {identity(limit.figure.path, limit.text) for limit in limits}
+    kept = _identities(definition)
     for row in session.scalars(_open_alerts(audit.id)):
         if _identity(row) not in kept:
             row.broken, row.closed_at = False, now
@@ -207,6 +208,12 @@ def _open_row(session: Session, alert_id: str) -> AlertRow:
     if row.closed_at is not None:
         raise Conflict(f"alert {alert_id} closed at {row.closed_at.isoformat()}")
     return row
+
+
+def _identities(definition: AuditDefinition) -> set[Identity]:
+    """Return what the alerts of an audit can be about."""
+    limits = parse_all(definition.limits, definition.scheme_names)
+    return {identity(limit.figure.path, limit.text) for limit in limits}
 
 
 def _identity(row: AlertRow) -> Identity:

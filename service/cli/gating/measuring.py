@@ -24,7 +24,7 @@ from service.contracts.report import Report
 
 OTHER_TEXT = "The calibration texts differ, and texts that differ are never compared; --force judges all the same."
 _GONE = "bad-model"
-"""Code of a job's error where its model cannot be had."""
+"""Code of a job's error where its model cannot be had; for good if the error is bad input."""
 _SEEDS = 2**63
 
 
@@ -112,7 +112,7 @@ def _again(gauge: Gauge, report: Report, seed: int) -> ComparableReport | None:
     try:
         measured = gauge.measure(name, seed)
     except JobFailed as error:
-        if error.reason != _GONE:
+        if error.reason != _GONE or not error.bad_input:  # a hub that fails says nothing of the model
             raise
         return None
     return measured if measured.report.model.fingerprint == model.fingerprint else None

@@ -219,6 +219,17 @@ def test_removing_a_limit_closes_its_alert_without_a_word(
     assert len(announced(audits, alerts)) == 1
 
 
+def test_a_run_opens_no_alert_on_a_limit_removed_since_it_began(
+    audits: AuditStore, alerts: AlertStore, engine: Engine, clock
+) -> None:
+    """No later run would judge the figure, so that the alert would never close."""
+    audits.update("shipping", definition(limits=("int8.kl_divergence.mean <= 0.5",)))
+    end_run(engine, clock, verdict="fail", findings=(finding(KL, "broken"), finding(TOP, "broken")))
+    assert only(alerts).figure == FIGURES[KL]
+    (announcement,) = announced(audits, alerts)
+    assert [one.figure for one in announcement.opened] == [FIGURES[KL]]
+
+
 def test_alerts_are_listed_newest_first_in_pages(alerts: AlertStore, engine: Engine, clock) -> None:
     for verdict in ("broken", "pass") * 3:
         end_run(engine, clock, verdict)
