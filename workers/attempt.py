@@ -246,13 +246,17 @@ class Attempt:
         target = self._directory / "resolved.json"
         options = ["--newest-in"] if terms.newest_in else []
         relay = Relay(self._store, self._claim)
-        ended = self._child([*self._commands.resolution, asked.model, str(target), *options], os.environ, relay.line)
+        resolving = [*self._commands.resolution, asked.model, self._settings.device, str(target), *options]
+        ended = self._child(resolving, os.environ, relay.line)
         self._demand_success("resolving the model", relay, ended)
         found = Resolved.model_validate_json(target.read_text())
         if terms.fingerprint not in (None, found.fingerprint):
             message = f"model: {found.model!r} has other weights, {found.fingerprint}; needed: {terms.fingerprint}"
             raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
-        resolution = Resolution(identity=identity(found.content, asked), **found.model_dump(exclude={"content"}))
+        resolution = Resolution(
+            identity=identity(found.content, found.hardware, asked),
+            **found.model_dump(exclude={"content", "hardware"}),
+        )
         self._store.resolved(self._claim, resolution)
         if resolution.identity == terms.unless_identity:
             raise Unchanged

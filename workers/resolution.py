@@ -1,15 +1,16 @@
 """Finds out what a model reference stands for at the moment, in a process of its own so that it can be stopped.
 
-    python -m workers.resolution MODEL RESOLVED.json [--newest-in]
+    python -m workers.resolution MODEL DEVICE RESOLVED.json [--newest-in]
 
 A hub id is resolved to its commit, without a download. A directory is read whole, to know it again by its content.
 With --newest-in MODEL is a directory of checkpoints, and the one made last is taken: that with the latest modification
-time, among equals the last by name; hidden ones are not looked at. RESOLVED.json gets a `Resolved`; standard output
-ends with a line `finished` or `failed`.
+time, among equals the last by name; hidden ones are not looked at. DEVICE is what the measurement will compute on.
+RESOLVED.json gets a `Resolved`; standard output ends with a line `finished` or `failed`.
 """
 
 import hashlib
 import json
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -37,18 +38,24 @@ class Resolved(Frozen):
     """Of the weights, as in report.json; None for a model on the hub."""
     content: str
     """The commit, or `sha256:...` over the names and contents of all files that are read."""
+    hardware: str
+    """What computes: the model of the GPU, or the CPU's kind and instruction set."""
 
 
-def resolve(model: str, *, newest_in: bool) -> Resolved:
-    """Return what a model reference stands for.
+def resolve(model: str, device: str, *, newest_in: bool) -> Resolved:
+    """Return what a model reference stands for, and what a device of that name computes with.
 
-    Raises BadModel for a directory that is no checkpoint, OSError, and passes on what huggingface_hub raises.
+    Raises BadModel for a directory that is no checkpoint, BadRequest for a device that is not there, OSError, and
+    passes on what huggingface_hub raises.
     """
+    from workers.measurement.runtime.device import choose_device, hardware
+
+    computes = hardware(choose_device(device))
     if model != SAMPLE and not model.startswith("/"):
         from workers.hub import commit_of
 
         commit = commit_of(model)
-        return Resolved(model=model, revision=commit, content=commit)
+        return Resolved(model=model, revision=commit, content=commit, hardware=computes)
     from workers.hub import FILES
     from workers.measurement.models.checkpoint import fingerprint, open_checkpoint
 
@@ -58,14 +65,15 @@ def resolve(model: str, *, newest_in: bool) -> Resolved:
     of_weights = fingerprint(weights)
     content = hashlib.sha256(f"{of_weights} {fingerprint(sorted(others))}".encode()).hexdigest()
     name = SAMPLE if model == SAMPLE else str(path)
-    return Resolved(model=name, fingerprint=of_weights, content=f"sha256:{content}")
+    return Resolved(model=name, fingerprint=of_weights, content=f"sha256:{content}", hardware=computes)
 
 
-def identity(content: str, request: JobRequest) -> str:
-    """Return `sha256:...` over all that decides the figures of a job: model, texts, settings, definitions, libraries.
+def identity(content: str, hardware: str, request: JobRequest) -> str:
+    """Return `sha256:...` over what decides a job's figures: model, texts, settings, definitions, software, hardware.
 
     Args:
         content: `Resolved.content`.
+        hardware: `Resolved.hardware`.
         request: The job's request; where its files and settings are named matters no more than the model's name.
     """
     labelled = LABELLED if request.model == SAMPLE else None
@@ -76,15 +84,17 @@ def identity(content: str, request: JobRequest) -> str:
         "settings": request.model_dump(mode="json", include=set(Analysis.model_fields)),
         "definitions": DEFINITIONS_VERSION,
         "libraries": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "hardware": hardware,
     }
     return f"sha256:{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()}"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program; returns the exit status: 0 done, 2 bad input, 1 anything else."""
-    model, target, *options = arguments
+    model, device, target, *options = arguments
     try:
-        Path(target).write_text(resolve(model, newest_in="--newest-in" in options).model_dump_json())
+        Path(target).write_text(resolve(model, device, newest_in="--newest-in" in options).model_dump_json())
     except Exception as error:  # whatever it is, the one who waits must hear of it
         failed = _failed(model, error)
         print(failed.model_dump_json(), flush=True)
@@ -112,10 +122,10 @@ def _sha256(stored: StoredFile | None, bundled: Path | None) -> str | None:
 
 def _failed(model: str, error: Exception) -> Failed:
     from workers.hub import failed_to_fetch
-    from workers.measurement.errors import BadModel
+    from workers.measurement.errors import MeasurementError
 
-    if isinstance(error, BadModel):
-        return Failed(code="bad-model", message=str(error), bad_input=True)
+    if isinstance(error, MeasurementError):
+        return Failed(code=error.code, message=str(error), bad_input=error.bad_input)
     if model == SAMPLE or model.startswith("/"):
         return Failed(code="bad-model", message=f"model: {model!r} could not be read: {error}", bad_input=False)
     return failed_to_fetch(model, error)

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 Reports = Callable[[str], ComparableReport]
 """Reads a report by its id; raises a HeadroomError for one that cannot be read."""
 UNCHANGED = (
-    "Model, calibration, definitions, schemes, settings and library versions are those of the last completed run, so "
-    "nothing was measured."
+    "Model, calibration, definitions, schemes, settings, software versions and hardware are those of the last "
+    "completed run, so nothing was measured."
 )
 _SEEDS = 2**63
 

@@ -81,7 +81,7 @@ def test_a_directory_is_known_by_its_content(made: Any, checkpoint: Path) -> Non
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_any_file_that_is_read_makes_another_content(checkpoint: Path, file: str) -> None:
-    before = resolve(str(checkpoint), newest_in=False)
+    before = resolve(str(checkpoint), "cpu", newest_in=False)
     path = checkpoint / file
     changed = bytearray(path.read_bytes())
     if file == "model.safetensors":
@@ -89,10 +89,10 @@ def test_any_file_that_is_read_makes_another_content(checkpoint: Path, file: str
     else:
         changed += b" "
     path.write_bytes(changed)
-    after = resolve(str(checkpoint), newest_in=False)
+    after = resolve(str(checkpoint), "cpu", newest_in=False)
     assert before.content != after.content
     assert (before.fingerprint != after.fingerprint) == (file == "model.safetensors")
-    assert resolve(str(checkpoint), newest_in=False) == after
+    assert resolve(str(checkpoint), "cpu", newest_in=False) == after
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"schemes": ["int8"]}, {"sequences": 5}, {"calibration": "0" * 64}])
@@ -100,17 +100,43 @@ def test_other_settings_or_texts_make_another_identity(change: dict[str, Any]) -
     if "calibration" in change:
         change = {"calibration": {"name": "a.txt", "sha256": change["calibration"], "size": 3}}
     request = {"model": "/m"}
-    before = identity("content", JobRequest.model_validate(request))
-    assert identity("content", JobRequest.model_validate(request | change)) != before
-    assert identity("content", JobRequest.model_validate(request | {"model": "/elsewhere"})) == before
-    assert identity("other", JobRequest.model_validate(request)) != before
+    before = identity("content", "x86_64 AVX2", JobRequest.model_validate(request))
+    assert identity("content", "x86_64 AVX2", JobRequest.model_validate(request | change)) != before
+    assert identity("content", "x86_64 AVX2", JobRequest.model_validate(request | {"model": "/elsewhere"})) == before
+    assert identity("other", "x86_64 AVX2", JobRequest.model_validate(request)) != before
 
 
-@pytest.mark.parametrize("where", ["workers.resolution.version", "workers.resolution.DEFINITIONS_VERSION"])
-def test_other_libraries_or_definitions_make_another_identity(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identity("content", JobRequest(model="/m"))
-    monkeypatch.setattr(where, (lambda _name: "9.9") if where.endswith("version") else "9.9")
-    assert identity("content", JobRequest(model="/m")) != before
+@pytest.mark.parametrize(
+    "where",
+    [
+        "workers.resolution.version",
+        "workers.resolution.platform.python_version",
+        "workers.resolution.DEFINITIONS_VERSION",
+    ],
+)
+def test_other_software_or_definitions_make_another_identity(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity("content", "x86_64 AVX2", JobRequest(model="/m"))
+    monkeypatch.setattr(where, (lambda *_name: "9.9") if where.endswith("version") else "9.9")
+    assert identity("content", "x86_64 AVX2", JobRequest(model="/m")) != before
+
+
+def test_other_hardware_makes_another_identity(made: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch is made to compute with the instructions that every processor of the kind has."""
+    bench = made(str(checkpoint))
+    assert bench.run().status is Status.succeeded
+    known = resolution(bench).identity
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    again = made(str(checkpoint), unless_identity=known)
+    assert again.run().status is Status.succeeded
+    assert resolution(again).identity != known
+
+
+def test_a_device_that_is_not_there_fails_the_job(made: Any, checkpoint: Path) -> None:
+    bench = made(str(checkpoint))
+    bench.settings = bench.settings.model_copy(update={"device": "cuda:99"})
+    job = bench.run(UNWANTED)
+    assert job.error is not None
+    assert (job.error.code, job.error.bad_input) == ("bad-request", True)
 
 
 def test_the_newest_child_is_measured(made: Any, checkpoint: Path) -> None:
@@ -171,7 +197,7 @@ def test_a_hub_that_does_not_answer_is_not_the_models_fault(made: Any, monkeypat
 
 
 def test_pinned_weights_that_are_gone_fail_the_job(made: Any, checkpoint: Path) -> None:
-    fingerprint = resolve(str(checkpoint), newest_in=False).fingerprint
+    fingerprint = resolve(str(checkpoint), "cpu", newest_in=False).fingerprint
     assert made(str(checkpoint), fingerprint=fingerprint).run().status is Status.succeeded
     error = made(str(checkpoint), fingerprint=f"sha256:{'0' * 64}").run(UNWANTED).error
     assert error is not None
@@ -193,4 +219,4 @@ def test_the_resolution_is_written_under_the_fence(made: Any, checkpoint: Path) 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match=r"config\.json"):
-        resolve(str(tmp_path), newest_in=False)
+        resolve(str(tmp_path), "cpu", newest_in=False)

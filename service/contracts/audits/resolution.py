@@ -24,4 +24,5 @@ class Resolution(Frozen):
     fingerprint: str | None = None
     """Of the weights, as in report.json; None for a model on the hub, which is not fetched for this."""
     identity: str
-    """`sha256:...` over the model's files or commit, the texts, the settings, the definitions and the libraries."""
+    """`sha256:...` over the model's files or commit, the texts, the settings, the definitions, the software and the
+    machine's hardware."""

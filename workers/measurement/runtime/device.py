@@ -48,6 +48,11 @@ def card_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
+def hardware(device: torch.device) -> str:
+    """Return what decides the last digits on a device: a GPU's model, or a CPU's kind and its instruction set."""
+    return card_name(device) or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
 def peak_bytes(device: torch.device) -> int | None:
     """Return the most that tensors took on a CUDA device since it was chosen; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
