@@ -2,17 +2,18 @@
 
 Only runs with the verdict `pass` enter a baseline. A run that warned, failed, erred or was not confirmed does not, so
 that a slow decline within the noise is still compared with the last good report. A run that found nothing changed
-has no report of its own.
+has no report of its own. A chosen report, unlike a pinned one, is of a run with the audit's present settings: after an
+edit of the text, of a threshold or of a scheme there is no baseline yet, until the next run has passed.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from service.contracts.audits.audit import AuditSettings, PastRun
 from service.contracts.files import StoredFile
 from service.contracts.report import DEFINITIONS_VERSION, Report
-from service.contracts.request import JOB_ID
+from service.contracts.request import JOB_ID, Analysis
 from service.errors import InvalidRequest
 
 LAST_PASSING = "last-passing"
@@ -23,6 +24,8 @@ _MEDIAN = re.compile(r"median:([1-9][0-9]{0,2})", re.ASCII)
 _ALLOWED = f"{LAST_PASSING}, median:K with K from 1 to {MOST_RUNS}, or report:ID, such as median:5"
 _TEXT_SETTINGS = ("sequences", "sequence_length", "seed", "bos", "score", "text_field")
 """Settings of an analysis that choose the text, or which of its positions are scored."""
+_FIGURE_SETTINGS = sorted(set(Analysis.model_fields) - {"schemes", "batch_sequences", "verdict"})
+"""Settings of an analysis without which no two figures are the same; levels are all told by the newer report's."""
 
 
 class Rule(NamedTuple):
@@ -69,6 +72,18 @@ def select(of: Rule, runs: Sequence[PastRun], figures: Sequence[str]) -> str | N
     return next(run.report_id for run, far in zip(reversed(last), reversed(distances), strict=True) if far == best)
 
 
+def is_comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether limits can be held against a report of other times: its settings, texts and schemes are the same.
+
+    Args:
+        before: The definition that the report's audit had then, as JSON.
+        now: The definition to which its reports are compared, likewise; every scheme of it must have been there.
+    """
+    same_files = all(_sha256(before.get(key)) == _sha256(now.get(key)) for key in ("calibration", "labelled"))
+    same_settings = all(before.get(key) == now.get(key) for key in _FIGURE_SETTINGS)
+    return same_files and same_settings and all(scheme in before.get("schemes", ()) for scheme in now["schemes"])
+
+
 def check_pinned(of: Rule, runs: Sequence[PastRun]) -> None:
     """Raise InvalidRequest where a pinned report is that of a run which failed or erred."""
     verdict = next((run.verdict for run in runs if of.report_id and run.report_id == of.report_id), None)
@@ -109,6 +124,10 @@ def text_mismatch(baseline: StoredFile | None, audit: StoredFile | None) -> tupl
     names = [f"the file {one.name}" if one else "the bundled text" for one in (baseline, audit)]
     whose = f"the audit's is {names[1]}" if names[0] != names[1] else "the audit's file has other content"
     return (f"Its calibration text is {names[0]}; {whose}, so that the calibration texts differ.",)
+
+
+def _sha256(file: Mapping[str, Any] | None) -> Any:
+    return file and file["sha256"]
 
 
 def _distance(run: PastRun, runs: Sequence[PastRun], figure: str) -> float:

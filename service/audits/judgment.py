@@ -57,7 +57,9 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
     """Return the verdict of a run from its findings and those of its reruns.
 
     A figure that is broken fails the run if it is broken in every rerun that ended, or if none did. Where it is not
-    broken in one, or the baseline's model is gone so that it could not be judged, it is unconfirmed.
+    broken in one, or the baseline's model is gone so that it could not be judged, it is unconfirmed. A limit that could
+    not be judged against the baseline that there is makes a run warn that would pass otherwise: what is not compared
+    becomes no baseline.
 
     Args:
         findings: Of the first measurement.
@@ -67,7 +69,8 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
     not_judged = [f"{one.limit}: not judged. {one.reason}" for one in findings if one.verdict == "not_judged"]
     if not broken:
         warned = [f"{one.limit}: {one.reason}" for one in findings if one.verdict == "warn"]
-        return Outcome("warn" if warned else "pass", (*warned, *not_judged))
+        uncompared = any(one.uncompared for one in findings)
+        return Outcome("warn" if warned or uncompared else "pass", (*warned, *not_judged))
     ended = _ended(reruns)
     doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
     verdict: RunVerdict = "fail" if confirmed(findings, reruns) else "unconfirmed"
@@ -110,13 +113,15 @@ def _standing(finding: Finding, reruns: Sequence[Rerun], ended: Sequence[Rerun])
 
 
 def _final(limit: Limit, finding: Finding, evidence: Evidence) -> Finding:
-    """Return a finding that says whether the first measurement decides.
+    """Return a finding that says whether the first measurement decides, and whether the baseline was of no use.
 
     A rerun measures the baseline's weights with the software of the day. Where they are the candidate's own, both sides
     would be one measurement, which agrees with itself whatever the software does.
     """
-    if finding.verdict != "broken" or not limit.against_baseline or evidence.baseline is None:
+    if not limit.against_baseline or evidence.baseline is None:
         return finding
+    if finding.verdict != "broken":
+        return finding.model_copy(update={"uncompared": finding.verdict == "not_judged"})
     candidate, baseline = evidence.candidate.report.model, evidence.baseline.report.model
     return finding.model_copy(update={"final": candidate.fingerprint == baseline.fingerprint})
 

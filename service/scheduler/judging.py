@@ -67,12 +67,10 @@ def _decide(case: Case, reports: Reports) -> Ending | tuple[Measured, tuple[Reru
 def _first(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending | tuple[Measured, tuple[RerunJobs, ...]]:
     """Judge the first measurement; what is broken beyond noise is measured again, unless reruns are off."""
     candidate = reports(case.job.id)
-    compared = [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
-    chosen = select(rule(case.definition.baseline), case.passed, compared)
-    baseline = reports(chosen) if chosen else None
+    baseline = _baseline(case, limits, candidate, reports)
     findings = judgment.judge(limits, candidate, baseline)
     values = {one.figure.path: value for one in limits if isinstance(value := read(one.figure, candidate), float)}
-    measured = Measured(findings, chosen, values, _identity(case.job, candidate.report))
+    measured = Measured(findings, baseline.name if baseline else None, values, _identity(case.job, candidate.report))
     again = judgment.to_measure_again(limits, findings)
     if again and case.definition.reruns:
         needed = baseline.report if baseline and any(limit.against_baseline for limit in again) else None
@@ -83,6 +81,24 @@ def _first(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending | 
         return measured, tuple(jobs)
     outcome = judgment.combine(findings, ())
     return Ending(outcome.verdict, outcome.reasons, measured)
+
+
+def _baseline(
+    case: Case, limits: tuple[Limit, ...], candidate: ComparableReport, reports: Reports
+) -> ComparableReport | None:
+    """Return the report that a run is compared with; one that is not pinned has the same major version of definitions.
+
+    None where there is none yet.
+    """
+    of, passed = rule(case.definition.baseline), case.passed
+    compared = [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
+    while chosen := select(of, passed, compared):
+        baseline = reports(chosen)
+        versions = {side.report.definitions_version.partition(".")[0] for side in (baseline, candidate)}
+        if of.kind == "pinned" or len(versions) == 1:
+            return baseline
+        passed = tuple(run for run in passed if run.report_id != chosen)
+    return None
 
 
 def _last(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending:

@@ -1,17 +1,22 @@
 """Records of audits and their runs, read from the database: they need no open session. Times are UTC."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.audits.baseline import is_comparable
 from service.contracts.audits.audit import AuditDefinition, AuditRun, PastRun
 from service.errors import NotFound
 from service.store.tables import AuditRow, AuditRunRow
 
 _SHOWN = ("id", "audit_id", "trigger", "scheduled_at", "started_at", "finished_at", "verdict", "reasons")
+_AT_ONCE = 100
+"""Rows that are read at once where it is not known how many are needed."""
 _RESULT = ("job_id", "report_id", "baseline_report_id", "findings", "reruns")
 
 
@@ -95,8 +100,21 @@ def audit_row(session: Session, name_or_id: str, *, lock: bool = False) -> Audit
     raise NotFound(f"audit: {name_or_id!r} is not the name or id of an audit; `headroom audits list` lists them")
 
 
-def last_passed(session: Session, audit_id: str, count: int) -> Sequence[AuditRunRow]:
-    """Return the last runs of an audit that passed and have a report, newest first."""
+def last_passed(
+    session: Session, audit_id: str, count: int, definition: Mapping[str, Any] | None = None
+) -> Sequence[AuditRunRow]:
+    """Return the last runs of an audit that passed, have a report and are comparable, newest first.
+
+    Args:
+        session: Of the transaction.
+        audit_id: The audit.
+        count: Most runs to return.
+        definition: The definition with whose runs they must be comparable, as JSON; default: the audit's present one.
+    """
+    now = definition or session.scalars(select(AuditRow.definition).where(AuditRow.id == audit_id)).one()
     passed = (AuditRunRow.audit_id == audit_id, AuditRunRow.verdict == "pass", AuditRunRow.report_id.is_not(None))
     newest = (AuditRunRow.finished_at.desc(), AuditRunRow.number.desc())
-    return session.scalars(select(AuditRunRow).where(*passed).order_by(*newest).limit(count)).all()
+    rows = session.execute(select(AuditRunRow).where(*passed).order_by(*newest).execution_options(yield_per=_AT_ONCE))
+    last = list(islice((row for row in rows.scalars() if is_comparable(row.definition or {}, now)), count))
+    rows.close()
+    return last

@@ -21,7 +21,8 @@ FindingVerdict = Literal["pass", "warn", "broken", "not_judged"]
 the figure has none. `not_judged`: the figures cannot tell, or there is no baseline; `reason` says which."""
 
 RunVerdict = Literal["pass", "warn", "fail", "unconfirmed", "unchanged", "error", "skipped"]
-"""`pass`: no limit is broken. `warn`: one is, within its noise. `fail`: one is broken beyond it, and was again on
+"""`pass`: no limit is broken. `warn`: one is, within its noise, or one could not be judged against the baseline that
+there is. `fail`: one is broken beyond it, and was again on
 other text, or could not be measured again. `unconfirmed`: one was broken beyond it, and not on other text.
 `unchanged`: nothing differs from the last completed run, so nothing was measured. `error`: there is no report.
 `skipped`: the run did not take place."""
@@ -140,6 +141,8 @@ class Finding(Record):
     level_needed: float | None = None
     """`p_value` up to which the breach is beyond noise, by Holm's method over all limits of the run."""
     verdict: FindingVerdict
+    uncompared: bool = False
+    """The limit is held against a baseline that is there, and could not be judged."""
     final: bool = False
     """The first measurement decides: the weights are the baseline's, so that a rerun could tell no more."""
     reason: str

@@ -119,13 +119,13 @@ class Judging(Transactions):
 
 def _case(session: Session, run: AuditRunRow) -> Case:
     definition = AuditDefinition.model_validate(run.definition)
-    job_id = run.job_id or ""
+    job_id, count = run.job_id or "", rule(definition.baseline).runs
     return Case(
         run_id=run.id,
         fence=run.fence,
         definition=definition,
         job=job_ends(session, [job_id])[job_id],
-        passed=tuple(map(past_run_of, last_passed(session, run.audit_id, rule(definition.baseline).runs))),
+        passed=tuple(map(past_run_of, last_passed(session, run.audit_id, count, run.definition))),
         findings=tuple(Finding.model_validate(one) for one in run.findings),
         baseline_report_id=run.baseline_report_id,
         reruns=reruns_of(session, run.id),

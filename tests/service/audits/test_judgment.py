@@ -162,7 +162,7 @@ def test_texts_that_differ_are_never_compared():
     assert {finding.reason for finding in found} == {
         "The calibration texts differ, and texts that differ are never compared."
     }
-    assert combine(found, []).verdict == "pass"
+    assert combine(found, []).verdict == "warn"
     assert len(combine(found, []).reasons) == 5
     # What does not depend on the text is held to its limit.
     assert (
@@ -392,6 +392,13 @@ def test_a_figure_fails_the_run_only_if_it_breaks_again(first, reruns, verdict):
         combine([finding(one, f"nf4.kl_divergence <= {n}") for n, one in enumerate(first, 1)], reruns).verdict
         == verdict
     )
+
+
+def test_what_could_not_be_compared_with_the_baseline_warns_unless_something_is_broken():
+    lost = finding("not_judged").model_copy(update={"uncompared": True})
+    assert combine([finding("pass"), lost], []).verdict == "warn"
+    assert combine([finding("broken"), lost], [rerun("broken")]).verdict == "fail"
+    assert combine([finding("broken"), lost], [rerun("pass")]).verdict == "unconfirmed"
 
 
 def test_one_confirmed_figure_is_enough_and_each_has_its_reason():
