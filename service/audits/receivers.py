@@ -20,7 +20,9 @@ _URL = "http:// or https:// URLs in ASCII, without user name and fragment, such 
 _PUBLIC = "addresses in public networks, and in those of the service's setting HEADROOM_WEBHOOK_NETWORKS"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _LARGEST_PORT = 65535
-_MAILBOX = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(\.{_LABEL})*")
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_MAILBOX = re.compile(rf"(?=[^@]{{1,64}}@){_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
+"""RFC 5322: dot-atoms, unquoted; RFC 5321: up to 64 characters before the @."""
 
 
 class Receiver(NamedTuple):

@@ -2,6 +2,7 @@
 
 import smtplib
 import ssl
+from contextlib import suppress
 from datetime import datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -79,8 +80,11 @@ def send(server: MailServer, sender: str, mail: Mail, *, seconds: float = SECOND
     if not is_mailbox(mail.to):
         return Attempted("refused", f"{mail.to!r} is no e-mail address.")
     try:
-        with _connect(server, seconds) as connection:
+        connection = _connect(server, seconds)
+        try:
             connection.send_message(_message(sender, mail), from_addr=sender, to_addrs=[mail.to])
+        finally:
+            _quit(connection)
     except smtplib.SMTPRecipientsRefused as error:
         code, said = error.recipients[mail.to]
         return _refused(code, said)
@@ -109,6 +113,13 @@ def _connect(server: MailServer, seconds: float) -> smtplib.SMTP:
         connection.close()
         raise
     return connection
+
+
+def _quit(connection: smtplib.SMTP) -> None:
+    """End a session; whatever the server answers, what it has taken stays taken."""
+    with suppress(smtplib.SMTPException):
+        connection.quit()
+    connection.close()
 
 
 def _message(sender: str, mail: Mail) -> EmailMessage:

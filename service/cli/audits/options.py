@@ -71,9 +71,10 @@ def _set(sent: dict[str, Any], text: str) -> None:
     if not key or not equals:
         raise InvalidRequest("--set", text, "KEY=VALUE, such as overlap=queue or llm_int8.magnitude=5")
     *groups, last = key.split(".")
-    at = sent
+    at: Any = sent
     for group in groups:
-        at = at.setdefault(group, {})
+        if isinstance(at, dict):
+            at = at.setdefault(group, {})
     if not isinstance(at, dict) or last in at:
         raise InvalidRequest("--set", text, "each key once", problem="sets a key that is set already")
     at[last] = read(value, f"--set {key}").content

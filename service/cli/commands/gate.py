@@ -53,7 +53,7 @@ def gate(
     device: Device = None,
     as_json: Json = False,
 ) -> int:
-    """Run one audit of a model. Exit status: 4 if it fails, 1 if it cannot be measured, else 0."""
+    """Run one audit of a model. Exit status: 4 if it fails, 1 if a measurement or an output file fails, else 0."""
     from service.cli.connection import WorkerOptions
     from service.cli.gating import command
 

@@ -4,6 +4,7 @@ The model is measured by the service, as `headroom analyze` does it; what its re
 """
 
 import hashlib
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from service.cli.gating.outcome import exit_code, run_document
 from service.cli.gating.table import show
 from service.cli.inputs import model_name, upload
 from service.cli.output import Display
-from service.cli.running import interruptible
+from service.cli.running import DONE, JOB_FAILED, interruptible
 from service.contracts.request import SAMPLE
 from service.errors import InvalidRequest
 from service.settings import settings
@@ -47,9 +48,10 @@ class Asked:
 
 
 def gate(asked: Asked, *, as_json: bool) -> int:
-    """Measure a model, judge the limits, write and print the outcome; return the exit status.
+    """Measure a model, judge the limits, print and write the outcome; return the exit status.
 
-    Raises InvalidRequest before anything is measured, and JobCancelled after Ctrl-C; then nothing is written.
+    A file that cannot be written is named on standard error, and makes a gate that passes exit with 1. Raises
+    InvalidRequest before anything is measured, and JobCancelled after Ctrl-C; then nothing is written.
     """
     present = settings()
     limits = read_limits(asked.limits, present.max_upload_bytes)
@@ -63,7 +65,14 @@ def gate(asked: Asked, *, as_json: bool) -> int:
         output.display(Console(stderr=True)) as shown,
     ):
         gated = _gated(asked, model, limits, service, shown, Path(directory))
-    written.write(asked.outcomes, gated)
+    _print(asked.model, gated, as_json=as_json)
+    failures = written.write(asked.outcomes, gated)
+    for failure in failures:
+        print(f"headroom: {failure}", file=sys.stderr)
+    return exit_code(gated.run.verdict) or (JOB_FAILED if failures else DONE)
+
+
+def _print(model: str, gated: Gated, *, as_json: bool) -> None:
     if as_json:
         run = gated.run.model_dump(mode="json")
         output.document({**run_document(run), "baseline": gated.baseline, "cautions": list(gated.cautions)})
@@ -71,8 +80,7 @@ def gate(asked: Asked, *, as_json: bool) -> int:
         console = output.results()
         for caution in gated.cautions:
             output.line(console, f"Caution: {caution}")
-        show(console, asked.model, gated.run)
-    return exit_code(gated.run.verdict)
+        show(console, model, gated.run)
 
 
 def _gated(asked: Asked, model: str, file: LimitsFile, service: Service, shown: Display, directory: Path) -> Gated:

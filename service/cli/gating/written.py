@@ -9,7 +9,7 @@ from service.cli.gating.context import Gated
 from service.cli.gating.junit import junit
 from service.cli.gating.markdown import markdown
 from service.cli.gating.sarif import sarif
-from service.errors import InvalidRequest, StoreFailed
+from service.errors import InvalidRequest
 
 FORMATS: Mapping[str, Callable[[Gated], str]] = {"markdown": markdown, "junit": junit, "sarif": sarif}
 """Formats by the names of their options."""
@@ -28,8 +28,9 @@ def check(paths: Mapping[str, Path]) -> None:
             raise InvalidRequest(f"--{name}", str(path), "a file in a directory that you can write to", problem=problem)
 
 
-def write(paths: Mapping[str, Path], gated: Gated) -> None:
-    """Write the outcome in every format that was asked for. Raises StoreFailed when the disk refuses."""
+def write(paths: Mapping[str, Path], gated: Gated) -> list[str]:
+    """Write the outcome in every format that was asked for; return what could not be written, as messages."""
+    failures = []
     for name, path in paths.items():
         beside = path.absolute().with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -38,4 +39,5 @@ def write(paths: Mapping[str, Path], gated: Gated) -> None:
         except OSError as error:
             with suppress(OSError):
                 beside.unlink()
-            raise StoreFailed(f"--{name}: {str(path)!r} could not be written: {error.strerror or error}") from error
+            failures.append(f"--{name}: {str(path)!r} could not be written: {error.strerror or error}")
+    return failures

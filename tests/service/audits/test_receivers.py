@@ -1,5 +1,6 @@
 """Whom an audit tells: addresses by their form, and networks that webhooks may not reach."""
 
+from email.headerregistry import Address
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -175,6 +176,9 @@ def test_texts_that_are_no_webhook(url: str) -> None:
         "a@b,c@d",
         "team@exa mple.org",
         "team@-example.org",
+        ".team@example.org",
+        "team.@example.org",
+        "the..team@example.org",
         "x" * 65 + "@example.org",
         "team@" + ".".join(["x" * 60] * 5),
     ],
@@ -183,6 +187,14 @@ def test_texts_that_are_no_mailbox(address: str) -> None:
     """Nothing that could be a second header or recipient gets through."""
     with pytest.raises(InvalidRequest, match="is no e-mail address"):
         check([{"email": address}], Reach(mail=True))
+
+
+@pytest.mark.parametrize("local", ["a", "the.whole.team+alerts", "!#$%&'*+/=?^_`{|}~-", "x" * 64, "x." * 31 + "xx"])
+def test_local_parts_of_a_mailbox(local: str) -> None:
+    """Dot-atoms of up to 64 characters, each of which a mail header can hold."""
+    address = f"{local}@example.org"
+    assert check([{"email": address}], Reach(mail=True)) == (Receiver("email", address),)
+    assert Address(addr_spec=address).addr_spec == address
 
 
 def test_mail_needs_a_mail_server() -> None:

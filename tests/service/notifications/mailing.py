@@ -11,12 +11,13 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 
 class Mailbox:
-    """Keeps what the server gets; `answers` are given to a whole message and to a recipient."""
+    """Keeps what the server gets; the answers are those to a whole message, to a recipient and to QUIT."""
 
     def __init__(self) -> None:
         self.envelopes: list[Envelope] = []
         self.data_answer = "250 OK"
         self.recipient_answer = "250 OK"
+        self.quit_answer = "221 Bye"
 
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
@@ -29,6 +30,9 @@ class Mailbox:
         if self.data_answer.startswith("250"):
             self.envelopes.append(envelope)
         return self.data_answer
+
+    async def handle_QUIT(self, _server: SMTP, _session: Session, _envelope: Envelope) -> str:  # noqa: N802
+        return self.quit_answer
 
     def messages(self) -> list[EmailMessage]:
         """Return the messages, read as a mail program reads them."""

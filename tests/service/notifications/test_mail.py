@@ -87,6 +87,17 @@ def test_a_message_that_the_server_refuses(mailbox: Mailbox, answer: str, result
         assert send(plain(port), SENDER, mail()).result == result
 
 
+@pytest.mark.parametrize("answer", ["421 closing", "500 unknown", "no code"])
+def test_a_message_that_was_taken_is_delivered_whatever_the_server_answers_to_quit(
+    mailbox: Mailbox, answer: str
+) -> None:
+    """It would arrive twice if it were tried again."""
+    mailbox.quit_answer = answer
+    with running(mailbox) as port:
+        assert send(plain(port), SENDER, mail()).result == "delivered"
+    assert len(mailbox.envelopes) == 1
+
+
 def test_a_server_that_does_not_answer(byte_by_byte: int) -> None:
     """No server, and one that is no mail server."""
     assert send(plain(9), SENDER, mail()).result == "failed"

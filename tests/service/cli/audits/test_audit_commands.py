@@ -200,6 +200,7 @@ def test_a_service_that_is_not_there_exits_with_3(headroom, monkeypatch):
         (("create", "a", "sample", "--set", "overlap"), "--set: 'overlap' is not allowed; allowed: KEY=VALUE, such as"),
         (("create", "a", "sample", "--seed", "1", "--set", "seed=2"), "--set: 'seed=2' sets a key that is set already"),
         (("create", "a", "sample", "--set", "seed.x=2", "--seed", "1"), "--set: 'seed.x=2' sets a key that is set "),
+        (("create", "a", "sample", "--set", "a=1", "--set", "a.b.c=2"), "--set: 'a.b.c=2' sets a key that is set "),
         (("create", "a", "sample", "--schedule", "0 25 * * *"), "schedule: '0 25 * * *' has no valid hour; allowed: f"),
         (
             ("create", "a", "sample", "--timezone", "Mars/Base"),

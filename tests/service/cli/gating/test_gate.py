@@ -156,6 +156,27 @@ def test_a_breach_that_is_there_again_on_another_seed_fails(headroom, remote, wo
     assert sorted(os.listdir(tmp_path)) == ["limits.txt", "out.junit", "out.markdown", "out.sarif", "remote"]
 
 
+@pytest.mark.parametrize(("worse", "verdict", "status"), [(2.0, "fail", LIMIT_BROKEN), (1.0, "pass", JOB_FAILED)])
+def test_the_outcome_is_printed_though_a_file_cannot_be_written(
+    headroom, worker, baseline, limits, tmp_path, worse, verdict, status
+):
+    """The file's directory is gone by then; the other file is written all the same."""
+    directory = tmp_path / "outcomes"
+    directory.mkdir()
+
+    def answer(request):
+        if directory.exists():
+            directory.rmdir()
+        return {"worse": worse if request.model == CANDIDATE else 1.0}
+
+    worker(answer)
+    files = ("--markdown", str(directory / "m.md"), "--junit", str(tmp_path / "j.xml"))
+    ran = headroom("gate", CANDIDATE, "--baseline", baseline, "--limits", limits, "--json", *files)
+    assert (ran.code, ran.document["run"]["verdict"]) == (status, verdict)
+    assert f"headroom: --markdown: '{directory / 'm.md'}' could not be written: No such file or directory" in ran.err
+    assert (tmp_path / "j.xml").exists()
+
+
 def test_a_breach_on_one_seed_alone_is_not_confirmed(headroom, worker, baseline, limits):
     worker(lambda request: {"worse": 2.0 if (request.model, request.seed) == (CANDIDATE, 0) else 1.0})
     ran = headroom("gate", CANDIDATE, "--baseline", baseline, "--limits", limits, "--json")
