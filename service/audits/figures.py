@@ -27,6 +27,8 @@ ANY_KEY = "NAME"
 """Stands in a path for a key that the report chooses."""
 _MEANT = ("value", "mean")
 """The number that a path means which ends at a record: the first of these that it has."""
+_SIZES = ("model_bytes", "compression", "quantised_share")
+"""Figures of a scheme that follow from the model's files alone."""
 _NEAREST, _LISTED = 3, 8
 """Names in a refusal: those spelled most alike, and those below a record."""
 
@@ -62,7 +64,7 @@ class Figure(NamedTuple):
     def depends_on_text(self) -> bool:
         """Whether another calibration text gives another value."""
         if self.scheme:
-            return self.of_scheme not in ("model_bytes", "compression", "quantised_share")
+            return self.of_scheme not in _SIZES
         return self.path.partition(".")[0] in (
             "outliers",
             "heads",
@@ -72,6 +74,13 @@ class Figure(NamedTuple):
             "surface",
             "block",
         )
+
+    @property
+    def exact(self) -> bool:
+        """Whether it follows from the model's files alone, so that every difference is one of the model."""
+        if self.scheme:
+            return self.of_scheme in _SIZES
+        return self.path.partition(".")[0] == "model"
 
 
 def figure(name: str, schemes: Sequence[str]) -> Figure:

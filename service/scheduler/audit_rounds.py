@@ -1,7 +1,7 @@
 """One round for audits: fires the times that have come, starts runs that wait, and judges runs that were measured.
 
 Every step is a transaction of its own that leaves a run where the next round finds it. What goes wrong with one audit
-is logged and keeps no other from its turn; only a database that fails breaks off the round.
+is logged and keeps no other from its turn; only a database that does not answer breaks off the round.
 """
 
 import logging
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.comparison.comparable_report import ComparableReport
 from service.comparison.stored import stored_report
@@ -61,7 +61,7 @@ def _each(what: str, ids: Iterable[str], step: Callable[[str], int]) -> int:
     for one in ids:
         try:
             done += step(one)
-        except SQLAlchemyError:
+        except (InterfaceError, OperationalError):
             raise
         except Exception as error:  # of this one alone
             log.error("%s %s: this step is tried again", what, one, exc_info=error)

@@ -14,7 +14,7 @@ from service.contracts.audits.audit import Finding, Rerun
 from service.contracts.audits.resolution import Terms
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
-from service.errors import HeadroomError
+from service.errors import HeadroomError, StoreUnreachable
 from service.store.runs.cases import Case, Ending, JobEnd, Measured, RerunEnd, RerunJobs
 from service.store.runs.starting import request_of
 from service.store.runs.store import RunStore
@@ -34,7 +34,8 @@ _SEEDS = 2**63
 def advance(store: RunStore, reports: Reports, run_id: str, lease_seconds: float) -> bool:
     """Judge a run and write what follows; False where another scheduler has it, or it needs no judgment.
 
-    Whatever is wrong with its reports ends the run as `error`; only a database that fails is tried again.
+    Whatever is wrong with its reports ends the run as `error`; only a database or an artifact store that does not
+    answer is tried again, once the lease ends. Raises SQLAlchemyError and StoreUnreachable for those.
     """
     case = store.take(run_id, lease_seconds)
     if case is None:
@@ -42,6 +43,9 @@ def advance(store: RunStore, reports: Reports, run_id: str, lease_seconds: float
     try:
         decided = _decide(case, reports)
     except SQLAlchemyError:
+        raise
+    except StoreUnreachable:
+        store.put_off(case)
         raise
     except Exception as error:  # the run must end, and say why, also when the fault is here
         log.error("run %s cannot be judged", run_id, exc_info=None if isinstance(error, HeadroomError) else error)
@@ -102,6 +106,8 @@ def _rerun(ended: RerunEnd, limits: tuple[Limit, ...], reports: Reports) -> Reru
         findings: tuple[Finding, ...] = judgment.judge(
             limits, reports(candidate.id), reports(before) if before else None
         )
+    except StoreUnreachable:
+        raise
     except HeadroomError as error:
         log.warning("the rerun on seed %d cannot be judged: %s", ended.seed, error)
         return failed

@@ -1,7 +1,7 @@
 """The audit store: audits, and their runs as people see them.
 
-What advances runs is in `service.store.runs`. A change of an audit sets the time up to which nothing fires to
-the present, so that neither an edit nor a resumption starts a run for a time that has passed.
+What advances runs is in `service.store.runs`. A change of the schedule and a resumption set the time up to which
+nothing fires to the present, so that neither starts a run for a time that has passed. Other changes keep what is due.
 """
 
 import re
@@ -33,6 +33,7 @@ from service.store.audit_records import (
     run_of,
 )
 from service.store.job_records import new_id, utcnow
+from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
 from service.store.statuses import OPEN, RunState
 from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, JobRow
@@ -73,6 +74,7 @@ class AuditStore(Transactions):
         try:
             with self._write() as session:
                 _define(row, definition, cautions, now)
+                handle_until(row, definition, now)
                 session.add(row)
                 session.flush()
                 note_definition(session, row, definition, now)
@@ -129,15 +131,22 @@ class AuditStore(Transactions):
         return AuditPage(audits, audits[-1].definition.name if len(rows) > page_size else None)
 
     def update(self, name_or_id: str, definition: AuditDefinition, *, force: bool = False) -> Audit:
-        """Replace what an audit is asked to do; no scheduled time that has passed fires by that.
+        """Replace what an audit is asked to do.
 
-        A run that has begun ends by what it began with. Raises NotFound, and what `create` raises.
+        A run that has begun ends by what it began with. A time of the former schedule that has come without a run is
+        skipped, and no time of the new one that has passed fires. Raises NotFound, and what `create` raises.
         """
         cautions = self.check(definition, force=force)
+        asked_at = self._clock()
+        with self._read() as session:
+            missed = missed_times(audit_row(session, name_or_id), definition, asked_at)
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
                 now = self._clock()
+                if is_rescheduled(row, definition):
+                    skip_missed(session, row, missed, now)
+                    handle_until(row, definition, asked_at)
                 _define(row, definition, cautions, now)
                 session.flush()
                 note_definition(session, row, definition, now)
@@ -167,7 +176,7 @@ class AuditStore(Transactions):
             row = audit_row(session, name_or_id, lock=True)
             if row.paused:
                 row.paused, row.pause_reason, row.errors = False, None, 0
-                _handle_until(row, AuditDefinition.model_validate(row.definition), self._clock())
+                handle_until(row, AuditDefinition.model_validate(row.definition), self._clock())
             return _audit(session, row)
 
     def request_run(self, name_or_id: str, trigger: Trigger = "request") -> AuditRun:
@@ -244,13 +253,6 @@ def _define(row: AuditRow, definition: AuditDefinition, cautions: tuple[str, ...
     row.baseline = definition.baseline
     row.baseline_cautions = [*cautions]
     row.updated_at = now
-    _handle_until(row, definition, now)
-
-
-def _handle_until(row: AuditRow, definition: AuditDefinition, now: datetime) -> None:
-    """Let nothing up to `now` fire, nor what has fired already."""
-    row.handled_at = max(now, row.handled_at) if row.handled_at is not None else now
-    row.next_run_at = None if row.paused else definitions.next_start(definition, row.id, row.handled_at)
 
 
 def _audit(session: Session, row: AuditRow) -> Audit:

@@ -136,7 +136,7 @@ def _noise(figure: Figure, measured: Sequence[Measured]) -> tuple[SeriesNoise | 
     if figure.kind != "number":
         return None, _NO_NUMBER
     values = [Value(one.value, one.interval) for one in measured]
-    spread = noise(values, exact=not figure.depends_on_text) if values else None
+    spread = noise(values, exact=figure.exact) if values else None
     if len(measured) < 2:
         return spread, _ONE if measured else _NO_MEASUREMENT
     return spread, None if spread else _NOISE_UNKNOWN

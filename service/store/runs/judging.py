@@ -65,6 +65,13 @@ class Judging(Transactions):
                 end_run(session, audit, run, "error", [f"The run cannot be read by this version: {error}"], now)
                 return None
 
+    def put_off(self, case: Case) -> None:
+        """Leave a judgment to be repeated once the lease ends, without counting it: its reports could not be read."""
+        with self._write() as session:
+            rows = _held(session, case)
+            if rows is not None:
+                rows[1].judgments -= 1
+
     def rerun(self, case: Case, measured: Measured, jobs: tuple[RerunJobs, ...]) -> bool:
         """Keep what the first judgment found, and insert the jobs on other seeds. False where the run is not held."""
         with self._write() as session:

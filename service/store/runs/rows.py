@@ -65,9 +65,11 @@ def end_run(
 ) -> None:
     """Write a run's verdict, and pause the audit after too many errors in a row. Both rows must be locked.
 
-    What else belongs to the end of a run, such as its findings, must be in the row by then.
+    What else belongs to the end of a run, such as its findings, must be in the row by then. NUL characters, which
+    PostgreSQL does not store, are left out of the reasons.
     """
-    run.state, run.verdict, run.reasons = RunState.ended, verdict, [*reasons]
+    reasons = [reason.replace("\0", "") for reason in reasons]
+    run.state, run.verdict, run.reasons = RunState.ended, verdict, reasons
     run.finished_at, run.lease_expires_at = now, None
     if verdict == "error":
         audit.errors += 1

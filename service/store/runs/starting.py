@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from pydantic import ValidationError
-from sqlalchemy import exists, func, select
+from sqlalchemy import and_, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from service.contracts.audits.audit import AuditDefinition, NewestIn
@@ -75,9 +75,12 @@ def _insert(session: Session, audit: AuditRow, run: AuditRunRow, definition: Aud
 
 
 def _last_identity(session: Session, audit: AuditRow, definition: AuditDefinition) -> str | None:
-    """Return what the audit's last completed run measured; None if it was held to other limits or by another rule."""
+    """Return what the audit's last completed run measured; None if it was held to other limits or by another rule.
+
+    A run that ended as `error` may have kept its report, but was not judged.
+    """
     completed = (AuditRunRow.audit_id == audit.id, AuditRunRow.report_id.is_not(None))
-    ended = AuditRunRow.state == RunState.ended
+    ended = and_(AuditRunRow.state == RunState.ended, AuditRunRow.verdict != "error")
     last = session.scalars(
         select(AuditRunRow).where(*completed, ended).order_by(AuditRunRow.number.desc()).limit(1)
     ).one_or_none()

@@ -200,3 +200,22 @@ def test_the_table_has_a_row_for_every_run_and_limit():
     assert [float(step[key]) for key in ("low", "high")] == pytest.approx([0.59, 0.61])
     assert rows[-1]["value"] == "3 17"
     assert rows[0]["time"] == "2026-01-01T03:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("timing.wall_seconds", None),
+        ("calibration.tokens", None),
+        ("model.weight_bytes", "exact"),
+        ("schemes.int8.model_bytes", "exact"),
+    ],
+)
+def test_only_figures_of_the_models_files_are_exact(path, source):
+    """The time that a measurement takes is another at every run: from two values no step can be told."""
+    limits = parse_all([f"{path} <= 1000"], SCHEMES)
+    values = (100.0, 101.0)
+    runs = [run(place, finding(value, figure=path, limit=limits[0].text)) for place, value in enumerate(values)]
+    [figure] = of(runs, limits).figures
+    assert (figure.noise and figure.noise.source) == source
+    assert len(figure.steps) == (1 if source else 0)
