@@ -11,7 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import Engine, and_, exists, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.audits import definition as definitions
 from service.audits import receivers
@@ -69,7 +69,8 @@ class AuditStore(Transactions):
         """
         cautions = self.check(definition, force=force)
         now = self._clock()
-        row = AuditRow(id=new_id(now), badge_token=secrets.token_urlsafe(24), created_at=now, runs=0, paused=False)
+        tokens = {name: secrets.token_urlsafe(24) for name in ("badge_token", "feed_token")}
+        row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
                 _define(row, definition, cautions, now)
@@ -87,9 +88,16 @@ class AuditStore(Transactions):
             return _audit(session, audit_row(session, name_or_id))
 
     def by_badge_token(self, token: str) -> Audit:
-        """Return the audit that a badge or an open feed is of. Raises NotFound."""
+        """Return the audit that a badge is of. Raises NotFound."""
+        return self._by_token(AuditRow.badge_token, token)
+
+    def by_feed_token(self, token: str) -> Audit:
+        """Return the audit that an open feed is of. Raises NotFound."""
+        return self._by_token(AuditRow.feed_token, token)
+
+    def _by_token(self, column: InstrumentedAttribute[str], token: str) -> Audit:
         with self._read() as session:
-            row = session.scalars(select(AuditRow).where(AuditRow.badge_token == token.replace("\0", ""))).one_or_none()
+            row = session.scalars(select(AuditRow).where(column == token.replace("\0", ""))).one_or_none()
             if row is None:
                 raise NotFound(f"token: {token[:64]!r} is no audit's; `headroom audits show NAME` shows the addresses")
             return _audit(session, row)
