@@ -6,8 +6,8 @@ has no report of its own.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from service.contracts.audits.audit import AuditSettings, PastRun
 from service.contracts.files import StoredFile
@@ -109,6 +109,13 @@ def text_mismatch(baseline: StoredFile | None, audit: StoredFile | None) -> tupl
     names = [f"the file {one.name}" if one else "the bundled text" for one in (baseline, audit)]
     whose = f"the audit's is {names[1]}" if names[0] != names[1] else "the audit's file has other content"
     return (f"Its calibration text is {names[0]}; {whose}, so that the calibration texts differ.",)
+
+
+def same_fit(present: Mapping[str, Any], audit: AuditSettings) -> bool:
+    """Return whether an audit has the baseline, the text and the schemes of its present definition, read as JSON."""
+    fields = {"baseline", "calibration", "schemes", *_TEXT_SETTINGS}
+    asked = audit.model_dump(mode="json", include=fields)
+    return all(name in present and present[name] == value for name, value in asked.items())
 
 
 def _distance(run: PastRun, runs: Sequence[PastRun], figure: str) -> float:

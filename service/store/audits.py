@@ -15,10 +15,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.audits import definition as definitions
 from service.audits import receivers
-from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
+from service.audits.baseline import rule, same_fit
 from service.contracts.audits.audit import AuditDefinition, AuditRun, RunVerdict, Trigger
-from service.contracts.report import Report
-from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.alerts import note_definition
 from service.store.artifacts import ArtifactStore
@@ -29,14 +27,14 @@ from service.store.audit_records import (
     audit_of,
     audit_row,
     last_passed,
-    past_run_of,
     run_of,
 )
 from service.store.job_records import new_id, utcnow
+from service.store.pinned_baseline import cautions, pinned
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
-from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRerunRow, AuditRow, AuditRunRow, JobRow
+from service.store.statuses import OPEN
+from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -67,13 +65,13 @@ class AuditStore(Transactions):
         is not allowed. A pinned report that is unknown, or of other definitions, calibration or schemes, is refused
         unless `force`; then the audit says so in `baseline_cautions`.
         """
-        cautions = self.check(definition, force=force)
+        why = self.check(definition, force=force)
         now = self._clock()
         tokens = {name: secrets.token_urlsafe(24) for name in ("badge_token", "feed_token")}
         row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
-                _define(row, definition, cautions, now)
+                _define(row, definition, why, now)
                 handle_until(row, definition, now)
                 session.add(row)
                 session.flush()
@@ -134,9 +132,10 @@ class AuditStore(Transactions):
         """Replace what an audit is asked to do.
 
         A run that has begun ends by what it began with. A time of the former schedule that has come without a run is
-        skipped, and no time of the new one that has passed fires. Raises NotFound, and what `create` raises.
+        skipped, and no time of the new one that has passed fires. A pinned report is checked again only where the
+        baseline, the text or the schemes change. Raises NotFound, and what `create` raises.
         """
-        cautions = self.check(definition, force=force)
+        why = self.check(definition, force=force, replaced=name_or_id)
         asked_at = self._clock()
         with self._read() as session:
             missed = missed_times(audit_row(session, name_or_id), definition, asked_at)
@@ -147,7 +146,7 @@ class AuditStore(Transactions):
                 if is_rescheduled(row, definition):
                     skip_missed(session, row, missed, now)
                     handle_until(row, definition, asked_at)
-                _define(row, definition, cautions, now)
+                _define(row, definition, why, now)
                 session.flush()
                 note_definition(session, row, definition, now)
                 return _audit(session, row)
@@ -219,46 +218,40 @@ class AuditStore(Transactions):
         if session is None:
             with self._read() as session:
                 return self.report_is_baseline(report_id, session)
-        pinned = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
-        if session.scalar(pinned) is not None:
+        pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
+        if session.scalar(pinning) is not None:
             return True
         return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
 
-    def check(self, definition: AuditDefinition, *, force: bool = False) -> tuple[str, ...]:
-        """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
+    def check(
+        self, definition: AuditDefinition, *, force: bool = False, replaced: str | None = None
+    ) -> tuple[str, ...]:
+        """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound.
+
+        Args:
+            definition: What an audit is to be asked to do.
+            force: Whether a pinned report that does not fit is taken.
+            replaced: Name or id of the audit whose definition it replaces. Its pinned report is not checked again
+                where neither the baseline nor anything that it must fit changes.
+        """
         definitions.check(definition)
         receivers.check(definition.notify, self._reach)
         of = rule(definition.baseline)
-        if of.report_id is None:
-            return ()
         with self._read() as session:
-            ended = (AuditRunRow.report_id == of.report_id, AuditRunRow.state == RunState.ended)
-            check_pinned(of, [past_run_of(run) for run in session.scalars(select(AuditRunRow).where(*ended))])
-            named = (ArtifactRow.job_id == of.report_id, ArtifactRow.name == "report.json")
-            sha256 = session.scalar(select(ArtifactRow.sha256).where(*named))
-            job = session.get(JobRow, of.report_id)
-            text = None if job is None else JobRequest.model_validate(job.request).calibration
-        if sha256 is None:
-            cautions: tuple[str, ...] = ("There is no such report.",)
-        else:
-            content = self._artifacts.path(sha256).read_bytes()
-            report = Report.model_validate_json(content, extra="allow")
-            cautions = (*mismatches(report, definition), *text_mismatch(text, definition.calibration))
-        if cautions and not force:
-            raise InvalidRequest(
-                "baseline",
-                definition.baseline,
-                "a report of these settings, or this one where you insist (force)",
-                problem=f"does not fit: {' '.join(cautions).rstrip('.')}",
-            )
-        return cautions
+            present = None if replaced is None else audit_row(session, replaced)
+            if present is not None and same_fit(present.definition, definition):
+                return tuple(present.baseline_cautions)
+            if of.report_id is None:
+                return ()
+            stored = pinned(session, of)
+        return cautions(stored, self._artifacts, definition, force=force)
 
 
-def _define(row: AuditRow, definition: AuditDefinition, cautions: tuple[str, ...], now: datetime) -> None:
+def _define(row: AuditRow, definition: AuditDefinition, why: tuple[str, ...], now: datetime) -> None:
     row.name = definition.name
     row.definition = definition.model_dump(mode="json")
     row.baseline = definition.baseline
-    row.baseline_cautions = [*cautions]
+    row.baseline_cautions = [*why]
     row.updated_at = now
 
 

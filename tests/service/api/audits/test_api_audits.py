@@ -233,6 +233,9 @@ def test_a_pinned_baseline_that_does_not_fit_is_refused_unless_forced_and_then_m
         assert client.request(method, f"{path}?force=true", json=other).json()["baseline_cautions"] == cautions
     assert client.get("/v1/audits/other").json()["baseline_cautions"] == cautions
     problem(client.patch("/v1/audits/other", json={"seed": 5}), 422, "invalid-request")
+    for method, sent in (("PUT", {**other, "limits": ["int8.perplexity <= 9"]}), ("PATCH", {"limits": []})):
+        assert client.request(method, "/v1/audits/other?validate_only=true", json=sent).status_code == 200
+        assert client.request(method, "/v1/audits/other", json=sent).json()["baseline_cautions"] == cautions
     assert client.patch("/v1/audits/other?force=true", json={"seed": 5}).json()["baseline_cautions"][-1] == cautions[-1]
 
 
