@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import Engine, and_, or_, select
+from sqlalchemy import Engine, and_, exists, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -36,7 +36,7 @@ from service.store.job_records import new_id, utcnow
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
 from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, JobRow
+from service.store.tables import ArtifactRow, AuditRerunRow, AuditRow, AuditRunRow, JobRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -211,13 +211,20 @@ class AuditStore(Transactions):
                 raise NotFound(f"run: {run_id!r} is not the id of a run; `headroom audits history NAME` lists them")
             return run_of(row)
 
-    def report_is_baseline(self, report_id: str) -> bool:
-        """Return whether an audit pins a report, is being compared with it, or may choose it for the next run."""
-        with self._read() as session:
-            pinned = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
-            if session.scalar(pinned) is not None:
-                return True
-            return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
+    def report_is_baseline(self, report_id: str, session: Session | None = None) -> bool:
+        """Return whether an audit pins a report, is being compared with it, or may choose it for the next run.
+
+        Args:
+            report_id: The id of the job that made it.
+            session: Of a transaction that is to see the same, such as one that deletes the report.
+        """
+        if session is None:
+            with self._read() as session:
+                return self.report_is_baseline(report_id, session)
+        pinned = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
+        if session.scalar(pinned) is not None:
+            return True
+        return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
 
     def check(self, definition: AuditDefinition, *, force: bool = False) -> tuple[str, ...]:
         """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
@@ -263,8 +270,13 @@ def _audit(session: Session, row: AuditRow) -> Audit:
 
 
 def _is_in_use(session: Session, report_id: str) -> bool:
-    """Return whether a run that has not ended needs a report, as its own or as its baseline."""
-    needed = or_(AuditRunRow.baseline_report_id == report_id, AuditRunRow.job_id == report_id)
+    """Return whether a run that has not ended needs a report, as its own, its baseline or one of a rerun."""
+    rerun = or_(AuditRerunRow.job_id == report_id, AuditRerunRow.baseline_job_id == report_id)
+    needed = or_(
+        AuditRunRow.baseline_report_id == report_id,
+        AuditRunRow.job_id == report_id,
+        exists().where(AuditRerunRow.run_id == AuditRunRow.id, rerun),
+    )
     return session.scalar(select(AuditRunRow.id).where(needed, AuditRunRow.state.in_(OPEN)).limit(1)) is not None
 
 
