@@ -97,7 +97,9 @@ class AuditStore(Transactions):
         with self._read() as session:
             row = session.scalars(select(AuditRow).where(column == token.replace("\0", ""))).one_or_none()
             if row is None:
-                raise NotFound(f"token: {token[:64]!r} is no audit's; `headroom audits show NAME` shows the addresses")
+                raise NotFound(
+                    f"token: {token[:64]!r} is not a token of an audit; `headroom audits show NAME` shows the addresses"
+                )
             return _audit(session, row)
 
     def last_verdict(self, audit_id: str) -> RunVerdict | None:

@@ -181,13 +181,13 @@ def test_a_removed_audit_is_gone_with_its_runs(client, problem):
         (
             {"limits": ["int8.kl <= 2"]},
             "limits",
-            "limits: 'int8.kl <= 2' is no limit: no report has a figure 'int8.kl'; allowed: figures of a report; the "
-            "nearest are int8.delta_p, int8.kl_divergence, int8.perplexity",
+            "limits: 'int8.kl <= 2' is not a limit: no report has a figure 'int8.kl'; allowed: figures of a report; "
+            "the nearest are int8.delta_p, int8.kl_divergence, int8.perplexity",
         ),
         (
             {"limits": ["nf4.perplexity <= 2"], "schemes": ["int8"]},
             "limits",
-            "limits: 'nf4.perplexity <= 2' is no limit: 'nf4' is no scheme of the job; allowed: int8",
+            "limits: 'nf4.perplexity <= 2' is not a limit: 'nf4' is no scheme of the job; allowed: int8",
         ),
         ({"baseline": "best"}, "baseline", "baseline: 'best' is not allowed; allowed: last-passing, median:K with "),
         ({"baseline": f"report:{'f' * 32}"}, "baseline", "baseline: 'report:ffff"),
