@@ -108,7 +108,7 @@ def _level(limit: Limit, evidence: Evidence) -> Finding:
     facts: dict[str, Any] = {"value": judged.level.name, "baseline": before, "bound": allowed.name}
     for whose, level in (("report", judged.level), ("baseline", allowed)):
         if level is Level.unjudged:
-            return _finding(limit, "not_judged", f"The {whose}'s figures cannot tell the level.", **facts)
+            return _finding(limit, "not_judged", f"The level cannot be determined from the {whose}'s figures.", **facts)
     within = judged.level <= allowed
     whose = "the baseline's level, " if before else ""
     said = f"{judged.level.name} is {'no ' if within else ''}worse than {whose}{allowed.name}."

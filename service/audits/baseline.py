@@ -126,6 +126,13 @@ def text_mismatch(baseline: StoredFile | None, audit: StoredFile | None) -> tupl
     return (f"Its calibration text is {names[0]}; {whose}, so that the calibration texts differ.",)
 
 
+def same_fit(present: Mapping[str, Any], audit: AuditSettings) -> bool:
+    """Return whether an audit has the baseline, the text and the schemes of its present definition, read as JSON."""
+    fields = {"baseline", "calibration", "schemes", *_TEXT_SETTINGS}
+    asked = audit.model_dump(mode="json", include=fields)
+    return all(name in present and present[name] == value for name, value in asked.items())
+
+
 def _sha256(file: Mapping[str, Any] | None) -> Any:
     return file and file["sha256"]
 

@@ -62,7 +62,7 @@ def parse(text: str, schemes: Sequence[str]) -> Limit:
     try:
         return _parsed(" ".join(text.split()), schemes)
     except NotALimit as error:
-        raise InvalidRequest("limits", text, error.allowed, problem=f"is no limit: {error.problem}") from error
+        raise InvalidRequest("limits", text, error.allowed, problem=f"is not a limit: {error.problem}") from error
 
 
 def parse_all(texts: Iterable[str], schemes: Sequence[str]) -> tuple[Limit, ...]:
@@ -93,7 +93,7 @@ def _parsed(text: str, schemes: Sequence[str]) -> Limit:
         return Limit(text, about, relation, True, 1.0)
     if relation == "no worse than":
         if rest not in (_BASELINE, *LEVELS):
-            raise NotALimit(f"{rest!r} is no level", _FORMS["level"])
+            raise NotALimit(f"{rest!r} is not a level", _FORMS["level"])
         against = rest == _BASELINE
         return Limit(text, about, relation, against, 1.0 if against else float(LEVELS.index(rest)))
     return Limit(text, about, relation, *_bound(rest, about))
@@ -124,10 +124,10 @@ def _bound(text: str, about: Figure) -> tuple[bool, float]:
     against = _FACTOR.fullmatch(text)
     number = "1" if against and not against["factor"] else against["factor"] if against else text
     if not _NUMBER.fullmatch(number) or not math.isfinite(value := float(number)):
-        raise NotALimit(f"{number!r} is no finite number", _FORMS["number"])
+        raise NotALimit(f"{number!r} is not a finite number", _FORMS["number"])
     if against and value <= 0:
         raise NotALimit(f"a factor of {number} is not over 0", _FORMS["number"])
     of_predictions = about.of_scheme or about.path.removeprefix("reference.")
     if not against and value <= 0 and of_predictions in POSITIVE:
-        raise NotALimit(f"{about.path} is never under 0, so that {number} tells nothing", "a number over 0")
+        raise NotALimit(f"{about.path} is never negative, so a bound of {number} has no effect", "a number over 0")
     return bool(against), value

@@ -80,7 +80,9 @@ def is_mailbox(address: str) -> bool:
 
 def _check_mailbox(address: str, *, mail: bool) -> None:
     if not is_mailbox(address):
-        raise InvalidRequest("notify", address, "mailboxes such as team@example.org", problem="is no e-mail address")
+        raise InvalidRequest(
+            "notify", address, "mailboxes such as team@example.org", problem="is not an e-mail address"
+        )
     if not mail:
         raise InvalidRequest(
             "notify",
@@ -93,7 +95,7 @@ def _check_mailbox(address: str, *, mail: bool) -> None:
 def _check_webhook(address: str, networks: Iterable[Network]) -> None:
     host = webhook_host(address)
     if host is None:
-        raise InvalidRequest("notify", address, _URL, problem="is no webhook's address")
+        raise InvalidRequest("notify", address, _URL, problem="is not a webhook's address")
     at = literal(host)
     private = is_local_name(host) and not networks if at is None else not is_allowed(at, networks)
     if private:

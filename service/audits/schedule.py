@@ -128,7 +128,7 @@ def due(of: Schedule, audit_id: str, handled: datetime, now: datetime) -> Due:
     if run is None:
         window = f"the catch-up window is {of.catch_up}"
         skipped.append(
-            SkippedTime(scheduled_at=last, reason=f"nothing looked for due runs until {late} later; {window}")
+            SkippedTime(scheduled_at=last, reason=f"no scheduler was running until {late} after that time; {window}")
         )
         skipped = skipped[-MOST_SKIPPED:]
     listed = len(skipped)

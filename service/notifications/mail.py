@@ -78,7 +78,7 @@ def send(server: MailServer, sender: str, mail: Mail, *, seconds: float = SECOND
         seconds: How long the server may take for each of its answers.
     """
     if not is_mailbox(mail.to):
-        return Attempted("refused", f"{mail.to!r} is no e-mail address.")
+        return Attempted("refused", f"{mail.to!r} is not an e-mail address.")
     try:
         connection = _connect(server, seconds)
         try:

@@ -53,7 +53,7 @@ class Sender:
             at: The time of the attempt.
         """
         if webhook_host(url) is None:
-            return Attempted("refused", f"{url} is no webhook's address.")
+            return Attempted("refused", f"{url} is not a webhook's address.")
         headers: dict[bytes | str, bytes | str] = {
             "Host": httpx.URL(url).netloc.decode("ascii"),
             "Content-Type": "application/json",

@@ -96,10 +96,10 @@ class AlertStore(Outbox, Endpoints):
             return [Announcement.model_validate(row.content) for row in rows]
 
 
-def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime) -> None:
+def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime, *, paused_now: bool = False) -> None:
     """Write what an ended run does to its audit's alerts, and what people are owed for it.
 
-    The audit's row must be locked.
+    The audit's row must be locked. `paused_now` says that the run's error paused the audit.
     """
     present = {row.id: row for row in session.scalars(_open_alerts(audit.id))}
     result = changes(run, [_open_alert(row) for row in present.values()], now)
@@ -126,11 +126,10 @@ def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime) ->
     }
     if any(alerts.values()):
         owe(session, audit, _announce(session, audit, run, "alerts", now, **alerts))
+    elif paused_now:
+        owe(session, audit, _announce(session, audit, run, "paused", now))
     elif run.verdict == "error" and run.trigger != "gate":
-        if audit.paused and audit.errors == audit.definition["pause_after_errors"]:
-            owe(session, audit, _announce(session, audit, run, "paused", now))
-        else:
-            _announce(session, audit, run, "error", now)
+        _announce(session, audit, run, "error", now)
 
 
 def note_definition(session: Session, audit: AuditRow, definition: AuditDefinition, now: datetime) -> None:

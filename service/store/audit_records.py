@@ -35,7 +35,9 @@ class Audit:
     next_run_at: datetime | None
     """When the next scheduled run starts; None without a schedule, and while paused."""
     badge_token: str
-    """Unguessable part of the badge's address."""
+    """Unguessable part of the badge's address, which public pages may show."""
+    feed_token: str
+    """Unguessable part of the feed's address."""
     last_run: AuditRun | None
     """The newest, which may not have ended."""
 
@@ -69,6 +71,7 @@ def audit_of(row: AuditRow, last_run: AuditRunRow | None) -> Audit:
         pause_reason=row.pause_reason,
         next_run_at=row.next_run_at,
         badge_token=row.badge_token,
+        feed_token=row.feed_token,
         last_run=None if last_run is None else run_of(last_run),
     )
 

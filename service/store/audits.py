@@ -1,7 +1,7 @@
 """The audit store: audits, and their runs as people see them.
 
-What advances runs is in `service.store.runs`. A change of an audit sets the time up to which nothing fires to
-the present, so that neither an edit nor a resumption starts a run for a time that has passed.
+What advances runs is in `service.store.runs`. A change of the schedule and a resumption set the time up to which
+nothing fires to the present, so that neither starts a run for a time that has passed. Other changes keep what is due.
 """
 
 import re
@@ -9,16 +9,14 @@ import secrets
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import Engine, and_, or_, select
+from sqlalchemy import Engine, and_, exists, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.audits import definition as definitions
 from service.audits import receivers
-from service.audits.baseline import check_pinned, mismatches, rule, text_mismatch
+from service.audits.baseline import rule, same_fit
 from service.contracts.audits.audit import AuditDefinition, AuditRun, RunVerdict, Trigger
-from service.contracts.report import Report
-from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.alerts import note_definition
 from service.store.artifacts import ArtifactStore
@@ -29,13 +27,14 @@ from service.store.audit_records import (
     audit_of,
     audit_row,
     last_passed,
-    past_run_of,
     run_of,
 )
 from service.store.job_records import new_id, utcnow
+from service.store.pinned_baseline import cautions, pinned
+from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
-from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, JobRow
+from service.store.statuses import OPEN
+from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -66,12 +65,14 @@ class AuditStore(Transactions):
         is not allowed. A pinned report that is unknown, or of other definitions, calibration or schemes, is refused
         unless `force`; then the audit says so in `baseline_cautions`.
         """
-        cautions = self.check(definition, force=force)
+        why = self.check(definition, force=force)
         now = self._clock()
-        row = AuditRow(id=new_id(now), badge_token=secrets.token_urlsafe(24), created_at=now, runs=0, paused=False)
+        tokens = {name: secrets.token_urlsafe(24) for name in ("badge_token", "feed_token")}
+        row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
-                _define(row, definition, cautions, now)
+                _define(row, definition, why, now)
+                handle_until(row, definition, now)
                 session.add(row)
                 session.flush()
                 note_definition(session, row, definition, now)
@@ -85,11 +86,20 @@ class AuditStore(Transactions):
             return _audit(session, audit_row(session, name_or_id))
 
     def by_badge_token(self, token: str) -> Audit:
-        """Return the audit that a badge or an open feed is of. Raises NotFound."""
+        """Return the audit that a badge is of. Raises NotFound."""
+        return self._by_token(AuditRow.badge_token, token)
+
+    def by_feed_token(self, token: str) -> Audit:
+        """Return the audit that an open feed is of. Raises NotFound."""
+        return self._by_token(AuditRow.feed_token, token)
+
+    def _by_token(self, column: InstrumentedAttribute[str], token: str) -> Audit:
         with self._read() as session:
-            row = session.scalars(select(AuditRow).where(AuditRow.badge_token == token.replace("\0", ""))).one_or_none()
+            row = session.scalars(select(AuditRow).where(column == token.replace("\0", ""))).one_or_none()
             if row is None:
-                raise NotFound(f"token: {token[:64]!r} is no audit's; `headroom audits show NAME` shows the addresses")
+                raise NotFound(
+                    f"token: {token[:64]!r} is not a token of an audit; `headroom audits show NAME` shows the addresses"
+                )
             return _audit(session, row)
 
     def last_verdict(self, audit_id: str) -> RunVerdict | None:
@@ -121,16 +131,24 @@ class AuditStore(Transactions):
         return AuditPage(audits, audits[-1].definition.name if len(rows) > page_size else None)
 
     def update(self, name_or_id: str, definition: AuditDefinition, *, force: bool = False) -> Audit:
-        """Replace what an audit is asked to do; no scheduled time that has passed fires by that.
+        """Replace what an audit is asked to do.
 
-        A run that has begun ends by what it began with. Raises NotFound, and what `create` raises.
+        A run that has begun ends by what it began with. A time of the former schedule that has come without a run is
+        skipped, and no time of the new one that has passed fires. A pinned report is checked again only where the
+        baseline, the text or the schemes change. Raises NotFound, and what `create` raises.
         """
-        cautions = self.check(definition, force=force)
+        why = self.check(definition, force=force, replaced=name_or_id)
+        asked_at = self._clock()
+        with self._read() as session:
+            missed = missed_times(audit_row(session, name_or_id), definition, asked_at)
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
                 now = self._clock()
-                _define(row, definition, cautions, now)
+                if is_rescheduled(row, definition):
+                    skip_missed(session, row, missed, now)
+                    handle_until(row, definition, asked_at)
+                _define(row, definition, why, now)
                 session.flush()
                 note_definition(session, row, definition, now)
                 return _audit(session, row)
@@ -159,7 +177,7 @@ class AuditStore(Transactions):
             row = audit_row(session, name_or_id, lock=True)
             if row.paused:
                 row.paused, row.pause_reason, row.errors = False, None, 0
-                _handle_until(row, AuditDefinition.model_validate(row.definition), self._clock())
+                handle_until(row, AuditDefinition.model_validate(row.definition), self._clock())
             return _audit(session, row)
 
     def request_run(self, name_or_id: str, trigger: Trigger = "request") -> AuditRun:
@@ -192,57 +210,51 @@ class AuditStore(Transactions):
                 raise NotFound(f"run: {run_id!r} is not the id of a run; `headroom audits history NAME` lists them")
             return run_of(row)
 
-    def report_is_baseline(self, report_id: str) -> bool:
-        """Return whether an audit pins a report, is being compared with it, or may choose it for the next run."""
-        with self._read() as session:
-            pinned = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
-            if session.scalar(pinned) is not None:
-                return True
-            return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
+    def report_is_baseline(self, report_id: str, session: Session | None = None) -> bool:
+        """Return whether an audit pins a report, is being compared with it, or may choose it for the next run.
 
-    def check(self, definition: AuditDefinition, *, force: bool = False) -> tuple[str, ...]:
-        """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound."""
+        Args:
+            report_id: The id of the job that made it.
+            session: Of a transaction that is to see the same, such as one that deletes the report.
+        """
+        if session is None:
+            with self._read() as session:
+                return self.report_is_baseline(report_id, session)
+        pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
+        if session.scalar(pinning) is not None:
+            return True
+        return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
+
+    def check(
+        self, definition: AuditDefinition, *, force: bool = False, replaced: str | None = None
+    ) -> tuple[str, ...]:
+        """Return why limits against the pinned baseline mean little. Raises InvalidRequest, and NotFound.
+
+        Args:
+            definition: What an audit is to be asked to do.
+            force: Whether a pinned report that does not fit is taken.
+            replaced: Name or id of the audit whose definition it replaces. Its pinned report is not checked again
+                where neither the baseline nor anything that it must fit changes.
+        """
         definitions.check(definition)
         receivers.check(definition.notify, self._reach)
         of = rule(definition.baseline)
-        if of.report_id is None:
-            return ()
         with self._read() as session:
-            ended = (AuditRunRow.report_id == of.report_id, AuditRunRow.state == RunState.ended)
-            check_pinned(of, [past_run_of(run) for run in session.scalars(select(AuditRunRow).where(*ended))])
-            named = (ArtifactRow.job_id == of.report_id, ArtifactRow.name == "report.json")
-            sha256 = session.scalar(select(ArtifactRow.sha256).where(*named))
-            job = session.get(JobRow, of.report_id)
-            text = None if job is None else JobRequest.model_validate(job.request).calibration
-        if sha256 is None:
-            cautions: tuple[str, ...] = ("There is no such report.",)
-        else:
-            content = self._artifacts.path(sha256).read_bytes()
-            report = Report.model_validate_json(content, extra="allow")
-            cautions = (*mismatches(report, definition), *text_mismatch(text, definition.calibration))
-        if cautions and not force:
-            raise InvalidRequest(
-                "baseline",
-                definition.baseline,
-                "a report of these settings, or this one where you insist (force)",
-                problem=f"does not fit: {' '.join(cautions).rstrip('.')}",
-            )
-        return cautions
+            present = None if replaced is None else audit_row(session, replaced)
+            if present is not None and same_fit(present.definition, definition):
+                return tuple(present.baseline_cautions)
+            if of.report_id is None:
+                return ()
+            stored = pinned(session, of)
+        return cautions(stored, self._artifacts, definition, force=force)
 
 
-def _define(row: AuditRow, definition: AuditDefinition, cautions: tuple[str, ...], now: datetime) -> None:
+def _define(row: AuditRow, definition: AuditDefinition, why: tuple[str, ...], now: datetime) -> None:
     row.name = definition.name
     row.definition = definition.model_dump(mode="json")
     row.baseline = definition.baseline
-    row.baseline_cautions = [*cautions]
+    row.baseline_cautions = [*why]
     row.updated_at = now
-    _handle_until(row, definition, now)
-
-
-def _handle_until(row: AuditRow, definition: AuditDefinition, now: datetime) -> None:
-    """Let nothing up to `now` fire, nor what has fired already."""
-    row.handled_at = max(now, row.handled_at) if row.handled_at is not None else now
-    row.next_run_at = None if row.paused else definitions.next_start(definition, row.id, row.handled_at)
 
 
 def _audit(session: Session, row: AuditRow) -> Audit:
@@ -251,8 +263,13 @@ def _audit(session: Session, row: AuditRow) -> Audit:
 
 
 def _is_in_use(session: Session, report_id: str) -> bool:
-    """Return whether a run that has not ended needs a report, as its own or as its baseline."""
-    needed = or_(AuditRunRow.baseline_report_id == report_id, AuditRunRow.job_id == report_id)
+    """Return whether a run that has not ended needs a report, as its own, its baseline or one of a rerun."""
+    rerun = or_(AuditRerunRow.job_id == report_id, AuditRerunRow.baseline_job_id == report_id)
+    needed = or_(
+        AuditRunRow.baseline_report_id == report_id,
+        AuditRunRow.job_id == report_id,
+        exists().where(AuditRerunRow.run_id == AuditRunRow.id, rerun),
+    )
     return session.scalar(select(AuditRunRow.id).where(needed, AuditRunRow.state.in_(OPEN)).limit(1)) is not None
 
 

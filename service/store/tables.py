@@ -185,6 +185,7 @@ class AuditRow(Base):
     baseline_cautions: Mapped[Sentences]
     """Why limits against the pinned baseline mean little, where somebody insisted on it."""
     badge_token: Mapped[str] = mapped_column(String(64), unique=True)
+    feed_token: Mapped[str] = mapped_column(String(64), unique=True, index=True)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     paused: Mapped[bool] = mapped_column(default=False)

@@ -94,7 +94,7 @@ def put(
     if is_new and definition.name != audit:
         raise InvalidRequest("name", definition.name, repr(audit), problem="is not the name in the path")
     if validate_only:
-        backend.audits.check(definition, force=force)
+        backend.audits.check(definition, force=force, replaced=None if is_new else audit)
         return definition
     submission.keep_files(backend.artifacts, body)
     if not is_new:
@@ -126,7 +126,7 @@ def change(
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
     definition = defined(wanted, kept)
     if validate_only:
-        backend.audits.check(definition, force=force)
+        backend.audits.check(definition, force=force, replaced=audit)
         return definition
     submission.keep_files(backend.artifacts, wanted)
     return AuditView.of(backend.audits.update(audit, definition, force=force))

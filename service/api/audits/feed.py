@@ -28,7 +28,7 @@ def show(backend: FromApp, request: Request, audit: AuditName) -> Response:
 @open_router.get("/{token}.atom", response_class=Response, responses=_ATOM)
 def show_openly(backend: FromApp, request: Request, token: str) -> Response:
     """Return the feed to a feed reader, which sends no key."""
-    return _feed(backend, request, backend.audits.by_badge_token(token))
+    return _feed(backend, request, backend.audits.by_feed_token(token))
 
 
 def _feed(backend: Backend, request: Request, audit: Audit) -> Response:

@@ -47,7 +47,7 @@ class AuditView(BaseModel):
             next_run_at=audit.next_run_at,
             last_run=audit.last_run,
             badge=f"/v1/badges/{audit.badge_token}.svg",
-            feed=f"/v1/feeds/{audit.badge_token}.atom",
+            feed=f"/v1/feeds/{audit.feed_token}.atom",
         )
 
 

@@ -84,4 +84,4 @@ def _document(one: Difference) -> Document:
 
 def _summary(listed: Sequence[Difference], *, dry_run: bool) -> str:
     counts = [f"{sum(one.action == action for one in listed)} {word}" for action, word in _DONE.items()]
-    return f"{'Nothing was changed (--dry-run). It would be: ' if dry_run else ''}{', '.join(counts)}."
+    return f"{'Nothing was changed (--dry-run). Would be done: ' if dry_run else ''}{', '.join(counts)}."

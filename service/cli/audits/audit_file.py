@@ -80,10 +80,10 @@ def read_audits(path: Path, largest_file: int) -> tuple[Entry, ...]:
 def _listed(document: Document) -> Iterator[tuple[Place, Mapping[str, Any]]]:
     content = document.content
     if not isinstance(content, Mapping):
-        raise document.refusal((), content, f"a key {_ROOT!r} with {_LIST}", "is no mapping")
+        raise document.refusal((), content, f"a key {_ROOT!r} with {_LIST}", "is not a mapping")
     for key in content:
         if key != _ROOT:
-            raise document.refusal((key,), content[key], _ROOT + nearest(key, [_ROOT]), "is no key of the file")
+            raise document.refusal((key,), content[key], _ROOT + nearest(key, [_ROOT]), "is not a key of the file")
     if not isinstance(content.get(_ROOT), list):
         raise document.refusal((_ROOT,), content.get(_ROOT), _LIST)
     for number, item in enumerate(content[_ROOT]):

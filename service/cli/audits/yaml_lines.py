@@ -106,7 +106,7 @@ class _Reading:
             key = loader.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise _refused(self._file, line, key, "text", "is no key")
+                raise _refused(self._file, line, key, "text", "is not a key")
             at = (*place, key)
             if key in content:
                 problem = f"is there twice: it is the key of line {self.lines[at]} too"

@@ -68,7 +68,7 @@ def _of_yaml(text: str, path: str) -> list[tuple[int, str]]:
         place = (_KEY,)
         for key in content:
             if key != _KEY:
-                raise document.refusal((key,), content[key], _KEY, "is no key of the file")
+                raise document.refusal((key,), content[key], _KEY, "is not a key of the file")
         content = content.get(_KEY)
     if not isinstance(content, list):
         raise document.refusal(place, content, _FORMS)

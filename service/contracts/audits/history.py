@@ -89,7 +89,7 @@ class Step(Record):
         """The changes as a part of a sentence."""
         if self.changes is None:
             return "a report is gone, so that what changed is not known"
-        return ", ".join(change.text for change in self.changes) or "nothing that the reports tell of changed"
+        return ", ".join(change.text for change in self.changes) or "no recorded setting, library or model changed"
 
 
 class SeriesNoise(Record):

@@ -114,6 +114,10 @@ class Outbox(Transactions):
         A message that another has claimed since is left to that one; its history has this attempt too.
         """
         with self._write() as session:
+            if attempted.result == "gone":
+                # That writes to the webhook and to other messages too. An edit and a deletion of the audit write to the
+                # same rows in another order, but lock the audit first.
+                session.get(AuditRow, owed.announcement.audit_id, with_for_update=True)
             row = session.get(MessageRow, owed.id, with_for_update=True)
             if row is None:  # its audit was deleted
                 return

@@ -50,7 +50,7 @@ class JobEnd:
         """Why there is no report, as a sentence."""
         if self.error is not None:
             return f"The measurement failed ({self.error.code}): {self.error.message.rstrip('.')}."
-        return "The job was cancelled." if self.status is Status.cancelled else "The job is gone."
+        return "The job was cancelled." if self.status is Status.cancelled else "The job was deleted."
 
 
 @dataclass(frozen=True)

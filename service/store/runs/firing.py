@@ -45,9 +45,8 @@ class Firing(Transactions):
         now = self._clock()
         try:
             definition = AuditDefinition.model_validate(asked)
-            of = schedule_of(definition)
             # Outside of the transaction: after a long outage there are many times to go through.
-            times = Due(None, (), 0, handled) if of is None else due(of, audit_id, handled, now)
+            times = due_times(definition, audit_id, handled, now)
             after = next_start(definition, audit_id, times.handled)
         except (ValidationError, InvalidRequest) as error:
             return self._pause(audit_id, error)
@@ -55,7 +54,7 @@ class Firing(Transactions):
             audit = session.get(AuditRow, audit_id, with_for_update=True)
             if audit is None or audit.paused or (audit.handled_at, audit.updated_at) != (handled, updated):
                 return 0  # another scheduler was faster, or somebody changed the audit
-            rows = _skip_all(session, audit, times, now)
+            rows = skip_earlier(session, audit, times, now)
             if times.run is not None:
                 _add(session, audit, times.run, definition, now)
             audit.handled_at, audit.next_run_at = times.handled, after
@@ -71,7 +70,14 @@ class Firing(Transactions):
         return 0
 
 
-def _skip_all(session: Session, audit: AuditRow, times: Due, now: datetime) -> int:
+def due_times(definition: AuditDefinition, audit_id: str, handled: datetime, now: datetime) -> Due:
+    """Return what an audit owes at `now`, of its scheduled times later than `handled`. Raises InvalidRequest."""
+    of = schedule_of(definition)
+    return Due(None, (), 0, handled) if of is None else due(of, audit_id, handled, now)
+
+
+def skip_earlier(session: Session, audit: AuditRow, times: Due, now: datetime) -> int:
+    """Insert the scheduled times that are not made up for, and return how many rows that were."""
     for place, skipped in enumerate(times.skipped):
         reasons = [skipped.reason]
         if place == 0 and times.unlisted:

@@ -71,16 +71,17 @@ def end_run(
     reasons = [reason.replace("\0", "") for reason in reasons]
     run.state, run.verdict, run.reasons = RunState.ended, verdict, reasons
     run.finished_at, run.lease_expires_at = now, None
+    paused_now = False
     if verdict == "error":
         audit.errors += 1
-        most = audit.definition["pause_after_errors"]
-        if audit.errors >= most and not audit.paused:
+        paused_now = audit.errors >= audit.definition["pause_after_errors"] and not audit.paused
+        if paused_now:
             audit.paused, audit.next_run_at = True, None
             audit.pause_reason = f"{audit.errors} runs in a row ended as error; the last: {' '.join(reasons)}"[:1024]
     elif verdict != "skipped":
         audit.errors = 0
     session.flush()
-    note_run(session, audit, run_of(run), now)
+    note_run(session, audit, run_of(run), now, paused_now=paused_now)
 
 
 def cancel_jobs(session: Session, audit_id: str, now: datetime) -> None:

@@ -74,20 +74,26 @@ def test_a_limit_is_read(text, path, relation, against, bound):
         ("outliers.llm_int8 <= 1", "'<=' does not fit outliers.llm_int8, a set of dimensions"),
         ("int8.perplexity_ratio none gained", "'none gained' does not fit schemes.int8.perplexity_ratio.value"),
         ("int8.perplexity_ratio no worse than baseline", "'no worse than' does not fit"),
-        ("int8.verdict no worse than awful", "'awful' is no level; allowed: S.verdict no worse than baseline, or than"),
-        ("int8.verdict no worse than unjudged", "'unjudged' is no level"),
+        (
+            "int8.verdict no worse than awful",
+            "'awful' is not a level; allowed: S.verdict no worse than baseline, or than",
+        ),
+        ("int8.verdict no worse than unjudged", "'unjudged' is not a level"),
         ("outliers.llm_int8 none gained at all", "'at all' does not belong there"),
-        ("int8.perplexity_ratio <= nan", "'nan' is no finite number"),
-        ("int8.perplexity_ratio <= inf", "'inf' is no finite number"),
-        ("int8.perplexity_ratio <= 1e999", "'1e999' is no finite number"),
-        ("int8.perplexity_ratio <= 1,01", "'1,01' is no finite number"),
-        ("int8.perplexity_ratio <= baseline + 10%", "'baseline + 10%' is no finite number"),
-        ("int8.perplexity_ratio <= baseline * nan", "'nan' is no finite number"),
+        ("int8.perplexity_ratio <= nan", "'nan' is not a finite number"),
+        ("int8.perplexity_ratio <= inf", "'inf' is not a finite number"),
+        ("int8.perplexity_ratio <= 1e999", "'1e999' is not a finite number"),
+        ("int8.perplexity_ratio <= 1,01", "'1,01' is not a finite number"),
+        ("int8.perplexity_ratio <= baseline + 10%", "'baseline + 10%' is not a finite number"),
+        ("int8.perplexity_ratio <= baseline * nan", "'nan' is not a finite number"),
         ("int8.perplexity_ratio <= baseline * 0", "a factor of 0 is not over 0"),
         ("int8.perplexity_ratio <= baseline * -2", "a factor of -2 is not over 0"),
-        ("int8.perplexity_ratio <= 0", "schemes.int8.perplexity_ratio.value is never under 0, so that 0 tells nothing"),
-        ("reference.perplexity <= -1", "reference.perplexity.value is never under 0, so that -1 tells nothing"),
-        ("int8.perplexity_ratio <=", "'' is no finite number"),
+        (
+            "int8.perplexity_ratio <= 0",
+            "schemes.int8.perplexity_ratio.value is never negative, so a bound of 0 has no effect",
+        ),
+        ("reference.perplexity <= -1", "reference.perplexity.value is never negative, so a bound of -1 has no effect"),
+        ("int8.perplexity_ratio <=", "'' is not a finite number"),
         ("int8.perplexity_ratio", "it has no figure, or nothing after it; allowed: FIGURE <= NUMBER"),
         ("", "it has no figure, or nothing after it; allowed: FIGURE <= NUMBER"),
         ("<= 1", "it has no figure, or nothing after it; allowed: FIGURE <= NUMBER"),
@@ -96,7 +102,7 @@ def test_a_limit_is_read(text, path, relation, against, bound):
 def test_what_is_no_limit_is_refused(text, said):
     with pytest.raises(InvalidRequest) as refused:
         parse(text, SCHEMES)
-    assert str(refused.value).startswith(f"limits: {text!r} is no limit: ")
+    assert str(refused.value).startswith(f"limits: {text!r} is not a limit: ")
     assert said in str(refused.value)
 
 

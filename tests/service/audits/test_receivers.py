@@ -158,7 +158,7 @@ def test_private_webhooks_in_allowed_networks() -> None:
 )
 def test_texts_that_are_no_webhook(url: str) -> None:
     """The message says what one looks like."""
-    with pytest.raises(InvalidRequest, match="is no webhook's address; allowed: http"):
+    with pytest.raises(InvalidRequest, match="is not a webhook's address; allowed: http"):
         check([{"webhook": url}], Reach())
 
 
@@ -185,7 +185,7 @@ def test_texts_that_are_no_webhook(url: str) -> None:
 )
 def test_texts_that_are_no_mailbox(address: str) -> None:
     """Nothing that could be a second header or recipient gets through."""
-    with pytest.raises(InvalidRequest, match="is no e-mail address"):
+    with pytest.raises(InvalidRequest, match="is not an e-mail address"):
         check([{"email": address}], Reach(mail=True))
 
 

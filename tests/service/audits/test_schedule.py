@@ -140,7 +140,9 @@ def test_a_missed_time_is_made_up_for_inside_the_window_alone():
     assert late.run is None
     assert late.handled == three
     assert [one.scheduled_at for one in late.skipped] == [three]
-    assert late.skipped[0].reason == ("nothing looked for due runs until 1:00:01 later; the catch-up window is 1:00:00")
+    assert late.skipped[0].reason == (
+        "no scheduler was running until 1:00:01 after that time; the catch-up window is 1:00:00"
+    )
 
 
 def test_without_a_window_a_time_is_still_run_at_the_next_look():

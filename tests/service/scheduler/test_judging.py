@@ -376,7 +376,7 @@ def test_a_job_that_is_gone_ends_the_run_as_an_error(service: Service, engine: E
     with writer(engine).begin() as connection:
         connection.execute(JobRow.__table__.delete())
     service.round()
-    assert service.audits.run(asked.id).reasons == ("The job is gone.",)
+    assert service.audits.run(asked.id).reasons == ("The job was deleted.",)
 
 
 def test_an_audit_that_is_deleted_takes_its_judgment_with_it(service: Service, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from judged import FIGURES, HOOK, KL, NOTIFY, TOP, definition, end_run, finding
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine
 
 from service.audits.receivers import Reach
 from service.contracts.audits.alert import Alert, Announcement
@@ -13,8 +13,6 @@ from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
-from service.store.database import writer
-from service.store.tables import AuditRow
 
 DAY = 86400
 
@@ -113,21 +111,6 @@ def test_an_error_is_in_the_feed_alone(audits: AuditStore, alerts: AlertStore, e
     (announcement,) = announced(audits, alerts)
     assert (announcement.kind, announcement.run_id, announcement.reasons) == ("error", run.id, ("No such model.",))
     assert messages(alerts) == []
-
-
-def test_a_pause_after_errors_is_told_to_everybody(
-    audits: AuditStore, alerts: AlertStore, engine: Engine, clock
-) -> None:
-    """Once, by the run that paused the audit: nobody would notice that the model is no longer watched."""
-    pause_after = definition().pause_after_errors
-    for errors in range(1, pause_after + 2):
-        with writer(engine).begin() as connection:
-            connection.execute(update(AuditRow).values(errors=errors, paused=errors >= pause_after))
-        end_run(engine, clock, verdict="error", reasons=("No such model.",))
-        clock.move(DAY)
-    kinds = [one.kind for one in reversed(announced(audits, alerts))]
-    assert kinds == ["error"] * (pause_after - 1) + ["paused", "error"]
-    assert len(messages(alerts)) == len(NOTIFY)
 
 
 @pytest.mark.parametrize("verdict", ["pass", "unchanged", "skipped", "warn", "unconfirmed"])

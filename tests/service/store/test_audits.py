@@ -76,7 +76,8 @@ def test_an_audit_is_found_by_name_and_by_id(audits: AuditStore, clock) -> None:
     assert (made.created_at, made.updated_at) == (clock.now, clock.now)
     assert made.next_run_at == datetime(2026, 1, 1, 2, 0, tzinfo=UTC)
     assert (made.paused, made.pause_reason, made.last_run, made.baseline_cautions) == (False, None, None, ())
-    assert made.badge_token != audits.create(definition(name="other")).badge_token
+    other = audits.create(definition(name="other"))
+    assert len({made.badge_token, made.feed_token, other.badge_token, other.feed_token}) == 4
 
 
 @pytest.mark.parametrize("name", ["none", "", "a\0b", "0" * 32, "../x"])

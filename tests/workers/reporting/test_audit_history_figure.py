@@ -175,7 +175,7 @@ def test_steps_have_their_levels_and_say_what_changed():
     [unknown] = drawn(history(points, with_step(points, (2, None))))
     assert "a report is gone, so that what changed is not known" in unknown.figure.axes[0].get_title(loc="left")
     [nothing] = drawn(history(points, with_step(points, (2, []))))
-    assert "nothing that the reports tell of changed" in nothing.figure.axes[0].get_title(loc="left")
+    assert "no recorded setting, library or model changed" in nothing.figure.axes[0].get_title(loc="left")
 
 
 def test_the_numbers_of_many_steps_do_not_overlap():

@@ -235,6 +235,16 @@ def test_addresses_of_different_audits_differ(client, world, end):
     assert len(first["badge"].removeprefix("/v1/badges/").removesuffix(".svg")) >= 32
 
 
+def test_the_address_of_the_badge_does_not_give_away_that_of_the_feed(client, stranger, problem, end):
+    assert end
+    audit = client.get("/v1/audits/shipping").json()
+    badge = audit["badge"].removeprefix("/v1/badges/").removesuffix(".svg")
+    feed = audit["feed"].removeprefix("/v1/feeds/").removesuffix(".atom")
+    assert len(feed) >= 32
+    problem(stranger.get(f"/v1/feeds/{badge}.atom"), 404, "not-found")
+    problem(stranger.get(f"/v1/badges/{feed}.svg"), 404, "not-found")
+
+
 def test_calls_are_described(client):
     paths = client.get("/openapi.json").json()["paths"]
     described = {path: sorted(calls) for path, calls in paths.items()}

@@ -181,13 +181,13 @@ def test_a_removed_audit_is_gone_with_its_runs(client, problem):
         (
             {"limits": ["int8.kl <= 2"]},
             "limits",
-            "limits: 'int8.kl <= 2' is no limit: no report has a figure 'int8.kl'; allowed: figures of a report; the "
-            "nearest are int8.delta_p, int8.kl_divergence, int8.perplexity",
+            "limits: 'int8.kl <= 2' is not a limit: no report has a figure 'int8.kl'; allowed: figures of a report; "
+            "the nearest are int8.delta_p, int8.kl_divergence, int8.perplexity",
         ),
         (
             {"limits": ["nf4.perplexity <= 2"], "schemes": ["int8"]},
             "limits",
-            "limits: 'nf4.perplexity <= 2' is no limit: 'nf4' is no scheme of the job; allowed: int8",
+            "limits: 'nf4.perplexity <= 2' is not a limit: 'nf4' is no scheme of the job; allowed: int8",
         ),
         ({"baseline": "best"}, "baseline", "baseline: 'best' is not allowed; allowed: last-passing, median:K with "),
         ({"baseline": f"report:{'f' * 32}"}, "baseline", "baseline: 'report:ffff"),
@@ -233,6 +233,9 @@ def test_a_pinned_baseline_that_does_not_fit_is_refused_unless_forced_and_then_m
         assert client.request(method, f"{path}?force=true", json=other).json()["baseline_cautions"] == cautions
     assert client.get("/v1/audits/other").json()["baseline_cautions"] == cautions
     problem(client.patch("/v1/audits/other", json={"seed": 5}), 422, "invalid-request")
+    for method, sent in (("PUT", {**other, "limits": ["int8.perplexity <= 9"]}), ("PATCH", {"limits": []})):
+        assert client.request(method, "/v1/audits/other?validate_only=true", json=sent).status_code == 200
+        assert client.request(method, "/v1/audits/other", json=sent).json()["baseline_cautions"] == cautions
     assert client.patch("/v1/audits/other?force=true", json={"seed": 5}).json()["baseline_cautions"][-1] == cautions[-1]
 
 

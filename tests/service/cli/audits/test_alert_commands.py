@@ -114,6 +114,6 @@ def test_deliveries_are_listed_and_replayed(headroom, remote, alert):
 def test_show_prints_the_addresses_of_badge_and_feed(headroom, remote, end):
     assert end
     shown = headroom("audits", "show", "shipping").out
-    token = remote.audits.get("shipping").badge_token
-    assert f"/v1/badges/{token}.svg" in shown
-    assert f"/v1/feeds/{token}.atom" in shown
+    audit = remote.audits.get("shipping")
+    assert f"/v1/badges/{audit.badge_token}.svg" in shown
+    assert f"/v1/feeds/{audit.feed_token}.atom" in shown

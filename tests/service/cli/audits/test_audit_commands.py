@@ -208,11 +208,11 @@ def test_a_service_that_is_not_there_exits_with_3(headroom, monkeypatch):
         ),
         (
             ("create", "a", "sample", "--limit", "int8.kl <= 2"),
-            "limits: 'int8.kl <= 2' is no limit: no report has a figure 'int8.kl'; allowed: figures of a report; the ",
+            "limits: 'int8.kl <= 2' is not a limit: no report has a figure 'int8.kl'; allowed: figures of a report; ",
         ),
         (
             ("create", "a", "sample", "--scheme", "int8", "--limit", "nf4.perplexity <= 2"),
-            "limits: 'nf4.perplexity <= 2' is no limit: 'nf4' is no scheme of the job; allowed: int8",
+            "limits: 'nf4.perplexity <= 2' is not a limit: 'nf4' is no scheme of the job; allowed: int8",
         ),
         (
             ("create", "a", "sample", "--baseline", f"report:{'f' * 32}"),
@@ -251,7 +251,7 @@ def test_apply_shows_what_it_changes_and_changes_it(headroom, remote, file):
 """
     before = remote.audits.list()
     dry = headroom("audits", "apply", str(file), "--dry-run")
-    end = "Nothing was changed (--dry-run). It would be: 1 created, 1 changed, 0 removed.\n"
+    end = "Nothing was changed (--dry-run). Would be done: 1 created, 1 changed, 0 removed.\n"
     assert (dry.code, dry.out) == (DONE, shown + end)
     assert remote.audits.list() == before
     ran = headroom("audits", "apply", str(file))

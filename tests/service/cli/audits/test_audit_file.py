@@ -106,12 +106,12 @@ def test_files_and_directories_are_relative_to_the_yaml_file(file, tmp_path, mon
         ),
         (
             "    limits:\n      - block.abs_max <= 4\n      - int8.kl <= 2\n",
-            ":6: limits: 'int8.kl <= 2' is no limit: no report has a figure 'int8.kl'; allowed: figures of a report; "
-            "the nearest are int8.delta_p, int8.kl_divergence, int8.perplexity",
+            ":6: limits: 'int8.kl <= 2' is not a limit: no report has a figure 'int8.kl'; allowed: figures of a report;"
+            " the nearest are int8.delta_p, int8.kl_divergence, int8.perplexity",
         ),
         (
             "    schemes: [int8]\n    limits: [nf4.perplexity_ratio <= 1.05]\n",
-            ":5: limits: 'nf4.perplexity_ratio <= 1.05' is no limit: 'nf4' is no scheme of the job; allowed: int8",
+            ":5: limits: 'nf4.perplexity_ratio <= 1.05' is not a limit: 'nf4' is no scheme of the job; allowed: int8",
         ),
         (
             "    limits: [block.abs_max <= 4, block.abs_max  <= 4.0]\n",
@@ -135,7 +135,7 @@ def test_files_and_directories_are_relative_to_the_yaml_file(file, tmp_path, mon
         ("    calibration: [1\n", ":5: expected ',' or ']', but got '<stream end>'; allowed: YAML"),
         ("    bos: no\n", ":4: bos: 'no' is not allowed; allowed: 'auto', 'always' or 'never'"),
         ("  - 5\n", ":4: audits: 5 is not allowed; allowed: a list of entries that each have a name, a model, "),
-        ("audit: 5\n", ":4: audit: 5 is no key of the file; allowed: audits. Did you mean 'audits'?"),
+        ("audit: 5\n", ":4: audit: 5 is not a key of the file; allowed: audits. Did you mean 'audits'?"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(file, more, message):
@@ -155,7 +155,7 @@ def test_a_mistake_is_named_with_its_line(file, more, message):
             ":3: model: {'newest': '/x'} is not allowed; allowed: text, such as org/name@branch or an absolute path, "
             'or {"newest_in": DIRECTORY}',
         ),
-        ("- name: a\n", ":1: [{'name': 'a'}] is no mapping; allowed: a key 'audits' with a list of entries"),
+        ("- name: a\n", ":1: [{'name': 'a'}] is not a mapping; allowed: a key 'audits' with a list of entries"),
         ("audits:\n", ":1: audits: None is not allowed; allowed: a list of entries"),
         ("a: !!python/object/apply:os.getcwd []\n", ":1: has the tag 'tag:yaml.org,2002:python/object/apply:os"),
         ("a: !!python/name:os.getcwd x\n", ":1: could not determine a constructor for the tag "),

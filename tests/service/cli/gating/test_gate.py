@@ -361,11 +361,14 @@ def test_an_audit_that_was_changed_since_its_baseline_is_refused(headroom, remot
     [
         ("", ": --limits: '{}' is empty; allowed: "),
         ("# nothing\n", ": --limits: '{}' has no limit; allowed: one limit in a line, or YAML with a list of limits"),
-        ("\nint8.kl <= 2 # why\n", ": {}:2: limits: 'int8.kl <= 2' is no limit: no report has a figure 'int8.kl'; "),
-        ("fp4.perplexity <= 2\n", ": {}:1: limits: 'fp4.perplexity <= 2' is no limit: 'fp4' is no scheme of the job; "),
+        ("\nint8.kl <= 2 # why\n", ": {}:2: limits: 'int8.kl <= 2' is not a limit: no report has a figure 'int8.kl'; "),
+        (
+            "fp4.perplexity <= 2\n",
+            ": {}:1: limits: 'fp4.perplexity <= 2' is not a limit: 'fp4' is no scheme of the job; ",
+        ),
         (f"{KL}\n{KL}\n", ": {}:2: limits: '" + KL + "' says the same as '" + KL + "'; allowed: each limit once"),
         ("limits: 5\n", ": {}:1: limits: 5 is not allowed; allowed: one limit in a line, or YAML with a list of lim"),
-        ("limits: []\nother: 5\n", ": {}:2: other: 5 is no key of the file; allowed: limits"),
+        ("limits: []\nother: 5\n", ": {}:2: other: 5 is not a key of the file; allowed: limits"),
         ("- 5\n", ": {}:1: 5 is not allowed; allowed: a limit, such as int8.perplexity_ratio <= 1.01"),
     ],
 )
