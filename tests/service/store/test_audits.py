@@ -248,11 +248,12 @@ def test_the_report_of_a_failed_run_is_refused_though_forced(
 
 def test_reports_that_are_baselines_are_known(audits: AuditStore, engine: Engine, clock) -> None:
     audits.create(definition(name="pinning", baseline="report:pinned"), force=True)
-    audits.create(definition(name="median", baseline="median:2"))
+    median = audits.create(definition(name="median", baseline="median:2")).definition.model_dump(mode="json")
     for report in ("old", "middle", "failed", "new"):
         verdict = "fail" if report == "failed" else "pass"
         clock.move(1)
-        end(engine, audits.request_run("median").id, clock, report_id=report, verdict=verdict)
+        asked = audits.request_run("median").id
+        end(engine, asked, clock, report_id=report, verdict=verdict, definition=median)
     end(engine, audits.request_run("pinning").id, clock, report_id="own")
     waiting = {"state": RunState.measuring, "verdict": None, "finished_at": None}
     end(engine, audits.request_run("median").id, clock, **waiting, job_id="measured", baseline_report_id="compared")
