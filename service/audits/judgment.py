@@ -98,7 +98,11 @@ def _doubts(finding: Finding, ended: Sequence[Rerun]) -> Iterator[str]:
         if again is not None and again.verdict == "broken":
             continue
         if again is None or again.verdict == "not_judged":
-            gone = "the baseline's model is gone" if rerun.status == "baseline_gone" else "it was not judged there"
+            gone = (
+                "the baseline's model is no longer available"
+                if rerun.status == "baseline_gone"
+                else "it was not judged there"
+            )
             yield f"Not confirmed on seed {rerun.seed}: {gone}."
         else:
             yield f"Not confirmed on seed {rerun.seed}: {again.reason}"
@@ -130,9 +134,9 @@ def _weighed(finding: Finding, level: float, beyond: bool) -> Finding:
     """Return a finding with what its p-value means beside those of the other limits."""
     if finding.verdict != "broken" or finding.p_value is None:
         return finding.model_copy(update={"level_needed": level})
-    p = f"under {_SMALLEST:g}" if finding.p_value < _SMALLEST else f"{finding.p_value:.2g}"
+    p = f"under {_SMALLEST:g}" if finding.p_value < _SMALLEST else f"= {finding.p_value:.2g}"
     where = "beyond" if beyond else "within"
-    needed = f"so clear an excess has a probability of {p} where the limit just holds; {level:.2g} or less is needed"
+    needed = f"one-sided p {p} if the figure equals its limit; Holm's method requires {level:.2g} or less"
     changed = {
         "level_needed": level,
         "verdict": "broken" if beyond else "warn",

@@ -54,7 +54,7 @@ class Judging(Transactions):
             if run.state is not RunState.judging:
                 run.judgments = 0
             elif run.judgments >= MOST_JUDGMENTS:
-                reason = f"Judging the reports ended the scheduler {run.judgments} times."
+                reason = f"The scheduler process ended {run.judgments} times while it judged the reports."
                 end_run(session, audit, run, "error", [reason], now)
                 return None
             run.state, run.fence, run.judgments = RunState.judging, run.fence + 1, run.judgments + 1

@@ -100,7 +100,7 @@ def test_where_the_baselines_model_is_gone_the_run_is_unconfirmed(service: Servi
     run = service.run(WORSE, Model("d"))
     assert (run.verdict, run.reruns[0].status) == ("unconfirmed", "baseline_gone")
     assert run.reruns[0].baseline_report_id is None
-    assert "the baseline's model is gone" in run.reasons[0]
+    assert "the baseline's model is no longer available" in run.reasons[0]
     assert run.baseline_report_id == first.report_id
 
 
@@ -352,7 +352,10 @@ def test_a_run_that_schedulers_do_not_survive_ends_as_an_error(service: Service,
         clock.move(seconds=LEASE + 1)
     service.round()
     run = service.audits.run(asked.id)
-    assert (run.verdict, run.reasons) == ("error", ("Judging the reports ended the scheduler 3 times.",))
+    assert (run.verdict, run.reasons) == (
+        "error",
+        ("The scheduler process ended 3 times while it judged the reports.",),
+    )
     assert service.runs.ready_runs() == []
 
 
