@@ -162,8 +162,10 @@ def stack_of(settings, *, workers=False):
 
 
 def children():
-    """Return the processes that this one has started, and theirs; not multiprocessing's, which earlier tests leave."""
-    return [p for p in psutil.Process().children(recursive=True) if "multiprocessing" not in " ".join(told(p.cmdline))]
+    """Return the processes that this one has started, and theirs; not those that serve other tests."""
+    of_others = ("multiprocessing", "moto_server")
+    started = psutil.Process().children(recursive=True)
+    return [p for p in started if not any(name in " ".join(told(p.cmdline)) for name in of_others)]
 
 
 def told(ask):

@@ -192,9 +192,9 @@ def thresholds(outliers: Outliers) -> dict[str, str]:
 
 def _over_all(limits: LlmInt8Thresholds, scale: str) -> str:
     return (
-        f"abs(x) >= {limits.magnitude:g}{scale} at attn.q.input or mlp.up.input, in at least "
-        f"{percent(limits.layers_fraction, 0)} of layers, and at {percent(limits.positions_fraction, 0)} of positions "
-        "in one layer or more"
+        f"abs(x) >= {limits.magnitude:g}{scale} at attn.q.input or mlp.up.input, in "
+        f"{percent(limits.layers_fraction, 0)} of layers and at {percent(limits.positions_fraction, 0)} of positions "
+        "in any layer"
     )
 
 
