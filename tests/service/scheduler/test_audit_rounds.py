@@ -126,7 +126,7 @@ def test_a_time_outside_the_window_is_not_made_up_for(service: Service, clock: C
     service.round()
     assert times(service) == [(at(1), "skipped")]
     assert service.audits.runs("shipping").runs[0].reasons == (
-        "Nothing looked for due runs until 2:00:00 later; the catch-up window is 1:00:00.",
+        "No scheduler was running until 2:00:00 after that time; the catch-up window is 1:00:00.",
     )
     assert service.queued() == []
 
