@@ -105,12 +105,12 @@ def due(of: Schedule, audit_id: str, handled: datetime, now: datetime) -> Due:
     """Return what is to run at `now`, of the scheduled times later than `handled`.
 
     Only the latest can run, and only inside the catch-up window; earlier ones are skipped with the reason. Whoever
-    creates, edits or resumes an audit sets `handled` to the time of that, so that nothing before it fires.
+    creates or resumes an audit, or edits its schedule, sets `handled` to that time: nothing before it fires.
 
     Args:
         of: The schedule.
         audit_id: Decides the jitter.
-        handled: `Due.handled` of the last look, or the time of the last edit or resumption.
+        handled: `Due.handled` of the last look, or the time of the last edit of the schedule or resumption.
         now: Not before `handled`; where the clock went back, nothing is due.
     """
     latest: deque[datetime] = deque(maxlen=MOST_SKIPPED + 1)

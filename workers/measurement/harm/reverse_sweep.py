@@ -94,24 +94,30 @@ def reverse_sweep(
     """
     decoder, sequences = reference.decoder, len(reference.token_ids)
     gradients = Streams([str(k) for k in range(draws)], reference.layout, decoder.device, budget_bytes, directory)
-    for number in range(sequences):
-        generator = np.random.default_rng((seed, number))
-        of_end = head_gradients(decoder, reference.at(len(decoder.layers), number), first, draws, generator, step)
-        for draw in range(draws):
-            gradients.put(str(draw), number, of_end[draw, None])
+    _start(reference, gradients, first, seed, step)
     products = {scheme.name: InnerProducts() for scheme in schemes}
     for index in reversed(range(len(decoder.layers))):
         with decoder.resident(index) as layer:
             parts = projections(layer, decoder.layer_config(index))
             copies = {scheme.name: quantize(index, layer, parts, scheme) for scheme in schemes}
-            found = {name: {one: np.full((sequences, draws), np.nan) for one in copies[name]} for name in copies}
+            found: dict[str, dict[str, F64]] = {name: {} for name in copies}
             for number in range(sequences):
                 _reverse_layer(_LayerRun(reference, index, layer, number), copies, gradients, found)
         for name, of_modules in found.items():
-            called = {one: values for one, values in of_modules.items() if not np.isnan(values).all()}
+            called = [one for one in copies[name] if one in of_modules]
             products[name].modules[:0] = [Module(index, one) for one in called]
-            products[name].values[:0] = [np.nan_to_num(values) for values in called.values()]
+            products[name].values[:0] = [of_modules[one] for one in called]
     return products
+
+
+def _start(reference: ReferenceStates, gradients: Streams, first: int, seed: int, step: int) -> None:
+    """Put every draw's gradient after the last layer into the streams, which have one name for each draw."""
+    decoder, draws = reference.decoder, len(gradients.names)
+    for number in range(len(reference.token_ids)):
+        generator = np.random.default_rng((seed, number))
+        of_end = head_gradients(decoder, reference.at(len(decoder.layers), number), first, draws, generator, step)
+        for draw, name in enumerate(gradients.names):
+            gradients.put(name, number, of_end[draw, None])
 
 
 class _LayerRun(NamedTuple):
@@ -127,9 +133,12 @@ def _reverse_layer(
     run: _LayerRun,
     copies: Mapping[str, Mapping[str, nn.Module]],
     gradients: Streams,
-    found: Mapping[str, Mapping[str, F64]],
+    found: Mapping[str, dict[str, F64]],
 ) -> None:
-    """Take every draw's gradient of one sequence through a layer, and put the inner products into `found`."""
+    """Take every draw's gradient of one sequence through a layer, and put the inner products into `found`.
+
+    A module that is not called on a sequence adds 0 there; one that is never called is not in `found`.
+    """
     hidden = run.reference.at(run.depth, run.sequence).detach().clone().requires_grad_()
     names = {name for of_scheme in copies.values() for name in of_scheme}
     with _recording(run.layer, names) as calls:
@@ -153,7 +162,8 @@ def _reverse_layer(
         by_call = dict(zip(outputs, of_outputs, strict=True))
         for (scheme, name), of_calls in errors.items():
             terms = [_dot(by_call[name, k], error) for k, error in enumerate(of_calls)]
-            found[scheme][name][run.sequence, draw] = sum(terms)
+            shape = len(run.reference.token_ids), len(gradients.names)
+            found[scheme].setdefault(name, np.zeros(shape))[run.sequence, draw] = sum(terms)
         # Last: a gradient at an output may be the very memory of the one after the layer, which this replaces.
         gradients.put(stream, run.sequence, of_hidden)
 
