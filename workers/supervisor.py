@@ -8,6 +8,8 @@ Everything that can happen on the way has one end for the job:
 | a report                                         | succeeded, in one transaction with its files   |
 | the measurement is killed                        | goes on here; failed if it gets no further    |
 | its device has too little memory                 | begins here with half the batch; then failed  |
+| the drawing is killed                            | is drawn again, twice at most; then failed    |
+| a limit of memory, file size or time is reached  | failed, with the limit                        |
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
 | an audit's model, and all else, is as before     | cancelled, with the reason `unchanged`         |
@@ -35,10 +37,12 @@ from service.store.artifacts import ArtifactStore
 from service.store.files.checkpoints import CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
-from workers.attempt import Attempt, Commands
+from workers.attempt import Attempt
 from workers.directories import WorkDirectories
 from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
+from workers.sandbox.programs import Commands
+from workers.sandbox.sandbox import Sandbox, open_sandbox
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class Supervisor:
         worker: str,
         stopping: Callable[[], bool] = lambda: False,
         commands: Commands | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -66,21 +71,23 @@ class Supervisor:
         self._worker = worker
         self._stopping = stopping
         self._commands = commands or Commands()
+        self._sandbox = sandbox or open_sandbox(settings)
         self._directories = WorkDirectories(settings.home / "work")
 
-    def run(self, job_id: str, dispatch: int) -> None:
-        """Do what a message asks for, if there is anything to do. Raises nothing that the job should end with."""
+    def run(self, job_id: str, dispatch: int) -> bool:
+        """Do what a message asks for; False if there was nothing to do. Raises nothing that the job should end with."""
         seconds = self._settings.lease_seconds
         claim = self._store.claim(job_id, dispatch, self._worker, seconds)
         if claim is None:
             log.info("job %s: dispatch %d finds nothing to do", job_id, dispatch)
-            return
+            return False
         log.info("job %s: attempt %d begins", job_id, claim.attempt)
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
             if self._settle(claim, lease, end, what):
                 self._remove_checkpoints(claim)
         self._clear_up()
+        return True
 
     def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
         """Do the job's work; return the write that ends it, or None, and its name for the log."""
@@ -88,7 +95,8 @@ class Supervisor:
         try:
             self._clear_up()
             directory = self._directories.take(claim.job_id, claim.attempt)
-            attempt = Attempt(store, self._artifacts, lease, claim, directory, self._settings, self._commands)
+            commands, sandbox = self._commands, self._sandbox
+            attempt = Attempt(store, self._artifacts, lease, claim, directory, self._settings, commands, sandbox)
             artifacts = attempt.run()
             self._remove(claim)
             return partial(store.succeed, claim, artifacts), "succeeded"

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Select, and_, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, select, true, update
 
 from service.contracts.progress import Failed
 from service.store.job_records import Dispatch
@@ -21,6 +21,12 @@ class Dispatches(Transactions):
         with self._read() as session:
             rows = session.execute(_waiting(DispatchRow.sent_at.is_(None)).limit(limit))
             return [Dispatch(job_id, number) for job_id, number in rows]
+
+    def waiting_dispatch(self) -> Dispatch | None:
+        """Return the oldest dispatch of a queued job, whether or not it went to the broker; None if no job waits."""
+        with self._read() as session:
+            row = session.execute(_waiting(true()).limit(1)).first()
+            return None if row is None else Dispatch(row[0], row[1])
 
     def expected_messages(self) -> int:
         """Return how many messages the broker must hold if none was lost: one for every queued job that was sent."""

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     except MeasurementError as error:
         reporter.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
-    except Exception as error:  # a supervisor must always be told
+    except BaseException as error:  # a supervisor must always be told, also of a panic in the tokenizers' Rust code
         if isinstance(error, torch.AcceleratorError) and _WITHOUT_KERNELS not in os.environ:
             _restart_without_kernels(reporter, arguments, error)
         traceback.print_exc()
@@ -125,9 +125,11 @@ def _private_stdout() -> TextIO:
     return lines
 
 
-def _code(error: Exception) -> str:
+def _code(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk-full"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "file-size-limit"
     return "out-of-memory" if ran_out(error) else "internal"
 
 
