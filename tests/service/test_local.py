@@ -157,7 +157,8 @@ class TestBroker:
 
 @contextlib.contextmanager
 def stack_of(settings, *, workers=False):
-    with Stack(settings, purpose="command", workers=workers, host="127.0.0.1", port=0) as stack:
+    devices = [settings.device] if workers else []
+    with Stack(settings, purpose="command", devices=devices, host="127.0.0.1", port=0) as stack:
         yield stack
 
 
@@ -276,7 +277,7 @@ class TestStack:
             port = taken.getsockname()[1]
             with (
                 pytest.raises(InvalidRequest, match=rf"--host and --port.*127\.0\.0\.1 {port}"),
-                Stack(settings, purpose="serve", workers=False, host="127.0.0.1", port=port),
+                Stack(settings, purpose="serve", devices=(), host="127.0.0.1", port=port),
             ):
                 pass
         assert children() == []
@@ -293,7 +294,7 @@ class TestStack:
             "import sys, time; from pathlib import Path\n"
             "from service.local.stack import Stack; from service.settings import Settings\n"
             "settings = Settings(home=Path(sys.argv[1]))\n"
-            "with Stack(settings, purpose='serve', workers=True, host='127.0.0.1', port=0):\n"
+            "with Stack(settings, purpose='serve', devices=['cpu'], host='127.0.0.1', port=0):\n"
             "    print('up', flush=True)\n"
             "    time.sleep(600)\n"
         )
