@@ -19,6 +19,7 @@ from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.files.identity import StoreIdentity
+from service.store.hosts.event_news import EventNews
 from service.store.hosts.single_host import SingleHost
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
@@ -34,6 +35,7 @@ class Stores(NamedTuple):
     audits: AuditStore
     alerts: AlertStore
     runs: RunStore
+    news: EventNews
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -57,7 +59,9 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))
+    return Stores(
+        JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine), EventNews(engine)
+    )
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:

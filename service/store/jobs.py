@@ -89,6 +89,12 @@ class JobStore(Leases, Dispatches):
         jobs = [job_of(row, None) for row in rows[:page_size]]
         return Page(jobs, jobs[-1].id if more else None)
 
+    def status(self, job_id: str) -> Status:
+        """Return the status of a job. Raises NotFound."""
+        with self._read() as session:
+            status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+            return status or _existing(session, job_id).status
+
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Return up to `limit` events of a job with a sequence number over `after`, in order. Raises NotFound."""
         with self._read() as session:
