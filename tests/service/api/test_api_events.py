@@ -111,7 +111,7 @@ def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(world, monk
     assert [event.event for event in parse(lines)] == ["queued", "started", "succeeded"]
 
 
-def test_the_stream_of_a_job_that_is_deleted_ends(world, monkeypatch):
+def test_the_stream_of_a_job_that_is_deleted_ends(world):
     job = world.submit()
 
     async def follow():
