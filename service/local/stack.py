@@ -71,10 +71,13 @@ class Stack:
 
     def check(self) -> None:
         """Start workers again that have ended. Raises StackStopped when another child has ended."""
-        for name in self._watched:
-            self._programs.check(name)
+        self._check_watched()
         if self._workers is not None:
             self._workers.check()
+
+    def _check_watched(self) -> None:
+        for name in self._watched:
+            self._programs.check(name)
 
     def _start(self) -> None:
         self.home.prepare()
@@ -136,7 +139,7 @@ class Stack:
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
-            self.check()
+            self._check_watched()
             if time.monotonic() > deadline:
                 tail = self._programs.log_tail(name)
                 raise StackStopped(f"the {name} did not answer within {START_SECONDS:.0f} s; {tail}")

@@ -86,7 +86,7 @@ class JobStore(Leases, Dispatches):
         with self._read() as session:
             rows = session.scalars(query).all()
             more = len(rows) > page_size
-        jobs = [job_of(row, None) for row in rows[:page_size]]
+            jobs = [job_of(row, None) for row in rows[:page_size]]
         return Page(jobs, jobs[-1].id if more else None)
 
     def status(self, job_id: str) -> Status:

@@ -165,7 +165,7 @@ class StoreRow(Base):
 class HostRow(Base):
     """The host that uses this database, where that is SQLite; one row at most."""
 
-    __tablename__ = "sqlite_host"
+    __tablename__ = "single_host"
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """Always 1."""

@@ -12,12 +12,12 @@ depends_on = None
 def upgrade() -> None:
     """Add the table of the host, and on PostgreSQL the trigger that sends the job's id of every new event."""
     op.create_table(
-        "sqlite_host",
+        "single_host",
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
         sa.Column("boot", sa.String(length=255), nullable=False),
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("number", name=op.f("pk_sqlite_host")),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_single_host")),
     )
     if op.get_bind().dialect.name != "postgresql":
         return
@@ -38,4 +38,4 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP TRIGGER notify_of_event ON events")
         op.execute("DROP FUNCTION notify_of_event()")
-    op.drop_table("sqlite_host")
+    op.drop_table("single_host")
