@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 
 _OPTIONS = {"model": "MODEL", "schemes": "--scheme", "page_size": "--limit"}
 """Options that are not named for their field."""
-_GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict)(\.|$)")
+_GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm)(\.|$)")
 """Fields that `--set` sets."""
 
 
@@ -96,7 +96,17 @@ Thresholds = Annotated[
         "--set",
         metavar="NAME=VALUE",
         help="Threshold of a definition, such as llm_int8.magnitude=5, or limit of the verdict, such as "
-        "verdict.kl_severe=0.2. Repeatable.",
+        "verdict.kl_severe=0.2, or setting of --harm, such as harm.draws=8. Repeatable.",
+    ),
+]
+Harm = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--harm",
+        metavar="WHICH",
+        help="Harm of replacing parts of the model alone: estimate (every module, from gradients), layers (every "
+        "layer, measured), modules (the most harmful modules, measured) or dimensions (of the residual stream). "
+        "Repeatable.",
     ),
 ]
 Labelled = Annotated[

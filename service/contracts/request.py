@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
@@ -18,7 +18,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
-from service.contracts.record import Frozen
+from service.contracts.harm.settings import HarmSettings
+from service.contracts.record import Frozen, no_boolean
+from service.contracts.record import NoBoolean as NoBoolean
 from service.contracts.schemes import SCHEMES, Scheme
 from service.contracts.variants import Asked, Variant, check_names
 
@@ -28,22 +30,12 @@ JOB_ID = r"[0-9A-Za-z_-]{1,64}"
 """Pattern of the id of a job, which is also its report's."""
 
 
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):  # Python treats them as 1 and 0
-        raise PydanticCustomError("boolean", "Input should be a number, not true or false")
-    return value
-
-
-NoBoolean = BeforeValidator(_no_boolean)
-"""Refuses true and false in place of a number."""
-
-
 def allowing(allowed: LiteralString) -> WrapValidator:
     """Replace the message of a failed check by `allowed`."""
 
     def check(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
         try:
-            return parse(_no_boolean(value))
+            return parse(no_boolean(value))
         except (ValidationError, PydanticCustomError) as error:
             raise PydanticCustomError("not_allowed", allowed) from error
 
@@ -192,12 +184,22 @@ class Analysis(Frozen):
     variance: VarianceThresholds = VarianceThresholds()
     heads: HeadThresholds = HeadThresholds()
     verdict: VerdictLimits = VerdictLimits()
+    harm: HarmSettings = HarmSettings()
 
     @field_validator("schemes")
     @classmethod
     def _different_names(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
         check_names(variants)
         return variants
+
+    @field_validator("harm")
+    @classmethod
+    def _has_parts(cls, harm: HarmSettings, info: ValidationInfo) -> HarmSettings:
+        if harm.measures and info.data.get("schemes") == ():
+            raise ValueError("without a scheme there is no harm; give schemes, or leave harm out")
+        if harm.component is not None and harm.exact != "modules":
+            raise ValueError(f"component {harm.component!r} needs exact to be 'modules', which is {harm.exact!r}")
+        return harm
 
     @property
     def scheme_names(self) -> tuple[str, ...]:
