@@ -29,8 +29,10 @@ class Choice(NamedTuple):
     chosen: str | None
     """A mix that is better than the best control; None where none is."""
     best_control: str
+    mix: str | None
+    """The chosen mix, else the one with the lowest mean; None where there is no mix."""
     difference: Estimate | None
-    """KL divergence of the mix with the lowest mean, minus the best control's: nats, paired."""
+    """KL divergence of `mix` minus the best control's: nats, paired."""
 
 
 def choose(mixes: Mapping[str, F64], controls: Mapping[str, F64], sequence: I64) -> Choice:
@@ -46,7 +48,7 @@ def choose(mixes: Mapping[str, F64], controls: Mapping[str, F64], sequence: I64)
     differences = {name: difference(mixes[name], controls[best_control], sequence) for name in ordered}
     chosen = next((name for name in ordered if _is_below_zero(differences[name], len(mixes))), None)
     shown = chosen or (ordered[0] if ordered else None)
-    return Choice(chosen, best_control, differences[shown] if shown else None)
+    return Choice(chosen, best_control, shown, differences[shown] if shown else None)
 
 
 def difference(one: F64, other: F64, sequence: I64) -> Estimate:

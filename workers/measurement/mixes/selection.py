@@ -123,9 +123,7 @@ def _swaps(prediction: Prediction, extra_bytes: I64, budget: int, kept: Bools) -
     matrix, slope = prediction.matrix, 2 * prediction.matrix @ (~kept)
     diagonal = np.diag(matrix)
     change = (
-        (slope + diagonal)[inside][:, None]
-        - (slope - diagonal)[outside][None]
-        - 2 * matrix[np.ix_(inside, outside)]
+        (slope + diagonal)[inside][:, None] - (slope - diagonal)[outside][None] - 2 * matrix[np.ix_(inside, outside)]
     )
     left = budget - int(extra_bytes[kept].sum())
     change[extra_bytes[outside][None] - extra_bytes[inside][:, None] > left] = np.inf
