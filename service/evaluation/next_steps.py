@@ -5,6 +5,7 @@ is neither recommended nor rejected: the text must be longer first. A simulated 
 BitsAndBytesConfig loads, is never recommended, because what was measured is not what would be deployed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -146,7 +147,7 @@ def _leave(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
     reason = "as it is: its effect is severe" if len(severe) == 1 else "as they are: their effects are severe"
     yield f"Do not deploy {_names(severe)} {reason}."
     mildest = min(severe, key=lambda one: one.mean_kl)
-    if not mildest.recommended:
+    if not mildest.recommended and math.isfinite(mildest.mean_kl):
         yield f"Measure which modules to keep in 16 bits: run headroom recommend with --scheme {mildest.variant}."
 
 

@@ -29,7 +29,7 @@ from workers.measurement.inputs.calibration import calibrate
 from workers.measurement.inputs.tokenizer import load_tokenizer
 from workers.measurement.layers.copies.quantize_layer import quantize_layer
 from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
-from workers.measurement.mixes.plan import Plan, SchemeHarm, plan_mixes
+from workers.measurement.mixes.plan import MixInputs, Plan, plan_mixes
 from workers.measurement.mixes.units import QuantizedModule
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder
@@ -56,7 +56,9 @@ def described(decoder: Decoder) -> list[QuantizedModule]:
         for part in projections(layer, decoder.layer_config(index)):
             elements = layer.get_submodule(part.name).weight.numel()
             extra = int(elements * (BITS["kept"] - BITS["nf4"]) / 8)
-            modules.append(QuantizedModule(index, f"{decoder.prefix}{index}.{part.name}", tuple(part.parts), extra))
+            modules.append(
+                QuantizedModule(index, f"{decoder.prefix}{index}.{part.name}", next(iter(part.parts)), extra)
+            )
     return modules
 
 
@@ -80,7 +82,7 @@ def products(decoder: Decoder, token_ids: torch.Tensor, scheme: Scheme, draws: i
 ERRORS: dict[str, float] = {}
 
 
-def planned(harm: SchemeHarm, share: float, whole_groups: bool) -> Plan:
+def planned(harm: MixInputs, share: float, whole_groups: bool) -> Plan:
     """The plan for a share of the quantized bytes."""
     quantized = sum(module.extra_bytes for module in harm.modules) * BITS["nf4"] / (BITS["kept"] - BITS["nf4"])
     settings = RecommendSettings(
@@ -128,7 +130,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
             np.savez(options.products, values=values, errors=[errors[module.name] for module in modules])
     names = frozenset(module.name for module in modules)
     size = 10**9  # of the model, which only has to be larger than what is added
-    harm = SchemeHarm(
+    harm = MixInputs(
         scheme, modules, values, options.sequence_length - 1, 1.0, size, 10 * size, errors, frozenset(), names
     )
     plans = {share: planned(harm, share, not options.split_groups) for share in SHARES}

@@ -57,7 +57,7 @@ def _values_first(modules: Sequence[QuantizedModule], rest: Iterable[Unit]) -> l
 
     Empty where no module computes attn.v alone.
     """
-    values = {place for place, module in enumerate(modules) if module.components == (_VALUES,)}
+    values = {place for place, module in enumerate(modules) if module.component == _VALUES}
     if not values:
         return []
     alone = [Unit((place,), modules[place].extra_bytes) for place in sorted(values)]

@@ -29,7 +29,7 @@ take no notice of errors that add up or cancel."""
 
 
 @dataclass(frozen=True)
-class SchemeHarm:
+class MixInputs:
     """What is known of a scheme when its mixes are planned."""
 
     scheme: Scheme
@@ -57,7 +57,7 @@ class SchemeHarm:
 class Plan:
     """What is measured for a scheme."""
 
-    harm: SchemeHarm
+    inputs: MixInputs
     target: contract.Target
     frontier: tuple[contract.FrontierPoint, ...]
     prediction: Prediction
@@ -69,42 +69,42 @@ class Plan:
     def kept(self, name: str) -> frozenset[str]:
         """Return the full names of the modules that a mix or control keeps, besides those of the scheme's own."""
         chosen = self.controls[name] if name in self.controls else self.mixes[name]
-        return frozenset(m.name for m, own in zip(self.harm.modules, chosen, strict=True) if own)
+        return frozenset(m.name for m, own in zip(self.inputs.modules, chosen, strict=True) if own)
 
     def extra_bytes(self, name: str) -> int:
         """Return the bytes that a mix or control takes more than the uniform scheme."""
         kept = self.kept(name)
-        return sum(module.extra_bytes for module in self.harm.modules if module.name in kept)
+        return sum(module.extra_bytes for module in self.inputs.modules if module.name in kept)
 
 
-def plan_mixes(harm: SchemeHarm, settings: RecommendSettings, seed: int) -> Plan:
+def plan_mixes(inputs: MixInputs, settings: RecommendSettings, seed: int) -> Plan:
     """Return the plan for a scheme.
 
     Raises:
         BadRequest: the target's bytes are fewer than the uniform scheme takes, or as many as the reference.
     """
-    units = units_of(harm.modules, whole_groups=settings.whole_groups)
+    units = units_of(inputs.modules, whole_groups=settings.whole_groups)
     extra = np.array([unit.extra_bytes for unit in units], dtype=np.int64)
     of_modules = [
-        predicted(harm.products, harm.positions, weight).scaled(harm.uniform_kl) for weight in INTERACTION_WEIGHTS
+        predicted(inputs.products, inputs.positions, weight).scaled(inputs.uniform_kl) for weight in INTERACTION_WEIGHTS
     ]
     of_units = [prediction.of_units(units) for prediction in of_modules]
     points = frontier(of_units[0], extra)
-    kind, value, budget = _target(settings, harm, of_units[0], extra)
+    kind, value, budget = _target(settings, inputs, of_units[0], extra)
     if budget is None:
         budget = knee(points).extra_bytes
-    mixes = _distinct(members(_chosen(units, best_mix(one, extra, budget)), len(harm.modules)) for one in of_units)
+    mixes = _distinct(members(_chosen(units, best_mix(one, extra, budget)), len(inputs.modules)) for one in of_units)
     mixes.sort(key=of_modules[0].divergence)
     return Plan(
-        harm=harm,
-        target=contract.Target(kind=kind, value=value, bytes=harm.uniform_bytes + budget),
+        inputs=inputs,
+        target=contract.Target(kind=kind, value=value, bytes=inputs.uniform_bytes + budget),
         frontier=tuple(
-            contract.FrontierPoint(bytes=harm.uniform_bytes + point.extra_bytes, predicted_kl=point.predicted)
+            contract.FrontierPoint(bytes=inputs.uniform_bytes + point.extra_bytes, predicted_kl=point.predicted)
             for point in points
         ),
         prediction=of_modules[0],
         mixes={f"mix-{number}": kept for number, kept in enumerate(mixes, 1)},
-        controls=control_mixes(harm.modules, units, budget, harm.errors, seed),
+        controls=control_mixes(inputs.modules, units, budget, inputs.errors, seed),
     )
 
 
@@ -119,12 +119,12 @@ def check_target(settings: RecommendSettings, scheme: str, uniform_bytes: int, r
 
 
 def _target(
-    settings: RecommendSettings, harm: SchemeHarm, prediction: Prediction, extra: I64
+    settings: RecommendSettings, inputs: MixInputs, prediction: Prediction, extra: I64
 ) -> tuple[TargetKind, float | None, int | None]:
     """Return the kind of the target, what was asked for, and the bytes to spend; None for those of the knee."""
     if settings.max_bytes is not None:
-        check_target(settings, harm.scheme.name, harm.uniform_bytes, harm.reference_bytes)
-        return "max_bytes", float(settings.max_bytes), int(settings.max_bytes) - harm.uniform_bytes
+        check_target(settings, inputs.scheme.name, inputs.uniform_bytes, inputs.reference_bytes)
+        return "max_bytes", float(settings.max_bytes), int(settings.max_bytes) - inputs.uniform_bytes
     if settings.max_kl is not None:
         return "max_kl", settings.max_kl, budget_for(prediction, extra, settings.max_kl)
     return "knee", None, None

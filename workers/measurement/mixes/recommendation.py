@@ -14,6 +14,7 @@ import torch
 from service.contracts.harm import recommendation as contract
 from service.contracts.report import Estimate
 from service.contracts.request import Analysis
+from service.contracts.schemes import Scheme
 from service.evaluation.verdict import Grounds, judge, mean_kl
 from workers.measurement.mixes.choice import F64, Choice, choose
 from workers.measurement.mixes.configuration import configuration, converted_modules
@@ -62,7 +63,7 @@ def measure_plans(
         reporter: gets the layers done.
     """
     mixes = [
-        Mix(_stream(scheme, name), plan.harm.scheme, plan.harm.kept | plan.kept(name))
+        Mix(_stream(scheme, name), plan.inputs.scheme, plan.inputs.kept | plan.kept(name))
         for scheme, plan in plans.items()
         for name in (*plan.mixes, *plan.controls)
     ]
@@ -128,12 +129,12 @@ class _Conclusion:
         return contract.MixFacts(
             name=name,
             control=control,
-            bytes=plan.harm.uniform_bytes + plan.extra_bytes(name),
+            bytes=plan.inputs.uniform_bytes + plan.extra_bytes(name),
             predicted_kl=prediction.divergence(plan.controls[name] if control else plan.mixes[name]),
             kl=contract.HeldOutFigure(value=kl.mean, standard_error=kl.standard_error, interval=kl.interval),
             level=judge(mean_kl(kl), ratio, self._analysis.verdict, grounds).level.name,
             kept=_components(plan, plan.kept(name)),
-            skip_modules=tuple(m.name for m in plan.harm.modules if m.name in plan.kept(name)),
+            skip_modules=tuple(m.name for m in plan.inputs.modules if m.name in plan.kept(name)),
         )
 
     def _measured(self) -> Mapping[str, Comparison]:
@@ -145,20 +146,37 @@ class _Conclusion:
         control = f"{choice.best_control} ({kl[choice.best_control].mean():.3g} nats)"
         if choice.chosen is not None:
             return f"{choice.chosen} ({kl[choice.chosen].mean():.3g} nats) beats the best control, {control}."
-        budget = (plan.target.bytes - plan.harm.uniform_bytes) / _BYTES
+        budget = (plan.target.bytes - plan.inputs.uniform_bytes) / _BYTES
         if not plan.mixes:
             return f"No module of {self._scheme} is worth keeping within +{budget:.3g} MB, or none fits."
         return f"No mix under +{budget:.3g} MB beats the best control, {control}."
 
     def _config(self, chosen: str | None) -> dict[str, Any]:
-        """Return the configuration of the chosen mix, else of the uniform scheme, and whether it is what was meant."""
-        harm, decoder = self._plan.harm, self._decoder
-        quantized = harm.quantized - (self._plan.kept(chosen) if chosen else frozenset())
-        config = configuration(harm.scheme, quantized, decoder)
-        if config is None:
-            return {"analysis_only": True}
-        verified = converted_modules(config, decoder.model.config) == quantized  # type: ignore[arg-type]
-        return {"config": config, "config_verified": verified}
+        """Return the configuration of the chosen mix, else of the uniform scheme."""
+        inputs = self._plan.inputs
+        quantized = inputs.quantized - (self._plan.kept(chosen) if chosen else frozenset())
+        return _configured(inputs.scheme, quantized, self._decoder)
+
+
+def without_mixes(reason: str, scheme: Scheme, quantized: frozenset[str], decoder: Decoder) -> contract.Recommendation:
+    """Return the recommendation of a scheme of which no mix was measured, with the configuration of all of it.
+
+    Args:
+        reason: why none was, in a sentence.
+        scheme: settings that the model decides are resolved.
+        quantized: full names of all modules that it quantizes.
+        decoder: the model.
+    """
+    return contract.Recommendation(reason=reason, **_configured(scheme, quantized, decoder))
+
+
+def _configured(scheme: Scheme, quantized: frozenset[str], decoder: Decoder) -> dict[str, Any]:
+    """Return the fields that state a configuration, and whether transformers makes of it what is meant."""
+    config = configuration(scheme, quantized, decoder)
+    if config is None:
+        return {"analysis_only": True}
+    verified = converted_modules(config, decoder.model.config) == quantized  # type: ignore[arg-type]
+    return {"config": config, "config_verified": verified}
 
 
 def _where_all_finite(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison] | None:
@@ -175,7 +193,7 @@ def _where_all_finite(comparisons: Mapping[str, Comparison]) -> dict[str, Compar
 def _components(plan: Plan, kept: frozenset[str]) -> tuple[contract.KeptComponent, ...]:
     """Return the layers of which every component is kept."""
     layers: dict[str, list[int]] = {}
-    for module in plan.harm.modules:
+    for module in plan.inputs.modules:
         if module.name in kept:
             layers.setdefault(module.component, []).append(module.layer)
     return tuple(contract.KeptComponent(component=name, layers=tuple(of)) for name, of in layers.items())

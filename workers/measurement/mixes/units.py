@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_FUSED = (("attn.qkv", frozenset({"attn.q", "attn.k", "attn.v"})), ("mlp.gate_up", frozenset({"mlp.gate", "mlp.up"})))
+_GROUPS = (("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up"))
 
 
 class QuantizedModule(NamedTuple):
@@ -21,17 +21,10 @@ class QuantizedModule(NamedTuple):
     layer: int
     name: str
     """In the model."""
-    components: tuple[str, ...]
-    """What it computes: several of a fused module."""
+    component: str
+    """What it computes; `attn.qkv` and the like of a fused module."""
     extra_bytes: int
     """What it takes more in 16 bits than under the scheme."""
-
-    @property
-    def component(self) -> str:
-        """The name of its component, or of the group of components that it computes."""
-        if len(self.components) == 1:
-            return self.components[0]
-        return next((name for name, group in _FUSED if {*self.components} == group), self.name.rpartition(".")[2])
 
 
 class Unit(NamedTuple):
@@ -51,7 +44,7 @@ def units_of(modules: Sequence[QuantizedModule], *, whole_groups: bool) -> list[
     """
     groups: dict[object, list[int]] = {}
     for place, module in enumerate(modules):
-        group = next((name for name, of_group in _FUSED if {*module.components} < of_group), None)
+        group = next((group for group in _GROUPS if module.component in group), None)
         key = (module.layer, group) if whole_groups and group is not None else place
         groups.setdefault(key, []).append(place)
     return [Unit(tuple(of), sum(modules[place].extra_bytes for place in of)) for of in groups.values()]

@@ -6,24 +6,24 @@ import pytest
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.schemes import SCHEMES
 from workers.measurement.errors import BadRequest
-from workers.measurement.mixes.plan import SchemeHarm, plan_mixes
+from workers.measurement.mixes.plan import MixInputs, plan_mixes
 from workers.measurement.mixes.units import QuantizedModule
 
 SIZES = {"attn.q": 9, "attn.k": 3, "attn.v": 3, "attn.o": 9, "mlp.gate": 20, "mlp.up": 20, "mlp.down": 20}
 MODULES = [
-    QuantizedModule(layer, f"model.layers.{layer}.{c}", (c,), 100 * size)
+    QuantizedModule(layer, f"model.layers.{layer}.{c}", c, 100 * size)
     for layer in range(3)
     for c, size in SIZES.items()
 ]
 EXTRA = sum(module.extra_bytes for module in MODULES)
 
 
-def harm_of(products: np.ndarray | None = None) -> SchemeHarm:
+def harm_of(products: np.ndarray | None = None) -> MixInputs:
     rng = np.random.default_rng(3)
     if products is None:
         products = rng.normal(size=(8, 4, len(MODULES))) * rng.lognormal(0, 1, len(MODULES))
     names = frozenset(module.name for module in MODULES)
-    return SchemeHarm(SCHEMES["nf4"], MODULES, products, 31, 0.4, 10_000, 10_000 + EXTRA, {}, frozenset(), names)
+    return MixInputs(SCHEMES["nf4"], MODULES, products, 31, 0.4, 10_000, 10_000 + EXTRA, {}, frozenset(), names)
 
 
 def settings(**target: object) -> RecommendSettings:
