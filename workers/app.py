@@ -105,11 +105,11 @@ def _once() -> int:
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: stop.set())
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     with reporting_failure("worker"):
         present = settings()
         stores = open_stores(present)
         supervisor = _supervisor(present, stores, stop.is_set)
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     return run_once(supervisor, stores.jobs)
 
 

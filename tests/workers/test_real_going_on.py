@@ -28,7 +28,7 @@ say = ProgressReporter._say
 def say_and_wait(self, line):
     say(self, line)
     if (getattr(line, "stage", None), getattr(line, "done", None)) == ("sweep", 4):
-        home = pathlib.Path(sys.argv[-1]).parents[3]
+        home = pathlib.Path(sys.argv[-1]).parents[4]
         (home / "reached").write_text(f"{os.getpid()}\\n")
         while not (home / "go").exists(): time.sleep(0.05)
 ProgressReporter._say = say_and_wait

@@ -219,6 +219,7 @@ def test_a_worker_without_its_broker_says_for_what_it_waits(tmp_path: Path) -> N
     )
     try:
         assert worker.stderr is not None
+        assert worker.stderr.readline().startswith(b"headroom worker: jobs run with")
         line = worker.stderr.readline().decode()
         assert line.startswith("headroom worker: HEADROOM_BROKER_URL: the broker at redis+socket://:**@")
         assert line.endswith("it is tried again until it answers\n")

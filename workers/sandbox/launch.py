@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"sandbox: the program cannot be confined: {error}", file=sys.stderr)
         return FAILED
     try:
-        os.execve(program[0], program, os.environ)
+        os.execve(program[0], list(program), os.environ)
     except OSError as error:
         print(f"sandbox: {program[0]!r} cannot be started: {error.strerror}", file=sys.stderr)
     return FAILED
