@@ -50,10 +50,10 @@ def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | 
         raise InvalidRequest("limits", [], "one limit or more, whose noise is measured")
     terms = _terms(audit.definition, pinned)
     for request in _requests(audit.definition, seeds, pinned):
-        job = store.submit(request, idempotency_key=_key(audit, request, terms), terms=terms)
+        job = store.submit(request, idempotency_key=_key(audit, request, terms), terms=terms, sent=send is not None)
         if job.status in (Status.failed, Status.cancelled):
-            job = store.retry(job.id)
-        if send is not None:
+            store.retry(job.id)  # the scheduler sends its message
+        elif send is not None:
             send_message(store, job, send)
 
 

@@ -29,17 +29,29 @@ MAX_PAGE_SIZE = 1000
 class JobStore(Leases, Dispatches):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
-    def submit(self, request: JobRequest, *, idempotency_key: str | None = None, terms: Terms | None = None) -> Job:
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        idempotency_key: str | None = None,
+        terms: Terms | None = None,
+        sent: bool = False,
+    ) -> Job:
         """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
         another request it raises IdempotencyKeyReused.
+
+        With `sent`, a new job's message counts as sent: the caller sends it at once, and calls `mark_unsent` where that
+        fails. If neither happens, the scheduler notices after a while that the broker lacks a message.
         """
         try:
             with self._write() as session:
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
                     return _same(session, row, request)
-                row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
+                row = insert_job(
+                    session, request, self._clock(), idempotency_key=idempotency_key, terms=terms, sent=sent
+                )
                 return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
             if idempotency_key is None:
