@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 from service.errors import HomeInUse, InvalidRequest
 from service.settings import Settings
@@ -66,7 +66,7 @@ class Home:
 
         The kernel frees the lock when its holder dies, however it dies.
         """
-        with (self.path / "lock").open("a") as file:
+        with open_private(self.path / "lock", "a") as file:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _locked(file.fileno()):
                 if time.monotonic() > deadline:
@@ -95,7 +95,7 @@ class Home:
     def running(self) -> Running | None:
         """Return the stack that runs on this home, or None."""
         try:
-            with (self.path / "lock").open("a") as file:
+            with open_private(self.path / "lock", "a") as file:
                 if _locked(file.fileno()):
                     return None
             return Running(**json.loads(self._record.read_text(encoding="utf-8")))
@@ -114,11 +114,10 @@ class Home:
     def _write(self, path: Path, text: str) -> None:
         """Write a file of mode 600, whole or not at all."""
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open_private(partial, "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         partial.replace(path)
 
     def _in_use_message(self) -> str:
@@ -128,6 +127,16 @@ class Home:
             f"HEADROOM_HOME: {str(self.path)!r} is in use by {holder}; wait for it, share one stack by running "
             "`headroom serve` first, or set HEADROOM_HOME to another directory"
         )
+
+
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file that has mode 600 if this makes it; text is UTF-8."""
+    return open(
+        path,
+        mode,
+        encoding=None if "b" in mode else "utf-8",
+        opener=lambda name, flags: os.open(name, flags, 0o600),
+    )
 
 
 def _locked(descriptor: int) -> bool:

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import IO, Self
 
 import httpx
 
 from service.errors import InvalidRequest, StackStopped
 from service.local import broker
-from service.local.home import Home, Purpose, Running
+from service.local.home import Home, Purpose, Running, open_private
 from service.processes import spawn, terminate
 from service.settings import Settings
 
@@ -162,12 +162,12 @@ class Stack:
                     terminate(child, grace)
 
     @contextlib.contextmanager
-    def _log(self, name: str) -> Iterator[BinaryIO]:
+    def _log(self, name: str) -> Iterator[IO[bytes]]:
         """Open a new log for a child; the one before it is kept beside it."""
         path = self.home.logs / f"{name}.log"
         with contextlib.suppress(FileNotFoundError):
             path.replace(path.with_suffix(".log.1"))
-        with path.open("wb") as file:
+        with open_private(path, "wb") as file:
             yield file
 
     def _ended_message(self, name: str, child: subprocess.Popen[bytes]) -> str:
