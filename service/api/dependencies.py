@@ -16,6 +16,7 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
+from service.store.files.removals import Removals
 from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
 
@@ -67,6 +68,7 @@ class Backend:
     artifacts: ArtifactStore
     audits: AuditStore
     alerts: AlertStore
+    removals: Removals
     news: EventNews
     broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
