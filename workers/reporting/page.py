@@ -18,6 +18,7 @@ from workers.reporting.topics import (
     divergence,
     dynamic_range,
     errors,
+    harm,
     heads,
     labelled,
     outcome,
@@ -45,6 +46,9 @@ _TOPICS = {
     "error_growth": "errors",
     "component_heatmap": "errors",
     "divergence": "divergence",
+    "harm_map": "harm",
+    "harm_shares": "harm",
+    "estimate_check": "harm",
     "labelled_activations": "labelled",
 }
 """The topic of every figure by the beginning of its name; the longest beginning that fits decides. Inside a topic
@@ -82,6 +86,7 @@ def topics(source: Source) -> tuple[Topic, ...]:
         heads.topic(source),
         errors.topic(source),
         divergence.topic(report),
+        *filter(None, [harm.topic(report)]),
         labelled.topic(report),
     )
 
