@@ -47,7 +47,9 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
         middleware=[Middleware(KeyRequired, keys=stores.keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.backend = Backend(settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, broker)
+    app.state.backend = Backend(
+        settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, stores.news, broker
+    )
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)

@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
+from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
@@ -64,6 +65,7 @@ class Backend:
     artifacts: ArtifactStore
     audits: AuditStore
     alerts: AlertStore
+    news: EventNews
     broker: Celery | None
     """Sends messages to the queue; None: only the scheduler sends them."""
 

@@ -57,6 +57,11 @@ def writer(engine: Engine) -> Engine:
     return engine.execution_options(**{_WRITES: True})
 
 
+def is_writer(bind: Engine | Connection) -> bool:
+    """Whether transactions on an engine, or on its connection, are for writing."""
+    return bool(bind.get_execution_options().get(_WRITES, False))
+
+
 def upgrade(engine: Engine) -> None:
     """Bring the database to the newest schema; several processes may do this at once.
 

@@ -5,7 +5,7 @@ Times are timezone-aware UTC. Job ids are 32 hexadecimal characters that sort by
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from service.contracts.audits.resolution import Terms
@@ -39,7 +39,7 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs ahead of it, 0 for the next; None unless queued."""
+    """Queued jobs that came into the queue before it; None unless queued, and in lists."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,6 @@ class Page:
     jobs: list[Job]
     next_page_token: str | None
     """Asks for the next part; None at the end."""
-
-
-def utcnow() -> datetime:
-    """Return the present time in UTC."""
-    return datetime.now(UTC)
 
 
 def new_id(now: datetime) -> str:

@@ -7,7 +7,7 @@ The worker's side is in `leases`, the scheduler's in `dispatches`; this module h
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -66,6 +66,8 @@ class JobStore(Leases, Dispatches):
     ) -> Page:
         """Return up to `page_size` jobs (1 to 1000), newest first, after those of the page that gave `page_token`.
 
+        Their positions in the queue are not counted.
+
         Raises InvalidRequest for a page size or token that is not allowed.
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
@@ -84,8 +86,14 @@ class JobStore(Leases, Dispatches):
         with self._read() as session:
             rows = session.scalars(query).all()
             more = len(rows) > page_size
-            jobs = _jobs(session, rows[:page_size])
+            jobs = [job_of(row, None) for row in rows[:page_size]]
         return Page(jobs, jobs[-1].id if more else None)
+
+    def status(self, job_id: str) -> Status:
+        """Return the status of a job. Raises NotFound."""
+        with self._read() as session:
+            status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+            return status or _existing(session, job_id).status
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Return up to `limit` events of a job with a sequence number over `after`, in order. Raises NotFound."""
@@ -154,8 +162,7 @@ class JobStore(Leases, Dispatches):
         """Return the jobs that were submitted with these keys, by the keys."""
         with self._read() as session:
             query = select(JobRow).where(JobRow.idempotency_key.in_(list(idempotency_keys)))
-            rows = session.scalars(query).all()
-            return {str(row.idempotency_key): job for row, job in zip(rows, _jobs(session, rows), strict=True)}
+            return {str(row.idempotency_key): job_of(row, None) for row in session.scalars(query)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
@@ -186,17 +193,12 @@ def _same(session: Session, row: JobRow, request: JobRequest) -> Job:
 
 
 def _job(session: Session, row: JobRow) -> Job:
-    return _jobs(session, [row])[0]
+    """Return the record of a row; of a queued job with the number of those that came into the queue before it.
 
-
-def _jobs(session: Session, rows: Iterable[JobRow]) -> list[Job]:
-    """Return the records, with the position of those that are queued: by the time they came into the queue."""
-    rows = list(rows)
-    waiting = [row.id for row in rows if row.status is Status.queued]
-    positions: dict[str, int] = {}
-    if waiting:
-        position = func.row_number().over(order_by=(JobRow.queued_at, JobRow.id)) - 1
-        queue = select(JobRow.id, position.label("position")).where(JobRow.status == Status.queued).subquery()
-        places = session.execute(select(queue.c.id, queue.c.position).where(queue.c.id.in_(waiting)))
-        positions = {job_id: place for job_id, place in places}  # noqa: C416
-    return [job_of(row, positions.get(row.id)) for row in rows]
+    The index on status and time is read from the front of the queue to the job, and no row of the table.
+    """
+    position = None
+    if row.status is Status.queued:
+        before = tuple_(JobRow.queued_at, JobRow.id) < (row.queued_at, row.id)
+        position = session.scalar(select(func.count()).where(JobRow.status == Status.queued, before))
+    return job_of(row, position)

@@ -4,7 +4,7 @@
 job's events tell its whole story.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,8 @@ from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.errors import NotFound, TransitionNotAllowed
 from service.store.database import writer
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import Clock, clock_of
+from service.store.job_records import new_id
 from service.store.statuses import TRANSITIONS, Status
 from service.store.tables import DispatchRow, EventRow, JobRow
 
@@ -25,10 +26,15 @@ from service.store.tables import DispatchRow, EventRow, JobRow
 class Transactions:
     """Short transactions on one database, and the clock by which their times are set."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime] = utcnow) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        """`clock` replaces the database's in tests."""
         self._reader = engine
         self._writer = writer(engine)
-        self._clock = clock
+        self._clock = clock or clock_of(engine)
+
+    def now(self) -> datetime:
+        """Return the present time by the clock of the database."""
+        return self._clock()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:

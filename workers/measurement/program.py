@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from service.contracts.harm.tables import harm_tables
-from service.contracts.request import MeasurementRequest, schemes_for
+from service.contracts.request import MeasurementRequest, schemes_for, variants_for
 from service.contracts.tables import TABLES
 from workers.measurement.errors import BadRequest
 from workers.measurement.harm.stage import run_harm
@@ -200,7 +200,7 @@ def _sweep(
     files = LayerFiles(work / "layers", request.scheme_names, request.heads)
     checkpoint = StreamCheckpoint(work / "checkpoint")
     first = checkpoint.layers_done()
-    kept = kept_modules(request.schemes, decoder)
+    kept = kept_modules(variants_for(request), decoder)
     batch = len(batches[0].token_ids)
     with reporter.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
         state = prepare_sweep(
@@ -221,9 +221,8 @@ def _sweep(
         for layer_results in sweep_layers(state, first):
             files.write(layer_results, warn_nonfinite(layer_results, reporter))
             progress.done(layer_results.layer + 1)
-            # What comes after the layers takes as long again where harm is measured.
             due = time.monotonic() - saved_at >= request.checkpoint_seconds
-            if due or (request.harm.measures and layer_results.layer + 1 == len(decoder.layers)):
+            if due or (request.harm.measures and layer_results.layer + 1 == len(decoder.layers)):  # harm takes longer
                 checkpoint.save(layer_results.layer + 1, state.streams)
                 saved_at = time.monotonic()
     warn_unquantized(state, files, reporter)

@@ -16,6 +16,7 @@ from service.contracts.harm.facts import HarmFacts
 from service.contracts.progress import Progress
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
+from workers.measurement import program
 from workers.measurement.errors import BadRequest, MeasurementError
 from workers.measurement.harm import measuring
 from workers.measurement.harm.reverse_sweep import NoGradient
@@ -188,15 +189,15 @@ def test_a_component_is_measured_whole(model: Path, calibration_text: Path, tmp_
         run(asked(model, calibration_text, harm | {"component": "mlp.dwn"}), tmp_path / "other")
 
 
-def test_a_scheme_that_replaces_nothing_has_no_harm(model: Path, calibration_text: Path, tmp_path: Path) -> None:
-    components = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
-    kept = {"scheme": "nf4", "name": "nothing", "keep": components}
-    report = run(
-        asked(model, calibration_text, {"estimate": True, "draws": 1}, schemes=["nf4", kept]), tmp_path / "out"
-    )
+def test_a_scheme_that_replaces_nothing_has_no_harm(
+    model: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = program.replaced_modules
+    monkeypatch.setattr(program, "replaced_modules", lambda *of: replaced(*of) | {"int8": {}})
+    report = run(asked(model, calibration_text, {"estimate": True, "draws": 1}), tmp_path / "out")
     assert report.harm is not None
     assert set(report.harm) == {"nf4"}
-    assert [warning.where for warning in report.warnings if warning.code == "harm-nothing-replaced"] == ["nothing"]
+    assert [warning.where for warning in report.warnings if warning.code == "harm-nothing-replaced"] == ["int8"]
 
 
 def test_without_gradients_layers_are_measured_instead(
