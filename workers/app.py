@@ -24,7 +24,7 @@ from celery.worker import state
 from service import queue
 from service.errors import ServiceUnreachable
 from service.settings import Settings, settings
-from service.startup import Stores, open_stores, reporting_failure
+from service.startup import Stores, keep_private, open_stores, reporting_failure
 from workers.lifetime import IdleWatch, become_new, run_once
 from workers.sandbox.family import settle_worker
 from workers.sandbox.programs import Commands
@@ -85,6 +85,7 @@ def main() -> None:
 
     Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """
+    keep_private()
     if sys.argv[1:2] == ["--once"]:
         sys.exit(_once())
     with reporting_failure("worker"):

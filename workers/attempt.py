@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from workers.failures import (
 )
 from workers.lease import Lease
 from workers.measurement.runtime.workspace import unfinished
+from workers.model_cache import ModelCache
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
 from workers.resolution import Resolved, identity
@@ -80,7 +82,8 @@ class Attempt:
         self._commands = commands
         self._sandbox = sandbox
         self._programs = Programs(sandbox, lease, claim.job_id, directory)
-        self._checkpoints = checkpoints_of(artifacts, lease, claim, self._request_file, self._out, settings)
+        self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, self._out, settings)
+        self._models = ModelCache(settings.model_cache_bytes)
         self._layers = 0
         """That the last measurement was through with."""
 
@@ -89,6 +92,10 @@ class Attempt:
 
         Raises JobFailed, Unchanged, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
         """
+        with self._models:
+            return self._run()
+
+    def _run(self) -> list[Artifact]:
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
@@ -227,6 +234,9 @@ class Attempt:
             return ModelFiles(path=MODEL, source=SAMPLE)
         if name.startswith("/"):
             return ModelFiles(path=Path(name), source=name)
+        return self._models.fetched(name, partial(self._fetched, name))
+
+    def _fetched(self, name: str) -> ModelFiles:
         found = self._directory / "model.json"
         relay = Relay(self._store, self._claim)
         ended = self._programs.fetch([*self._commands.hub, name, str(found)], self._temporary, relay.line)

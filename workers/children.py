@@ -46,15 +46,21 @@ def run_child(
     check: Callable[[], None],
     on_line: Callable[[bytes], None],
     clear_up: Callable[[], None] = lambda: None,
+    umask: int = -1,
 ) -> Ended:
     """Run `command` to its end; its standard output goes to `on_line` line by line, in this thread.
 
     `check` is called several times a second. What it or `on_line` raises ends the child, with all it started, and is
     passed on. Lines over 64 KiB come in pieces. `clear_up` is called when the child and its group have ended, to end
-    what has left the group.
+    what has left the group. `umask` is the child's; -1: this process's.
     """
     process = spawn(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(environment)
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        umask=umask,
     )
     lines: Queue[bytes] = Queue(_WAITING_LINES)
     errors: deque[bytes] = deque(maxlen=_TAIL_LINES)

@@ -53,7 +53,10 @@ class Programs:
         """Run a program with this worker's rights and network."""
         # What it leaves in its temporary directory goes when the working directory goes.
         environment = {**os.environ, "TMPDIR": str(temporary)}
-        return self._logged(command, run_child(command, environment=environment, check=self._check, on_line=on_line))
+        ended = run_child(
+            command, environment=environment, check=self._check, on_line=on_line, umask=self._sandbox.fetching_umask
+        )
+        return self._logged(command, ended)
 
     def measure(self, command: Sequence[str], on_line: Callable[[bytes], None]) -> Ended:
         """Run the measurement in the sandbox."""

@@ -136,6 +136,11 @@ class Sandbox:
         hand_over(copy, self.user)
         return copy
 
+    @property
+    def fetching_umask(self) -> int:
+        """Of what fetches models: another user of programs must be able to read them; -1: the worker's."""
+        return -1 if self.user is None else 0o022
+
     def description(self) -> str:
         """Return in one line how jobs are confined, and why not better."""
         troubles = self.offer.troubles
