@@ -709,6 +709,7 @@ def test_a_full_disk_fails_the_job_and_leaves_nothing_half_written(bench: Bench)
 
 @pytest.mark.parametrize("step", ["put", "bundle", "mkdir"])
 def test_no_space_at_any_step_fails_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    supervisor = bench.supervisor()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def no_space(*_: object, **__: object) -> None:
@@ -722,8 +723,9 @@ def test_no_space_at_any_step_fails_the_job(bench: Bench, monkeypatch: pytest.Mo
         monkeypatch.setattr(f"{place}.{name}", no_space)
     else:
         monkeypatch.setattr(place, name, no_space)
-    job = bench.run()
+    supervisor.run(bench.job_id, 1)
     monkeypatch.undo()
+    job = bench.job
     assert job.error is not None
     assert job.error.code == "disk-full"
     assert bench.store.artifacts(bench.job_id) == []

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.contracts.progress import Failed
+from service.errors import InvalidRequest
 from service.settings import Settings
 from workers.children import Ended, run_child
 from workers.failures import OUT_OF_MEMORY, JobFailed
@@ -173,11 +174,18 @@ class Sandbox:
 
 
 def open_sandbox(settings: Settings) -> Sandbox:
-    """Return the sandbox of a worker. Raises InvalidRequest for a HEADROOM_MEASUREMENT_USER that is not allowed."""
+    """Return the sandbox of a worker.
+
+    Raises InvalidRequest for a HEADROOM_MEASUREMENT_USER or a HEADROOM_HOME that is not allowed.
+    """
     home = settings.home.expanduser().absolute()
     user = find_user(settings.measurement_user)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    caches = cache_directory(home, user)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        caches = cache_directory(home, user)
+    except OSError as error:
+        allowed = f"a directory that the worker can write to ({error.strerror})"
+        raise InvalidRequest("HEADROOM_HOME", str(home), allowed) from error
     if user is not None:
         for parent in (home, caches.parent):
             parent.chmod(_PASSABLE)
