@@ -9,6 +9,8 @@ break off a step anywhere: the next one does the rest.
 import logging
 import signal
 import sys
+from datetime import timedelta
+from functools import partial
 from threading import Event, Thread
 from typing import Any
 
@@ -23,6 +25,8 @@ log = logging.getLogger("service.scheduler")
 
 STOP_SECONDS = 5.0
 """How long a process that ends waits for a step in a thread; the next scheduler does what is broken off."""
+PRUNING_SECONDS = 3600.0
+"""Pause between two removals of old deliveries."""
 
 
 def main() -> None:
@@ -41,11 +45,13 @@ def main() -> None:
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
         deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
-    beside: list[Repeating[Any]] = [
-        Repeating("rounds of audits", audit_rounds(present, stores)),
-        Repeating("deliveries of messages", deliverer.step),
+    prune = partial(stores.alerts.prune, timedelta(days=present.delivery_days))
+    beside: list[tuple[Repeating[Any], float]] = [
+        (Repeating("rounds of audits", audit_rounds(present, stores)), seconds),
+        (Repeating("deliveries of messages", deliverer.step), seconds),
+        (Repeating("removals of old deliveries", prune), PRUNING_SECONDS),
     ]
-    threads = [Thread(target=one.run, args=(seconds, stop), name=one.name, daemon=True) for one in beside]
+    threads = [Thread(target=one.run, args=(pause, stop), name=one.name, daemon=True) for one, pause in beside]
     for thread in threads:
         thread.start()
     log.info("the scheduler runs a round every %g s", seconds)
