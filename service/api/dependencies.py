@@ -4,9 +4,8 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from celery import Celery
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
@@ -17,7 +16,12 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
+from service.store.files.removals import Removals
+from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
@@ -64,7 +68,9 @@ class Backend:
     artifacts: ArtifactStore
     audits: AuditStore
     alerts: AlertStore
-    broker: Celery | None
+    removals: Removals
+    news: EventNews
+    broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
 

@@ -1,4 +1,4 @@
-"""The scheduler: a process that repeats rounds of jobs, and in threads rounds of audits and deliveries of messages.
+"""The scheduler: a process that repeats rounds of jobs, and in threads rounds of audits, deliveries and cleaning.
 
     python -m service.scheduler
 
@@ -16,17 +16,16 @@ from typing import Any
 
 from service.notifications.delivery import Deliverer
 from service.scheduler.audit_rounds import audit_rounds
+from service.scheduler.cleaning import LOOK_SECONDS, clean
 from service.scheduler.repeating import Repeating
 from service.scheduler.rounds import rounds
 from service.settings import settings
-from service.startup import open_stores, reporting_failure
+from service.startup import keep_private, open_stores, reporting_failure
 
 log = logging.getLogger("service.scheduler")
 
 STOP_SECONDS = 5.0
 """How long a process that ends waits for a step in a thread; the next scheduler does what is broken off."""
-PRUNING_SECONDS = 3600.0
-"""Pause between two removals of old deliveries."""
 
 
 def main() -> None:
@@ -39,17 +38,20 @@ def main() -> None:
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    keep_private()
     with reporting_failure("scheduler"):
         present = settings()
         stores = open_stores(present)
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
         deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
-    prune = partial(stores.alerts.prune, timedelta(days=present.delivery_days))
+    cleaning = partial(clean, stores.removals, stores.garbage, present.retention_days)
+    pruning = partial(stores.alerts.prune, timedelta(days=present.delivery_days))
     beside: list[tuple[Repeating[Any], float]] = [
         (Repeating("rounds of audits", audit_rounds(present, stores)), seconds),
         (Repeating("deliveries of messages", deliverer.step), seconds),
-        (Repeating("removals of old deliveries", prune), PRUNING_SECONDS),
+        (Repeating("removals of expired reports and unneeded files", cleaning), LOOK_SECONDS),
+        (Repeating("removals of old deliveries", pruning), LOOK_SECONDS),
     ]
     threads = [Thread(target=one.run, args=(pause, stop), name=one.name, daemon=True) for one, pause in beside]
     for thread in threads:

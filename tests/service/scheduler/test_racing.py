@@ -12,7 +12,8 @@ from sqlalchemy import Engine, func, insert, select, update
 
 from service.processes import spawn, terminate
 from service.store.database import writer
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import utcnow
+from service.store.job_records import new_id
 from service.store.tables import AuditRow, AuditRunRow, JobRow
 
 AUDITS = 1000

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.statuses import RunState
 from service.store.tables import AuditRunRow
 
