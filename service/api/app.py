@@ -4,7 +4,8 @@ Every call except the health checks, badges and open feeds needs an API key. The
 runs no model. A job answered with 202 is recorded, whether or not a worker or the queue can be reached.
 """
 
-from celery import Celery
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
@@ -13,6 +14,7 @@ from service.api import catalog, comparisons, events, health, jobs, problems, re
 from service.api.audits import (
     alerts,
     badge,
+    baseline,
     calibration,
     definitions,
     deliveries,
@@ -26,6 +28,9 @@ from service.api.middleware import BodyLimit, KeyRequired
 from service.settings import Settings
 from service.startup import Stores
 
+if TYPE_CHECKING:
+    from celery import Celery
+
 openapi = APIRouter()
 
 
@@ -36,7 +41,7 @@ def schema(request: Request) -> dict[str, object]:
     return described
 
 
-def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -> FastAPI:
+def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None) -> FastAPI:
     """Return the API; without a `broker`, the scheduler sends the messages of submitted jobs."""
     app = FastAPI(
         title="Headroom",
@@ -47,13 +52,22 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
         middleware=[Middleware(KeyRequired, keys=stores.keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.backend = Backend(settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, broker)
+    app.state.backend = Backend(
+        settings,
+        stores.jobs,
+        stores.artifacts,
+        stores.audits,
+        stores.alerts,
+        stores.removals,
+        stores.news,
+        broker,
+    )
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     told = (alerts.router, deliveries.router, webhooks.router, feed.router)
-    of_audits = (definitions.router, runs.router, history.router, calibration.router, *told)
+    of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
     for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

@@ -6,10 +6,9 @@ nothing fires to the present, so that neither starts a run for a time that has p
 
 import re
 import secrets
-from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import Engine, and_, exists, or_, select
+from sqlalchemy import Engine, and_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -26,15 +25,14 @@ from service.store.audit_records import (
     RunPage,
     audit_of,
     audit_row,
-    last_passed,
     run_of,
 )
-from service.store.job_records import new_id, utcnow
-from service.store.pinned_baseline import cautions, pinned
+from service.store.baselines import PassedRuns, cautions, hold, is_in_use, may_be_chosen, passed_runs, pinned
+from service.store.hosts.clock import Clock
+from service.store.job_records import new_id
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
-from service.store.statuses import OPEN
-from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow
+from service.store.tables import AuditRow, AuditRunRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -51,7 +49,7 @@ class AuditStore(Transactions):
         self,
         engine: Engine,
         artifacts: ArtifactStore,
-        clock: Callable[[], datetime] = utcnow,
+        clock: Clock | None = None,
         reach: receivers.Reach = receivers.PUBLIC,
     ) -> None:
         super().__init__(engine, clock)
@@ -71,6 +69,7 @@ class AuditStore(Transactions):
         row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
+                hold(session, rule(definition.baseline), why)
                 _define(row, definition, why, now)
                 handle_until(row, definition, now)
                 session.add(row)
@@ -144,6 +143,7 @@ class AuditStore(Transactions):
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
+                hold(session, rule(definition.baseline), why)
                 now = self._clock()
                 if is_rescheduled(row, definition):
                     skip_missed(session, row, missed, now)
@@ -223,7 +223,12 @@ class AuditStore(Transactions):
         pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
         if session.scalar(pinning) is not None:
             return True
-        return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
+        return is_in_use(session, report_id) or may_be_chosen(session, report_id)
+
+    def passed(self, name_or_id: str) -> PassedRuns:
+        """Return the runs that an audit's next run may choose its baseline from. Raises NotFound."""
+        with self._read() as session:
+            return passed_runs(session, audit_row(session, name_or_id))
 
     def check(
         self, definition: AuditDefinition, *, force: bool = False, replaced: str | None = None
@@ -260,27 +265,6 @@ def _define(row: AuditRow, definition: AuditDefinition, why: tuple[str, ...], no
 def _audit(session: Session, row: AuditRow) -> Audit:
     last = and_(AuditRunRow.audit_id == row.id, AuditRunRow.number == row.runs)
     return audit_of(row, session.scalars(select(AuditRunRow).where(last)).one_or_none())
-
-
-def _is_in_use(session: Session, report_id: str) -> bool:
-    """Return whether a run that has not ended needs a report, as its own, its baseline or one of a rerun."""
-    rerun = or_(AuditRerunRow.job_id == report_id, AuditRerunRow.baseline_job_id == report_id)
-    needed = or_(
-        AuditRunRow.baseline_report_id == report_id,
-        AuditRunRow.job_id == report_id,
-        exists().where(AuditRerunRow.run_id == AuditRunRow.id, rerun),
-    )
-    return session.scalar(select(AuditRunRow.id).where(needed, AuditRunRow.state.in_(OPEN)).limit(1)) is not None
-
-
-def _may_be_chosen(session: Session, report_id: str) -> bool:
-    """Return whether a report is of one of the passing runs that an audit chooses its baseline from."""
-    passed = select(AuditRunRow.audit_id).where(AuditRunRow.report_id == report_id, AuditRunRow.verdict == "pass")
-    for row in session.scalars(select(AuditRow).where(AuditRow.id.in_(passed))):
-        of = rule(row.baseline)
-        if of.report_id is None and report_id in [run.report_id for run in last_passed(session, row.id, of.runs)]:
-            return True
-    return False
 
 
 def _taken(name: str) -> Conflict:

@@ -28,7 +28,7 @@ from service.processes import spawn, terminate
 from service.scheduler.rounds import run_round
 from service.settings import Settings
 from service.store.database import make_engine, upgrade
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.jobs import JobStore
 from service.store.statuses import Status
 from service.store.tables import JobRow
@@ -71,6 +71,8 @@ class Site:
         self.engine = make_engine(self.settings.database)
         upgrade(self.engine)
         self.store = JobStore(self.engine)
+        self.command = (sys.executable, "-c", WORKER, MEASURE)
+        """What a worker is."""
         self.workers: list[subprocess.Popen[bytes]] = []
         self._ended = Event()
         self._scheduler = Thread(target=self._schedule)
@@ -105,8 +107,7 @@ class Site:
             "HEADROOM_LEASE_SECONDS": str(LEASE),
         }
         with (self.home / "worker.log").open("ab") as log:
-            command = [sys.executable, "-c", WORKER, MEASURE]
-            process = spawn(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            process = spawn(self.command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self.workers.append(process)
         return process
 
