@@ -20,7 +20,7 @@ from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.files.identity import StoreIdentity
 from service.store.jobs import JobStore
-from service.store.keys import KeyStore
+from service.store.owners.keys import KeyStore
 from service.store.runs.store import RunStore
 
 
@@ -52,7 +52,9 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))
+    bootstrap = settings.api_key.get_secret_value() if settings.api_key else None
+    keys = KeyStore(engine, bootstrap=bootstrap)
+    return Stores(JobStore(engine), artifacts, keys, audits, AlertStore(engine), RunStore(engine))
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:

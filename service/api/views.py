@@ -16,6 +16,8 @@ class JobView(BaseModel):
     """A job."""
 
     id: str
+    owner: str
+    """Owner of the key that submitted it; empty for the bootstrap key."""
     status: Status
     request: JobRequest
     created_at: datetime

@@ -14,7 +14,7 @@ from service.contracts.audits.audit import Finding, Rerun
 from service.contracts.audits.resolution import Terms
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
-from service.errors import HeadroomError, StoreUnreachable
+from service.errors import HeadroomError, NotFound, StoreUnreachable
 from service.store.runs.cases import Case, Ending, JobEnd, Measured, RerunEnd, RerunJobs
 from service.store.runs.starting import request_of
 from service.store.runs.store import RunStore
@@ -88,9 +88,11 @@ def _baseline(
 ) -> ComparableReport | None:
     """Return the report that a run is compared with; one that is not pinned has the same major version of definitions.
 
-    None where there is none yet.
+    None where there is none yet. Raises NotFound for a pinned report that the audit's owner may not see.
     """
     of, passed = rule(case.definition.baseline), case.passed
+    if case.baseline_hidden:
+        raise NotFound(f"baseline: the audit's owner has no report {of.report_id!r}")
     compared = [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
     while chosen := select(of, passed, compared):
         baseline = reports(chosen)

@@ -17,20 +17,22 @@ from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, Trans
 from service.store.dispatches import Dispatches
 from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
 from service.store.leases import Leases
+from service.store.owners.usage import Usage
+from service.store.owners.visibility import access_in
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
-from service.store.transactions import end_cancelled, enqueue, insert_job, locked, move, record
+from service.store.transactions import end_cancelled, enqueue, insert_job, locked, move, owned_key, record
 
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
 MAX_PAGE_SIZE = 1000
 
 
-class JobStore(Leases, Dispatches):
+class JobStore(Leases, Dispatches, Usage):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
     def submit(self, request: JobRequest, *, idempotency_key: str | None = None, terms: Terms | None = None) -> Job:
-        """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
+        """Put a job of the caller into the queue; `terms` say how the worker finds its model where it is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
         another request it raises IdempotencyKeyReused.
@@ -38,8 +40,12 @@ class JobStore(Leases, Dispatches):
         try:
             with self._write() as session:
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
-                    return _same(session, row, request)
-                row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
+                    return _same(session, row, request, idempotency_key)
+                self._check_queue(session)
+                owner = self._access.owner
+                row = insert_job(
+                    session, request, self._clock(), owner=owner, idempotency_key=idempotency_key, terms=terms
+                )
                 return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
             if idempotency_key is None:
@@ -48,7 +54,7 @@ class JobStore(Leases, Dispatches):
                 row = _by_key(session, idempotency_key)
                 if row is None:
                     raise
-                return _same(session, row, request)
+                return _same(session, row, request, idempotency_key)
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises NotFound."""
@@ -119,6 +125,7 @@ class JobStore(Leases, Dispatches):
             row = locked(session, job_id)
             if row.status is Status.running:  # only its worker, or the loss of its worker, may give it back
                 raise TransitionNotAllowed(f"job {job_id} is running and cannot be retried; cancel it first")
+            self._check_queue(session)
             now = self._clock()
             move(session, row, Status.queued, "requeued", now, {"reason": "retried"})
             row.error = row.progress = row.started_at = row.finished_at = None
@@ -151,11 +158,11 @@ class JobStore(Leases, Dispatches):
             return {row.job_id: row.sha256 for row in session.scalars(query)}
 
     def keyed(self, idempotency_keys: Iterable[str]) -> dict[str, Job]:
-        """Return the jobs that were submitted with these keys, by the keys."""
+        """Return the jobs that the caller submitted with these keys, by the keys."""
+        kept = {owned_key(self._access.owner, key): key for key in idempotency_keys}
         with self._read() as session:
-            query = select(JobRow).where(JobRow.idempotency_key.in_(list(idempotency_keys)))
-            rows = session.scalars(query).all()
-            return {str(row.idempotency_key): job for row, job in zip(rows, _jobs(session, rows), strict=True)}
+            rows = session.scalars(select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))).all()
+            return {kept[str(row.idempotency_key)]: job for row, job in zip(rows, _jobs(session, rows), strict=True)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
@@ -173,13 +180,15 @@ def _existing(session: Session, job_id: str) -> JobRow:
 
 
 def _by_key(session: Session, key: str) -> JobRow | None:
-    return session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+    """Return the job that the caller submitted with a key."""
+    kept = owned_key(access_in(session).owner, key)
+    return session.scalars(select(JobRow).where(JobRow.idempotency_key == kept)).one_or_none()
 
 
-def _same(session: Session, row: JobRow, request: JobRequest) -> Job:
+def _same(session: Session, row: JobRow, request: JobRequest, key: str) -> Job:
     if JobRequest.model_validate(row.request) != request:
         raise IdempotencyKeyReused(
-            f"Idempotency-Key: {row.idempotency_key!r} was used for job {row.id} with a different request; "
+            f"Idempotency-Key: {key!r} was used for job {row.id} with a different request; "
             "allowed: a new key, or the same request again"
         )
     return _job(session, row)

@@ -4,10 +4,11 @@
 job's events tell its whole story.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -18,26 +19,36 @@ from service.contracts.request import JobRequest
 from service.errors import NotFound, TransitionNotAllowed
 from service.store.database import writer
 from service.store.job_records import new_id, utcnow
+from service.store.owners.access import EVERYTHING, Access
+from service.store.owners.shares import serve
+from service.store.owners.visibility import OwnedSession
 from service.store.statuses import TRANSITIONS, Status
 from service.store.tables import DispatchRow, EventRow, JobRow
 
 
 class Transactions:
-    """Short transactions on one database, and the clock by which their times are set."""
+    """Short transactions on one database, what is seen in them, and the clock by which their times are set."""
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] = utcnow) -> None:
         self._reader = engine
         self._writer = writer(engine)
         self._clock = clock
+        self._access = EVERYTHING
+
+    def seen_by(self, access: Access) -> Self:
+        """Return this store as a caller sees it, without what others own; what is made is the caller's."""
+        seen = copy.copy(self)
+        seen._access = access
+        return seen
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with Session(self._reader) as session, session.begin():
+        with OwnedSession(self._reader, self._access) as session, session.begin():
             yield session
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with Session(self._writer) as session, session.begin():
+        with OwnedSession(self._writer, self._access) as session, session.begin():
             yield session
 
 
@@ -54,12 +65,14 @@ def insert_job(
     request: JobRequest,
     now: datetime,
     *,
+    owner: str,
     idempotency_key: str | None = None,
     terms: Terms | None = None,
 ) -> JobRow:
     """Put a new job at the end of the queue: its row, its first event and the dispatch that is owed to the broker."""
     row = JobRow(
         id=new_id(now),
+        owner=owner,
         request=request.model_dump(mode="json"),
         model=request.model,
         status=Status.queued,
@@ -67,7 +80,7 @@ def insert_job(
         queued_at=now,
         dispatch=0,
         events=0,
-        idempotency_key=idempotency_key,
+        idempotency_key=None if idempotency_key is None else owned_key(owner, idempotency_key),
         terms=None if terms is None else terms.model_dump(mode="json"),
     )
     session.add(row)
@@ -75,6 +88,11 @@ def insert_job(
     record(session, row, "queued", {}, now)
     enqueue(session, row, now)
     return row
+
+
+def owned_key(owner: str, idempotency_key: str) -> str:
+    """Return how an idempotency key of an owner is kept; neither of the two has a line break."""
+    return f"{owner}\n{idempotency_key}" if owner else idempotency_key
 
 
 def record(session: Session, row: JobRow, kind: str, data: Mapping[str, Any], at: datetime) -> None:
@@ -93,6 +111,8 @@ def move(
     if to not in TRANSITIONS[row.status]:
         allowed = ", ".join(sorted(TRANSITIONS[row.status])) or "nothing"
         raise TransitionNotAllowed(f"job {row.id} is {row.status} and cannot become {to}; allowed: {allowed}")
+    if row.status is Status.running and row.started_at is not None:
+        serve(session, row.owner, (at - row.started_at).total_seconds())
     row.status = to
     if to is not Status.running:
         row.worker = row.lease_expires_at = None

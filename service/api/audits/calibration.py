@@ -17,7 +17,10 @@ from service.contracts.audits.audit import AuditDefinition, Calibration
 from service.contracts.record import Frozen
 from service.contracts.request import NoBoolean
 from service.errors import InvalidRequest, NotFound, ReportUnreadable
+from service.store.audit_records import Audit
 from service.store.job_records import Job
+from service.store.jobs import JobStore
+from service.store.owners.access import access_of_owner
 from service.store.statuses import Status
 
 router = APIRouter(prefix="/v1/audits/{audit}/calibration", route_class=UniqueKeys)
@@ -60,7 +63,7 @@ def begin(backend: FromApp, audit: AuditName, body: Asked = _DEFAULT) -> Calibra
     """
     of = backend.audits.get(audit)
     send = partial(queue.send, backend.broker) if backend.broker else None
-    audit_calibration.begin(backend.store, of, body.seeds, _pinned(backend, of.definition), send)
+    audit_calibration.begin(_jobs_for(backend, of), of, body.seeds, _pinned(backend, of.definition), send)
     return show(backend, audit)
 
 
@@ -69,7 +72,7 @@ def show(backend: FromApp, audit: AuditName) -> CalibrationView:
     """Return the spread of every limited figure and the false alarms to expect, by the limits of today."""
     of = backend.audits.get(audit)
     pinned = _pinned(backend, of.definition)
-    jobs = audit_calibration.jobs_of(backend.store, of, pinned)
+    jobs = audit_calibration.jobs_of(_jobs_for(backend, of), of, pinned)
     result, problem = None, next(filter(None, map(_failure, jobs)), None)
     if jobs and all(job.status is Status.succeeded for job in jobs):
         try:
@@ -82,6 +85,11 @@ def show(backend: FromApp, audit: AuditName) -> CalibrationView:
         result=result,
         problem=problem,
     )
+
+
+def _jobs_for(backend: Backend, audit: Audit) -> JobStore:
+    """Return the jobs as the audit's owner sees them, who owns those of the calibration too, whoever asks for it."""
+    return backend.store.seen_by(access_of_owner(audit.owner))
 
 
 def _pinned(backend: Backend, definition: AuditDefinition) -> ComparableReport | None:
