@@ -16,12 +16,16 @@ from service.cli.options import (
     Calibration,
     Device,
     FailOn,
+    Harm,
     Int8Threshold,
     Json,
+    Keep,
     LabelDepth,
     LabelDimensions,
     Labelled,
     LabelThreshold,
+    MaxBytes,
+    MaxKl,
     Memory,
     Model,
     Out,
@@ -30,6 +34,7 @@ from service.cli.options import (
     Seed,
     SequenceLength,
     Sequences,
+    SplitGroups,
     TextField,
     Thresholds,
     whole_number,
@@ -59,6 +64,7 @@ def analyze(
     model: Model,
     out: Out,
     scheme: Schemes = None,
+    keep: Keep = None,
     int8_threshold: Int8Threshold = None,
     calibration: Calibration = None,
     labelled: Labelled = None,
@@ -73,6 +79,7 @@ def analyze(
     label_depth: LabelDepth = None,
     label_dimensions: LabelDimensions = None,
     thresholds: Thresholds = None,
+    harm: Harm = None,
     memory: Memory = None,
     device: Device = None,
     fail_on: FailOn = None,
@@ -80,6 +87,47 @@ def analyze(
 ) -> int:
     """Analyze a model and download the report to DIR. Ctrl-C cancels the job."""
     options = locals()  # every option by its name
+    from service.cli import analysis
+    from service.cli.inputs import AnalyzeOptions
+
+    return analysis.analyze(AnalyzeOptions.of(options), as_json=as_json, fail_on=fail_on)
+
+
+@app.command()
+def recommend(
+    model: Model,
+    out: Out,
+    scheme: Schemes = None,
+    keep: Keep = None,
+    max_bytes: MaxBytes = None,
+    max_kl: MaxKl = None,
+    split_groups: SplitGroups = False,
+    int8_threshold: Int8Threshold = None,
+    calibration: Calibration = None,
+    labelled: Labelled = None,
+    sequences: Sequences = None,
+    sequence_length: SequenceLength = None,
+    batch_sequences: BatchSequences = None,
+    seed: Seed = None,
+    score: Score = None,
+    bos: Bos = None,
+    text_field: TextField = None,
+    label_threshold: LabelThreshold = None,
+    label_depth: LabelDepth = None,
+    label_dimensions: LabelDimensions = None,
+    thresholds: Thresholds = None,
+    harm: Harm = None,
+    memory: Memory = None,
+    device: Device = None,
+    fail_on: FailOn = None,
+    as_json: Json = False,
+) -> int:
+    """Analyze a model, and measure which modules to keep in 16 bits; takes every option of `analyze`.
+
+    Estimates the harm of every module, measures that of the 24 most harmful and of 12 others, then mixes and controls
+    on as many further sequences.
+    """
+    options = locals() | {"recommend": True}
     from service.cli import analysis
     from service.cli.inputs import AnalyzeOptions
 

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter
 from service.contracts.record import Frozen
 from service.contracts.warnings import Warning
 
-Stage = Literal["load", "calibrate", "sweep", "divergence", "write", "report"]
+Stage = Literal["load", "calibrate", "sweep", "divergence", "harm", "mixes", "write", "report"]
 """A stage of a job, in the order of the stages; `report` is the drawing, after the measurement."""
 
 
@@ -21,7 +21,8 @@ class Progress(Frozen):
     kind: Literal["progress"] = "progress"
     stage: Stage
     done: Annotated[int, Field(ge=0)]
-    """Units done: layers in `sweep`, sequences in `divergence`, else 0 or 1."""
+    """Units done: layers in `sweep` and `mixes`, sequences in `divergence`, passes through a layer in `harm`, else 0
+    or 1."""
     total: Annotated[int, Field(ge=1)]
     elapsed_seconds: Annotated[float, Field(ge=0)]
     """Since the measurement began."""

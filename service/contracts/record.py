@@ -1,6 +1,20 @@
 """The bases of everything that is asked for, and of everything that a report holds."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+def no_boolean(value: Any) -> Any:
+    """Return a value that is neither true nor false, which Python treats as 1 and 0; refuse these."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "Input should be a number, not true or false")
+    return value
+
+
+NoBoolean = BeforeValidator(no_boolean)
+"""Refuses true and false in place of a number."""
 
 
 class Frozen(BaseModel):

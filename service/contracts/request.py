@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
@@ -18,9 +18,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
-from service.contracts.record import Frozen
+from service.contracts.harm.recommendation import RecommendSettings
+from service.contracts.harm.settings import HarmSettings
+from service.contracts.record import Frozen, no_boolean
+from service.contracts.record import NoBoolean as NoBoolean
 from service.contracts.schemes import SCHEMES, Scheme
-from service.contracts.variants import Asked, Variant, check_names
+from service.contracts.variants import Asked, Kept, Variant, check_names
 
 SAMPLE = "sample"
 """The model name of the bundled sample checkpoint."""
@@ -28,22 +31,12 @@ JOB_ID = r"[0-9A-Za-z_-]{1,64}"
 """Pattern of the id of a job, which is also its report's."""
 
 
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):  # Python treats them as 1 and 0
-        raise PydanticCustomError("boolean", "Input should be a number, not true or false")
-    return value
-
-
-NoBoolean = BeforeValidator(_no_boolean)
-"""Refuses true and false in place of a number."""
-
-
 def allowing(allowed: LiteralString) -> WrapValidator:
     """Replace the message of a failed check by `allowed`."""
 
     def check(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
         try:
-            return parse(_no_boolean(value))
+            return parse(no_boolean(value))
         except (ValidationError, PydanticCustomError) as error:
             raise PydanticCustomError("not_allowed", allowed) from error
 
@@ -162,6 +155,8 @@ class Analysis(Frozen):
     schemes: tuple[Asked, ...] = (Variant(scheme="int8"), Variant(scheme="nf4"))
     """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, with different names; empty: measure only the
     reference."""
+    keep: Kept = ()
+    """Modules that no scheme quantizes, besides those that a variant keeps: patterns as a variant's."""
     int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean] = 6.0
     """Default `threshold` of int8: input columns with abs(x) at or above this stay in 16 bits; 0: none."""
     sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] = 16
@@ -192,6 +187,29 @@ class Analysis(Frozen):
     variance: VarianceThresholds = VarianceThresholds()
     heads: HeadThresholds = HeadThresholds()
     verdict: VerdictLimits = VerdictLimits()
+    harm: HarmSettings = HarmSettings()
+    """With `recommend`, some modules are measured by default."""
+    recommend: RecommendSettings = RecommendSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _harm_for_recommending(cls, fields: Any) -> Any:
+        """Measure the harm of some modules where a mix is to be recommended and nothing else is said."""
+        if not isinstance(fields, Mapping):
+            return fields
+        recommend, harm = fields.get("recommend"), fields.get("harm", {})
+        enabled = recommend.get("enabled") if isinstance(recommend, Mapping) else getattr(recommend, "enabled", False)
+        if enabled is not True or not isinstance(harm, Mapping) or "exact" in harm:
+            return fields
+        return {**fields, "harm": {**harm, "estimate": True, "exact": "modules"}}
+
+    @field_validator("recommend")
+    @classmethod
+    def _needs_estimates(cls, recommend: RecommendSettings, info: ValidationInfo) -> RecommendSettings:
+        harm = info.data.get("harm")
+        if recommend.enabled and harm is not None and not harm.estimates:
+            raise ValueError("a recommendation needs harm.estimate to be true")
+        return recommend
 
     @field_validator("schemes")
     @classmethod
@@ -199,10 +217,24 @@ class Analysis(Frozen):
         check_names(variants)
         return variants
 
+    @field_validator("harm")
+    @classmethod
+    def _has_parts(cls, harm: HarmSettings, info: ValidationInfo) -> HarmSettings:
+        if harm.measures and info.data.get("schemes") == ():
+            raise ValueError("without a scheme there is no harm; give schemes, or leave harm out")
+        if harm.component is not None and harm.exact != "modules":
+            raise ValueError(f"component {harm.component!r} needs exact to be 'modules', which is {harm.exact!r}")
+        return harm
+
     @property
     def scheme_names(self) -> tuple[str, ...]:
         """The names of the variants."""
         return tuple(variant.name for variant in self.schemes)
+
+
+def variants_for(analysis: Analysis) -> tuple[Variant, ...]:
+    """Return the variants of an analysis, each with all modules that it keeps."""
+    return tuple(v.model_copy(update={"keep": (*v.keep, *analysis.keep)}) for v in analysis.schemes)
 
 
 def schemes_for(analysis: Analysis) -> tuple[Scheme, ...]:

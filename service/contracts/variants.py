@@ -34,6 +34,9 @@ _KEEP = "keep"
 _FORM = "[LABEL=]SCHEME[:KEY=VALUE,...]"
 
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
+Kept = Annotated[tuple[Pattern, ...], Field(max_length=1000)]
+"""Modules that are not quantized: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
+(`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
 
 
 class Variant(Frozen):
@@ -43,9 +46,7 @@ class Variant(Frozen):
     """A name from `SCHEMES`."""
     settings: Settings = Field(default_factory=dict)
     """Settings that differ from the scheme's own, in the order of the request."""
-    keep: Annotated[tuple[Pattern, ...], Field(max_length=1000)] = ()
-    """Modules that are not quantized: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
-    (`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
+    keep: Kept = ()
     name: Annotated[str, Field(validate_default=True)] = ""
     """Name of the variant: `[a-z0-9-]{1,32}`; default: the scheme and its settings."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.contracts.request import MeasurementRequest, schemes_for
+from service.contracts.request import MeasurementRequest, schemes_for, variants_for
 from service.contracts.tables import TABLES
 from workers.measurement.errors import BadRequest
 from workers.measurement.inputs.calibration import Calibration, calibrate
@@ -193,7 +193,7 @@ def _sweep(
     files = LayerFiles(work / "layers", request.scheme_names, request.heads)
     checkpoint = StreamCheckpoint(work / "checkpoint")
     first = checkpoint.layers_done()
-    kept = kept_modules(request.schemes, decoder)
+    kept = kept_modules(variants_for(request), decoder)
     batch = len(batches[0].token_ids)
     with reporter.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
         state = prepare_sweep(

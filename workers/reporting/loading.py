@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from service.contracts.harm.tables import HARM_TABLES
 from service.contracts.labelled import labelled_table
 from service.contracts.report import Report
 from service.contracts.tables import TABLES, Column
@@ -113,7 +114,7 @@ class Tables:
 
 def contract(report: Report) -> dict[str, tuple[Column, ...]]:
     """Return the columns that each table of `report` has, those of its schemes and labeled dimensions among them."""
-    columns = {name: table.columns_for(report.schemes) for name, table in TABLES.items()}
+    columns = {name: table.columns_for(report.schemes) for name, table in (TABLES | HARM_TABLES).items()}
     if report.labelled is not None:
         chosen = [one.dimension for one in report.labelled.dimensions]
         columns["labelled"] = labelled_table(chosen, report.schemes).columns

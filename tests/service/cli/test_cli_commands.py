@@ -17,6 +17,7 @@ import pytest
 
 from service.cli.inputs import thresholds
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
+from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, schemes_for
 from service.local.home import Home, Running
@@ -90,6 +91,32 @@ def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_pa
     assert (asked.calibration.name, asked.labelled.name) == ("c.parquet", "p.jsonl")
     assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == b"PAR1\xff"
     assert remote.artifacts.path(asked.labelled.sha256).read_bytes() == b"{}"
+
+
+def test_recommend_asks_for_a_mix_with_the_options_of_analyze(headroom, remote, work, report, tmp_path):
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    options = ("--scheme", "nf4", "--keep", "attn.v", "--sequences", "3", "--max-bytes", "120MB", "--split-groups")
+    ran = headroom("recommend", "sample", "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 0, ran.err
+    asked = remote.store.list().jobs[0].request
+    assert (asked.scheme_names, asked.keep, asked.sequences) == (("nf4",), ("attn.v",), 3)
+    assert asked.recommend == RecommendSettings(enabled=True, max_bytes=120_000_000, whole_groups=False)
+    assert (asked.harm.estimate, asked.harm.exact) == (True, "modules")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-kl", "0"), "--recommend"),
+        (("--max-kl", "nan"), "--max-kl: nan is not allowed; allowed: a finite number over 0"),
+        (("--max-bytes", "much"), "max_bytes"),
+        (("--max-bytes", "1MB", "--max-kl", "0.1"), "exclude each other"),
+    ],
+)
+def test_recommend_refuses_targets_that_cannot_be(headroom, tmp_path, options, said):
+    ran = headroom("recommend", "sample", "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 2
+    assert said.removeprefix("--") in ran.err
 
 
 def test_analyze_with_json_prints_one_document(headroom, remote, work, report, tmp_path):

@@ -186,6 +186,25 @@ def test_a_threshold_that_cannot_be_is_refused(given, said):
         thresholds(given)
 
 
+def test_harm_is_sent_with_the_settings_that_go_with_it():
+    wanted = dataclasses.replace(ALL_DEFAULTS, harm=("modules", "dimensions"), thresholds=("harm.draws=8",))
+    sent = submission(wanted, on_this_machine=True, largest_file=10)
+    assert sent == {"model": "sample", "harm": {"exact": "modules", "dimensions": True, "draws": 8}}
+    assert JobSubmission.model_validate(sent).harm.estimates
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("layer",), r"--harm: 'layer' is not allowed; allowed: estimate, layers, .*Did you mean 'layers'"),
+        (("layers", "modules"), "--harm: 'layers and modules' exclude each other"),
+    ],
+)
+def test_harm_that_cannot_be_is_refused(names, said):
+    with pytest.raises(InvalidRequest, match=said):
+        submission(dataclasses.replace(ALL_DEFAULTS, harm=names), on_this_machine=True, largest_file=10)
+
+
 def test_parquet_travels_in_base64_and_everything_else_as_text(tmp_path):
     for name in ("c.txt", "c.jsonl", "c"):
         (tmp_path / name).write_text("text")

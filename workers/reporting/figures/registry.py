@@ -10,6 +10,7 @@ from workers.reporting.figures import (
     divergence,
     error_growth,
     fp16_columns,
+    frontier,
     head_agreement,
     head_severity,
     labelled_activations,
@@ -20,6 +21,7 @@ from workers.reporting.loading import Source
 
 FIGURES: tuple[Callable[[Source], Iterator[Drawing]], ...] = (
     divergence.draw,
+    frontier.draw,
     error_growth.draw,
     component_heatmap.draw,
     outlier_dimensions.draw,

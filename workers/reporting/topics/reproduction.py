@@ -5,6 +5,7 @@ Nothing is escaped here; the template escapes everything.
 
 import shlex
 
+from service.contracts.harm.settings import HarmSettings
 from service.contracts.record import Frozen
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE, Analysis
@@ -102,12 +103,16 @@ def identity(report: Report) -> tuple[Fact, ...]:
 _OPTIONS = ("batch_sequences", "score", "bos", "text_field", "label_threshold", "label_depth", "label_dimensions")
 """Settings that the command line takes under their own names; the command states those that are not the defaults."""
 
+_OF_HARM = {("harm", name) for name in ("estimate", "exact", "dimensions")}
+"""Settings that `--harm` sets."""
+
 
 def command(report: Report) -> str:
     """Return the command that repeats the measurement."""
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report", *_schemes(report)]
+    words += [word for pattern in report.analysis.keep for word in ("--keep", pattern)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
         words += ["--calibration", calibration.source]
     words += [
@@ -124,7 +129,7 @@ def command(report: Report) -> str:
         value = getattr(report.analysis, setting)
         if value != type(report.analysis).model_fields[setting].default:
             words += [f"--{setting.replace('_', '-')}", str(value)]
-    return shlex.join([*words, *_thresholds(report.analysis)])
+    return shlex.join([*words, *_harm(report.analysis.harm), *_thresholds(report.analysis)])
 
 
 def _schemes(report: Report) -> list[str]:
@@ -137,6 +142,12 @@ def _schemes(report: Report) -> list[str]:
     if any(facts.scheme == "int8" for name, facts in report.schemes.items() if name not in own):
         words += ["--int8-threshold", str(report.analysis.int8_threshold)]
     return words
+
+
+def _harm(harm: HarmSettings) -> list[str]:
+    """Return the options for the harm that was asked for."""
+    asked = {"estimate": harm.estimate, harm.exact: harm.exact != "none", "dimensions": harm.dimensions}
+    return [word for name, wanted in asked.items() if wanted for word in ("--harm", name)]
 
 
 def names_files(report: Report) -> bool:
@@ -152,6 +163,6 @@ def _thresholds(analysis: Analysis) -> list[str]:
         if isinstance(field.default, Frozen):
             for name, usual in field.default:  # a newer report may have more
                 value = getattr(getattr(analysis, group), name)
-                if value != usual:
+                if value != usual and (group, name) not in _OF_HARM:
                     words += ["--set", f"{group}.{name}={value}"]
     return words
