@@ -75,7 +75,9 @@ class Backend:
     def seen_by(self, access: Access) -> Self:
         """Return the same parts with every store as a caller sees it."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        stores = {name: part.seen_by(access) for name, part in parts.items() if isinstance(part, Transactions)}
+        stores: dict[str, Any] = {
+            name: part.seen_by(access) for name, part in parts.items() if isinstance(part, Transactions)
+        }
         return replace(self, **stores)
 
 

@@ -291,7 +291,7 @@ def test_no_message_is_sent_again_for_a_job_that_has_moved_on(store: JobStore, a
 
 
 def test_the_service_loads_no_numeric_libraries() -> None:
-    modules = "service.submission, service.queue, service.scheduler, service.store.jobs, service.store.keys"
+    modules = "service.submission, service.queue, service.scheduler, service.store.jobs, service.store.owners.keys"
     heavy = "{'torch', 'transformers', 'bitsandbytes', 'numba', 'numpy', 'matplotlib', 'workers'}"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     answer = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
