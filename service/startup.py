@@ -19,6 +19,8 @@ from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.files.identity import StoreIdentity
+from service.store.hosts.event_news import EventNews
+from service.store.hosts.single_host import SingleHost
 from service.store.jobs import JobStore
 from service.store.owners.keys import KeyStore
 from service.store.runs.store import RunStore
@@ -33,16 +35,21 @@ class Stores(NamedTuple):
     audits: AuditStore
     alerts: AlertStore
     runs: RunStore
+    news: EventNews
 
 
 def open_stores(settings: Settings) -> Stores:
     """Return the stores, after bringing the database to the newest schema.
 
-    Raises InvalidRequest for a URL that is not allowed, and for an artifact store that belongs to another database;
-    ServiceUnreachable and StoreFailed when one does not answer.
+    Raises InvalidRequest for a URL that is not allowed, for an artifact store that belongs to another database, and for
+    an SQLite file that another host uses; ServiceUnreachable and StoreFailed when one does not answer.
     """
     engine = make_engine(settings.database)
     upgrade(engine)
+    if engine.dialect.name == "sqlite":
+        host = SingleHost(engine)
+        host.write()
+        host.keep()
     stores = stores_on(engine, settings)
     StoreIdentity(engine).compare(stores.artifacts)
     return stores
@@ -54,7 +61,7 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     audits = AuditStore(engine, artifacts, reach=settings.reach)
     bootstrap = settings.api_key.get_secret_value() if settings.api_key else None
     keys = KeyStore(engine, bootstrap=bootstrap)
-    return Stores(JobStore(engine), artifacts, keys, audits, AlertStore(engine), RunStore(engine))
+    return Stores(JobStore(engine), artifacts, keys, audits, AlertStore(engine), RunStore(engine), EventNews(engine))
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:

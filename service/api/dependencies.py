@@ -4,9 +4,8 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from celery import Celery
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
@@ -18,10 +17,14 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
+from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
 from service.store.owners.access import Access
 from service.store.owners.keys import KeyStore
 from service.store.transactions import Transactions
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
@@ -69,7 +72,8 @@ class Backend:
     audits: AuditStore
     alerts: AlertStore
     keys: KeyStore
-    broker: Celery | None
+    news: EventNews
+    broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
     def seen_by(self, access: Access) -> Self:

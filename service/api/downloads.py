@@ -9,10 +9,8 @@ import re
 import tempfile
 from pathlib import Path
 
-import pyarrow
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
-from pyarrow import csv, parquet
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
@@ -118,6 +116,8 @@ def _lies_within(part: str, size: int) -> bool:
 
 def csv_tag(parquet_sha256: str) -> str:
     """Return the strong tag of a table's CSV: the same Parquet and the same writer give the same bytes."""
+    import pyarrow  # which takes long to load
+
     source = f"csv of {parquet_sha256} by pyarrow {pyarrow.__version__}"
     return f'"{hashlib.sha256(source.encode()).hexdigest()}"'
 
@@ -127,6 +127,8 @@ def write_csv(table: Path) -> Path:
 
     Row groups go through one by one, so memory does not grow with the table. A null is an empty field.
     """
+    from pyarrow import csv, parquet
+
     handle, name = tempfile.mkstemp(prefix="headroom-", suffix=".csv")
     try:
         with (

@@ -26,7 +26,7 @@ class JobView(BaseModel):
     attempts: int
     """How often a worker has started it."""
     queue_position: int | None
-    """Queued jobs ahead of it; null unless it is queued."""
+    """Queued jobs of its owner and size that are taken before it; null unless it is queued, and in lists."""
     cancel_requested: bool
     progress: Progress | None
     """The latest progress event."""

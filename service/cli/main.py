@@ -46,7 +46,7 @@ app = typer.Typer(
     help="Measure what quantization does to a language model, and why.",
     epilog=(
         "Commands use the service at HEADROOM_URL. If it is not set, they use the stack that `headroom serve` runs on "
-        "HEADROOM_HOME. If none runs, they start a stack and stop it at the end. "
+        "HEADROOM_HOME. If none runs, they start a stack, and the last command that uses it stops it. "
         "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached, "
         "4 a limit was broken."
     ),
@@ -145,15 +145,24 @@ def serve(
             help="Port; 0: any free port. Default: HEADROOM_PORT, 8400.",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number("--workers", 1, 64),
+            metavar="N",
+            help="Workers; with several GPUs they take turns on them. Default: one for each GPU, else one.",
+        ),
+    ] = None,
     memory: Memory = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Run broker, API, scheduler and one worker on this machine, until Ctrl-C."""
+    """Run broker, API, scheduler and workers on this machine, until Ctrl-C."""
     from service.cli import serving
     from service.cli.connection import WorkerOptions
 
-    serving.serve(host=host, port=port, options=WorkerOptions(memory, device), as_json=as_json)
+    options = WorkerOptions(memory, device)
+    serving.serve(host=host, port=port, workers=workers, options=options, as_json=as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

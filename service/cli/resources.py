@@ -117,7 +117,8 @@ def tokens_of(request: Document) -> str:
 def _where(job: Document) -> str:
     """Return in a few words how far the job is, or what it found."""
     if job["status"] == "queued":
-        return f"{job['queue_position']} ahead of it"
+        ahead = job["queue_position"]  # which lists do not have
+        return "" if ahead is None else f"{ahead} ahead of it"
     if job["status"] == "running" and job["progress"]:
         asked = "canceling, " if job["cancel_requested"] else ""
         return f"{asked}{job['progress']['stage']} {job['progress']['done']}/{job['progress']['total']}"

@@ -6,6 +6,8 @@ artifacts/   files of reports, by SHA-256
 work/        what the jobs that have not ended have come to
 logs/        one log per child, and the one before it
 lock         held while a stack runs, so that there is one per home
+users        held by every command that uses the stack that commands share
+start        held while a command looks for that stack, and starts it
 stack.json   address of the running stack, for other commands
 """
 
@@ -15,21 +17,24 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from service.errors import HomeInUse, InvalidRequest
 from service.settings import Settings
 
 LOCK_SECONDS = 5.0
 """How long to wait for a stack that is about to end."""
+SHARED_SECONDS = 60.0
+"""How long a command waits while another one starts or stops the stack that they share."""
 KEY_BYTES = 32
 """Random bytes in an API key."""
 
-Purpose = Literal["serve", "command"]
-"""`serve`: stays until stopped. `command`: ends with the command that started it."""
+Purpose = Literal["serve", "shared", "command"]
+"""`serve`: stays until stopped. `shared`: ends with the last command that uses it. `command`: has no workers, and ends
+with the command that started it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Home:
         self.path = settings.home.expanduser().absolute()
         self.logs = self.path / "logs"
         self._key = self.path / "api-key"
+        self._users: TextIO | None = None
+        """The file of the users while this process lets nobody use the shared stack anymore."""
         self._record = self.path / "stack.json"
 
     def prepare(self) -> None:
@@ -74,6 +81,40 @@ class Home:
                 time.sleep(0.1)
             yield
 
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Be the one command that looks for the shared stack and starts it. Raises HomeInUse after a long wait."""
+        with (self.path / "start").open("a") as file:
+            self._wait_for(file.fileno(), fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[Callable[[], bool]]:
+        """Keep the shared stack running; the value says whether nobody else uses it, and lets nobody begin to.
+
+        Raises HomeInUse after a long wait for a stack that ends.
+        """
+        with (self.path / "users").open("a") as file:
+            self._wait_for(file.fileno(), fcntl.LOCK_SH)
+            yield lambda: _locked(file.fileno())
+
+    def is_unused(self) -> bool:
+        """Whether no command uses the shared stack; if so, none begins to while this process lives."""
+        file = (self.path / "users").open("a")
+        if _locked(file.fileno()):
+            self._users = file
+            return True
+        file.close()
+        return False
+
+    def is_locked(self) -> bool:
+        """Whether a stack runs on this home, or begins or ends to."""
+        try:
+            with (self.path / "lock").open("a") as file:
+                return not _locked(file.fileno())
+        except OSError:
+            return False
+
     def key(self) -> str | None:
         """Return the API key in use: HEADROOM_API_KEY, else the one that the first start made, else None."""
         if self.settings.api_key is not None:
@@ -94,10 +135,9 @@ class Home:
 
     def running(self) -> Running | None:
         """Return the stack that runs on this home, or None."""
+        if not self.is_locked():
+            return None
         try:
-            with (self.path / "lock").open("a") as file:
-                if _locked(file.fileno()):
-                    return None
             return Running(**json.loads(self._record.read_text(encoding="utf-8")))
         except OSError:
             return None
@@ -121,6 +161,13 @@ class Home:
             os.fsync(descriptor)
         partial.replace(path)
 
+    def _wait_for(self, descriptor: int, kind: int) -> None:
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not _locked(descriptor, kind):
+            if time.monotonic() > deadline:
+                raise HomeInUse(self._in_use_message())
+            time.sleep(0.05)
+
     def _in_use_message(self) -> str:
         record = self.running()
         holder = f"process {record.pid} at {record.url}" if record else "another process"
@@ -130,9 +177,9 @@ class Home:
         )
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

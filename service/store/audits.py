@@ -6,7 +6,6 @@ nothing fires to the present, so that neither starts a run for a time that has p
 
 import re
 import secrets
-from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import Engine, and_, exists, or_, select
@@ -30,7 +29,8 @@ from service.store.audit_records import (
     owned_name,
     run_of,
 )
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import Clock
+from service.store.job_records import new_id
 from service.store.owners.access import EVERYTHING, OWNER, access_of_owner
 from service.store.owners.visibility import seeing
 from service.store.pinned_baseline import cautions, pinned
@@ -54,7 +54,7 @@ class AuditStore(Transactions):
         self,
         engine: Engine,
         artifacts: ArtifactStore,
-        clock: Callable[[], datetime] = utcnow,
+        clock: Clock | None = None,
         reach: receivers.Reach = receivers.PUBLIC,
     ) -> None:
         super().__init__(engine, clock)

@@ -5,7 +5,7 @@ Times are timezone-aware UTC. Job ids are 32 hexadecimal characters that sort by
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from service.contracts.audits.resolution import Terms
@@ -43,7 +43,7 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs ahead of it, 0 for the next; None unless queued."""
+    """Queued jobs of its owner and size that are taken before it; None unless queued, and in lists."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,6 @@ class Page:
     jobs: list[Job]
     next_page_token: str | None
     """Asks for the next part; None at the end."""
-
-
-def utcnow() -> datetime:
-    """Return the present time in UTC."""
-    return datetime.now(UTC)
 
 
 def new_id(now: datetime) -> str:

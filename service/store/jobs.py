@@ -7,7 +7,7 @@ The worker's side is in `leases`, the scheduler's in `dispatches`; this module h
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -72,6 +72,8 @@ class JobStore(Leases, Dispatches, Usage):
     ) -> Page:
         """Return up to `page_size` jobs (1 to 1000), newest first, after those of the page that gave `page_token`.
 
+        Their positions in the queue are not counted.
+
         Raises InvalidRequest for a page size or token that is not allowed.
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
@@ -90,8 +92,14 @@ class JobStore(Leases, Dispatches, Usage):
         with self._read() as session:
             rows = session.scalars(query).all()
             more = len(rows) > page_size
-            jobs = _jobs(session, rows[:page_size])
+            jobs = [job_of(row, None) for row in rows[:page_size]]
         return Page(jobs, jobs[-1].id if more else None)
+
+    def status(self, job_id: str) -> Status:
+        """Return the status of a job. Raises NotFound."""
+        with self._read() as session:
+            status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+            return status or _existing(session, job_id).status
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Return up to `limit` events of a job with a sequence number over `after`, in order. Raises NotFound."""
@@ -161,8 +169,8 @@ class JobStore(Leases, Dispatches, Usage):
         """Return the jobs that the caller submitted with these keys, by the keys."""
         kept = {owned_key(self._access.owner, key): key for key in idempotency_keys}
         with self._read() as session:
-            rows = session.scalars(select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))).all()
-            return {kept[str(row.idempotency_key)]: job for row, job in zip(rows, _jobs(session, rows), strict=True)}
+            query = select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))
+            return {kept[str(row.idempotency_key)]: job_of(row, None) for row in session.scalars(query)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
@@ -195,17 +203,13 @@ def _same(session: Session, row: JobRow, request: JobRequest, key: str) -> Job:
 
 
 def _job(session: Session, row: JobRow) -> Job:
-    return _jobs(session, [row])[0]
+    """Return the record of a row; of a queued job with the number of its owner's that are taken before it.
 
-
-def _jobs(session: Session, rows: Iterable[JobRow]) -> list[Job]:
-    """Return the records, with the position of those that are queued: by the time they came into the queue."""
-    rows = list(rows)
-    waiting = [row.id for row in rows if row.status is Status.queued]
-    positions: dict[str, int] = {}
-    if waiting:
-        position = func.row_number().over(order_by=(JobRow.queued_at, JobRow.id)) - 1
-        queue = select(JobRow.id, position.label("position")).where(JobRow.status == Status.queued).subquery()
-        places = session.execute(select(queue.c.id, queue.c.position).where(queue.c.id.in_(waiting)))
-        positions = {job_id: place for job_id, place in places}  # noqa: C416
-    return [job_of(row, positions.get(row.id)) for row in rows]
+    The index of the queue is read from the first of them to the job, and no row of the table.
+    """
+    position = None
+    if row.status is Status.queued:
+        before = tuple_(JobRow.queued_at, JobRow.id) < (row.queued_at, row.id)
+        queue = (JobRow.status == Status.queued, JobRow.owner == row.owner, JobRow.size == row.size)
+        position = session.scalar(select(func.count()).where(*queue, before))
+    return job_of(row, position)

@@ -4,7 +4,7 @@ A worker that claims a job gets the job's next fencing number. Every write it ma
 only while the job is running under it; otherwise LeaseLost is raised and nothing is written. So a worker that was
 thought dead, lost its job to another and wakes up again can do no harm.
 
-Leases are compared by the clocks of the machines: keep those within a few seconds of each other.
+Leases are set and compared by the clock of the database, so the clocks of the machines need not agree.
 """
 
 from collections.abc import Iterable, Sequence

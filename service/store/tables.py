@@ -179,6 +179,20 @@ class StoreRow(Base):
     """Whether the store has been seen with it: a store without it is another one from then on."""
 
 
+class HostRow(Base):
+    """The host that uses this database, where that is SQLite; one row at most."""
+
+    __tablename__ = "single_host"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Always 1."""
+    name: Mapped[str] = mapped_column(String(255))
+    boot: Mapped[str] = mapped_column(String(255))
+    """Id of the kernel since it was booted."""
+    seen_at: Mapped[datetime]
+    """When a process there last wrote it."""
+
+
 class AuditRow(Base):
     """One audit."""
 

@@ -5,7 +5,7 @@ job's events tell its whole story.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
@@ -18,7 +18,8 @@ from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.errors import NotFound, TransitionNotAllowed
 from service.store.database import writer
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import Clock, clock_of
+from service.store.job_records import new_id
 from service.store.owners.access import EVERYTHING, Access
 from service.store.owners.shares import serve
 from service.store.owners.visibility import OwnedSession
@@ -29,10 +30,11 @@ from service.store.tables import DispatchRow, EventRow, JobRow
 class Transactions:
     """Short transactions on one database, what is seen in them, and the clock by which their times are set."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime] = utcnow) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        """`clock` replaces the database's in tests."""
         self._reader = engine
         self._writer = writer(engine)
-        self._clock = clock
+        self._clock = clock or clock_of(engine)
         self._access = EVERYTHING
 
     def seen_by(self, access: Access) -> Self:
@@ -40,6 +42,10 @@ class Transactions:
         seen = copy.copy(self)
         seen._access = access
         return seen
+
+    def now(self) -> datetime:
+        """Return the present time by the clock of the database."""
+        return self._clock()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,7 +15,8 @@ from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import Conflict, InvalidRequest, NotFound
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import Clock
+from service.store.job_records import new_id
 from service.store.owners.access import NOBODY, OWNER, SCOPES, Access, Scope
 from service.store.owners.tables import KeyRow
 from service.store.transactions import Transactions
@@ -66,7 +67,7 @@ class Key:
 class KeyStore(Transactions):
     """The keys that the API accepts: those of the database, and the bootstrap key of the settings."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime] = utcnow, *, bootstrap: str | None = None) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None, *, bootstrap: str | None = None) -> None:
         super().__init__(engine, clock)
         self._bootstrap = bootstrap
 

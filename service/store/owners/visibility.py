@@ -24,6 +24,7 @@ from service.store.tables import (
     Base,
     DispatchRow,
     EventRow,
+    HostRow,
     JobRow,
     StoreRow,
 )
@@ -43,7 +44,7 @@ OF_OWNED: dict[type[Base], tuple[str, ...]] = {
     AttemptRow: ("message_id", "audit_id"),
 }
 """Rows that belong to another row: the foreign keys that lead to the one with an owner."""
-HIDDEN: tuple[type[Base], ...] = (KeyRow, OwnerRow, StoreRow)
+HIDDEN: tuple[type[Base], ...] = (HostRow, KeyRow, OwnerRow, StoreRow)
 """Rows of the service itself, which nobody sees but who sees everything."""
 
 _ACCESS = "access"

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from test_api_keys import routes
 
 from service.store.database import make_engine
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.owners.access import Access
 
 STORED = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0"

@@ -6,8 +6,8 @@ The table of before held nothing but the key of HEADROOM_API_KEY, which is in th
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
