@@ -40,6 +40,13 @@ class NotFound(HeadroomError):
     status = 404
 
 
+class Gone(NotFound):
+    """Raised for a job that was deleted, and for a report that was deleted or has expired; the message says when."""
+
+    code = "gone"
+    status = 410
+
+
 class ScopeMissing(HeadroomError):
     """Raised when the caller's API key is not of the scope that a request needs."""
 

@@ -57,7 +57,15 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
     app.state.backend = Backend(
-        settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, stores.keys, stores.news, broker
+        settings,
+        stores.jobs,
+        stores.artifacts,
+        stores.audits,
+        stores.alerts,
+        stores.keys,
+        stores.removals,
+        stores.news,
+        broker,
     )
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):

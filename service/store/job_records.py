@@ -43,7 +43,14 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs of its owner and size that are taken before it; None unless queued, and in lists."""
+    """Queued jobs of its owner and size that are taken before it. None in lists, and unless queued."""
+    report_expired_at: datetime | None
+    """When its report went; None while it has one, and where it never had."""
+
+    @property
+    def has_report(self) -> bool:
+        """Whether it left a report that is still kept."""
+        return self.status is Status.succeeded and self.report_expired_at is None
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ def job_of(row: JobRow, queue_position: int | None) -> Job:
         error=Failed.model_validate(row.error) if row.error else None,
         progress=Progress.model_validate(row.progress) if row.progress else None,
         queue_position=queue_position,
+        report_expired_at=row.report_expired_at,
     )
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.errors import NotFound, TransitionNotAllowed
+from service.errors import Gone, NotFound, TransitionNotAllowed
 from service.store.database import writer
 from service.store.hosts.clock import Clock, clock_of
 from service.store.job_records import new_id
@@ -24,7 +24,7 @@ from service.store.owners.access import EVERYTHING, Access
 from service.store.owners.shares import serve
 from service.store.owners.visibility import OwnedSession
 from service.store.statuses import TRANSITIONS, Status
-from service.store.tables import DispatchRow, EventRow, JobRow
+from service.store.tables import DeletedJobRow, DispatchRow, EventRow, JobRow
 
 
 class Transactions:
@@ -59,11 +59,19 @@ class Transactions:
 
 
 def locked(session: Session, job_id: str) -> JobRow:
-    """Return a job's row, held until the transaction ends. Raises NotFound."""
+    """Return a job's row, held until the transaction ends. Raises NotFound, and Gone for a deleted job."""
     row = session.get(JobRow, job_id, with_for_update=True)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
+        raise missing(session, job_id)
     return row
+
+
+def missing(session: Session, job_id: str) -> NotFound:
+    """Return the error for an id without a job."""
+    deleted = session.get(DeletedJobRow, job_id)
+    if deleted is not None:
+        return Gone(f"job: {job_id} was deleted, with its report, at {deleted.deleted_at:%Y-%m-%d %H:%M:%S} UTC")
+    return NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
 
 
 def insert_job(
@@ -74,8 +82,12 @@ def insert_job(
     owner: str,
     idempotency_key: str | None = None,
     terms: Terms | None = None,
+    sent: bool = False,
 ) -> JobRow:
-    """Put a new job at the end of the queue: its row, its first event and the dispatch that is owed to the broker."""
+    """Put a new job at the end of the queue: its row, its first event and the dispatch that is owed to the broker.
+
+    With `sent` the caller sends the message as soon as the transaction is committed.
+    """
     row = JobRow(
         id=new_id(now),
         owner=owner,
@@ -84,15 +96,15 @@ def insert_job(
         status=Status.queued,
         created_at=now,
         queued_at=now,
-        dispatch=0,
-        events=0,
+        dispatch=1,
+        events=1,
         idempotency_key=None if idempotency_key is None else owned_key(owner, idempotency_key),
         terms=None if terms is None else terms.model_dump(mode="json"),
     )
     session.add(row)
     session.flush()
-    record(session, row, "queued", {}, now)
-    enqueue(session, row, now)
+    session.add(EventRow(job_id=row.id, sequence=1, at=now, kind="queued", data={}))
+    session.add(DispatchRow(job_id=row.id, number=1, created_at=now, sent_at=now if sent else None))
     return row
 
 

@@ -19,6 +19,7 @@ from workers.reporting.topics import (
     divergence,
     dynamic_range,
     errors,
+    harm,
     heads,
     labelled,
     mixes,
@@ -47,6 +48,9 @@ _TOPICS = {
     "error_growth": "errors",
     "component_heatmap": "errors",
     "divergence": "divergence",
+    "harm_map": "harm",
+    "harm_shares": "harm",
+    "estimate_check": "harm",
     "frontier": "mixes",
     "labelled_activations": "labelled",
 }
@@ -85,6 +89,7 @@ def topics(source: Source) -> tuple[Topic, ...]:
         heads.topic(source),
         errors.topic(source),
         divergence.topic(report),
+        *filter(None, [harm.topic(report)]),
         *mixes.topics(report),
         labelled.topic(report),
     )

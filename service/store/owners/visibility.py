@@ -22,6 +22,7 @@ from service.store.tables import (
     AuditRow,
     AuditRunRow,
     Base,
+    DeletedJobRow,
     DispatchRow,
     EventRow,
     HostRow,
@@ -29,7 +30,7 @@ from service.store.tables import (
     StoreRow,
 )
 
-OWNED: tuple[type[Base], ...] = (JobRow, AuditRow)
+OWNED: tuple[type[Base], ...] = (JobRow, DeletedJobRow, AuditRow)
 """Rows with an owner."""
 OF_OWNED: dict[type[Base], tuple[str, ...]] = {
     EventRow: ("job_id",),

@@ -59,7 +59,7 @@ def test_every_route_asks_for_its_scope(world, stranger, problem):
     asked = dict.fromkeys(routes(world.app))
     assert len(asked) > 40
     for method, path in asked:
-        needed = {"read" if method == "GET" else "submit"}
+        needed = {"read" if method in ("GET", "HEAD") else "submit"}
         if path.startswith("/v1/keys"):
             needed = {"admin"}
         elif path.endswith("/secret"):  # who has it can sign messages

@@ -6,8 +6,8 @@ What there is belongs to nobody, and is thus the administrators'.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
@@ -20,7 +20,7 @@ def upgrade() -> None:
 
     The tables are not copied, as a batch would do on SQLite: what refers to their rows would go with them.
     """
-    for table in ("jobs", "audits"):
+    for table in ("jobs", "deleted_jobs", "audits"):
         op.add_column(table, sa.Column("owner", sa.String(length=64), nullable=False, server_default=""))
     op.add_column("jobs", sa.Column("size", sa.String(length=16), nullable=False, server_default="small"))
     op.create_index(op.f("ix_jobs_owner_id"), "jobs", ["owner", "id"])
@@ -49,7 +49,7 @@ def downgrade() -> None:
     op.drop_index("ix_jobs_queue", table_name="jobs")
     op.drop_index(op.f("ix_jobs_owner_id"), table_name="jobs")
     op.drop_column("jobs", "size")
-    for table in ("jobs", "audits"):
+    for table in ("jobs", "deleted_jobs", "audits"):
         op.drop_column(table, "owner")
 
 
@@ -59,5 +59,6 @@ def _rename(before: str, after: str) -> None:
 
 def _resize(more: int) -> None:
     if op.get_bind().dialect.name == "postgresql":  # SQLite does not limit texts
-        op.alter_column("jobs", "idempotency_key", type_=sa.String(length=255 + more))
+        for table in ("jobs", "deleted_jobs"):
+            op.alter_column(table, "idempotency_key", type_=sa.String(length=255 + more))
         op.alter_column("audits", "owned_name", type_=sa.String(length=63 + more))

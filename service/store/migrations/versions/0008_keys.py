@@ -6,8 +6,8 @@ The table of before held nothing but the key of HEADROOM_API_KEY, which is in th
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
