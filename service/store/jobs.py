@@ -60,7 +60,7 @@ class JobStore(Leases, Dispatches, Usage):
                     session,
                     request,
                     self._clock(),
-                    owner=self._access.owner,
+                    owner=self.owner,
                     idempotency_key=idempotency_key,
                     terms=terms,
                     sent=sent,
@@ -185,7 +185,7 @@ class JobStore(Leases, Dispatches, Usage):
 
     def keyed(self, idempotency_keys: Iterable[str]) -> dict[str, Job]:
         """Return the jobs that the caller submitted with these keys, by the keys."""
-        kept = {owned_key(self._access.owner, key): key for key in idempotency_keys}
+        kept = {owned_key(self.owner, key): key for key in idempotency_keys}
         with self._read() as session:
             query = select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))
             return {kept[str(row.idempotency_key)]: job_of(row, None) for row in session.scalars(query)}

@@ -43,6 +43,11 @@ class Transactions:
         seen._access = access
         return seen
 
+    @property
+    def owner(self) -> str:
+        """Whose what is made through this store is."""
+        return self._access.owner
+
     def now(self) -> datetime:
         """Return the present time by the clock of the database."""
         return self._clock()

@@ -26,7 +26,7 @@ class Usage(Transactions):
         if limits is None or size == 0:
             return
         with self._write() as session, seeing(session, EVERYTHING):
-            row, now = locked_owner(session, self._access.owner), self._clock()
+            row, now = locked_owner(session, self.owner), self._clock()
             today = now.astimezone(UTC).date()
             used = size + (row.upload_bytes if row.upload_day == today else 0)
             if used > limits.upload_bytes:
