@@ -3,6 +3,7 @@
 The API, the scheduler and the workers all start with it.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
+from service.store.files.garbage import Garbage
 from service.store.files.identity import StoreIdentity
+from service.store.files.removals import Removals
 from service.store.hosts.event_news import EventNews
 from service.store.hosts.single_host import SingleHost
 from service.store.jobs import JobStore
@@ -35,6 +38,8 @@ class Stores(NamedTuple):
     audits: AuditStore
     alerts: AlertStore
     runs: RunStore
+    removals: Removals
+    garbage: Garbage
     news: EventNews
 
 
@@ -60,7 +65,15 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
     return Stores(
-        JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine), EventNews(engine)
+        jobs=JobStore(engine),
+        artifacts=artifacts,
+        keys=KeyStore(engine),
+        audits=audits,
+        alerts=AlertStore(engine),
+        runs=RunStore(engine),
+        removals=Removals(engine, audits.report_is_baseline),
+        garbage=Garbage(engine, artifacts),
+        news=EventNews(engine),
     )
 
 
@@ -68,6 +81,11 @@ def open_artifacts(settings: Settings) -> ArtifactStore:
     """Return the artifact store in use. Raises InvalidRequest for a URL that is not allowed, and StoreFailed."""
     cache = FileCache(settings.home / "cache" / "artifacts", int(settings.artifact_cache_bytes))
     return ArtifactStore(open_storage(settings.artifacts_place, cache))
+
+
+def keep_private() -> None:
+    """Let nobody but this user read the files that this process and its children make: models and texts are secrets."""
+    os.umask(0o077)
 
 
 @contextmanager

@@ -4,9 +4,8 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from celery import Celery
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
@@ -17,8 +16,12 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
+from service.store.files.removals import Removals
 from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
@@ -26,6 +29,7 @@ MAX_PAGE_SIZE = 200
 SHOWN_CHARACTERS = 200
 """A longer name of a parameter is cut to this length in the message."""
 
+# Dependencies that ask nothing of others are coroutines: a function would cost a turn of a thread for each request.
 PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Largest number of entries in the answer.")]
 PageToken = Annotated[
     str | None, Query(max_length=512, pattern=PRINTABLE, description="`next_page_token` of the previous page.")
@@ -35,7 +39,7 @@ ModelFilter = Annotated[
 ]
 
 
-def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
+async def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
     """Return the id. Raises NotFound for a malformed one."""
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound(f"job: {job_id[:64]!r} is not an id; allowed: 1 to 64 letters, digits, - and _")
@@ -46,7 +50,7 @@ FileKey = Annotated[Literal["calibration", "labelled"], Path(description="Key of
 JobId = Annotated[str, Depends(_job_id)]
 
 
-def known_parameters_only(request: Request) -> None:
+async def known_parameters_only(request: Request) -> None:
     """Raise InvalidRequest for an unknown query parameter, such as a misspelled filter."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name, value in request.query_params.multi_items():
@@ -65,12 +69,13 @@ class Backend:
     artifacts: ArtifactStore
     audits: AuditStore
     alerts: AlertStore
+    removals: Removals
     news: EventNews
-    broker: Celery | None
+    broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
 
-def _backend(request: Request) -> Backend:
+async def _backend(request: Request) -> Backend:
     backend = request.app.state.backend
     assert isinstance(backend, Backend)
     return backend

@@ -55,6 +55,7 @@ Device = Annotated[
     allowing("allowed: auto, cpu, cuda, or cuda:N with N from 0 to 99"),
 ]
 """Where to compute: `auto` is the first CUDA device, else the CPU; `cuda` is the first CUDA device."""
+RetentionDays = Annotated[int, Field(ge=1, le=36_500), NoBoolean]
 CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean]
 
 
@@ -257,6 +258,8 @@ class JobRequest(Analysis):
     """Calibration text or token ids; default: the text bundled with the sample model."""
     labelled: StoredFile | None = None
     """Labeled prompts, JSON Lines; default: for the model `sample` its bundled prompts, else none."""
+    retention_days: RetentionDays | None = None
+    """Days after its end for which the report is kept; default: the service's (`HEADROOM_RETENTION_DAYS`)."""
 
 
 class JobSubmission(Analysis):
@@ -266,6 +269,8 @@ class JobSubmission(Analysis):
     calibration: Upload | None = None
     labelled: Upload | None = None
     """Labeled prompts; default: for the model `sample` its bundled prompts, else none."""
+    retention_days: RetentionDays | None = None
+    """Days after its end for which the report is kept; default: the service's (`HEADROOM_RETENTION_DAYS`)."""
 
 
 class ModelFiles(Frozen):

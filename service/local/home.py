@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import IO, Any, Literal
 
 from service.errors import HomeInUse, InvalidRequest
 from service.settings import Settings
@@ -54,7 +54,7 @@ class Home:
         self.path = settings.home.expanduser().absolute()
         self.logs = self.path / "logs"
         self._key = self.path / "api-key"
-        self._users: TextIO | None = None
+        self._users: IO[Any] | None = None
         """The file of the users while this process lets nobody use the shared stack anymore."""
         self._record = self.path / "stack.json"
 
@@ -73,7 +73,7 @@ class Home:
 
         The kernel frees the lock when its holder dies, however it dies.
         """
-        with (self.path / "lock").open("a") as file:
+        with open_private(self.path / "lock", "a") as file:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _locked(file.fileno()):
                 if time.monotonic() > deadline:
@@ -84,7 +84,7 @@ class Home:
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
         """Be the one command that looks for the shared stack and starts it. Raises HomeInUse after a long wait."""
-        with (self.path / "start").open("a") as file:
+        with open_private(self.path / "start", "a") as file:
             self._wait_for(file.fileno(), fcntl.LOCK_EX)
             yield
 
@@ -94,13 +94,13 @@ class Home:
 
         Raises HomeInUse after a long wait for a stack that ends.
         """
-        with (self.path / "users").open("a") as file:
+        with open_private(self.path / "users", "a") as file:
             self._wait_for(file.fileno(), fcntl.LOCK_SH)
             yield lambda: _locked(file.fileno())
 
     def is_unused(self) -> bool:
         """Whether no command uses the shared stack; if so, none begins to while this process lives."""
-        file = (self.path / "users").open("a")
+        file = open_private(self.path / "users", "a")
         if _locked(file.fileno()):
             self._users = file
             return True
@@ -110,7 +110,7 @@ class Home:
     def is_locked(self) -> bool:
         """Whether a stack runs on this home, or begins or ends to."""
         try:
-            with (self.path / "lock").open("a") as file:
+            with open_private(self.path / "lock", "a") as file:
                 return not _locked(file.fileno())
         except OSError:
             return False
@@ -154,11 +154,10 @@ class Home:
     def _write(self, path: Path, text: str) -> None:
         """Write a file of mode 600, whole or not at all."""
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open_private(partial, "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         partial.replace(path)
 
     def _wait_for(self, descriptor: int, kind: int) -> None:
@@ -175,6 +174,16 @@ class Home:
             f"HEADROOM_HOME: {str(self.path)!r} is in use by {holder}; wait for it, share one stack by running "
             "`headroom serve` first, or set HEADROOM_HOME to another directory"
         )
+
+
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file that has mode 600 if this makes it; text is UTF-8."""
+    return open(
+        path,
+        mode,
+        encoding=None if "b" in mode else "utf-8",
+        opener=lambda name, flags: os.open(name, flags, 0o600),
+    )
 
 
 def _locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from service.errors import StackStopped
+from service.local.home import open_private
 from service.processes import spawn, terminate
 
 LOG_TAIL_LINES = 5
@@ -71,12 +72,12 @@ class Programs:
                 list(pool.map(lambda process: terminate(process, grace_seconds), ending))
 
     @contextlib.contextmanager
-    def log(self, name: str) -> Iterator[BinaryIO]:
+    def log(self, name: str) -> Iterator[IO[bytes]]:
         """Open a new log for a program; the one before it is kept beside it."""
         path = self._logs / f"{name}.log"
         with contextlib.suppress(FileNotFoundError):
             path.replace(path.with_suffix(".log.1"))
-        with path.open("wb") as file:
+        with open_private(path, "wb") as file:
             yield file
 
     def log_tail(self, name: str) -> str:

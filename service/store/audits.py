@@ -30,7 +30,7 @@ from service.store.audit_records import (
 )
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
-from service.store.pinned_baseline import cautions, pinned
+from service.store.pinned_baseline import cautions, hold, pinned
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
 from service.store.statuses import OPEN
@@ -71,6 +71,7 @@ class AuditStore(Transactions):
         row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
+                hold(session, rule(definition.baseline), why)
                 _define(row, definition, why, now)
                 handle_until(row, definition, now)
                 session.add(row)
@@ -144,6 +145,7 @@ class AuditStore(Transactions):
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
+                hold(session, rule(definition.baseline), why)
                 now = self._clock()
                 if is_rescheduled(row, definition):
                     skip_missed(session, row, missed, now)

@@ -40,6 +40,13 @@ class Job:
     progress: Progress | None
     queue_position: int | None
     """Queued jobs that came into the queue before it; None unless queued, and in lists."""
+    report_expired_at: datetime | None
+    """When its report went; None while it has one, and where it never had."""
+
+    @property
+    def has_report(self) -> bool:
+        """Whether it left a report that is still kept."""
+        return self.status is Status.succeeded and self.report_expired_at is None
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ def job_of(row: JobRow, queue_position: int | None) -> Job:
         error=Failed.model_validate(row.error) if row.error else None,
         progress=Progress.model_validate(row.progress) if row.progress else None,
         queue_position=queue_position,
+        report_expired_at=row.report_expired_at,
     )
 
 

@@ -7,19 +7,19 @@ The worker's side is in `leases`, the scheduler's in `dispatches`; this module h
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.contracts.audits.resolution import Terms
 from service.contracts.request import JobRequest
-from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
+from service.errors import Gone, IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.dispatches import Dispatches
 from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
 from service.store.leases import Leases
 from service.store.statuses import Status
-from service.store.tables import ArtifactRow, EventRow, JobRow
-from service.store.transactions import end_cancelled, enqueue, insert_job, locked, move, record
+from service.store.tables import ArtifactRow, DeletedJobRow, EventRow, JobRow
+from service.store.transactions import end_cancelled, enqueue, insert_job, locked, missing, move, record
 
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
@@ -29,14 +29,24 @@ MAX_PAGE_SIZE = 1000
 class JobStore(Leases, Dispatches):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
-    def submit(self, request: JobRequest, *, idempotency_key: str | None = None, terms: Terms | None = None) -> Job:
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        idempotency_key: str | None = None,
+        terms: Terms | None = None,
+        needs_report: bool = False,
+    ) -> Job:
         """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
-        another request it raises IdempotencyKeyReused.
+        another request it raises IdempotencyKeyReused, and Gone where that job was deleted. With `needs_report`, a
+        job that was deleted or whose report has expired is made again instead.
         """
         try:
             with self._write() as session:
+                if needs_report and idempotency_key is not None:
+                    _free_key(session, idempotency_key)
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
                     return _same(session, row, request)
                 row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
@@ -80,7 +90,7 @@ class JobStore(Leases, Dispatches):
         if status is not None:
             query = query.where(JobRow.status == status)
         if with_report:
-            query = query.where(JobRow.status == Status.succeeded)
+            query = query.where(JobRow.status == Status.succeeded, JobRow.report_expired_at.is_(None))
         if model is not None:
             query = query.where(JobRow.model == model)
         with self._read() as session:
@@ -137,12 +147,11 @@ class JobStore(Leases, Dispatches):
             return _job(session, row)
 
     def artifact(self, job_id: str, name: str) -> Artifact:
-        """Return one file of a report. Raises NotFound."""
+        """Return one file of a report. Raises NotFound, and Gone where the report is no more."""
         with self._read() as session:
             row = session.get(ArtifactRow, (job_id, name))
             if row is None:
-                _existing(session, job_id)
-                raise NotFound(f"job {job_id!r} has no file {name!r}")
+                raise _no_file(_existing(session, job_id), name)
             return artifact_of(row)
 
     def artifacts(self, job_id: str) -> Sequence[Artifact]:
@@ -175,12 +184,35 @@ class JobStore(Leases, Dispatches):
 def _existing(session: Session, job_id: str) -> JobRow:
     row = session.get(JobRow, job_id)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
+        raise missing(session, job_id)
     return row
 
 
+def _no_file(row: JobRow, name: str) -> NotFound:
+    if row.report_expired_at is not None:
+        return Gone(f"report: that of job {row.id} expired at {row.report_expired_at:%Y-%m-%d %H:%M:%S} UTC")
+    return NotFound(f"job {row.id!r} has no file {name!r}")
+
+
 def _by_key(session: Session, key: str) -> JobRow | None:
-    return session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+    """Return the job that was submitted with a key. Raises Gone where it was deleted."""
+    row = session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+    deleted = (
+        None
+        if row
+        else session.scalars(select(DeletedJobRow).where(DeletedJobRow.idempotency_key == key)).one_or_none()
+    )
+    if deleted is not None:
+        when = f"{deleted.deleted_at:%Y-%m-%d %H:%M:%S} UTC"
+        raise Gone(f"Idempotency-Key: {key!r} was used for job {deleted.id}, deleted at {when}; allowed: a new key")
+    return row
+
+
+def _free_key(session: Session, key: str) -> None:
+    """Let a key stand for no job whose report is gone."""
+    expired = (JobRow.idempotency_key == key, JobRow.report_expired_at.is_not(None))
+    session.execute(update(JobRow).where(*expired).values(idempotency_key=None))
+    session.execute(update(DeletedJobRow).where(DeletedJobRow.idempotency_key == key).values(idempotency_key=None))
 
 
 def _same(session: Session, row: JobRow, request: JobRequest) -> Job:

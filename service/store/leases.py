@@ -93,7 +93,10 @@ class Leases(Transactions):
                 )
                 for item in artifacts
             )
-            move(session, row, Status.succeeded, "succeeded", self._clock())
+            now = self._clock()
+            days = row.request.get("retention_days")
+            row.expires_at = None if days is None else now + timedelta(days=days)
+            move(session, row, Status.succeeded, "succeeded", now)
 
     def fail(self, claim: Claim, failed: Failed) -> None:
         """End the job without a report. Raises LeaseLost."""

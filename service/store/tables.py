@@ -110,6 +110,20 @@ class JobRow(Base):
     """What an audit asks of the worker besides the request; null for a job that no audit made."""
     resolution: Mapped[Document | None]
     """What the worker found the model to be, where there are terms."""
+    expires_at: Mapped[datetime | None]
+    """When its report goes, where the request says how long it stays."""
+    report_expired_at: Mapped[datetime | None]
+    """When its report went."""
+
+
+class DeletedJobRow(Base):
+    """A job that was deleted: what may still be said of it."""
+
+    __tablename__ = "deleted_jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    deleted_at: Mapped[datetime]
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
 
 
 class EventRow(Base):
@@ -160,6 +174,8 @@ class StoreRow(Base):
     """Random; written in the store as well."""
     written: Mapped[bool]
     """Whether the store has been seen with it: a store without it is another one from then on."""
+    collected_at: Mapped[datetime | None]
+    """When a scheduler last began to remove expired reports and unneeded files."""
 
 
 class HostRow(Base):

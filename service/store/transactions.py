@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.errors import NotFound, TransitionNotAllowed
+from service.errors import Gone, NotFound, TransitionNotAllowed
 from service.store.database import writer
 from service.store.hosts.clock import Clock, clock_of
 from service.store.job_records import new_id
 from service.store.statuses import TRANSITIONS, Status
-from service.store.tables import DispatchRow, EventRow, JobRow
+from service.store.tables import DeletedJobRow, DispatchRow, EventRow, JobRow
 
 
 class Transactions:
@@ -48,11 +48,19 @@ class Transactions:
 
 
 def locked(session: Session, job_id: str) -> JobRow:
-    """Return a job's row, held until the transaction ends. Raises NotFound."""
+    """Return a job's row, held until the transaction ends. Raises NotFound, and Gone for a deleted job."""
     row = session.get(JobRow, job_id, with_for_update=True)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
+        raise missing(session, job_id)
     return row
+
+
+def missing(session: Session, job_id: str) -> NotFound:
+    """Return the error for an id without a job."""
+    deleted = session.get(DeletedJobRow, job_id)
+    if deleted is not None:
+        return Gone(f"job: {job_id} was deleted, with its report, at {deleted.deleted_at:%Y-%m-%d %H:%M:%S} UTC")
+    return NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
 
 
 def insert_job(

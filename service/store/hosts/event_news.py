@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
+from typing import Any
 
-import psycopg
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -72,13 +72,14 @@ class EventNews(Transactions):
                     del self._followers[job_id]
 
     def _run(self) -> None:
-        listen = self._listen if self._reader.dialect.name == "postgresql" else self._poll_often
+        dialect = self._reader.dialect
+        listen = self._listen if dialect.name == "postgresql" else self._poll_often
         trouble = False
         while self._goes_on():
             try:
                 listen()
                 trouble = False
-            except (SQLAlchemyError, psycopg.Error) as error:
+            except (SQLAlchemyError, dialect.loaded_dbapi.Error) as error:
                 if not trouble:
                     log.warning("event streams wait for the database: %s", error)
                 trouble = True
@@ -93,7 +94,9 @@ class EventNews(Transactions):
 
     def _listen(self) -> None:
         """Wake the followers of whatever PostgreSQL notifies of, until there are none."""
-        arguments, options = self._reader.dialect.create_connect_args(self._reader.url)
+        dialect = self._reader.dialect
+        arguments, options = dialect.create_connect_args(self._reader.url)
+        psycopg: Any = dialect.loaded_dbapi
         with psycopg.connect(*arguments, **options, autocommit=True) as connection:
             connection.execute(f"LISTEN {CHANNEL}")
             while self._followers:

@@ -550,3 +550,15 @@ def test_a_file_that_cannot_be_read_is_named_without_a_traceback(headroom, tmp_p
     assert ran.document["error"]["code"] == "system"
     assert str(key) in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_jobs_are_deleted_up_to_the_first_that_runs(headroom, remote):
+    ids = [remote.store.submit(JobRequest(model="sample")).id for _ in range(4)]
+    assert headroom("jobs", "delete", ids[0], "--json").document == {"deleted": [ids[0]]}
+    remote.claim(ids[2])
+    ran = headroom("jobs", "delete", *ids[1:])
+    assert (ran.code, ran.out) == (BAD_INPUT, f"deleted {ids[1]}\n")
+    assert "is running and cannot be deleted; cancel it first" in ran.err
+    assert [job.id for job in remote.store.list().jobs] == [ids[3], ids[2]]
+    gone = headroom("jobs", "show", ids[0])
+    assert (gone.code, "was deleted" in gone.err) == (BAD_INPUT, True)

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -92,12 +91,15 @@ def test_a_connection_that_is_lost_is_made_again(
 ) -> None:
     monkeypatch.setattr(event_news, "FALLBACK_SECONDS", 0.05)
     connections: list[psycopg.Connection] = []
+    real_connect = psycopg.connect
 
-    def connect(*arguments, **options):
-        connections.append(psycopg.connect(*arguments, **options))
-        return connections[-1]
+    def connect(*arguments, autocommit=False, **options):
+        connection = real_connect(*arguments, autocommit=autocommit, **options)
+        if autocommit:
+            connections.append(connection)
+        return connection
 
-    monkeypatch.setattr(event_news, "psycopg", SimpleNamespace(connect=connect, Error=psycopg.Error))
+    monkeypatch.setattr(psycopg, "connect", connect)
     job = other.submit(REQUEST)
     news, woken = EventNews(engine), threading.Event()
     with news.follow(job.id, woken.set, 1), engine.connect() as connection:

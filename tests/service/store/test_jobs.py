@@ -61,6 +61,7 @@ def test_a_submitted_job_is_a_row_an_event_and_a_dispatch(store: JobStore, clock
         error=None,
         progress=None,
         queue_position=0,
+        report_expired_at=None,
     )
     assert store.events(job.id) == [Event(job.id, 1, clock.now, "queued", {})]
     assert [(owed.job_id, owed.number) for owed in store.unsent_dispatches()] == [(job.id, 1)]
