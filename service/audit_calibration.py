@@ -50,11 +50,11 @@ def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | 
         raise InvalidRequest("limits", [], "one limit or more, whose noise is measured")
     terms = _terms(audit.definition, pinned)
     for request in _requests(audit.definition, seeds, pinned):
-        key = _key(audit, request, terms)
-        job = store.submit(request, idempotency_key=key, terms=terms, needs_report=True)
+        key, at_once = _key(audit, request, terms), send is not None
+        job = store.submit(request, idempotency_key=key, terms=terms, needs_report=True, sent=at_once)
         if job.status in (Status.failed, Status.cancelled):
-            job = store.retry(job.id)
-        if send is not None:
+            store.retry(job.id)  # the scheduler sends its message
+        elif send is not None:
             send_message(store, job, send)
 
 
