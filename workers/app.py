@@ -42,8 +42,9 @@ def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
     """
     app = queue.make_app(present)
     stores = open_stores(present)
-    idle = IdleWatch(stores.jobs, become_new)
-    app.task(name=queue.TASK)(idle.working(_supervisor(present, stores, stopping, commands).run))
+    supervisor = _supervisor(present, stores, stopping, commands)
+    idle = IdleWatch(supervisor.jobs_wait, become_new)
+    app.task(name=queue.TASK)(idle.working(supervisor.run))
     idle.start()
     return app
 
@@ -95,7 +96,8 @@ def main() -> None:
         queue.waiting(app)
     except ServiceUnreachable as error:
         print(f"headroom worker: {error}; it is tried again until it answers", file=sys.stderr, flush=True)
-    usual = ["--loglevel=INFO", "-n", f"{present.device}-{os.getpid()}@%h"]
+    queues = ",".join(map(queue.queue_name, present.queues))
+    usual = ["--loglevel=INFO", "-n", f"{present.device}-{os.getpid()}@%h", "-Q", queues]
     app.worker_main(
         [*queue.WORKER_ARGUMENTS, *usual, *sys.argv[1:]]
     )  # of an option that is given twice, the last counts

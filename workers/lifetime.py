@@ -34,24 +34,24 @@ def run_once(supervisor: Supervisor, store: JobStore) -> int:
     DONE: it ended with a report, or was canceled. FAILED: it failed. NONE_WAITING: there was no job to take.
     NOT_ENDED: this worker was stopped, or lost the job to another.
     """
-    while (waiting := store.waiting_dispatch()) is not None:
-        if supervisor.run(waiting.job_id, waiting.number):
-            return _STATUS.get(store.get(waiting.job_id).status, NOT_ENDED)
-    return NONE_WAITING
+    job_id = supervisor.run_next()
+    return NONE_WAITING if job_id is None else _STATUS.get(store.get(job_id).status, NOT_ENDED)
 
 
 class IdleWatch:
-    """Restarts a worker that gets no message although messages were sent."""
+    """Restarts a worker that gets no message although there are jobs that it may take."""
 
-    def __init__(self, store: JobStore, restart: Callable[[], None], seconds: float = IDLE_SECONDS) -> None:
-        self._store = store
+    def __init__(
+        self, jobs_wait: Callable[[], bool], restart: Callable[[], None], seconds: float = IDLE_SECONDS
+    ) -> None:
+        self._ask = jobs_wait
         self._restart = restart
         self._seconds = seconds
         self._working = Lock()
         self._since: float | None = None
         self._stopped = Event()
 
-    def working(self, run: Callable[[str, int], bool]) -> Callable[[str, int], None]:
+    def working(self, run: Callable[[str, int], object]) -> Callable[[str, int], None]:
         """Return a task that runs a job, during which the worker is not idle."""
 
         def task(job_id: str, dispatch: int) -> None:
@@ -94,7 +94,7 @@ class IdleWatch:
 
     def _jobs_wait(self) -> bool:
         try:
-            return self._store.expected_messages() > 0
+            return self._ask()
         except SQLAlchemyError:  # then a restart would not help
             return False
 

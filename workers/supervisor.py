@@ -1,6 +1,7 @@
-"""Handles a message to a worker: claims the job, has it measured, and ends it.
+"""Handles a message to a worker: claims a job, has it measured, and ends it.
 
-The database decides whether there is anything to do: a message that is stale or double finds no job to claim.
+A message only wakes the worker. The database decides which job is next, and whether there is any: a message that is
+stale or double finds none to claim, or one whose own message then finds none.
 Everything that can happen on the way has one end for the job:
 
 | what happens                                     | the job                                       |
@@ -13,6 +14,7 @@ Everything that can happen on the way has one end for the job:
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
 | an audit's model, and all else, is as before     | cancelled, with the reason `unchanged`         |
+| the model is large, and this worker takes none   | queued again, for a worker that does           |
 | this worker is told to stop                      | queued again                                  |
 | the lease is lost                                | somebody else's: nothing is written           |
 | this worker dies                                 | running, until the scheduler offers it again  |
@@ -43,12 +45,14 @@ from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
 from workers.sandbox.programs import Commands
 from workers.sandbox.sandbox import Sandbox, open_sandbox
+from workers.size_classes import LargeModel
 
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RETRY_SECONDS = 1.0
 _GIVEN_BACK = "given back to the queue, because this worker stops"
+_LEFT_TO_OTHERS = "given back to the queue, because its model is large"
 
 
 class Supervisor:
@@ -74,20 +78,34 @@ class Supervisor:
         self._sandbox = sandbox or open_sandbox(settings)
         self._directories = WorkDirectories(settings.home / "work")
 
-    def run(self, job_id: str, dispatch: int) -> bool:
-        """Do what a message asks for; False if there was nothing to do. Raises nothing that the job should end with."""
-        seconds = self._settings.lease_seconds
-        claim = self._store.claim(job_id, dispatch, self._worker, seconds)
+    def run(self, job_id: str, dispatch: int) -> str | None:
+        """Do the job whose turn it is; the message of a job only wakes the worker. Else as `run_next`."""
+        done = self.run_next()
+        if done is None:
+            log.info("the message of job %s, dispatch %d, finds nothing to do", job_id, dispatch)
+        return done
+
+    def run_next(self) -> str | None:
+        """Do the job whose turn it is, and return its id; None if there is none.
+
+        Raises nothing that the job should end with.
+        """
+        seconds, present = self._settings.lease_seconds, self._settings
+        claim = self._store.next_claim(self._worker, seconds, present.queues, most_running=present.running_jobs)
         if claim is None:
-            log.info("job %s: dispatch %d finds nothing to do", job_id, dispatch)
-            return False
-        log.info("job %s: attempt %d begins", job_id, claim.attempt)
+            return None
+        log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
             if self._settle(claim, lease, end, what):
                 self._remove_checkpoints(claim)
         self._clear_up()
-        return True
+        return claim.job_id
+
+    def jobs_wait(self) -> bool:
+        """Whether there is a job that this worker may take."""
+        present = self._settings
+        return self._store.job_waits(present.queues, most_running=present.running_jobs)
 
     def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
         """Do the job's work; return the write that ends it, or None, and its name for the log."""
@@ -105,6 +123,9 @@ class Supervisor:
         except Unchanged:
             self._remove(claim)
             return partial(store.unchanged, claim), "unchanged"
+        except LargeModel as error:
+            self._remove(claim)
+            return partial(store.move_to_large, claim), f"{_LEFT_TO_OTHERS}: {error}"
         except CancelAsked:
             self._remove(claim)
             return partial(store.cancelled, claim), "cancelled"
@@ -159,7 +180,7 @@ class Supervisor:
         except LeaseLost as error:
             end, what = None, str(error)
         log.info("job %s: %s", claim.job_id, what)
-        return end is not None and what != _GIVEN_BACK
+        return end is not None and not what.startswith((_GIVEN_BACK, _LEFT_TO_OTHERS))
 
 
 def _failed(error: Exception) -> Failed:

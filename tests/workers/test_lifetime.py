@@ -36,21 +36,6 @@ def test_a_worker_that_is_stopped_in_its_one_job_says_so(bench: Bench) -> None:
     assert bench.job.status is Status.queued
 
 
-def test_a_job_that_another_worker_took_meanwhile_is_passed_over(bench: Bench) -> None:
-    supervisor = bench.supervisor()
-    second = bench.store.submit(JobRequest(model="sample")).id
-    run, taken = supervisor.run, []
-
-    def late(job_id: str, dispatch: int) -> bool:
-        if not taken:
-            taken.append(bench.store.claim(job_id, dispatch, "other:1", 60.0))
-        return run(job_id, dispatch)
-
-    supervisor.run = late  # type: ignore[method-assign]
-    assert run_once(supervisor, bench.store) == DONE
-    assert (bench.job.worker, bench.store.get(second).status) == ("other:1", Status.succeeded)
-
-
 def test_the_program_for_one_job_needs_no_broker(tmp_path: Path) -> None:
     environment = {**os.environ, "HEADROOM_HOME": str(tmp_path)}
     environment.pop("HEADROOM_BROKER_URL", None)
@@ -65,7 +50,7 @@ class Restarts:
 
     def __init__(self, bench: Bench) -> None:
         self.count = 0
-        self.watch = IdleWatch(bench.store, self._restart, seconds=120)
+        self.watch = IdleWatch(bench.supervisor().jobs_wait, self._restart, seconds=120)
 
     def _restart(self) -> None:
         self.count += 1
@@ -73,7 +58,6 @@ class Restarts:
 
 @pytest.fixture
 def restarts(bench: Bench) -> Restarts:
-    bench.store.mark_sent(bench.job_id, 1)
     return Restarts(bench)
 
 
@@ -89,7 +73,7 @@ def test_the_time_begins_anew_when_the_queue_was_empty(restarts: Restarts, bench
     restarts.watch.look(0)
     bench.run()
     restarts.watch.look(100)
-    bench.store.mark_sent(bench.store.submit(JobRequest(model="sample")).id, 1)
+    bench.store.submit(JobRequest(model="sample"))
     for now in (130, 249):
         restarts.watch.look(now)
     assert restarts.count == 0
@@ -111,13 +95,6 @@ def test_the_time_begins_anew_with_every_message(restarts: Restarts, bench: Benc
     assert (during, restarts.count) == ([0], 0)
     restarts.watch.look(621)
     assert restarts.count == 1
-
-
-def test_a_message_that_was_never_sent_is_not_missed(bench: Bench) -> None:
-    restarts = Restarts(bench)
-    for now in (0, 200):
-        restarts.watch.look(now)
-    assert restarts.count == 0
 
 
 def test_a_database_that_is_away_restarts_nothing(restarts: Restarts, bench: Bench) -> None:
