@@ -19,6 +19,7 @@ from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
 from service.store.files.identity import StoreIdentity
+from service.store.files.uploads import UploadStore
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 from service.store.runs.store import RunStore
@@ -33,6 +34,7 @@ class Stores(NamedTuple):
     audits: AuditStore
     alerts: AlertStore
     runs: RunStore
+    uploads: UploadStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -52,7 +54,8 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine))
+    uploads = UploadStore(engine, quota_bytes=int(settings.file_quota_bytes), keep_seconds=settings.file_seconds)
+    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine), uploads)
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
-from service.api import catalog, comparisons, events, health, jobs, problems, reports
+from service.api import catalog, comparisons, events, files, health, jobs, problems, reports
 from service.api.audits import (
     alerts,
     badge,
@@ -44,16 +44,30 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        middleware=[Middleware(KeyRequired, keys=stores.keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
+        middleware=[
+            Middleware(KeyRequired, keys=stores.keys),
+            Middleware(BodyLimit, upload_limit=settings.max_upload_bytes),
+        ],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.backend = Backend(settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, broker)
+    app.state.backend = Backend(
+        settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, stores.uploads, broker
+    )
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     told = (alerts.router, deliveries.router, webhooks.router, feed.router)
     of_audits = (definitions.router, runs.router, history.router, calibration.router, *told)
-    for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
+    for router in (
+        jobs.router,
+        files.router,
+        events.router,
+        reports.router,
+        comparisons.router,
+        *of_audits,
+        catalog.router,
+        openapi,
+    ):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

@@ -34,6 +34,7 @@ GRACE_SECONDS = {"worker": 10.0, "scheduler": 5.0, "api": 5.0, "broker": 5.0}
 SOCKET_PATH_BYTES = 100
 """Unix sockets' paths must be shorter than 104 bytes on some systems, 108 on others."""
 LOG_TAIL_LINES = 5
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WORKER_COMMAND = ("-m", "workers.app")
 """Arguments to Python; the worker's code is named, never imported."""
 
@@ -85,7 +86,8 @@ class Stack:
         self._start_api()
         if self._workers:
             self._spawn("scheduler", ["-m", "service.scheduler"])
-            self._spawn("worker", list(WORKER_COMMAND), more=self._for_worker)
+            own = trusting(self._address[0]) | self._for_worker
+            self._spawn("worker", list(WORKER_COMMAND), more=own)
         self._context.enter_context(self.home.announce(Running(self.url, os.getpid(), self._purpose)))
 
     def _check_broker(self) -> None:
@@ -184,6 +186,18 @@ class Stack:
 def for_worker(settings: Settings) -> dict[str, str]:
     """Return the environment variables of what a command may choose for its worker."""
     return {"HEADROOM_MEMORY": str(int(settings.memory)), "HEADROOM_DEVICE": settings.device}
+
+
+def trusting(host: str) -> dict[str, str]:
+    """Return the environment variables of a worker whose jobs come from this machine's users alone.
+
+    They may name any directory and model type, as they can read the directories themselves. Variables that are set
+    already stay, and on an address that others reach there are none.
+    """
+    if host not in LOOPBACK:
+        return {}
+    wanted = {"HEADROOM_MODEL_ROOTS": "/", "HEADROOM_ANY_MODEL_TYPE": "true"}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def _listen(host: str, port: int) -> socket.socket:
