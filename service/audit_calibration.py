@@ -50,7 +50,8 @@ def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | 
         raise InvalidRequest("limits", [], "one limit or more, whose noise is measured")
     terms = _terms(audit.definition, pinned)
     for request in _requests(audit.definition, seeds, pinned):
-        job = store.submit(request, idempotency_key=_key(audit, request, terms), terms=terms)
+        key = _key(audit, request, terms)
+        job = store.submit(request, idempotency_key=key, terms=terms, needs_report=True)
         if job.status in (Status.failed, Status.cancelled):
             job = store.retry(job.id)
         if send is not None:
@@ -105,5 +106,5 @@ def _model_of(model: ModelFacts) -> str:
 
 
 def _key(audit: Audit, request: JobRequest, terms: Terms | None) -> str:
-    asked = f"{request.model_dump_json()} {terms.model_dump_json() if terms else ''}"
+    asked = f"{request.model_dump_json(exclude={'retention_days'})} {terms.model_dump_json() if terms else ''}"
     return f"calibration {audit.id} {hashlib.sha256(asked.encode()).hexdigest()}"

@@ -39,6 +39,13 @@ class NotFound(HeadroomError):
     status = 404
 
 
+class Gone(NotFound):
+    """Raised for a job that was deleted, and for a report that was deleted or has expired; the message says when."""
+
+    code = "gone"
+    status = 410
+
+
 class Conflict(HeadroomError):
     """Raised when the present state of a resource does not allow the request, such as a name that is taken."""
 

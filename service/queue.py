@@ -8,24 +8,22 @@ Broker URLs: `redis://`, `rediss://` (the server's certificate is checked), and
 """
 
 import ssl
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-from celery import Celery
-from kombu.exceptions import OperationalError
-from kombu.utils.url import sanitize_url
-from redis.exceptions import RedisError
 
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
+
+if TYPE_CHECKING:  # it takes long to load, and is only needed where there is a broker
+    from celery import Celery
 
 TASK = "headroom.run_job"
 """Name of the one task; its arguments are a job's id and a dispatch number."""
 QUEUE = "headroom"
 """Name of the one queue."""
 SCHEMES = ("redis", "rediss", "redis+socket")
-
-_BROKER_ERRORS = (OperationalError, RedisError, OSError)
 
 WORKER_ARGUMENTS = ("worker", "--without-gossip", "--without-mingle", "--without-heartbeat")
 """Command line of a worker: these three have no configuration setting."""
@@ -63,40 +61,47 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     return config
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(settings: Settings) -> "Celery":
     """Return a Celery application for sending, or for a worker to add its task to."""
+    from celery import Celery
+
     app = Celery("headroom", set_as_current=False)
     app.config_from_object(celery_config(settings))
     return app
 
 
-def send(app: Celery, job_id: str, dispatch: int) -> None:
+def send(app: "Celery", job_id: str, dispatch: int) -> None:
     """Send the message of one dispatch. Raises ServiceUnreachable when the broker is away or refuses."""
-    try:
+    with _reporting(app):
         # One retry, at once: the pooled connection may be from before the broker was restarted.
         app.send_task(TASK, args=[job_id, dispatch], retry=True, retry_policy={"max_retries": 1, "interval_start": 0})
-    except _BROKER_ERRORS as error:
-        raise _unreachable(app, error) from error
 
 
-def waiting(app: Celery) -> int:
+def waiting(app: "Celery") -> int:
     """Return how many messages no worker has taken. Raises ServiceUnreachable when the broker is away or refuses."""
-    with app.connection_for_write() as connection:
-        try:
-            connection.ensure_connection(max_retries=1, interval_start=0)
-            queue = app.amqp.queues[QUEUE](connection.default_channel)
-            return int(queue.queue_declare(passive=False).message_count)
-        except _BROKER_ERRORS as error:
-            raise _unreachable(app, error) from error
+    with app.connection_for_write() as connection, _reporting(app):
+        connection.ensure_connection(max_retries=1, interval_start=0)
+        queue = app.amqp.queues[QUEUE](connection.default_channel)
+        return int(queue.queue_declare(passive=False).message_count)
 
 
-def _unreachable(app: Celery, error: Exception) -> ServiceUnreachable:
-    where = f"HEADROOM_BROKER_URL: the broker at {public_url(app.conf.broker_url)}"
-    return ServiceUnreachable(f"{where} cannot be reached: {error}")
+@contextmanager
+def _reporting(app: "Celery") -> Iterator[None]:
+    """Turn what a broker's client raises into ServiceUnreachable."""
+    from kombu.exceptions import OperationalError
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except (OperationalError, RedisError, OSError) as error:
+        where = f"HEADROOM_BROKER_URL: the broker at {public_url(app.conf.broker_url)}"
+        raise ServiceUnreachable(f"{where} cannot be reached: {error}") from error
 
 
 def public_url(url: str) -> str:
     """Return a broker URL without its password."""
+    from kombu.utils.url import sanitize_url
+
     return str(sanitize_url(url))
 
 

@@ -19,6 +19,7 @@ from service.contracts.request import (
     CheckpointSeconds,
     Device,
     MemorySize,
+    RetentionDays,
 )
 from service.errors import InvalidRequest
 
@@ -58,6 +59,15 @@ class Settings(BaseSettings):
 
     artifact_cache_bytes: MemorySize = DEFAULT_ARTIFACT_CACHE
     """Copies of files from a bucket take so much of the disk, and more only while they are in use."""
+
+    retention_days: RetentionDays | None = None
+    """Days after its job's end for which a report is kept, unless the job says so itself; default: forever."""
+
+    model_cache_bytes: MemorySize | None = None
+    """The models from the hub that a worker's machine keeps, in bytes, besides those in use; default: all."""
+
+    presigned_downloads: bool = False
+    """Whether downloads are redirected to URLs of the bucket that need no key and expire soon."""
 
     lease_seconds: float = Field(default=60.0, gt=0)
     """A worker that does not renew its claim for this long loses the job."""

@@ -3,6 +3,7 @@
 The API, the scheduler and the workers all start with it.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,12 @@ from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.database import make_engine, upgrade
+from service.store.files.garbage import Garbage
 from service.store.files.identity import StoreIdentity
+from service.store.files.removals import Removals
 from service.store.files.uploads import UploadStore
+from service.store.hosts.event_news import EventNews
+from service.store.hosts.single_host import SingleHost
 from service.store.jobs import JobStore
 from service.store.keys import KeyStore
 from service.store.runs.store import RunStore
@@ -35,16 +40,23 @@ class Stores(NamedTuple):
     alerts: AlertStore
     runs: RunStore
     uploads: UploadStore
+    removals: Removals
+    garbage: Garbage
+    news: EventNews
 
 
 def open_stores(settings: Settings) -> Stores:
     """Return the stores, after bringing the database to the newest schema.
 
-    Raises InvalidRequest for a URL that is not allowed, and for an artifact store that belongs to another database;
-    ServiceUnreachable and StoreFailed when one does not answer.
+    Raises InvalidRequest for a URL that is not allowed, for an artifact store that belongs to another database, and for
+    an SQLite file that another host uses; ServiceUnreachable and StoreFailed when one does not answer.
     """
     engine = make_engine(settings.database)
     upgrade(engine)
+    if engine.dialect.name == "sqlite":
+        host = SingleHost(engine)
+        host.write()
+        host.keep()
     stores = stores_on(engine, settings)
     StoreIdentity(engine).compare(stores.artifacts)
     return stores
@@ -54,14 +66,29 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
-    uploads = UploadStore(engine, quota_bytes=int(settings.file_quota_bytes), keep_seconds=settings.file_seconds)
-    return Stores(JobStore(engine), artifacts, KeyStore(engine), audits, AlertStore(engine), RunStore(engine), uploads)
+    return Stores(
+        jobs=JobStore(engine),
+        artifacts=artifacts,
+        keys=KeyStore(engine),
+        audits=audits,
+        alerts=AlertStore(engine),
+        runs=RunStore(engine),
+        uploads=UploadStore(engine, quota_bytes=int(settings.file_quota_bytes), keep_seconds=settings.file_seconds),
+        removals=Removals(engine, audits.report_is_baseline),
+        garbage=Garbage(engine, artifacts),
+        news=EventNews(engine),
+    )
 
 
 def open_artifacts(settings: Settings) -> ArtifactStore:
     """Return the artifact store in use. Raises InvalidRequest for a URL that is not allowed, and StoreFailed."""
     cache = FileCache(settings.home / "cache" / "artifacts", int(settings.artifact_cache_bytes))
     return ArtifactStore(open_storage(settings.artifacts_place, cache))
+
+
+def keep_private() -> None:
+    """Let nobody but this user read the files that this process and its children make: models and texts are secrets."""
+    os.umask(0o077)
 
 
 @contextmanager

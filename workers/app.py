@@ -19,7 +19,7 @@ from celery.worker import state
 from service import queue
 from service.errors import ServiceUnreachable
 from service.settings import Settings, settings
-from service.startup import open_stores, reporting_failure
+from service.startup import keep_private, open_stores, reporting_failure
 from workers.attempt import Commands
 from workers.supervisor import Supervisor
 
@@ -65,6 +65,7 @@ def main() -> None:
 
     Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """
+    keep_private()
     with reporting_failure("worker"):
         present = settings()
         app = make_worker(present)

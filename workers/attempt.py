@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from workers.fetching import hub_environment, in_time
 from workers.lease import Lease
 from workers.measurement.errors import device_full
 from workers.measurement.runtime.workspace import unfinished
+from workers.model_cache import ModelCache
 from workers.model_roots import directory_within
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
@@ -87,7 +89,8 @@ class Attempt:
         self._temporary = directory / "tmp"
         self._settings = settings
         self._commands = commands
-        self._checkpoints = checkpoints_of(artifacts, lease, claim, self._request_file, settings)
+        self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, settings)
+        self._models = ModelCache(settings.model_cache_bytes)
         self._layers = 0
         """That the last measurement was through with."""
 
@@ -96,6 +99,10 @@ class Attempt:
 
         Raises JobFailed, Unchanged, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
         """
+        with self._models:
+            return self._run()
+
+    def _run(self) -> list[Artifact]:
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
@@ -234,6 +241,9 @@ class Attempt:
             return ModelFiles(path=MODEL, source=SAMPLE)
         if name.startswith("/"):
             return ModelFiles(path=directory_within(Path(name), self._settings.model_roots), source=name)
+        return self._models.fetched(name, partial(self._fetched, name))
+
+    def _fetched(self, name: str) -> ModelFiles:
         found = self._directory / "model.json"
         relay = Relay(self._store, self._claim)
         fetching = [*self._commands.hub, f"--bytes={int(self._settings.model_bytes)}", name, str(found)]

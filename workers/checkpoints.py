@@ -13,15 +13,18 @@ from pathlib import Path
 from threading import Event, Thread
 
 from service.contracts.request import MeasurementRequest
+from service.contracts.warnings import Warning
 from service.errors import LeaseLost, StoreFailed
 from service.settings import Settings
 from service.storage.port import Storage
 from service.store.artifacts import ArtifactStore
 from service.store.files.checkpoints import Checkpoint, CheckpointStore
 from service.store.job_records import Claim
+from service.store.leases import Leases
 from workers.lease import Lease
 from workers.measurement.runtime.checkpoint_files import checkpoint_files, latest_checkpoint, layers_done
 from workers.measurement.runtime.workspace import unfinished
+from workers.relay import Relay
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +39,9 @@ class _Stopped(Exception):
 class SharedCheckpoints:
     """The checkpoints of one attempt at a job."""
 
-    def __init__(self, storage: Storage, lease: Lease, claim: Claim, request_file: Path) -> None:
+    def __init__(self, jobs: Leases, storage: Storage, lease: Lease, claim: Claim, request_file: Path) -> None:
         """`request_file` has the request of the measurement, which works beside it."""
+        self._jobs = jobs
         self._store = CheckpointStore(storage)
         self._lease = lease
         self._claim = claim
@@ -50,7 +54,8 @@ class SharedCheckpoints:
     def __enter__(self) -> None:
         """Fetch what another machine has kept, if it is further than what is here, with the request it belongs to.
 
-        Raises LeaseLost, CancelAsked and WorkerStopping. What cannot be fetched is done without.
+        Raises LeaseLost, CancelAsked and WorkerStopping. What cannot be fetched is measured again; the job's events say
+        so.
         """
         try:
             kept = self._store.latest(self._claim.job_id)
@@ -60,6 +65,10 @@ class SharedCheckpoints:
                 log.info("job %s: %d layers were done by another worker", self._claim.job_id, kept.layers_done)
         except (OSError, StoreFailed) as error:
             log.warning("job %s: its checkpoint cannot be fetched: %s", self._claim.job_id, error)
+            message = f"The checkpoint of an earlier attempt cannot be used, so its layers are measured again: {error}."
+            advice = "Nothing needs to be done: the report does not differ, it only takes longer."
+            warning = Warning(code="checkpoint-unusable", message=message, advice=advice)
+            Relay(self._jobs, self._claim).warning(warning)
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -119,12 +128,12 @@ def _made(checkpoint: Path | None) -> tuple[str, int] | None:
 
 
 def checkpoints_of(
-    artifacts: ArtifactStore, lease: Lease, claim: Claim, request_file: Path, settings: Settings
+    jobs: Leases, artifacts: ArtifactStore, lease: Lease, claim: Claim, request_file: Path, settings: Settings
 ) -> AbstractContextManager[None]:
     """Return a context in which checkpoints are shared, where the artifact store is one that other machines reach."""
     if settings.artifacts_url is None:
         return nullcontext()
-    return SharedCheckpoints(artifacts.storage, lease, claim, request_file)
+    return SharedCheckpoints(jobs, artifacts.storage, lease, claim, request_file)
 
 
 def as_here(kept: MeasurementRequest, asked: MeasurementRequest) -> MeasurementRequest:

@@ -2,6 +2,7 @@
 
 import argparse
 import socket
+import sys
 
 import uvicorn
 from fastapi import FastAPI
@@ -9,7 +10,7 @@ from fastapi import FastAPI
 from service import queue
 from service.api.app import make_app
 from service.settings import Settings, settings
-from service.startup import open_stores, reporting_failure
+from service.startup import keep_private, open_stores, reporting_failure
 
 LOCAL_KEY = "local"
 """Name of the key from `HEADROOM_API_KEY` or the embedded stack."""
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
     parser.add_argument("--fd", type=int, help="inherited listening socket; default: HEADROOM_HOST and HEADROOM_PORT")
     descriptor: int | None = parser.parse_args().fd
+    keep_private()
     with reporting_failure("api"):
         chosen = settings()
         app = _app(chosen)
@@ -45,6 +47,13 @@ def _app(chosen: Settings) -> FastAPI:
     stores = open_stores(chosen)
     if chosen.api_key is not None:
         stores.keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
+    if chosen.presigned_downloads and not chosen.artifacts_place.startswith("s3://"):
+        print(
+            f"headroom api: HEADROOM_PRESIGNED_DOWNLOADS has no effect: {stores.artifacts.url} is a directory, which "
+            "has no URLs of its own; the API sends the files itself",
+            file=sys.stderr,
+            flush=True,
+        )
     broker = queue.make_app(chosen) if chosen.broker_url else None
     return make_app(chosen, stores, broker)
 

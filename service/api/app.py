@@ -4,7 +4,8 @@ Every call except the health checks, badges and open feeds needs an API key. The
 runs no model. A job answered with 202 is recorded, whether or not a worker or the queue can be reached.
 """
 
-from celery import Celery
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
@@ -26,6 +27,9 @@ from service.api.middleware import BodyLimit, KeyRequired
 from service.settings import Settings
 from service.startup import Stores
 
+if TYPE_CHECKING:
+    from celery import Celery
+
 openapi = APIRouter()
 
 
@@ -36,7 +40,7 @@ def schema(request: Request) -> dict[str, object]:
     return described
 
 
-def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -> FastAPI:
+def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None) -> FastAPI:
     """Return the API; without a `broker`, the scheduler sends the messages of submitted jobs."""
     app = FastAPI(
         title="Headroom",
@@ -51,7 +55,15 @@ def make_app(settings: Settings, stores: Stores, broker: Celery | None = None) -
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
     app.state.backend = Backend(
-        settings, stores.jobs, stores.artifacts, stores.audits, stores.alerts, stores.uploads, broker
+        settings,
+        stores.jobs,
+        stores.artifacts,
+        stores.audits,
+        stores.alerts,
+        stores.uploads,
+        stores.removals,
+        stores.news,
+        broker,
     )
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):

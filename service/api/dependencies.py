@@ -5,10 +5,9 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
-from celery import Celery
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
@@ -19,9 +18,14 @@ from service.settings import Settings
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
+from service.store.files.removals import Removals
 from service.store.files.uploads import NOBODY, UploadStore
+from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
 from service.submission import Resolve
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
@@ -75,7 +79,9 @@ class Backend:
     audits: AuditStore
     alerts: AlertStore
     uploads: UploadStore
-    broker: Celery | None
+    removals: Removals
+    news: EventNews
+    broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
 

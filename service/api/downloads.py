@@ -7,12 +7,12 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-import pyarrow
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
-from pyarrow import csv, parquet
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
@@ -20,12 +20,25 @@ from service.api.dependencies import Backend
 from service.contracts.files import StoredFile
 from service.errors import NotFound
 
+Handler = TypeVar("Handler", bound=Callable[..., Response])
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content-Security-Policy of every file: the browser blocks scripts and requests to other hosts."""
 
+SIGNED_SECONDS = 300
+"""How long the URL of a bucket can be used to which a download is redirected."""
 _ONE_RANGE = re.compile(r"\s*(\d*)-(\d*)\s*")
 _LONGEST_NUMBER = 18
 """Digits of a byte offset; longer offsets are invalid for every file."""
+
+
+def route(router: APIRouter, path: str) -> Callable[[Handler], Handler]:
+    """Return a decorator by which a function answers GET, and HEAD with the same headers."""
+
+    def register(handler: Handler) -> Handler:
+        router.head(path, response_class=Response, include_in_schema=False)(handler)
+        return router.get(path, response_class=Response)(handler)
+
+    return register
 
 
 class LargeChunks(FileResponse):
@@ -37,20 +50,26 @@ class LargeChunks(FileResponse):
 def artifact(backend: Backend, request: Request, job_id: str, name: str) -> Response:
     """Return the response that sends the artifact `name` of a job. Raises NotFound."""
     row = backend.store.artifact(job_id, name)
-    etag = f'"{row.sha256}"'
-    if holds(request, etag):
-        return not_modified(etag)
-    return send(request, backend.artifacts.path(row.sha256), etag, row.media_type, f"{job_id}-{Path(name).name}")
+    return _file(backend, request, row.sha256, row.media_type, f"{job_id}-{Path(name).name}")
 
 
 def uploaded(backend: Backend, request: Request, file: StoredFile | None, key: str) -> Response:
     """Return the response that sends a file that a request brought. Raises NotFound where it brought none."""
     if file is None:
         raise NotFound(f"{key}: the request has no such file")
-    etag = f'"{file.sha256}"'
+    return _file(backend, request, file.sha256, "application/octet-stream", file.name)
+
+
+def _file(backend: Backend, request: Request, sha256: str, media_type: str, filename: str) -> Response:
+    etag = f'"{sha256}"'
     if holds(request, etag):
         return not_modified(etag)
-    return send(request, backend.artifacts.path(file.sha256), etag, "application/octet-stream", file.name)
+    if backend.settings.presigned_downloads and request.method == "GET" and "if-none-match" not in request.headers:
+        url = backend.artifacts.signed(sha256, SIGNED_SECONDS)
+        if url is not None:
+            headers = {"Location": url, "ETag": etag, "Cache-Control": "no-store"}
+            return Response(status_code=307, headers=headers)
+    return send(request, backend.artifacts.path(sha256), etag, media_type, filename)
 
 
 def holds(request: Request, etag: str) -> bool:
@@ -118,6 +137,8 @@ def _lies_within(part: str, size: int) -> bool:
 
 def csv_tag(parquet_sha256: str) -> str:
     """Return the strong tag of a table's CSV: the same Parquet and the same writer give the same bytes."""
+    import pyarrow  # which takes long to load
+
     source = f"csv of {parquet_sha256} by pyarrow {pyarrow.__version__}"
     return f'"{hashlib.sha256(source.encode()).hexdigest()}"'
 
@@ -127,6 +148,8 @@ def write_csv(table: Path) -> Path:
 
     Row groups go through one by one, so memory does not grow with the table. A null is an empty field.
     """
+    from pyarrow import csv, parquet
+
     handle, name = tempfile.mkstemp(prefix="headroom-", suffix=".csv")
     try:
         with (

@@ -4,30 +4,33 @@ The `id:` line has the event's number. A client that lost the connection sends t
 received as `Last-Event-ID`. The stream ends after the event that ended the job.
 """
 
-import time
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
-from starlette.concurrency import run_in_threadpool
 
-from service.api.dependencies import FromApp, JobId
+from service.api.dependencies import Backend, FromApp, JobId
 from service.api.views import EventList, EventView
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotFound
 from service.store.jobs import JobStore
 from service.store.statuses import Status
 
 ENDED = frozenset({Status.succeeded, Status.failed, Status.cancelled})
-POLL_SECONDS = 0.3
-"""Pause between two queries of the database."""
 HEARTBEAT_SECONDS = 10.0
 """A stream without events sends a comment this often, so that proxies keep it open."""
 RECONNECT_MILLISECONDS = 1000
 """Pause before a browser opens a broken stream again."""
 LARGEST_SEQUENCE = 2**31 - 1
 _BATCH = 1000
+_STREAM_THREADS = 4
+"""Threads in which streams read, so that many streams leave the others to requests."""
+_threads: RunVar[anyio.CapacityLimiter] = RunVar("threads of streams")
 
 router = APIRouter()
 
@@ -46,35 +49,55 @@ def events(
     if "text/event-stream" not in accept.lower():
         return _look(backend.store, job_id, after)
     start = _resume_point(last_event_id) if last_event_id else after
-    first = _look(backend.store, job_id, start)
+    backend.store.status(job_id)  # an unknown job is an answer of its own, not a stream that breaks off
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(_stream(backend.store, job_id, start, first), headers=headers)
+    return EventSourceResponse(_stream(backend, job_id, start), headers=headers)
 
 
 def _look(store: JobStore, job_id: str, after: int) -> EventList:
     """Return the events after `after`; the job is read first, so that the event that ends it is not missed."""
-    has_ended = store.get(job_id).status in ENDED
+    has_ended = store.status(job_id) in ENDED
     views = [EventView.model_validate(event) for event in store.events(job_id, after=after, limit=_BATCH)]
     complete = len(views) < _BATCH and (not views or views[-1].kind in ENDED)
     return EventList(events=views, ended=has_ended and complete)
 
 
-async def _stream(store: JobStore, job_id: str, after: int, seen: EventList) -> AsyncIterator[bytes]:
-    """Yield the events `seen` and later ones in the event-stream format."""
+async def _stream(backend: Backend, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Yield the events after `after` in the event-stream format, those to come as soon as they are there."""
     yield format_sse_event(retry=RECONNECT_MILLISECONDS)
-    last_sent = time.monotonic()
-    while True:
-        for event in seen.events:
-            yield format_sse_event(id=str(event.sequence), event=event.kind, data_str=event.model_dump_json())
-            after = event.sequence
-            last_sent = time.monotonic()
-        if seen.ended:
-            return
-        if time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
-            yield KEEPALIVE_COMMENT
-            last_sent = time.monotonic()
-        await anyio.sleep(POLL_SECONDS)
-        seen = await run_in_threadpool(_look, store, job_id, after)
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(news.set)
+
+    with backend.news.follow(job_id, wake, after) as follower:
+        while True:
+            news.clear()
+            try:
+                seen = await anyio.to_thread.run_sync(_look, backend.store, job_id, follower.seen, limiter=_limiter())
+            except NotFound:  # the job was deleted
+                return
+            for event in seen.events:
+                yield format_sse_event(id=str(event.sequence), event=event.kind, data_str=event.model_dump_json())
+                follower.seen = event.sequence
+            if seen.ended:
+                return
+            while len(seen.events) < _BATCH and not news.is_set():
+                with anyio.move_on_after(HEARTBEAT_SECONDS) as waiting:
+                    await news.wait()
+                if waiting.cancelled_caught:
+                    yield KEEPALIVE_COMMENT
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    """Return the limiter of the threads of streams in the running event loop."""
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(_STREAM_THREADS)
+        _threads.set(limiter)
+        return limiter
 
 
 def _resume_point(last_event_id: str) -> int:

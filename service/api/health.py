@@ -4,7 +4,6 @@ import logging
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -76,6 +75,8 @@ def _artifacts(backend: Backend) -> Literal["ok", "failed", "other"]:
 def _broker(backend: Backend) -> Literal["ok", "failed", "none"]:
     if backend.broker is None:
         return "none"
+    from kombu.exceptions import OperationalError  # with a broker it is loaded anyway
+
     timeouts = {"socket_connect_timeout": BROKER_SECONDS, "socket_timeout": BROKER_SECONDS}
     with backend.broker.connection_for_write(transport_options=timeouts) as connection:
         try:

@@ -1,4 +1,4 @@
-"""Jobs: submit, list, show, cancel, retry."""
+"""Jobs: submit, list, show, cancel, retry, delete."""
 
 from functools import partial
 from typing import Annotated
@@ -81,7 +81,7 @@ def show(backend: FromApp, job_id: JobId) -> JobView:
     return JobView.of(job, verdicts_of(backend, [job]).get(job.id))
 
 
-@router.get("/{job_id}/files/{key}", response_class=Response)
+@downloads.route(router, "/{job_id}/files/{key}")
 def file(backend: FromApp, request: Request, job_id: JobId, key: FileKey) -> Response:
     """Return a file that the request brought: `calibration` or `labelled`."""
     return downloads.uploaded(backend, request, getattr(backend.store.get(job_id).request, key), key)
@@ -97,6 +97,15 @@ def cancel(backend: FromApp, job_id: JobId, response: Response) -> JobView:
 def retry(backend: FromApp, job_id: JobId, response: Response) -> JobView:
     """Queue a failed or cancelled job again (202)."""
     return _changed(backend.store.retry(job_id), response)
+
+
+@router.delete("/{job_id}", status_code=status.HTTP_204_NO_CONTENT)
+def delete(backend: FromApp, job_id: JobId) -> None:
+    """Delete a job that is not running, with its report; a queued one is taken from the queue.
+
+    Answers 409 while the job runs, and while an audit needs its report. Later requests for either answer 410.
+    """
+    backend.removals.delete(job_id)
 
 
 def _changed(job: Job, response: Response) -> JobView:

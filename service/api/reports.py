@@ -31,31 +31,31 @@ def list_reports(
     )
 
 
-@router.get("/{job_id}", response_class=Response)
+@downloads.route(router, "/{job_id}")
 def report(backend: FromApp, request: Request, job_id: JobId) -> Response:
     """Return report.json."""
     return downloads.artifact(backend, request, job_id, "report.json")
 
 
-@router.get("/{job_id}/report.html", response_class=Response)
+@downloads.route(router, "/{job_id}/report.html")
 def page(backend: FromApp, request: Request, job_id: JobId) -> Response:
     """Return the report as one HTML file without external resources."""
     return downloads.artifact(backend, request, job_id, "report.html")
 
 
-@router.get("/{job_id}/summary.md", response_class=Response)
+@downloads.route(router, "/{job_id}/summary.md")
 def summary(backend: FromApp, request: Request, job_id: JobId) -> Response:
     """Return the report's summary in Markdown."""
     return downloads.artifact(backend, request, job_id, "summary.md")
 
 
-@router.get("/{job_id}/bundle.zip", response_class=Response)
+@downloads.route(router, "/{job_id}/bundle.zip")
 def bundle(backend: FromApp, request: Request, job_id: JobId) -> Response:
     """Return every file of the report in one archive."""
     return downloads.artifact(backend, request, job_id, "bundle.zip")
 
 
-@router.get("/{job_id}/figures/{name}.{form}", response_class=Response)
+@downloads.route(router, "/{job_id}/figures/{name}.{form}")
 def figure(backend: FromApp, request: Request, job_id: JobId, name: Name, form: str) -> Response:
     """Return a figure, as `svg` or `png`."""
     if form not in {"svg", "png"}:
@@ -63,7 +63,7 @@ def figure(backend: FromApp, request: Request, job_id: JobId, name: Name, form: 
     return downloads.artifact(backend, request, job_id, f"figures/{name}.{form}")
 
 
-@router.get("/{job_id}/tables/{name}.{form}", response_class=Response)
+@downloads.route(router, "/{job_id}/tables/{name}.{form}")
 def table(backend: FromApp, request: Request, job_id: JobId, name: Name, form: str) -> Response:
     """Return a table, as `parquet` or `csv`."""
     if form == "parquet":

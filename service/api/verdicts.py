@@ -14,7 +14,6 @@ from service.evaluation.restating import predates_intervals
 from service.evaluation.stored_report import read_report
 from service.store.artifacts import ArtifactStore
 from service.store.job_records import Job
-from service.store.statuses import Status
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ _CACHED_REPORTS = 10_000
 
 def verdicts_of(backend: Backend, jobs: Iterable[Job]) -> dict[str, Verdicts]:
     """Return the verdicts by the jobs' ids; a job without a report, or with one that cannot be read, has none."""
-    done = [job.id for job in jobs if job.status is Status.succeeded]
+    done = [job.id for job in jobs if job.has_report]
     tokens = backend.store.named("tables/tokens.parquet", done)
     verdicts: dict[str, Verdicts] = {}
     for job_id, sha256 in backend.store.named("report.json", done).items():

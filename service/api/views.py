@@ -24,20 +24,22 @@ class JobView(BaseModel):
     attempts: int
     """How often a worker has started it."""
     queue_position: int | None
-    """Queued jobs ahead of it; null unless it is queued."""
+    """Queued jobs that came into the queue before it; null unless it is queued, and in lists."""
     cancel_requested: bool
     progress: Progress | None
     """The latest progress event."""
     error: Failed | None
     report: str | None
-    """Path of its report; null until it has one."""
+    """Path of its report; null until it has one, and after that has expired."""
+    report_expired_at: datetime | None
+    """When its report went; null while it has one, and if it never had."""
     verdicts: dict[str, SchemeVerdict] | None
     """The verdict on each scheme; null without a report."""
 
     @classmethod
     def of(cls, job: Job, verdicts: dict[str, SchemeVerdict] | None = None) -> Self:
         """Return the view of `job`, with the verdicts of its report if it has one."""
-        report = f"/v1/reports/{job.id}" if job.status is Status.succeeded else None
+        report = f"/v1/reports/{job.id}" if job.has_report else None
         return cls.model_validate(vars(job) | {"report": report, "verdicts": verdicts})
 
 

@@ -24,7 +24,7 @@ _MEDIAN = re.compile(r"median:([1-9][0-9]{0,2})", re.ASCII)
 _ALLOWED = f"{LAST_PASSING}, median:K with K from 1 to {MOST_RUNS}, or report:ID, such as median:5"
 _TEXT_SETTINGS = ("sequences", "sequence_length", "seed", "bos", "score", "text_field")
 """Settings of an analysis that choose the text, or which of its positions are scored."""
-_FIGURE_SETTINGS = sorted(set(Analysis.model_fields) - {"schemes", "batch_sequences", "verdict", "harm"})
+_FIGURE_SETTINGS = sorted(set(Analysis.model_fields) - {"schemes", "batch_sequences", "verdict", "harm", "recommend"})
 """Settings of an analysis without which no two figures are the same; levels are all told by the newer report's."""
 
 

@@ -75,18 +75,18 @@ class Client:
 
         Raises DownloadBroken when they differ; OSError when the file cannot be written.
         """
-        digest = hashlib.sha256()
         try:
-            with self._http.stream("GET", path) as response, to.open("wb") as file:
-                if not response.is_success:
+            with self._http.stream("GET", path) as response:
+                if response.has_redirect_location:
+                    sha256 = _from_bucket(response.headers["location"], to)
+                elif response.is_success:
+                    sha256 = _save(response, to)
+                else:
                     response.read()
                     self._document(response)
-                for chunk in response.iter_bytes():
-                    digest.update(chunk)
-                    file.write(chunk)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if response.headers.get("etag", "").strip('"') != digest.hexdigest():
+        if response.headers.get("etag", "").strip('"') != sha256:
             raise DownloadBroken(f"{self.url}{path}: the downloaded file is not what was sent; try again")
 
     def _with_uploads(self, body: Document | None) -> Document | None:
@@ -140,6 +140,25 @@ class Client:
             f"no Headroom service answers at {self.url}: {str(error) or type(error).__name__}; "
             "start one with `headroom serve`, or correct HEADROOM_URL"
         )
+
+
+def _save(response: httpx.Response, to: Path) -> str:
+    """Write the content of an answer into the file `to`; return its SHA-256."""
+    digest = hashlib.sha256()
+    with to.open("wb") as file:
+        for chunk in response.iter_bytes():
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def _from_bucket(url: str, to: Path) -> str:
+    """Do the same with a presigned URL, which must not get the API key."""
+    with httpx.stream("GET", url, timeout=ANSWER_SECONDS, trust_env=httpx.URL(url).host not in LOOPBACK) as response:
+        if not response.is_success:
+            where = url.partition("?")[0]
+            raise DownloadBroken(f"{where}: the service's bucket does not give the file ({response.status_code})")
+        return _save(response, to)
 
 
 def _with_options(detail: str, errors: Sequence[Document]) -> str:

@@ -1,7 +1,7 @@
 """Connects a command to a service.
 
 The service is the one at `HEADROOM_URL`; if that is not set, the stack that runs on `HEADROOM_HOME`; if none runs, a
-stack that the command starts and stops.
+stack that the command starts. The last command that uses that one stops it.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +18,9 @@ from service.cli.client import Client
 from service.contracts import refusals
 from service.contracts.request import Device, MemorySize
 from service.errors import HeadroomError, InvalidRequest
-from service.local.home import Home
+from service.local import sharing
+from service.local.home import Home, Running
+from service.local.workers import worker_environment
 from service.settings import Settings, settings
 
 _FORMS: dict[str, TypeAdapter[Any]] = {"memory": TypeAdapter(MemorySize), "device": TypeAdapter(Device)}
@@ -57,7 +60,7 @@ class Service:
 
     client: Client
     check: Callable[[], None]
-    """Raises when the service belongs to this command and a part of it has died."""
+    """Raises when the service belongs to commands, such as this one, and has stopped."""
     on_this_machine: bool
     """False for HEADROOM_URL: its workers see other files than this command does."""
 
@@ -75,23 +78,46 @@ def connect(*, workers: bool, options: WorkerOptions = WorkerOptions()) -> Itera
         with _client(chosen.url, home.key()) as client:
             yield Service(client, check=_nothing, on_this_machine=False)
         return
-    running = home.running()
-    if running and (running.purpose == "serve" or not workers):
-        names = " and ".join(f"--{name}" for name in options.given)
-        _check_own_worker(options, f"The stack at {running.url} is already running; give {names} to `headroom serve`")
-        with _client(running.url, home.key()) as client:
-            yield Service(client, check=_nothing, on_this_machine=True)
-        return
-    if workers:
+    with (
+        _with_workers(home, options, chosen) if workers else _without_workers(home, chosen) as (url, check),
+        _client(url, home.key()) as client,
+    ):
+        yield Service(client, check=check, on_this_machine=True)
+
+
+@contextlib.contextmanager
+def _with_workers(home: Home, options: WorkerOptions, chosen: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the address of a stack with workers, and what raises when that has stopped."""
+
+    def join(running: Running) -> None:
+        _check_own_worker(options, f"The stack at {running.url} is already running")
+
+    def start() -> None:
         require_worker()
         print(f"starting the stack in {home.path}", file=sys.stderr)
+
+    environment = worker_environment(str(int(chosen.memory)), chosen.device)
+    with sharing.shared_stack(home, environment, on_join=join, on_start=start) as running:
+        yield running.url, partial(sharing.check, home) if running.purpose == "shared" else _nothing
+
+
+@contextlib.contextmanager
+def _without_workers(home: Home, chosen: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the address of a stack, with workers or not, and what raises when that has stopped."""
+    running = home.running()
+    if running is not None and running.purpose == "shared":
+        with home.using():
+            running = home.running()
+            if running is not None:
+                yield running.url, partial(sharing.check, home)
+                return
+    if running is not None:
+        yield running.url, _nothing
+        return
     from service.local.stack import Stack
 
-    with (
-        Stack(chosen, purpose="command", workers=workers, host="127.0.0.1", port=0) as stack,
-        _client(stack.url, stack.key) as client,
-    ):
-        yield Service(client, check=stack.check, on_this_machine=True)
+    with Stack(chosen, purpose="command", devices=(), host="127.0.0.1", port=0) as stack:
+        yield stack.url, stack.check
 
 
 def with_options(present: Settings, options: WorkerOptions) -> Settings:

@@ -39,8 +39,13 @@ class AnalyzeOptions:
     label_dimensions: int | None = None
     thresholds: tuple[str, ...] = ()
     """NAME=VALUE each."""
+    keep: tuple[str, ...] = ()
     harm: tuple[str, ...] = ()
     """Names from `HARM`."""
+    recommend: bool = False
+    max_bytes: str | None = None
+    max_kl: float | None = None
+    split_groups: bool = False
     batch_sequences: int | None = None
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     """For the worker, where it is the command's own."""
@@ -49,7 +54,7 @@ class AnalyzeOptions:
     def of(cls, typed: Mapping[str, Any]) -> Self:
         """Return the options from the parameters of the command, by their names."""
         own = {option.name: typed[option.name] for option in fields(cls) if option.name in typed}
-        repeated = {"schemes": "scheme", "thresholds": "thresholds", "harm": "harm"}
+        repeated = {"schemes": "scheme", "thresholds": "thresholds", "keep": "keep", "harm": "harm"}
         own |= {name: tuple(typed.get(option) or ()) for name, option in repeated.items()}
         return cls(**own, worker=WorkerOptions(typed["memory"], typed["device"]))
 
@@ -76,7 +81,11 @@ HARM: Mapping[str, Mapping[str, Any]] = {
 }
 """What each value of `--harm` sets."""
 _MODELS = f"the directory of a checkpoint, a hub id org/name or org/name@revision, or {SAMPLE!r}"
-_NUMBERS = {"int8_threshold": "a finite number, 0 or more", "label_threshold": "a finite number"}
+_NUMBERS = {
+    "int8_threshold": "a finite number, 0 or more",
+    "label_threshold": "a finite number",
+    "max_kl": "a finite number over 0",
+}
 """Settings whose option also takes nan and inf, which JSON cannot carry, and what is allowed."""
 
 
@@ -109,6 +118,8 @@ def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: 
     body: dict[str, Any] = {"model": model_name(options.model, on_this_machine=on_this_machine)}
     if options.schemes:
         body["schemes"] = list(options.schemes)
+    if options.keep:
+        body["keep"] = list(options.keep)
     if options.calibration is not None:
         body["calibration"] = upload("--calibration", options.calibration, largest_file)
     if options.labelled is not None:
@@ -116,10 +127,19 @@ def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: 
     body |= thresholds(options.thresholds)
     if options.harm:
         body["harm"] = body.get("harm", {}) | harm(options.harm)
+    if options.recommend:
+        body["recommend"] = body.get("recommend", {}) | _recommend(options)
     for name in _SETTINGS:
         if (value := getattr(options, name)) is not None:
             body[name] = value
     return body
+
+
+def _recommend(options: AnalyzeOptions) -> dict[str, Any]:
+    """Return the settings of a recommendation."""
+    targets = {"max_bytes": options.max_bytes, "max_kl": options.max_kl}
+    chosen: dict[str, Any] = {"enabled": True} | {name: value for name, value in targets.items() if value is not None}
+    return chosen | {"whole_groups": False} if options.split_groups else chosen
 
 
 def model_name(model: str, *, on_this_machine: bool) -> str:

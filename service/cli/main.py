@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.commands import audits, jobs, reports
+from service.cli.commands import artifacts, audits, jobs, reports
 from service.cli.commands.gate import gate
 from service.cli.options import (
     BatchSequences,
@@ -19,10 +19,13 @@ from service.cli.options import (
     Harm,
     Int8Threshold,
     Json,
+    Keep,
     LabelDepth,
     LabelDimensions,
     Labelled,
     LabelThreshold,
+    MaxBytes,
+    MaxKl,
     Memory,
     Model,
     Out,
@@ -31,6 +34,7 @@ from service.cli.options import (
     Seed,
     SequenceLength,
     Sequences,
+    SplitGroups,
     TextField,
     Thresholds,
     whole_number,
@@ -42,7 +46,7 @@ app = typer.Typer(
     help="Measure what quantization does to a language model, and why.",
     epilog=(
         "Commands use the service at HEADROOM_URL. If it is not set, they use the stack that `headroom serve` runs on "
-        "HEADROOM_HOME. If none runs, they start a stack and stop it at the end. "
+        "HEADROOM_HOME. If none runs, they start a stack, and the last command that uses it stops it. "
         "Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 3 the service cannot be reached, "
         "4 a limit was broken."
     ),
@@ -50,7 +54,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (jobs.app, reports.app, audits.app):
+for group in (jobs.app, reports.app, audits.app, artifacts.app):
     app.add_typer(group)
 app.command()(gate)
 
@@ -60,6 +64,7 @@ def analyze(
     model: Model,
     out: Out,
     scheme: Schemes = None,
+    keep: Keep = None,
     int8_threshold: Int8Threshold = None,
     calibration: Calibration = None,
     labelled: Labelled = None,
@@ -89,6 +94,47 @@ def analyze(
 
 
 @app.command()
+def recommend(
+    model: Model,
+    out: Out,
+    scheme: Schemes = None,
+    keep: Keep = None,
+    max_bytes: MaxBytes = None,
+    max_kl: MaxKl = None,
+    split_groups: SplitGroups = False,
+    int8_threshold: Int8Threshold = None,
+    calibration: Calibration = None,
+    labelled: Labelled = None,
+    sequences: Sequences = None,
+    sequence_length: SequenceLength = None,
+    batch_sequences: BatchSequences = None,
+    seed: Seed = None,
+    score: Score = None,
+    bos: Bos = None,
+    text_field: TextField = None,
+    label_threshold: LabelThreshold = None,
+    label_depth: LabelDepth = None,
+    label_dimensions: LabelDimensions = None,
+    thresholds: Thresholds = None,
+    harm: Harm = None,
+    memory: Memory = None,
+    device: Device = None,
+    fail_on: FailOn = None,
+    as_json: Json = False,
+) -> int:
+    """Analyze a model, and measure which modules to keep in 16 bits; takes every option of `analyze`.
+
+    Estimates the harm of every module, measures that of the 24 most harmful and of 12 others, then mixes and controls
+    on as many further sequences.
+    """
+    options = locals() | {"recommend": True}
+    from service.cli import analysis
+    from service.cli.inputs import AnalyzeOptions
+
+    return analysis.analyze(AnalyzeOptions.of(options), as_json=as_json, fail_on=fail_on)
+
+
+@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: HEADROOM_HOST, 127.0.0.1.")] = None,
     port: Annotated[
@@ -99,15 +145,24 @@ def serve(
             help="Port; 0: any free port. Default: HEADROOM_PORT, 8400.",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number("--workers", 1, 64),
+            metavar="N",
+            help="Workers; with several GPUs they take turns on them. Default: one for each GPU, else one.",
+        ),
+    ] = None,
     memory: Memory = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Run broker, API, scheduler and one worker on this machine, until Ctrl-C."""
+    """Run broker, API, scheduler and workers on this machine, until Ctrl-C."""
     from service.cli import serving
     from service.cli.connection import WorkerOptions
 
-    serving.serve(host=host, port=port, options=WorkerOptions(memory, device), as_json=as_json)
+    options = WorkerOptions(memory, device)
+    serving.serve(host=host, port=port, workers=workers, options=options, as_json=as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

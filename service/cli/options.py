@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 
 _OPTIONS = {"model": "MODEL", "schemes": "--scheme", "page_size": "--limit"}
 """Options that are not named for their field."""
-_GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm)(\.|$)")
+_GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm|recommend)(\.|$)")
 """Fields that `--set` sets."""
 
 
@@ -81,6 +81,15 @@ Schemes = Annotated[
         "lossless=int8:threshold=4, nf4:keep=mlp.down. Repeatable. Default: int8 and nf4.",
     ),
 ]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="PATTERN",
+        help="Modules that stay in 16 bits under every scheme: a component (attn.v), one of a layer "
+        "(layers.11.mlp.down), or a module's full name. Repeatable.",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
@@ -118,6 +127,31 @@ Score = Annotated[
         "--score", metavar="WHICH", help="Scored positions: all or second_half of each sequence. Default: all."
     ),
 ]
+MaxBytes = Annotated[
+    str | None,
+    typer.Option(
+        "--max-bytes",
+        metavar="SIZE",
+        help="The model may take SIZE, such as 120MB. Default: the knee of the frontier.",
+    ),
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(
+        "--max-kl",
+        parser=number("--max-kl"),
+        metavar="X",
+        help="The mean KL divergence may be X nats; instead of --max-bytes.",
+    ),
+]
+SplitGroups = Annotated[
+    bool,
+    typer.Option(
+        "--split-groups",
+        help="Let q, k, v of a layer differ, and gate, up. transformers loads such a model, vLLM and SGLang do not.",
+    ),
+]
+
 Memory = Annotated[
     str | None,
     typer.Option(

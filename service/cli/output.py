@@ -48,7 +48,7 @@ def table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     console.print(shown)
 
 
-UNITS = {"sweep": "layers", "divergence": "sequences", "harm": "layer passes"}
+UNITS = {"sweep": "layers", "divergence": "sequences", "harm": "layer passes", "mixes": "layers"}
 """What `done` and `total` count, for the stages that count more than themselves."""
 TITLES = {
     "load": "load the model",
@@ -56,6 +56,7 @@ TITLES = {
     "sweep": "sweep over the layers",
     "divergence": "compare the outputs",
     "harm": "measure harm",
+    "mixes": "measure mixes",
     "write": "write the tables",
     "report": "draw the report",
 }

@@ -1,6 +1,7 @@
 """`headroom jobs` and `headroom reports`: the API's resources."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.cli import inputs, output
@@ -36,6 +37,18 @@ def change_job(job_id: str, change: str, *, as_json: bool) -> None:
     with connect(workers=False) as service:
         job = service.client.post(f"/v1/jobs/{checked_id(job_id)}/{change}")
     _print_job(job, as_json=as_json)
+
+
+def delete_jobs(job_ids: Sequence[str], *, as_json: bool) -> None:
+    """Delete jobs with their reports, and print their ids. Those before the first refusal are deleted."""
+    paths = [f"/v1/jobs/{checked_id(job_id)}" for job_id in job_ids]
+    with connect(workers=False) as service:
+        for job_id, path in zip(job_ids, paths, strict=True):
+            service.client.change("DELETE", path)
+            if not as_json:
+                output.line(output.results(), f"deleted {job_id}")
+    if as_json:
+        output.document({"deleted": list(job_ids)})
 
 
 def list_reports(*, model: str | None, limit: int, token: str | None, as_json: bool) -> None:
@@ -99,6 +112,7 @@ def _print_job(job: Document, *, as_json: bool) -> None:
         ("finished", job["finished_at"]),
         ("attempts", job["attempts"]),
         ("report", job["report"]),
+        ("expired", job.get("report_expired_at")),
     ):
         if value:
             output.line(console, f"{name:<12} {value}")
@@ -117,7 +131,8 @@ def tokens_of(request: Document) -> str:
 def _where(job: Document) -> str:
     """Return in a few words how far the job is, or what it found."""
     if job["status"] == "queued":
-        return f"{job['queue_position']} ahead of it"
+        ahead = job["queue_position"]  # which lists do not have
+        return "" if ahead is None else f"{ahead} ahead of it"
     if job["status"] == "running" and job["progress"]:
         asked = "canceling, " if job["cancel_requested"] else ""
         return f"{asked}{job['progress']['stage']} {job['progress']['done']}/{job['progress']['total']}"

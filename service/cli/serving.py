@@ -8,21 +8,24 @@ from service.cli import output
 from service.cli.connection import WorkerOptions, require_worker, with_options
 from service.cli.running import interruptible
 from service.errors import InvalidRequest
-from service.local.stack import WORKER_COMMAND, Stack, for_worker
+from service.local.devices import worker_devices
+from service.local.stack import Stack
+from service.local.workers import WORKER_COMMAND, worker_environment
 from service.settings import settings
 
 CHECK_SECONDS = 0.3
 """Pause between two looks at the children."""
 
 
-def serve(*, host: str | None, port: int | None, options: WorkerOptions, as_json: bool) -> None:
-    """Run the whole stack until SIGINT or SIGTERM. Raises StackStopped when a part of it dies."""
+def serve(*, host: str | None, port: int | None, workers: int | None, options: WorkerOptions, as_json: bool) -> None:
+    """Run the whole stack until SIGINT or SIGTERM. Raises StackStopped when a part of it but a worker dies."""
     chosen = with_options(settings(), options)
     require_worker()
     host = chosen.host if host is None else host
     port = chosen.port if port is None else port
+    devices = worker_devices(chosen.device, workers)
     try:
-        with interruptible(), Stack(chosen, purpose="serve", workers=True, host=host, port=port) as stack:
+        with interruptible(), Stack(chosen, purpose="serve", devices=devices, host=host, port=port) as stack:
             _announce(stack, as_json=as_json)
             while True:
                 stack.check()
@@ -42,7 +45,7 @@ def worker(arguments: list[str], options: WorkerOptions) -> None:
             "redis://HOST:PORT/0",
             message="HEADROOM_BROKER_URL is not set; a worker needs it: redis://HOST:PORT/0",
         )
-    environment = {**os.environ, **for_worker(chosen)}
+    environment = {**os.environ, **worker_environment(str(int(chosen.memory)), chosen.device)}
     os.execve(sys.executable, [sys.executable, "-P", *WORKER_COMMAND, *arguments], environment)
 
 

@@ -2,18 +2,26 @@
 
 from typing import Any
 
+from service.contracts.harm.recommendation import Recommendation
 from service.contracts.labelled import Labelled
 from service.contracts.outliers import Definition
 from service.contracts.record import Record
 from service.contracts.report import Report, SchemeFacts, SchemeVerdict
 from service.contracts.request import VerdictLimits
+from service.evaluation.decision import decision
 from service.evaluation.next_steps import next_steps
 from service.evaluation.verdict import verdict_of
 
 
 def summarize(report: Report) -> dict[str, Any]:
     """Return verdicts, main values, outlier dimensions, warnings and next steps as a JSON document."""
+    recommended = report.recommendation
     return {
+        **(
+            {}
+            if recommended is None
+            else {"decision": list(decision(report)), "recommendation": _recommended(recommended)}
+        ),
         "model": report.model.model_dump(
             include={"source", "architecture", "layers", "hidden_size", "parameters"}, mode="json"
         ),
@@ -64,6 +72,11 @@ def _scheme(facts: SchemeFacts) -> dict[str, Any]:
         "worst_site": _document(facts.worst_sites[0]) if facts.worst_sites else None,
         "fp16_columns": _document(facts.fp16_columns),
     }
+
+
+def _recommended(recommendations: dict[str, Recommendation]) -> dict[str, Any]:
+    """Return what is recommended for every scheme, without the frontier."""
+    return {name: one.model_dump(exclude={"frontier"}, mode="json") for name, one in recommendations.items()}
 
 
 def _labelled(labelled: Labelled | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from service.contracts.labelled import Labelled
 from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension
 from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.warnings import Warning
+from service.evaluation import decision
 from service.evaluation.next_steps import next_steps
 from service.evaluation.numbers import claim
 from service.evaluation.shown_warnings import by_code
@@ -33,6 +34,7 @@ Schemes = Mapping[str, SchemeFacts]
 
 def show(console: Console, report: Report) -> None:
     """Print the summary: verdicts, warnings, values, outlier dimensions, what to do next."""
+    _lines(console, _decision(report))
     _lines(console, _model(report))
     _lines(console, _verdicts(report))
     _lines(console, _warnings(report.warnings))
@@ -43,6 +45,12 @@ def show(console: Console, report: Report) -> None:
     _lines(console, _outliers(report))
     _lines(console, _separation(report.labelled))
     _lines(console, _next(next_steps(report)))
+
+
+def _decision(report: Report) -> Iterable[str]:
+    yield from decision.decision(report)
+    if (shipped := decision.configuration(report)) is not None:
+        yield from decision.as_python(shipped[1]).splitlines()
 
 
 def _model(report: Report) -> Iterable[str]:

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter
 from service.contracts.record import Frozen
 from service.contracts.warnings import Warning
 
-Stage = Literal["load", "calibrate", "sweep", "divergence", "harm", "write", "report"]
+Stage = Literal["load", "calibrate", "sweep", "divergence", "harm", "mixes", "write", "report"]
 """A stage of a job, in the order of the stages; `report` is the drawing, after the measurement."""
 
 
@@ -21,13 +21,16 @@ class Progress(Frozen):
     kind: Literal["progress"] = "progress"
     stage: Stage
     done: Annotated[int, Field(ge=0)]
-    """Units done: layers in `sweep`, sequences in `divergence`, passes through a layer in `harm`, else 0 or 1."""
+    """Units done: layers in `sweep` and `mixes`, sequences in `divergence`, passes through a layer in `harm`, else 0
+    or 1."""
     total: Annotated[int, Field(ge=1)]
     elapsed_seconds: Annotated[float, Field(ge=0)]
     """Since the measurement began."""
     batch_sequences: Annotated[int | None, Field(ge=1, exclude_if=lambda sequences: sequences is None)] = None
     """Sequences in a batch, in the first line of `sweep`; left out elsewhere. Where a library ends the process for want
     of device memory, nothing else tells which batch was too large."""
+    cost: Annotated[str | None, Field(exclude_if=lambda cost: cost is None)] = None
+    """What the stage is going to take, in the first line of `harm`; left out elsewhere."""
 
 
 class Finished(Frozen):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from service.contracts.harm.facts import HarmFacts
+from service.contracts.harm.recommendation import Recommendation
 from service.contracts.labelled import Labelled
 from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
 from service.contracts.provenance import CalibrationFacts, Environment, ModelFacts, Timing
@@ -244,6 +245,8 @@ class Report(Record):
     labelled: Labelled | None = None
     """None where no labeled prompts were given."""
     harm: dict[str, HarmFacts] | None = None
+    """By scheme; None where it was not asked for."""
+    recommendation: dict[str, Recommendation] | None = None
     """By scheme; None where it was not asked for."""
     warnings: tuple[Warning, ...]
     figures: tuple[Entry, ...]

@@ -18,11 +18,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
+from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.harm.settings import HarmSettings
 from service.contracts.record import Frozen, at_most, no_boolean
 from service.contracts.record import NoBoolean as NoBoolean
 from service.contracts.schemes import SCHEMES, Scheme
-from service.contracts.variants import MOST_VARIANTS, Asked, Variant, check_names
+from service.contracts.variants import MOST_VARIANTS, Asked, Kept, Variant, check_names
 
 SAMPLE = "sample"
 """The model name of the bundled sample checkpoint."""
@@ -54,6 +55,7 @@ Device = Annotated[
     allowing("allowed: auto, cpu, cuda, or cuda:N with N from 0 to 99"),
 ]
 """Where to compute: `auto` is the first CUDA device, else the CPU; `cuda` is the first CUDA device."""
+RetentionDays = Annotated[int, Field(ge=1, le=36_500), NoBoolean]
 CheckpointSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean]
 
 
@@ -157,6 +159,8 @@ class Analysis(Frozen):
     )
     """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, with different names; empty: measure only the
     reference."""
+    keep: Kept = ()
+    """Modules that no scheme quantizes, besides those that a variant keeps: patterns as a variant's."""
     int8_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False), NoBoolean] = 6.0
     """Default `threshold` of int8: input columns with abs(x) at or above this stay in 16 bits; 0: none."""
     sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] = 16
@@ -188,6 +192,28 @@ class Analysis(Frozen):
     heads: HeadThresholds = HeadThresholds()
     verdict: VerdictLimits = VerdictLimits()
     harm: HarmSettings = HarmSettings()
+    """With `recommend`, some modules are measured by default."""
+    recommend: RecommendSettings = RecommendSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _harm_for_recommending(cls, fields: Any) -> Any:
+        """Measure the harm of some modules where a mix is to be recommended and nothing else is said."""
+        if not isinstance(fields, Mapping):
+            return fields
+        recommend, harm = fields.get("recommend"), fields.get("harm", {})
+        enabled = recommend.get("enabled") if isinstance(recommend, Mapping) else getattr(recommend, "enabled", False)
+        if enabled is not True or not isinstance(harm, Mapping) or "exact" in harm:
+            return fields
+        return {**fields, "harm": {**harm, "estimate": True, "exact": "modules"}}
+
+    @field_validator("recommend")
+    @classmethod
+    def _needs_estimates(cls, recommend: RecommendSettings, info: ValidationInfo) -> RecommendSettings:
+        harm = info.data.get("harm")
+        if recommend.enabled and harm is not None and not harm.estimates:
+            raise ValueError("a recommendation needs harm.estimate to be true")
+        return recommend
 
     @field_validator("schemes")
     @classmethod
@@ -210,6 +236,11 @@ class Analysis(Frozen):
         return tuple(variant.name for variant in self.schemes)
 
 
+def variants_for(analysis: Analysis) -> tuple[Variant, ...]:
+    """Return the variants of an analysis, each with all modules that it keeps."""
+    return tuple(v.model_copy(update={"keep": (*v.keep, *analysis.keep)}) for v in analysis.schemes)
+
+
 def schemes_for(analysis: Analysis) -> tuple[Scheme, ...]:
     """Return the variants of an analysis as schemes with the variants' names and settings."""
     common = {"threshold": analysis.int8_threshold}
@@ -230,6 +261,8 @@ class JobRequest(Analysis):
     """Calibration text or token ids; default: the text bundled with the sample model."""
     labelled: StoredFile | None = None
     """Labeled prompts, JSON Lines; default: for the model `sample` its bundled prompts, else none."""
+    retention_days: RetentionDays | None = None
+    """Days after its end for which the report is kept; default: the service's (`HEADROOM_RETENTION_DAYS`)."""
 
 
 class JobSubmission(Analysis):
@@ -239,6 +272,8 @@ class JobSubmission(Analysis):
     calibration: Upload | None = None
     labelled: Upload | None = None
     """Labeled prompts; default: for the model `sample` its bundled prompts, else none."""
+    retention_days: RetentionDays | None = None
+    """Days after its end for which the report is kept; default: the service's (`HEADROOM_RETENTION_DAYS`)."""
 
 
 class ModelFiles(Frozen):

@@ -42,6 +42,9 @@ _KEEP = "keep"
 _FORM = "[LABEL=]SCHEME[:KEY=VALUE,...]"
 
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
+Kept = Annotated[tuple[Pattern, ...], Field(max_length=MOST_PATTERNS), at_most(MOST_PATTERNS)]
+"""Modules that are not quantized: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
+(`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
 
 
 class Variant(Frozen):
@@ -51,9 +54,7 @@ class Variant(Frozen):
     """A name from `SCHEMES`."""
     settings: Annotated[Settings, Field(max_length=16)] = Field(default_factory=dict)
     """Settings that differ from the scheme's own, in the order of the request."""
-    keep: Annotated[tuple[Pattern, ...], Field(max_length=MOST_PATTERNS), at_most(MOST_PATTERNS)] = ()
-    """Modules that are not quantized: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
-    (`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
+    keep: Kept = ()
     name: Annotated[str, Field(validate_default=True, max_length=LONGEST_NAME_TYPED)] = ""
     """Name of the variant: `[a-z0-9-]{1,32}`; default: the scheme and its settings."""
 

@@ -5,31 +5,17 @@ is neither recommended nor rejected: the text must be longer first. A simulated 
 BitsAndBytesConfig loads, is never recommended, because what was measured is not what would be deployed.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
-from service.contracts.variants import LONGEST_NAME, Variant, described, is_variant, slug
 from service.evaluation.uncertainty import MIN_UNITS
 from service.evaluation.verdict import verdict_of
 
 _MORE_SEQUENCES = 4
 """Times as many sequences make an interval about half as wide."""
-_QKV = frozenset({"attn.q", "attn.k", "attn.v"})
-FUSED: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "BloomForCausalLM": _QKV,
-        "DeepseekV3ForCausalLM": frozenset({"attn.k", "attn.v"}),
-        "FalconForCausalLM": _QKV,
-        "GPT2LMHeadModel": _QKV,
-        "GPTNeoXForCausalLM": _QKV,
-        "Phi3ForCausalLM": _QKV | {"mlp.gate", "mlp.up"},
-    }
-)
-"""Components that are parts of a fused module, by architecture: `keep` does not take one of them alone."""
 
 
 class SchemeOutcome(NamedTuple):
@@ -49,8 +35,10 @@ class SchemeOutcome(NamedTuple):
     """It is neither simulated nor for analysis only."""
     replaces_nothing: bool
     """It replaces no weight of the decoder layers."""
-    keep_trial: str
-    """Sentence on the modules to keep in 16 bits in another run, from `keep_trial`; it may be empty."""
+    variant: str
+    """What `--scheme` was told."""
+    recommended: bool
+    """Mixes of it were measured."""
 
     @property
     def judged(self) -> bool:
@@ -121,11 +109,8 @@ def _outcome(report: Report, name: str) -> SchemeOutcome:
         compression=facts.compression,
         deployable=not facts.simulated and not facts.analysis_only,
         replaces_nothing=facts.quantised_share == 0,
-        keep_trial=keep_trial(
-            next((variant for variant in report.analysis.schemes if variant.name == name), None),
-            [(site.layer, site.component) for site in facts.worst_sites],
-            report.model.architecture,
-        ),
+        variant=next((str(variant) for variant in report.analysis.schemes if variant.name == name), name),
+        recommended=name in (report.recommendation or {}),
     )
 
 
@@ -162,8 +147,8 @@ def _leave(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
     reason = "as it is: its effect is severe" if len(severe) == 1 else "as they are: their effects are severe"
     yield f"Do not deploy {_names(severe)} {reason}."
     mildest = min(severe, key=lambda one: one.mean_kl)
-    if mildest.keep_trial:
-        yield mildest.keep_trial
+    if not mildest.recommended and math.isfinite(mildest.mean_kl):
+        yield f"Measure which modules to keep in 16 bits: run headroom recommend with --scheme {mildest.variant}."
 
 
 def _leave_simulated(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
@@ -171,35 +156,6 @@ def _leave_simulated(schemes: Sequence[SchemeOutcome]) -> Iterator[str]:
     if severe:
         reason = "as it is: its effect is" if len(severe) == 1 else "as they are: their effects are"
         yield f"Do not deploy {_names(severe)} {reason} severe (measured as a simulation or for analysis only)."
-
-
-def keep_trial(variant: Variant | None, sites: Sequence[tuple[int, str]], architecture: str) -> str:
-    """Return the sentence that proposes to measure a variant with some modules in 16 bits.
-
-    The modules are the component that more than half of the sites are of, or else the first site. That keeping them
-    helps is not known: modules with large isolated errors are in general no better a choice than others.
-
-    Args:
-        variant: What was measured.
-        sites: Layer and component of the largest isolated errors, the largest first.
-        architecture: Class of the model.
-
-    Returns:
-        The sentence; empty where there is nothing to propose, or `keep` does not take the component alone.
-    """
-    if variant is None or not sites:
-        return ""
-    component, count = Counter(component for _, component in sites).most_common(1)[0]
-    place = pattern = component
-    if not 2 * count > len(sites) > 1:
-        layer, component = sites[0]
-        place, pattern = f"{component} of layer {layer}", f"layers.{layer}.{component}"
-    fields = {"scheme": variant.scheme, "settings": variant.settings, "keep": (*variant.keep, pattern)}
-    label = "kept=" if len(slug(fields)) > LONGEST_NAME else ""
-    scheme = label + described(fields)
-    if component in FUSED.get(architecture, ()) or not is_variant(scheme):
-        return ""
-    return f"Measure whether keeping {place} in 16 bits helps: rerun with --scheme {scheme}."
 
 
 def _settle(schemes: Sequence[SchemeOutcome], text: MeasuredText) -> Iterator[str]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from service.errors import NoBroker
 from service.processes import spawn
@@ -45,7 +45,7 @@ def program() -> Path:
     return Path(packaged)
 
 
-def start(directory: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], Path, str]:
+def start(directory: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], Path, str]:
     """Start a broker whose socket lies in `directory`; return its process, the socket and the queue's URL of it.
 
     The server accepts connections as soon as the socket exists.

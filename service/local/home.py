@@ -6,6 +6,8 @@ artifacts/   files of reports, by SHA-256
 work/        what the jobs that have not ended have come to
 logs/        one log per child, and the one before it
 lock         held while a stack runs, so that there is one per home
+users        held by every command that uses the stack that commands share
+start        held while a command looks for that stack, and starts it
 stack.json   address of the running stack, for other commands
 """
 
@@ -15,21 +17,24 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 from service.errors import HomeInUse, InvalidRequest
 from service.settings import Settings
 
 LOCK_SECONDS = 5.0
 """How long to wait for a stack that is about to end."""
+SHARED_SECONDS = 60.0
+"""How long a command waits while another one starts or stops the stack that they share."""
 KEY_BYTES = 32
 """Random bytes in an API key."""
 
-Purpose = Literal["serve", "command"]
-"""`serve`: stays until stopped. `command`: ends with the command that started it."""
+Purpose = Literal["serve", "shared", "command"]
+"""`serve`: stays until stopped. `shared`: ends with the last command that uses it. `command`: has no workers, and ends
+with the command that started it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Home:
         self.path = settings.home.expanduser().absolute()
         self.logs = self.path / "logs"
         self._key = self.path / "api-key"
+        self._users: IO[Any] | None = None
+        """The file of the users while this process lets nobody use the shared stack anymore."""
         self._record = self.path / "stack.json"
 
     def prepare(self) -> None:
@@ -66,13 +73,47 @@ class Home:
 
         The kernel frees the lock when its holder dies, however it dies.
         """
-        with (self.path / "lock").open("a") as file:
+        with open_private(self.path / "lock", "a") as file:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _locked(file.fileno()):
                 if time.monotonic() > deadline:
                     raise HomeInUse(self._in_use_message())
                 time.sleep(0.1)
             yield
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Be the one command that looks for the shared stack and starts it. Raises HomeInUse after a long wait."""
+        with open_private(self.path / "start", "a") as file:
+            self._wait_for(file.fileno(), fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[Callable[[], bool]]:
+        """Keep the shared stack running; the value says whether nobody else uses it, and lets nobody begin to.
+
+        Raises HomeInUse after a long wait for a stack that ends.
+        """
+        with open_private(self.path / "users", "a") as file:
+            self._wait_for(file.fileno(), fcntl.LOCK_SH)
+            yield lambda: _locked(file.fileno())
+
+    def is_unused(self) -> bool:
+        """Whether no command uses the shared stack; if so, none begins to while this process lives."""
+        file = open_private(self.path / "users", "a")
+        if _locked(file.fileno()):
+            self._users = file
+            return True
+        file.close()
+        return False
+
+    def is_locked(self) -> bool:
+        """Whether a stack runs on this home, or begins or ends to."""
+        try:
+            with open_private(self.path / "lock", "a") as file:
+                return not _locked(file.fileno())
+        except OSError:
+            return False
 
     def key(self) -> str | None:
         """Return the API key in use: HEADROOM_API_KEY, else the one that the first start made, else None."""
@@ -94,10 +135,9 @@ class Home:
 
     def running(self) -> Running | None:
         """Return the stack that runs on this home, or None."""
+        if not self.is_locked():
+            return None
         try:
-            with (self.path / "lock").open("a") as file:
-                if _locked(file.fileno()):
-                    return None
             return Running(**json.loads(self._record.read_text(encoding="utf-8")))
         except OSError:
             return None
@@ -114,12 +154,18 @@ class Home:
     def _write(self, path: Path, text: str) -> None:
         """Write a file of mode 600, whole or not at all."""
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open_private(partial, "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         partial.replace(path)
+
+    def _wait_for(self, descriptor: int, kind: int) -> None:
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not _locked(descriptor, kind):
+            if time.monotonic() > deadline:
+                raise HomeInUse(self._in_use_message())
+            time.sleep(0.05)
 
     def _in_use_message(self) -> str:
         record = self.running()
@@ -130,9 +176,19 @@ class Home:
         )
 
 
-def _locked(descriptor: int) -> bool:
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file that has mode 600 if this makes it; text is UTF-8."""
+    return open(
+        path,
+        mode,
+        encoding=None if "b" in mode else "utf-8",
+        opener=lambda name, flags: os.open(name, flags, 0o600),
+    )
+
+
+def _locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -1,8 +1,8 @@
-"""Runs the stack: broker, API, scheduler and worker, as child processes that end with this process.
+"""Runs the stack: broker, API, scheduler and workers, as child processes that end with this process.
 
 They are the programs that production runs on several machines; here they share a home directory, and reach each other
-over a Unix socket and the loopback address. When a child ends, the stack stops, because a stack without one of its
-parts would accept jobs and never finish them.
+over a Unix socket and the loopback address. A worker that ends is started again. When another child ends, the stack
+stops, because a stack without one of its parts would accept jobs and never finish them.
 """
 
 import contextlib
@@ -10,48 +10,51 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import httpx
 
 from service.errors import InvalidRequest, StackStopped
 from service.local import broker
 from service.local.home import Home, Purpose, Running
-from service.processes import spawn, terminate
+from service.local.programs import Programs
+from service.local.workers import Workers
 from service.settings import Settings
 
 START_SECONDS = 60.0
 """How long a child may take to answer."""
-GRACE_SECONDS = {"worker": 10.0, "scheduler": 5.0, "api": 5.0, "broker": 5.0}
-"""The children in the order in which they are stopped, and how long each may take before it is killed."""
+GRACE_SECONDS = 5.0
+"""How long a child other than a worker may take to end before it is killed."""
 SOCKET_PATH_BYTES = 100
 """Unix sockets' paths must be shorter than 104 bytes on some systems, 108 on others."""
-LOG_TAIL_LINES = 5
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-WORKER_COMMAND = ("-m", "workers.app")
-"""Arguments to Python; the worker's code is named, never imported."""
+MOST_SHORT_LIVES = 3
+"""Of a worker in a stack that a command waits for."""
 
 
 class Stack:
-    """A context in which the stack runs. Without `workers` there is only the API: enough to look at what is stored."""
+    """A context in which the stack runs, with a worker for each of `devices`.
 
-    def __init__(self, settings: Settings, *, purpose: Purpose, workers: bool, host: str, port: int) -> None:
+    Without any there is only the API: enough to look at what is stored.
+    """
+
+    def __init__(self, settings: Settings, *, purpose: Purpose, devices: Sequence[str], host: str, port: int) -> None:
         self.home = Home(settings)
         self.key = ""
         self.url = ""
         self._purpose: Purpose = purpose
-        self._workers = workers
         self._address = (host, port)
-        self._for_worker = for_worker(settings)
         self._broker_url = settings.broker_url.get_secret_value() if settings.broker_url else None
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._programs = Programs(self.home.path, self.home.logs)
+        self._watched: list[str] = []
+        """Children whose end is the stack's."""
+        most_short_lives = None if purpose == "serve" else MOST_SHORT_LIVES
+        self._workers = Workers(self._programs, settings, devices, most_short_lives) if devices else None
         self._context = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -68,26 +71,32 @@ class Stack:
         self._context.close()
 
     def check(self) -> None:
-        """Raise StackStopped when a child has ended."""
-        for name, child in self._children.items():
-            if child.poll() is not None:
-                raise StackStopped(self._ended_message(name, child))
+        """Start workers again that have ended. Raises StackStopped when another child has ended."""
+        self._check_watched()
+        if self._workers is not None:
+            self._workers.check()
+
+    def _check_watched(self) -> None:
+        for name in self._watched:
+            self._programs.check(name)
 
     def _start(self) -> None:
         self.home.prepare()
         self._context.enter_context(self.home.lock())
         self.key = self.home.make_key()
         self._context.callback(self._stop)
-        if self._workers:
+        if self._workers is not None:
             if self._broker_url is None:
                 self._start_broker()
             else:
                 self._check_broker()
+            self._programs.environment["HEADROOM_BROKER_URL"] = self._broker_url or ""
+            self._programs.environment |= trusting(self._address[0])
         self._start_api()
-        if self._workers:
-            self._spawn("scheduler", ["-m", "service.scheduler"])
-            own = trusting(self._address[0]) | self._for_worker
-            self._spawn("worker", list(WORKER_COMMAND), more=own)
+        if self._workers is not None:
+            self._start_program("scheduler", ["-m", "service.scheduler"])
+            self._context.callback(self._stop_workers, self._workers)
+            self._workers.start()
         self._context.enter_context(self.home.announce(Running(self.url, os.getpid(), self._purpose)))
 
     def _check_broker(self) -> None:
@@ -101,9 +110,10 @@ class Stack:
         self._context.callback(shutil.rmtree, directory, ignore_errors=True)
         # Registered again so that the children are gone before their directory goes.
         self._context.callback(self._stop)
-        with self._log("broker") as log:
+        with self._programs.log("broker") as log:
             process, path, self._broker_url = broker.start(directory, log)
-        self._children["broker"] = process
+        self._programs.add("broker", process)
+        self._watched.append("broker")
         self._wait("broker", path.exists)
 
     def _start_api(self) -> None:
@@ -111,14 +121,16 @@ class Stack:
         with _listen(host, port) as listener:
             bound: int = listener.getsockname()[1]
             descriptor = listener.fileno()
-            self._spawn(
-                "api",
-                ["-m", "service.api", "--fd", str(descriptor)],
-                pass_fds=(descriptor,),
-                more={"HEADROOM_API_KEY": self.key},
-            )
+            arguments = ["-m", "service.api", "--fd", str(descriptor)]
+            more = {"HEADROOM_API_KEY": self.key}
+            self._programs.start("api", arguments, pass_fds=(descriptor,), more=more)
+        self._watched.append("api")
         self.url = f"http://{_reachable(host)}:{bound}"
         self._wait("api", self._answers)
+
+    def _start_program(self, name: str, arguments: Sequence[str]) -> None:
+        self._programs.start(name, arguments)
+        self._watched.append(name)
 
     def _answers(self) -> bool:
         try:
@@ -126,66 +138,25 @@ class Stack:
         except httpx.TransportError:
             return False
 
-    def _spawn(
-        self, name: str, arguments: list[str], *, pass_fds: tuple[int, ...] = (), more: dict[str, str] | None = None
-    ) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "HEADROOM_API_KEY"}
-        environment["HEADROOM_HOME"] = str(self.home.path)
-        if self._broker_url is not None:
-            environment["HEADROOM_BROKER_URL"] = self._broker_url
-        environment.update(more or {})
-        with self._log(name) as log:
-            # -P and the home as working directory: no file of the user's working directory is imported.
-            self._children[name] = spawn(
-                [sys.executable, "-P", *arguments],
-                env=environment,
-                cwd=self.home.path,
-                umask=0o077,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=pass_fds,
-            )
-
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
-            self.check()
+            self._check_watched()
             if time.monotonic() > deadline:
-                raise StackStopped(f"the {name} did not answer within {START_SECONDS:.0f} s; {self._log_tail(name)}")
+                tail = self._programs.log_tail(name)
+                raise StackStopped(f"the {name} did not answer within {START_SECONDS:.0f} s; {tail}")
             time.sleep(0.02)
 
-    def _stop(self) -> None:
-        """End every child, the worker first, so that it can hand its job back while the rest still answers."""
+    def _stop_workers(self, workers: Workers) -> None:
+        """End the workers, before the rest: they give their jobs back while that still answers."""
         with _uninterrupted():
-            for name, grace in GRACE_SECONDS.items():
-                child = self._children.pop(name, None)
-                if child is not None:
-                    terminate(child, grace)
+            workers.stop()
 
-    @contextlib.contextmanager
-    def _log(self, name: str) -> Iterator[BinaryIO]:
-        """Open a new log for a child; the one before it is kept beside it."""
-        path = self.home.logs / f"{name}.log"
-        with contextlib.suppress(FileNotFoundError):
-            path.replace(path.with_suffix(".log.1"))
-        with path.open("wb") as file:
-            yield file
-
-    def _ended_message(self, name: str, child: subprocess.Popen[bytes]) -> str:
-        code = child.returncode
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return f"the {name} ended ({how}), so the stack stops; {self._log_tail(name)}"
-
-    def _log_tail(self, name: str) -> str:
-        path = self.home.logs / f"{name}.log"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        return "\n  ".join([f"the end of its log, {path}:", *lines]) if lines else f"its log, {path}, is empty"
-
-
-def for_worker(settings: Settings) -> dict[str, str]:
-    """Return the environment variables of what a command may choose for its worker."""
-    return {"HEADROOM_MEMORY": str(int(settings.memory)), "HEADROOM_DEVICE": settings.device}
+    def _stop(self) -> None:
+        """End every child but the workers, the broker last."""
+        with _uninterrupted():
+            for name in ("scheduler", "api", "broker"):
+                self._programs.stop([name], GRACE_SECONDS)
 
 
 def trusting(host: str) -> dict[str, str]:

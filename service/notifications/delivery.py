@@ -6,7 +6,6 @@ nor pile up. An attempt that the process does not live to record is made again b
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from threading import Lock, Thread, current_thread
 
@@ -17,7 +16,6 @@ from service.notifications.connection import Resolve, resolve
 from service.notifications.webhooks import Sender
 from service.notifications.wording import body, text, title
 from service.settings import Settings
-from service.store.job_records import utcnow
 from service.store.notifications.attempts import Attempted
 from service.store.notifications.outbox import Outbox, Owed, webhook_id
 
@@ -33,12 +31,9 @@ server included."""
 class Deliverer:
     """Attempts messages of an outbox in threads."""
 
-    def __init__(
-        self, settings: Settings, outbox: Outbox, *, clock: Callable[[], datetime] = utcnow, resolve: Resolve = resolve
-    ) -> None:
+    def __init__(self, settings: Settings, outbox: Outbox, *, resolve: Resolve = resolve) -> None:
         """Take what is needed to send. Raises InvalidRequest for a mail server's address that is none."""
         self._outbox = outbox
-        self._clock = clock
         self._webhooks = Sender(settings.webhook_networks, resolve=resolve)
         smtp_url = settings.smtp_url
         self._mail_server = None if smtp_url is None else mail.mail_server(smtp_url.get_secret_value())
@@ -69,7 +64,7 @@ class Deliverer:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _deliver(self, owed: Owed) -> None:
-        began = self._clock()
+        began = self._outbox.now()
         try:
             attempted = self._attempt(owed, began)
         except Exception as error:  # the message is tried again, like any other that failed

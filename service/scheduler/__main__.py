@@ -1,4 +1,4 @@
-"""The scheduler: a process that repeats rounds of jobs, and in threads rounds of audits and deliveries of messages.
+"""The scheduler: a process that repeats rounds of jobs, and in threads rounds of audits, deliveries and cleaning.
 
     python -m service.scheduler
 
@@ -9,15 +9,17 @@ break off a step anywhere: the next one does the rest.
 import logging
 import signal
 import sys
+from functools import partial
 from threading import Event, Thread
 from typing import Any
 
 from service.notifications.delivery import Deliverer
 from service.scheduler.audit_rounds import audit_rounds
+from service.scheduler.cleaning import LOOK_SECONDS, clean
 from service.scheduler.repeating import Repeating
 from service.scheduler.rounds import rounds
 from service.settings import settings
-from service.startup import open_stores, reporting_failure
+from service.startup import keep_private, open_stores, reporting_failure
 
 log = logging.getLogger("service.scheduler")
 
@@ -35,17 +37,20 @@ def main() -> None:
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    keep_private()
     with reporting_failure("scheduler"):
         present = settings()
         stores = open_stores(present)
         jobs = Repeating("rounds of jobs", rounds(present, stores.jobs))
         deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
-    beside: list[Repeating[Any]] = [
-        Repeating("rounds of audits", audit_rounds(present, stores)),
-        Repeating("deliveries of messages", deliverer.step),
+    cleaning = partial(clean, stores.removals, stores.garbage, present.retention_days)
+    beside: list[tuple[Repeating[Any], float]] = [
+        (Repeating("rounds of audits", audit_rounds(present, stores)), seconds),
+        (Repeating("deliveries of messages", deliverer.step), seconds),
+        (Repeating("removals of expired reports and unneeded files", cleaning), LOOK_SECONDS),
     ]
-    threads = [Thread(target=one.run, args=(seconds, stop), name=one.name, daemon=True) for one in beside]
+    threads = [Thread(target=one.run, args=(pause, stop), name=one.name, daemon=True) for one, pause in beside]
     for thread in threads:
         thread.start()
     log.info("the scheduler runs a round every %g s", seconds)

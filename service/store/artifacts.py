@@ -83,6 +83,10 @@ class ArtifactStore:
             raise StoreFailed(f"{sha256} could not be read from {self.url}: {error.strerror or error}") from error
         raise NotFound(f"sha256: {sha256!r} is not in the artifact store")
 
+    def signed(self, sha256: str, seconds: int) -> str | None:
+        """Return a URL from which anybody may read a file for so long; None for a directory. Raises StoreFailed."""
+        return self.storage.signed(artifact_key(sha256), seconds)
+
     def entries(self) -> Iterator[Entry]:
         """Yield every file by content; `key` is its SHA-256. Raises OSError and StoreFailed."""
         for entry in self.storage.entries():

@@ -6,7 +6,6 @@ nothing fires to the present, so that neither starts a run for a time that has p
 
 import re
 import secrets
-from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import Engine, and_, exists, or_, select
@@ -29,8 +28,9 @@ from service.store.audit_records import (
     last_passed,
     run_of,
 )
-from service.store.job_records import new_id, utcnow
-from service.store.pinned_baseline import cautions, pinned
+from service.store.hosts.clock import Clock
+from service.store.job_records import new_id
+from service.store.pinned_baseline import cautions, hold, pinned
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
 from service.store.statuses import OPEN
@@ -51,7 +51,7 @@ class AuditStore(Transactions):
         self,
         engine: Engine,
         artifacts: ArtifactStore,
-        clock: Callable[[], datetime] = utcnow,
+        clock: Clock | None = None,
         reach: receivers.Reach = receivers.PUBLIC,
     ) -> None:
         super().__init__(engine, clock)
@@ -71,6 +71,7 @@ class AuditStore(Transactions):
         row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
+                hold(session, rule(definition.baseline), why)
                 _define(row, definition, why, now)
                 handle_until(row, definition, now)
                 session.add(row)
@@ -144,6 +145,7 @@ class AuditStore(Transactions):
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
+                hold(session, rule(definition.baseline), why)
                 now = self._clock()
                 if is_rescheduled(row, definition):
                     skip_missed(session, row, missed, now)

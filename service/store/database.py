@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY, OperationalError
 from sqlite3 import Connection as SQLiteConnection
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from service.errors import InvalidRequest, ServiceUnreachable
+
+if TYPE_CHECKING:  # only a start needs it
+    from alembic.config import Config
 
 BUSY_SECONDS = 30
 """How long a writer waits for the others on SQLite."""
@@ -57,12 +59,19 @@ def writer(engine: Engine) -> Engine:
     return engine.execution_options(**{_WRITES: True})
 
 
+def is_writer(bind: Engine | Connection) -> bool:
+    """Whether transactions on an engine, or on its connection, are for writing."""
+    return bool(bind.get_execution_options().get(_WRITES, False))
+
+
 def upgrade(engine: Engine) -> None:
     """Bring the database to the newest schema; several processes may do this at once.
 
     All steps are one transaction: it ends at the newest schema or leaves everything as it was. Raises
     ServiceUnreachable when the database does not answer, or refuses the user.
     """
+    from alembic import command
+
     _reach(engine)
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":
@@ -79,8 +88,10 @@ def _reach(engine: Engine) -> None:
         raise ServiceUnreachable(f"{where} cannot be reached: {reason}") from error
 
 
-def migrations(connection: Connection) -> Config:
+def migrations(connection: Connection) -> "Config":
     """Return Alembic's configuration for the migrations that come with this package, run on `connection`."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection

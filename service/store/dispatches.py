@@ -29,13 +29,15 @@ class Dispatches(Transactions):
             return session.scalar(select(func.count()).select_from(sent.subquery())) or 0
 
     def unanswered_dispatches(self, seconds: float, limit: int = 1000) -> list[Dispatch]:
-        """Return those of queued jobs that went to the broker more than `seconds` ago, oldest first.
+        """Return those of queued jobs that went to the broker more than `seconds` ago, the longest ago first.
 
-        Their messages wait for a worker, or are lost.
+        Their messages wait for a worker, or are lost. One that is sent again goes to the end of this order, so every
+        message has its turn before any is sent a third time.
         """
         with self._read() as session:
             before = self._clock() - timedelta(seconds=seconds)
-            rows = session.execute(_waiting(DispatchRow.sent_at < before).limit(limit))
+            sent = _waiting(DispatchRow.sent_at < before).order_by(None)
+            rows = session.execute(sent.order_by(DispatchRow.sent_at, DispatchRow.job_id).limit(limit))
             return [Dispatch(job_id, number) for job_id, number in rows]
 
     def mark_sent(self, job_id: str, number: int) -> None:

@@ -5,7 +5,7 @@ Times are timezone-aware UTC. Job ids are 32 hexadecimal characters that sort by
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from service.contracts.audits.resolution import Terms
@@ -39,7 +39,14 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs ahead of it, 0 for the next; None unless queued."""
+    """Queued jobs that came into the queue before it; None unless queued, and in lists."""
+    report_expired_at: datetime | None
+    """When its report went; None while it has one, and where it never had."""
+
+    @property
+    def has_report(self) -> bool:
+        """Whether it left a report that is still kept."""
+        return self.status is Status.succeeded and self.report_expired_at is None
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,6 @@ class Page:
     """Asks for the next part; None at the end."""
 
 
-def utcnow() -> datetime:
-    """Return the present time in UTC."""
-    return datetime.now(UTC)
-
-
 def new_id(now: datetime) -> str:
     """Return 32 hexadecimal characters: the milliseconds since 1970 in 12 of them, then 80 random bits."""
     return f"{int(now.timestamp() * 1000):012x}{secrets.token_hex(10)}"
@@ -126,6 +128,7 @@ def job_of(row: JobRow, queue_position: int | None) -> Job:
         error=Failed.model_validate(row.error) if row.error else None,
         progress=Progress.model_validate(row.progress) if row.progress else None,
         queue_position=queue_position,
+        report_expired_at=row.report_expired_at,
     )
 
 

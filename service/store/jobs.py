@@ -7,19 +7,19 @@ The worker's side is in `leases`, the scheduler's in `dispatches`; this module h
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.contracts.audits.resolution import Terms
 from service.contracts.request import JobRequest
-from service.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
+from service.errors import Gone, IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.dispatches import Dispatches
 from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
 from service.store.leases import Leases
 from service.store.statuses import Status
-from service.store.tables import ArtifactRow, EventRow, JobRow
-from service.store.transactions import end_cancelled, enqueue, insert_job, locked, move, record
+from service.store.tables import ArtifactRow, DeletedJobRow, EventRow, JobRow
+from service.store.transactions import end_cancelled, enqueue, insert_job, locked, missing, move, record
 
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
@@ -29,14 +29,24 @@ MAX_PAGE_SIZE = 1000
 class JobStore(Leases, Dispatches):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
-    def submit(self, request: JobRequest, *, idempotency_key: str | None = None, terms: Terms | None = None) -> Job:
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        idempotency_key: str | None = None,
+        terms: Terms | None = None,
+        needs_report: bool = False,
+    ) -> Job:
         """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
-        another request it raises IdempotencyKeyReused.
+        another request it raises IdempotencyKeyReused, and Gone where that job was deleted. With `needs_report`, a
+        job that was deleted or whose report has expired is made again instead.
         """
         try:
             with self._write() as session:
+                if needs_report and idempotency_key is not None:
+                    _free_key(session, idempotency_key)
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
                     return _same(session, row, request)
                 row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
@@ -66,6 +76,8 @@ class JobStore(Leases, Dispatches):
     ) -> Page:
         """Return up to `page_size` jobs (1 to 1000), newest first, after those of the page that gave `page_token`.
 
+        Their positions in the queue are not counted.
+
         Raises InvalidRequest for a page size or token that is not allowed.
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
@@ -78,14 +90,20 @@ class JobStore(Leases, Dispatches):
         if status is not None:
             query = query.where(JobRow.status == status)
         if with_report:
-            query = query.where(JobRow.status == Status.succeeded)
+            query = query.where(JobRow.status == Status.succeeded, JobRow.report_expired_at.is_(None))
         if model is not None:
             query = query.where(JobRow.model == model)
         with self._read() as session:
             rows = session.scalars(query).all()
             more = len(rows) > page_size
-            jobs = _jobs(session, rows[:page_size])
+            jobs = [job_of(row, None) for row in rows[:page_size]]
         return Page(jobs, jobs[-1].id if more else None)
+
+    def status(self, job_id: str) -> Status:
+        """Return the status of a job. Raises NotFound."""
+        with self._read() as session:
+            status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+            return status or _existing(session, job_id).status
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Return up to `limit` events of a job with a sequence number over `after`, in order. Raises NotFound."""
@@ -129,12 +147,11 @@ class JobStore(Leases, Dispatches):
             return _job(session, row)
 
     def artifact(self, job_id: str, name: str) -> Artifact:
-        """Return one file of a report. Raises NotFound."""
+        """Return one file of a report. Raises NotFound, and Gone where the report is no more."""
         with self._read() as session:
             row = session.get(ArtifactRow, (job_id, name))
             if row is None:
-                _existing(session, job_id)
-                raise NotFound(f"job {job_id!r} has no file {name!r}")
+                raise _no_file(_existing(session, job_id), name)
             return artifact_of(row)
 
     def artifacts(self, job_id: str) -> Sequence[Artifact]:
@@ -154,8 +171,7 @@ class JobStore(Leases, Dispatches):
         """Return the jobs that were submitted with these keys, by the keys."""
         with self._read() as session:
             query = select(JobRow).where(JobRow.idempotency_key.in_(list(idempotency_keys)))
-            rows = session.scalars(query).all()
-            return {str(row.idempotency_key): job for row, job in zip(rows, _jobs(session, rows), strict=True)}
+            return {str(row.idempotency_key): job_of(row, None) for row in session.scalars(query)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
@@ -168,12 +184,35 @@ class JobStore(Leases, Dispatches):
 def _existing(session: Session, job_id: str) -> JobRow:
     row = session.get(JobRow, job_id)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
+        raise missing(session, job_id)
     return row
 
 
+def _no_file(row: JobRow, name: str) -> NotFound:
+    if row.report_expired_at is not None:
+        return Gone(f"report: that of job {row.id} expired at {row.report_expired_at:%Y-%m-%d %H:%M:%S} UTC")
+    return NotFound(f"job {row.id!r} has no file {name!r}")
+
+
 def _by_key(session: Session, key: str) -> JobRow | None:
-    return session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+    """Return the job that was submitted with a key. Raises Gone where it was deleted."""
+    row = session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+    deleted = (
+        None
+        if row
+        else session.scalars(select(DeletedJobRow).where(DeletedJobRow.idempotency_key == key)).one_or_none()
+    )
+    if deleted is not None:
+        when = f"{deleted.deleted_at:%Y-%m-%d %H:%M:%S} UTC"
+        raise Gone(f"Idempotency-Key: {key!r} was used for job {deleted.id}, deleted at {when}; allowed: a new key")
+    return row
+
+
+def _free_key(session: Session, key: str) -> None:
+    """Let a key stand for no job whose report is gone."""
+    expired = (JobRow.idempotency_key == key, JobRow.report_expired_at.is_not(None))
+    session.execute(update(JobRow).where(*expired).values(idempotency_key=None))
+    session.execute(update(DeletedJobRow).where(DeletedJobRow.idempotency_key == key).values(idempotency_key=None))
 
 
 def _same(session: Session, row: JobRow, request: JobRequest) -> Job:
@@ -186,17 +225,12 @@ def _same(session: Session, row: JobRow, request: JobRequest) -> Job:
 
 
 def _job(session: Session, row: JobRow) -> Job:
-    return _jobs(session, [row])[0]
+    """Return the record of a row; of a queued job with the number of those that came into the queue before it.
 
-
-def _jobs(session: Session, rows: Iterable[JobRow]) -> list[Job]:
-    """Return the records, with the position of those that are queued: by the time they came into the queue."""
-    rows = list(rows)
-    waiting = [row.id for row in rows if row.status is Status.queued]
-    positions: dict[str, int] = {}
-    if waiting:
-        position = func.row_number().over(order_by=(JobRow.queued_at, JobRow.id)) - 1
-        queue = select(JobRow.id, position.label("position")).where(JobRow.status == Status.queued).subquery()
-        places = session.execute(select(queue.c.id, queue.c.position).where(queue.c.id.in_(waiting)))
-        positions = {job_id: place for job_id, place in places}  # noqa: C416
-    return [job_of(row, positions.get(row.id)) for row in rows]
+    The index on status and time is read from the front of the queue to the job, and no row of the table.
+    """
+    position = None
+    if row.status is Status.queued:
+        before = tuple_(JobRow.queued_at, JobRow.id) < (row.queued_at, row.id)
+        position = session.scalar(select(func.count()).where(JobRow.status == Status.queued, before))
+    return job_of(row, position)

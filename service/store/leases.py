@@ -4,7 +4,7 @@ A worker that claims a job gets the job's next fencing number. Every write it ma
 only while the job is running under it; otherwise LeaseLost is raised and nothing is written. So a worker that was
 thought dead, lost its job to another and wakes up again can do no harm.
 
-Leases are compared by the clocks of the machines: keep those within a few seconds of each other.
+Leases are set and compared by the clock of the database, so the clocks of the machines need not agree.
 """
 
 from collections.abc import Iterable
@@ -93,7 +93,10 @@ class Leases(Transactions):
                 )
                 for item in artifacts
             )
-            move(session, row, Status.succeeded, "succeeded", self._clock())
+            now = self._clock()
+            days = row.request.get("retention_days")
+            row.expires_at = None if days is None else now + timedelta(days=days)
+            move(session, row, Status.succeeded, "succeeded", now)
 
     def fail(self, claim: Claim, failed: Failed) -> None:
         """End the job without a report. Raises LeaseLost."""

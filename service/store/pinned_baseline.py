@@ -16,6 +16,8 @@ from service.store.audit_records import past_run_of
 from service.store.statuses import RunState
 from service.store.tables import ArtifactRow, AuditRunRow, JobRow
 
+NO_REPORT = "There is no such report."
+
 
 class Pinned(NamedTuple):
     """What is stored of a report."""
@@ -41,6 +43,19 @@ def pinned(session: Session, of: Rule) -> Pinned | None:
     return Pinned(sha256, None if job is None else JobRequest.model_validate(job.request).calibration)
 
 
+def hold(session: Session, of: Rule, why: tuple[str, ...]) -> None:
+    """Keep a pinned report from being deleted, or expiring, before the transaction that pins it has ended.
+
+    Raises InvalidRequest for one that went after `cautions`, which gave `why`, had looked at it.
+    """
+    if of.report_id is None or NO_REPORT in why:
+        return
+    job = session.get(JobRow, of.report_id, with_for_update=True)
+    if job is None or job.report_expired_at is not None:
+        allowed = "a report that is kept"
+        raise InvalidRequest("baseline", f"report:{of.report_id}", allowed, problem="was removed in this moment")
+
+
 def cautions(
     stored: Pinned | None, artifacts: ArtifactStore, definition: AuditDefinition, *, force: bool
 ) -> tuple[str, ...]:
@@ -48,7 +63,7 @@ def cautions(
 
     Raises InvalidRequest for a report that does not fit, unless `force`.
     """
-    reasons: tuple[str, ...] = ("There is no such report.",)
+    reasons: tuple[str, ...] = (NO_REPORT,)
     if stored is not None:
         content = artifacts.path(stored.sha256).read_bytes()
         report = Report.model_validate_json(content, extra="allow")

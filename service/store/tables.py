@@ -110,6 +110,20 @@ class JobRow(Base):
     """What an audit asks of the worker besides the request; null for a job that no audit made."""
     resolution: Mapped[Document | None]
     """What the worker found the model to be, where there are terms."""
+    expires_at: Mapped[datetime | None]
+    """When its report goes, where the request says how long it stays."""
+    report_expired_at: Mapped[datetime | None]
+    """When its report went."""
+
+
+class DeletedJobRow(Base):
+    """A job that was deleted: what may still be said of it."""
+
+    __tablename__ = "deleted_jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    deleted_at: Mapped[datetime]
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
 
 
 class EventRow(Base):
@@ -175,6 +189,22 @@ class StoreRow(Base):
     """Random; written in the store as well."""
     written: Mapped[bool]
     """Whether the store has been seen with it: a store without it is another one from then on."""
+    collected_at: Mapped[datetime | None]
+    """When a scheduler last began to remove expired reports and unneeded files."""
+
+
+class HostRow(Base):
+    """The host that uses this database, where that is SQLite; one row at most."""
+
+    __tablename__ = "single_host"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Always 1."""
+    name: Mapped[str] = mapped_column(String(255))
+    boot: Mapped[str] = mapped_column(String(255))
+    """Id of the kernel since it was booted."""
+    seen_at: Mapped[datetime]
+    """When a process there last wrote it."""
 
 
 class KeyRow(Base):

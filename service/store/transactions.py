@@ -4,7 +4,7 @@
 job's events tell its whole story.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -15,20 +15,26 @@ from sqlalchemy.orm import Session
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.errors import NotFound, TransitionNotAllowed
+from service.errors import Gone, NotFound, TransitionNotAllowed
 from service.store.database import writer
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import Clock, clock_of
+from service.store.job_records import new_id
 from service.store.statuses import TRANSITIONS, Status
-from service.store.tables import DispatchRow, EventRow, JobRow
+from service.store.tables import DeletedJobRow, DispatchRow, EventRow, JobRow
 
 
 class Transactions:
     """Short transactions on one database, and the clock by which their times are set."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime] = utcnow) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        """`clock` replaces the database's in tests."""
         self._reader = engine
         self._writer = writer(engine)
-        self._clock = clock
+        self._clock = clock or clock_of(engine)
+
+    def now(self) -> datetime:
+        """Return the present time by the clock of the database."""
+        return self._clock()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
@@ -42,11 +48,19 @@ class Transactions:
 
 
 def locked(session: Session, job_id: str) -> JobRow:
-    """Return a job's row, held until the transaction ends. Raises NotFound."""
+    """Return a job's row, held until the transaction ends. Raises NotFound, and Gone for a deleted job."""
     row = session.get(JobRow, job_id, with_for_update=True)
     if row is None:
-        raise NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
+        raise missing(session, job_id)
     return row
+
+
+def missing(session: Session, job_id: str) -> NotFound:
+    """Return the error for an id without a job."""
+    deleted = session.get(DeletedJobRow, job_id)
+    if deleted is not None:
+        return Gone(f"job: {job_id} was deleted, with its report, at {deleted.deleted_at:%Y-%m-%d %H:%M:%S} UTC")
+    return NotFound(f"job: {job_id!r} is not the id of a job; `headroom jobs list` lists them")
 
 
 def insert_job(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import until
 from pyarrow import parquet
 
 from service.contracts.report import Report
@@ -89,3 +90,21 @@ def test_ctrl_c_cancels_the_job_and_stops_the_stack(machine, tmp_path):
     assert not (tmp_path / "out").exists()
     [job] = json.loads(machine.run("jobs", "list", "--json").stdout)["jobs"]
     assert job["status"] == "cancelled"
+
+
+def test_a_second_command_joins_the_stack_of_the_first_which_ends_with_the_last(machine, tmp_path):
+    with machine.start("analyze", "sample", "--out", str(tmp_path / "a"), "--sequences", "64") as first:
+        for line in first.stderr:
+            if line.startswith("sweep"):
+                break
+        family = psutil.Process(first.pid).children(recursive=True)
+        with machine.start("analyze", "sample", "--out", str(tmp_path / "b"), *SMALL) as second:
+            until(lambda: len(json.loads(machine.run("jobs", "list", "--json").stdout)["jobs"]) == 2)
+            first.send_signal(signal.SIGINT)
+            first.communicate(timeout=240)
+            assert first.returncode == 1
+            _, said = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    assert "starting the stack" not in said
+    assert (tmp_path / "b" / "report.json").exists()
+    assert psutil.wait_procs(family, timeout=120)[1] == []

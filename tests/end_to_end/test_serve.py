@@ -37,18 +37,11 @@ def test_kill_9_of_the_stack_leaves_no_process_and_the_job_is_done_by_the_next(m
         assert (done["status"], done["attempts"]) == ("succeeded", 2)
 
 
-def test_kill_9_of_the_worker_stops_the_stack_and_the_job_is_offered_again_for_one_report(machine):
+def test_kill_9_of_the_worker_starts_another_and_the_job_is_offered_again_for_one_report(machine):
     with machine.serve() as stack:
         job = stack.call("POST", "/v1/jobs", json=QUICK)
         stack.find("workers.measurement")
-        family = stack.family()
         stack.find("workers.app").kill()
-        _, said = stack.process.communicate(timeout=240)
-        assert stack.process.returncode == 3
-        assert "the worker ended (killed by SIGKILL)" in said
-        assert "worker.log" in said
-        assert psutil.wait_procs(family, timeout=120)[1] == []
-    with machine.serve() as stack:
         done = stack.ended(job["id"])
         assert (done["status"], done["attempts"]) == ("succeeded", 2)
         events = stack.call("GET", f"/v1/jobs/{job['id']}/events")["events"]

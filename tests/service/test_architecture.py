@@ -93,3 +93,8 @@ def test_the_service_loads_no_numeric_library():
 def test_the_command_line_loads_nothing_that_its_help_does_not_need():
     loaded = loaded_by("import service.cli.main")
     assert loaded.isdisjoint({"httpx", "pydantic", "sqlalchemy", "celery", "fastapi", "pyarrow", "numpy", *HEAVY})
+
+
+def test_the_api_loads_nothing_that_only_some_of_its_calls_or_starts_need():
+    loaded = loaded_by("import service.api.app")
+    assert loaded.isdisjoint({"alembic", "celery", "kombu", "redis", "pyarrow", "numpy", "ruptures", *HEAVY})

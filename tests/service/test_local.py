@@ -16,9 +16,10 @@ import redis
 from kombu import Connection
 from pydantic import SecretStr
 
-from service.errors import HomeInUse, InvalidRequest, NoBroker, ServiceUnreachable, StackStopped
+from service.errors import HeadroomError, HomeInUse, InvalidRequest, NoBroker, ServiceUnreachable, StackStopped
 from service.local import broker, home
 from service.local.home import Home, Running
+from service.local.sharing import shared_stack
 from service.local.stack import Stack
 from service.processes import terminate
 from service.settings import Settings
@@ -157,7 +158,8 @@ class TestBroker:
 
 @contextlib.contextmanager
 def stack_of(settings, *, workers=False):
-    with Stack(settings, purpose="command", workers=workers, host="127.0.0.1", port=0) as stack:
+    devices = [settings.device] if workers else []
+    with Stack(settings, purpose="command", devices=devices, host="127.0.0.1", port=0) as stack:
         yield stack
 
 
@@ -276,7 +278,7 @@ class TestStack:
             port = taken.getsockname()[1]
             with (
                 pytest.raises(InvalidRequest, match=rf"--host and --port.*127\.0\.0\.1 {port}"),
-                Stack(settings, purpose="serve", workers=False, host="127.0.0.1", port=port),
+                Stack(settings, purpose="serve", devices=(), host="127.0.0.1", port=port),
             ):
                 pass
         assert children() == []
@@ -293,7 +295,7 @@ class TestStack:
             "import sys, time; from pathlib import Path\n"
             "from service.local.stack import Stack; from service.settings import Settings\n"
             "settings = Settings(home=Path(sys.argv[1]))\n"
-            "with Stack(settings, purpose='serve', workers=True, host='127.0.0.1', port=0):\n"
+            "with Stack(settings, purpose='serve', devices=['cpu'], host='127.0.0.1', port=0):\n"
             "    print('up', flush=True)\n"
             "    time.sleep(600)\n"
         )
@@ -304,6 +306,58 @@ class TestStack:
             parent.kill()
         _, alive = psutil.wait_procs(family, timeout=120)
         assert alive == []
+
+
+USER = """
+import sys, time
+from pathlib import Path
+from service.local.home import Home
+from service.local.sharing import check, shared_stack
+from service.settings import Settings
+home = Home(Settings(home=Path(sys.argv[1])))
+say = lambda what: print(what, flush=True)
+with shared_stack(home, {}, on_join=lambda _: say("joined"), on_start=lambda: say("started")) as running:
+    say(running.pid)
+    sys.stdin.readline()
+    check(home)
+    say("still there")
+    sys.stdin.readline()
+"""
+
+
+def test_the_shared_stack_ends_with_its_last_user_also_if_that_is_killed(settings):
+    def use():
+        program = [sys.executable, "-c", USER, str(settings.home)]
+        return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with use() as first, use() as second:
+        begun = sorted(user.stdout.readline() for user in (first, second))
+        assert begun == ["joined\n", "started\n"]
+        [pid] = {int(user.stdout.readline()) for user in (first, second)}
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        assert len(family) >= 5
+        first.kill()
+        first.wait()
+        second.stdin.write("look\n")
+        second.stdin.flush()
+        assert second.stdout.readline() == "still there\n"
+        second.kill()
+        assert psutil.wait_procs(family, timeout=120)[1] == []
+    with use() as third:
+        third.communicate("look\nend\n", timeout=120)
+        assert third.returncode == 0
+        assert Home(settings).running() is None
+
+
+def test_what_keeps_the_shared_stack_from_starting_is_said_by_the_command(settings, monkeypatch):
+    monkeypatch.setenv("HEADROOM_DATABASE_URL", "mysql://host/db")
+    with (
+        pytest.raises(HeadroomError, match=r"the api ended.*exit status 2") as raised,
+        shared_stack(Home(settings), {}, on_join=lambda _: None, on_start=lambda: None),
+    ):
+        pass
+    assert (raised.value.code, raised.value.status) == ("stack-stopped", 503)
+    assert not Home(settings).is_locked()
 
 
 def test_a_home_is_made_under_missing_directories(tmp_path):

@@ -28,7 +28,7 @@ from service.processes import spawn, terminate
 from service.scheduler.rounds import run_round
 from service.settings import Settings
 from service.store.database import make_engine, upgrade
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.jobs import JobStore
 from service.store.statuses import Status
 from service.store.tables import JobRow

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.contracts.request import MeasurementRequest, schemes_for
+from service.contracts.harm.tables import harm_tables
+from service.contracts.request import MeasurementRequest, schemes_for, variants_for
 from service.contracts.tables import TABLES
 from workers.measurement.errors import BadRequest
+from workers.measurement.harm.stage import run_harm
 from workers.measurement.inputs.calibration import Calibration, calibrate
 from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
 from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
@@ -28,7 +30,9 @@ from workers.measurement.predictions.comparison import Predictions, compare_pred
 from workers.measurement.predictions.label_separation import LabelSeparation, separate_labels
 from workers.measurement.predictions.labelled_vectors import final_vectors, in_record_order
 from workers.measurement.results.assembly import assemble
+from workers.measurement.results.harm_section import write_harm
 from workers.measurement.results.layer_files import LayerFiles
+from workers.measurement.results.layer_summary import replaced_modules
 from workers.measurement.results.profile import pick_profile
 from workers.measurement.results.report import MeasurementResults, build_report
 from workers.measurement.results.report_warnings import (
@@ -107,11 +111,14 @@ def measure(request: MeasurementRequest, out: Path, reporter: ProgressReporter) 
         with device_memory(device, batches[0].token_ids.shape):
             state, files = _sweep(request, subject, batches, work, reporter)
             (work / "result").mkdir()
-            with table_writers(work / "result/tables", TABLES, request.scheme_names) as tables:
+            wanted = (*TABLES.values(), *harm_tables(request.harm))
+            with table_writers(work / "result/tables", wanted, request.scheme_names) as tables:
                 predictions = _compare(request, state, calibration, tables["tokens"], reporter)
+                replaced = replaced_modules(files, len(state.decoder.layers), request.scheme_names)
+                harm = run_harm(request, state, calibration.token_ids, replaced, work, reporter)
                 labelled = _separate(request, state, files, prompts, work / "result/tables", reporter)
                 results = MeasurementResults(
-                    request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled
+                    request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled, harm
                 )
                 _write(results, files, tables, work / "result/report.json", reporter)
 
@@ -199,7 +206,7 @@ def _sweep(
     files = LayerFiles(work / "layers", request.scheme_names, request.heads)
     checkpoint = StreamCheckpoint(work / "checkpoint")
     first = checkpoint.layers_done()
-    kept = kept_modules(request.schemes, decoder)
+    kept = kept_modules(variants_for(request), decoder)
     batch = len(batches[0].token_ids)
     with reporter.stage("sweep", total=len(decoder.layers), done=first, batch_sequences=batch) as progress:
         state = prepare_sweep(
@@ -220,7 +227,8 @@ def _sweep(
         for layer_results in sweep_layers(state, first):
             files.write(layer_results, warn_nonfinite(layer_results, reporter))
             progress.done(layer_results.layer + 1)
-            if time.monotonic() - saved_at >= request.checkpoint_seconds:
+            due = time.monotonic() - saved_at >= request.checkpoint_seconds
+            if due or (request.harm.measures and layer_results.layer + 1 == len(decoder.layers)):  # harm takes longer
                 checkpoint.save(layer_results.layer + 1, state.streams)
                 saved_at = time.monotonic()
     warn_unquantized(state, files, reporter)
@@ -293,5 +301,6 @@ def _write(
         warn_fp16_columns(assembled.fp16_columns, thresholds, reporter)
         profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
         tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
-        report = build_report(results, assembled, profile, reporter)
+        harm = write_harm(results, assembled.outliers, tables)
+        report = build_report(results, assembled, profile, harm, reporter)
         report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

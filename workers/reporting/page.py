@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.contracts.report import LeftOut, Report
+from service.evaluation import decision
 from service.evaluation.next_steps import next_steps
 from service.evaluation.shown_warnings import by_code, most_important
 from workers.reporting.drawing.figure import Saved
@@ -18,8 +19,10 @@ from workers.reporting.topics import (
     divergence,
     dynamic_range,
     errors,
+    harm,
     heads,
     labelled,
+    mixes,
     outcome,
     outliers,
     reproduction,
@@ -45,6 +48,10 @@ _TOPICS = {
     "error_growth": "errors",
     "component_heatmap": "errors",
     "divergence": "divergence",
+    "harm_map": "harm",
+    "harm_shares": "harm",
+    "estimate_check": "harm",
+    "frontier": "mixes",
     "labelled_activations": "labelled",
 }
 """The topic of every figure by the beginning of its name; the longest beginning that fits decides. Inside a topic
@@ -82,6 +89,8 @@ def topics(source: Source) -> tuple[Topic, ...]:
         heads.topic(source),
         errors.topic(source),
         divergence.topic(report),
+        *filter(None, [harm.topic(report)]),
+        *mixes.topics(report),
         labelled.topic(report),
     )
 
@@ -138,7 +147,15 @@ def page(source: Source, sections: Sequence[Topic], gallery: Gallery, directory:
 def _verdict_part(report: Report) -> dict[str, Any]:
     """Return the template's variables for the verdict, the warnings and the next steps."""
     first, others = most_important(report.warnings)
+    shipped = decision.configuration(report)
     return {
+        "decision": decision.decision(report),
+        "shipped": shipped
+        and {
+            "scheme": shipped[0],
+            "python": decision.as_python(shipped[1]),
+            "json": decision.as_json(shipped[1]),
+        },
         "next_steps": next_steps(report),
         "first_warnings": first,
         "other_warnings": by_code(others),

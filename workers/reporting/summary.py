@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from service.contracts.report import Report
+from service.evaluation import decision
 from service.evaluation.next_steps import next_steps
 from service.evaluation.shown_warnings import by_code, most_important
 from workers.reporting.loading import Source
@@ -30,6 +31,7 @@ def summary(source: Source, topics: Sequence[Topic]) -> str:
     report = source.report
     parts = (
         f"# Headroom: {escaped(short_name(report.model.source))}\n",
+        *_decision(report),
         *_outcome(report),
         "## Next steps\n",
         bullets(next_steps(report)),
@@ -44,6 +46,18 @@ def summary(source: Source, topics: Sequence[Topic]) -> str:
         *([code(reproduction.command(report))] if report.schemes else []),
     )
     return "\n".join(parts)
+
+
+def _decision(report: Report) -> tuple[str, ...]:
+    """Return what to ship, and the configuration to paste; nothing without a recommendation."""
+    sentences, shipped = decision.decision(report), decision.configuration(report)
+    if not sentences:
+        return ()
+    return (
+        "## Decision\n",
+        *(f"{line(sentence)}\n" for sentence in sentences),
+        *(() if shipped is None else (code(decision.as_python(shipped[1])),)),
+    )
 
 
 def _outcome(report: Report) -> tuple[str, ...]:

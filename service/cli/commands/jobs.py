@@ -6,7 +6,7 @@ import typer
 
 from service.cli.options import JobId, Json, Limit, ModelFilter, PageToken
 
-app = typer.Typer(name="jobs", help="List, show, cancel and retry jobs.", no_args_is_help=True)
+app = typer.Typer(name="jobs", help="List, show, cancel, retry and delete jobs.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -48,3 +48,14 @@ def retry_job(job_id: JobId, as_json: Json = False) -> None:
     from service.cli import resources
 
     resources.change_job(job_id, "retry", as_json=as_json)
+
+
+@app.command("delete")
+def delete_jobs(
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs that are not running.")],
+    as_json: Json = False,
+) -> None:
+    """Delete jobs with their reports. Stops at the first that cannot be deleted."""
+    from service.cli import resources
+
+    resources.delete_jobs(job_ids, as_json=as_json)

@@ -65,8 +65,8 @@ class EstimateCheck(Record):
 class HarmFacts(Record):
     """The harm of one scheme."""
 
-    whole: HarmFigure
-    """Measured mean KL divergence of the whole scheme, nats."""
+    whole: HarmFigure | None
+    """Measured mean KL divergence of the whole scheme, nats; None if no position has a finite prediction."""
     predicted_whole: HarmFigure | None
     """The same as the gradients predict it, with interactions; None without an estimate."""
     scale_factor: float | None
@@ -76,7 +76,7 @@ class HarmFacts(Record):
     additivity_of: Literal["modules", "layers", "estimates"] | None
     """The parts: every module or every layer, measured; or the modules' estimates, scaled by `measured_over_estimated`
     of those that were measured too."""
-    noise_floor: tuple[float, ...] | None
+    noise_floor: tuple[float | None, ...] | None
     """By layer: what any change of its output costs by rounding alone, nats; None where no harm was measured."""
     check: EstimateCheck | None
     """None where nothing has both an estimate and a measurement."""

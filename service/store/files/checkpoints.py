@@ -8,6 +8,7 @@ job still writes is therefore older than what its successor writes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from pydantic import Field, ValidationError
@@ -84,9 +85,10 @@ class CheckpointStore:
         for key in sorted(keys, key=lambda key: (key.endswith(".json"), key)):
             self._storage.delete(key)
 
-    def jobs(self) -> set[str]:
-        """Return the ids of the jobs that have files here."""
-        return {entry.key.split("/")[1] for entry in self._storage.entries(PREFIX)}
+    def jobs(self, than: datetime) -> set[str]:
+        """Return the ids of the jobs that have files here, all of which were put before `than`."""
+        entries = [(entry.key.split("/")[1], entry.modified < than) for entry in self._storage.entries(PREFIX)]
+        return {job for job, _ in entries} - {job for job, is_old in entries if not is_old}
 
     def _manifests(self, job_id: str) -> Iterator[str]:
         return (entry.key for entry in self._storage.entries(_of(job_id)) if entry.key.endswith(".json"))

@@ -4,7 +4,7 @@ A row keeps a file of the artifact store for its owner until it expires. A job t
 by itself, so a job outlives the upload that it was made with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from service.contracts.files import StoredFile
 from service.errors import InvalidRequest, NotFound, QuotaReached
-from service.store.job_records import new_id, utcnow
+from service.store.hosts.clock import Clock
+from service.store.job_records import new_id
 from service.store.tables import FileRow
 from service.store.transactions import Transactions
 
@@ -55,9 +56,7 @@ class FilePage:
 class UploadStore(Transactions):
     """The uploaded files of all owners; each call sees those of one."""
 
-    def __init__(
-        self, engine: Engine, *, quota_bytes: int, keep_seconds: float, clock: Callable[[], datetime] = utcnow
-    ) -> None:
+    def __init__(self, engine: Engine, *, quota_bytes: int, keep_seconds: float, clock: Clock | None = None) -> None:
         """Set what the files of one owner may have together, and how long a file is kept that no job names."""
         super().__init__(engine, clock)
         self._quota = quota_bytes

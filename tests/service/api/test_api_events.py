@@ -1,14 +1,18 @@
 """Events over HTTP: the list, the stream, and a stream taken up again."""
 
 import json
-import threading
 from dataclasses import dataclass
 
+import anyio
+import anyio.to_thread
 import pytest
+from sqlalchemy import delete
 
 from service.api import events
 from service.contracts.progress import Progress
 from service.contracts.warnings import Warning
+from service.store.tables import JobRow
+from service.store.transactions import Transactions
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -91,35 +95,37 @@ def test_the_stream_is_taken_up_after_the_last_event_seen(client, ended_job):
     assert list(parse(response.text.split("\n"))) == []
 
 
-def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(client, world, monkeypatch):
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
+def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(world, monkeypatch):
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
     job = world.submit()
-    looks, real_events = threading.Semaphore(0), world.store.events
 
-    def counted(*arguments, **options):
-        looks.release()
-        return real_events(*arguments, **options)
+    async def follow():
+        stream = events._stream(world.app.state.backend, job.id, 0)
+        sent = [await anext(stream) for _ in range(4)]
+        assert all(comment.startswith(b":") for comment in sent[2:])
+        monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 600)
+        await anyio.to_thread.run_sync(lambda: world.store.succeed(world.claim(job), []))
+        return b"".join(sent + [part async for part in stream]).decode()
 
-    monkeypatch.setattr(world.store, "events", counted)
-
-    def work():
-        for _ in range(10):  # the stream has looked in vain for a while
-            looks.acquire()
-        world.store.succeed(world.claim(job), [])
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    response = client.get(f"/v1/jobs/{job.id}/events", headers=STREAM)
-    worker.join()
-    lines = response.text.split("\n")
+    lines = anyio.run(follow).split("\n")
     assert [event.event for event in parse(lines)] == ["queued", "started", "succeeded"]
-    assert any(line.startswith(":") for line in lines)
+
+
+def test_the_stream_of_a_job_that_is_deleted_ends(world):
+    job = world.submit()
+
+    async def follow():
+        stream = events._stream(world.app.state.backend, job.id, 0)
+        sent = [await anext(stream) for _ in range(2)]
+        with Transactions(world.store._reader)._write() as session:
+            session.execute(delete(JobRow).where(JobRow.id == job.id))
+        return sent + [part async for part in stream]
+
+    assert len(anyio.run(follow)) == 2
 
 
 def test_a_long_history_is_streamed_whole(client, world, monkeypatch):
     monkeypatch.setattr(events, "_BATCH", 3)
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.0)
     job = world.submit()
     claim = world.claim(job)
     for done in range(7):

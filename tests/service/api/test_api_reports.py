@@ -200,3 +200,12 @@ def test_a_report_that_cannot_be_read_is_listed_without_verdicts(client, world, 
     world.finish(job, {"report.json": content})
     (found,) = client.get("/v1/reports").json()["reports"]
     assert (found["id"], found["verdicts"]) == (job.id, None)
+
+
+@pytest.mark.parametrize("path", [*FILES, "/tables/sites.csv"])
+def test_head_answers_as_get_does_without_the_content(client, report_id, path):
+    get, head = (client.request(method, f"/v1/reports/{report_id}{path}") for method in ("GET", "HEAD"))
+    assert (head.status_code, head.content) == (200, b"")
+    names = ("etag", "content-length", "content-type", "content-security-policy", "accept-ranges")
+    assert [head.headers[name] for name in names] == [get.headers[name] for name in names]
+    assert client.head(f"/v1/reports/{'0' * 32}{path}").status_code == 404

@@ -18,6 +18,7 @@ import pytest
 from service.cli.inputs import thresholds
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
 from service.cli.uploads import INLINE_BYTES
+from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, schemes_for
 from service.local.home import Home, Running
@@ -92,6 +93,32 @@ def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_pa
     assert (asked.calibration.name, asked.labelled.name) == ("c.parquet", "p.jsonl")
     assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == large
     assert remote.artifacts.path(asked.labelled.sha256).read_bytes() == b"{}"
+
+
+def test_recommend_asks_for_a_mix_with_the_options_of_analyze(headroom, remote, work, report, tmp_path):
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    options = ("--scheme", "nf4", "--keep", "attn.v", "--sequences", "3", "--max-bytes", "120MB", "--split-groups")
+    ran = headroom("recommend", "sample", "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 0, ran.err
+    asked = remote.store.list().jobs[0].request
+    assert (asked.scheme_names, asked.keep, asked.sequences) == (("nf4",), ("attn.v",), 3)
+    assert asked.recommend == RecommendSettings(enabled=True, max_bytes=120_000_000, whole_groups=False)
+    assert (asked.harm.estimate, asked.harm.exact) == (True, "modules")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-kl", "0"), "--recommend"),
+        (("--max-kl", "nan"), "--max-kl: nan is not allowed; allowed: a finite number over 0"),
+        (("--max-bytes", "much"), "max_bytes"),
+        (("--max-bytes", "1MB", "--max-kl", "0.1"), "exclude each other"),
+    ],
+)
+def test_recommend_refuses_targets_that_cannot_be(headroom, tmp_path, options, said):
+    ran = headroom("recommend", "sample", "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 2
+    assert said.removeprefix("--") in ran.err
 
 
 def test_analyze_with_json_prints_one_document(headroom, remote, work, report, tmp_path):
@@ -525,3 +552,15 @@ def test_a_file_that_cannot_be_read_is_named_without_a_traceback(headroom, tmp_p
     assert ran.document["error"]["code"] == "system"
     assert str(key) in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_jobs_are_deleted_up_to_the_first_that_runs(headroom, remote):
+    ids = [remote.store.submit(JobRequest(model="sample")).id for _ in range(4)]
+    assert headroom("jobs", "delete", ids[0], "--json").document == {"deleted": [ids[0]]}
+    remote.claim(ids[2])
+    ran = headroom("jobs", "delete", *ids[1:])
+    assert (ran.code, ran.out) == (BAD_INPUT, f"deleted {ids[1]}\n")
+    assert "is running and cannot be deleted; cancel it first" in ran.err
+    assert [job.id for job in remote.store.list().jobs] == [ids[3], ids[2]]
+    gone = headroom("jobs", "show", ids[0])
+    assert (gone.code, "was deleted" in gone.err) == (BAD_INPUT, True)

@@ -108,8 +108,7 @@ def test_what_to_do_next_is_shown_and_in_the_document(report, printed):
     report["schemes"]["int8"]["verdict"] = {"level": "severe", "reasons": [], "not_ruled_out": []}
     assert printed()[-2:] == [
         "Next: Do not deploy int8 as it is: its effect is severe.",
-        "      Measure whether keeping mlp.up of layer 3 in 16 bits helps: rerun with --scheme "
-        "int8:keep=layers.3.mlp.up.",
+        "      Measure which modules to keep in 16 bits: run headroom recommend with --scheme int8.",
     ]
     report["schemes"]["int8"]["verdict"] = {"level": "negligible", "reasons": [], "not_ruled_out": ["noticeable"]}
     report["calibration"] |= {"sequences": 12, "source": "sample"}

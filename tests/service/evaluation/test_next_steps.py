@@ -4,19 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.contracts.report import Report
-from service.contracts.variants import Variant, parse
-from service.evaluation.next_steps import FUSED, keep_trial, next_steps
-from workers.measurement.models.components import ARCHITECTURES
+from service.evaluation.next_steps import next_steps
 
 STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0/report.json"
-V_SITES = ((12, "attn.v"), (3, "attn.v"), (1, "mlp.down"))
-KEEP_V = "Measure whether keeping attn.v in 16 bits helps: rerun with --scheme nf4:keep=attn.v."
+RECOMMEND = "Measure which modules to keep in 16 bits: run headroom recommend with --scheme nf4."
 
 
-def scheme(name, level, *, settled=True, deployable=True, share=1.0, mean_kl=0.05, sites=V_SITES):
+def scheme(name, level, *, settled=True, deployable=True, share=1.0, mean_kl=0.05):
     """Return changes of the example's facts of a scheme: its name, and what the next step depends on."""
     size = 4 if name.startswith(("nf4", "fp4")) else 8
     return name, {
@@ -26,27 +22,29 @@ def scheme(name, level, *, settled=True, deployable=True, share=1.0, mean_kl=0.0
         "compression": 16 / size,
         "simulated": not deployable,
         "quantised_share": share,
-        "worst_sites": [
-            {"layer": layer, "component": component, "relative_l2": 0.1, "sqnr_db": 20.0} for layer, component in sites
-        ],
     }
 
 
-def steps(schemes, *, architecture="LlamaForCausalLM", predictable=True, **calibration):
+def steps(schemes, *, predictable=True, **calibration):
     """Return the next steps of the example report with these schemes and changes of its calibration."""
-    content = json.loads(STORED.read_text())
-    content["schema_version"] = "1.2"
-    content["model"]["architecture"] = architecture
-    content["analysis"] |= {"schemes": [name for name, _ in schemes], "sequences": 16}
-    content["calibration"] |= {"sequences": 16} | calibration
+    content = content_of(schemes, **calibration)
     if not predictable:
         content["reference"]["perplexity"] = None
+    return list(of(content))
+
+
+def content_of(schemes, **calibration):
+    """Return the example report with these schemes and changes of its calibration."""
+    content = json.loads(STORED.read_text())
+    content["schema_version"] = "1.2"
+    content["analysis"] |= {"schemes": [name for name, _ in schemes], "sequences": 16}
+    content["calibration"] |= {"sequences": 16} | calibration
     facts = content["schemes"]["int8"]
     content["schemes"] = {
         name: facts | changed | {"kl_divergence": facts["kl_divergence"] | changed["kl_divergence"]}
         for name, changed in schemes
     }
-    return list(next_steps(Report.model_validate(content)))
+    return content
 
 
 @pytest.mark.parametrize(
@@ -63,7 +61,7 @@ def steps(schemes, *, architecture="LlamaForCausalLM", predictable=True, **calib
           "Test nf4 on your own task before you deploy it: its effect is noticeable."]),
         ([("int8", "noticeable"), ("nf4", "severe")],
          ["Test int8 on your own task before you deploy it: its effect is noticeable.",
-          "Do not deploy nf4 as it is: its effect is severe.", KEEP_V]),
+          "Do not deploy nf4 as it is: its effect is severe.", RECOMMEND]),
         ([("int8", "noticeable"), ("nf4", "noticeable")],
          ["Test int8 and nf4 on your own task before you deploy them: their effects are noticeable."]),
     ],
@@ -113,53 +111,15 @@ def test_every_outcome_has_a_next_step(level, settled, deployable):
 
 def test_of_several_severe_schemes_the_mildest_is_to_be_improved():
     schemes = [scheme("fp4", "severe", mean_kl=0.9), scheme("nf4", "severe", mean_kl=0.3)]
-    assert steps(schemes) == ["Do not deploy fp4 and nf4 as they are: their effects are severe.", KEEP_V]
+    assert steps(schemes) == ["Do not deploy fp4 and nf4 as they are: their effects are severe.", RECOMMEND]
 
 
-O_7 = "Measure whether keeping attn.o of layer 7 in 16 bits helps: rerun with --scheme nf4:keep=layers.7.attn.o."
-
-
-@pytest.mark.parametrize(
-    ("sites", "sentence"),
-    [((), ""), (((7, "attn.o"),), O_7), (((7, "attn.o"), (2, "attn.v")), O_7), (V_SITES, KEEP_V),
-     (((0, "<b> component"),), "")],  # no pattern of `keep`
-)  # fmt: skip
-def test_modules_with_the_largest_errors_are_proposed_for_a_trial(sites, sentence):
-    assert keep_trial(Variant(scheme="nf4"), sites, "LlamaForCausalLM") == sentence
-
-
-@pytest.mark.parametrize(
-    ("measured", "rerun"),
-    [
-        ("nf4:block_size=32", "nf4:block_size=32,keep=attn.v"),
-        ("mine=nf4:keep=mlp.down", "nf4:keep=mlp.down,keep=attn.v"),
-        ("b=nf4:block_size=32,keep=mlp.down", "kept=nf4:block_size=32,keep=mlp.down,keep=attn.v"),  # a name is short
-    ],
-)
-def test_a_trial_keeps_the_settings_and_can_be_asked_for(measured, rerun):
-    sentence = keep_trial(Variant(**parse(measured)), V_SITES, "LlamaForCausalLM")
-    assert sentence == f"Measure whether keeping attn.v in 16 bits helps: rerun with --scheme {rerun}."
-    assert Variant(**parse(rerun)).keep[-1] == "attn.v"
-
-
-def test_a_part_of_a_fused_module_is_not_proposed():
-    nf4 = Variant(scheme="nf4")
-    assert keep_trial(nf4, V_SITES, "GPT2LMHeadModel") == ""
-    assert keep_trial(nf4, ((3, "mlp.up"),), "Phi3ForCausalLM") == ""
-    assert keep_trial(nf4, ((3, "mlp.up"),), "GPT2LMHeadModel").endswith("--scheme nf4:keep=layers.3.mlp.up.")
-    severe = [scheme("nf4", "severe")]
-    assert steps(severe, architecture="GPT2LMHeadModel") == ["Do not deploy nf4 as it is: its effect is severe."]
-
-
-def test_the_fused_modules_are_those_of_the_table_of_architectures():
-    components = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
-    fused = {}
-    for model_type, architecture in ARCHITECTURES.items():
-        whole = {component for component in architecture.modules.values() if isinstance(component, str)}
-        if any(callable(entry) for entry in architecture.modules.values()):
-            absent = {"mlp.gate"} if "mlp.up" in whole else set()
-            fused[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]] = components - whole - absent
-    assert fused == FUSED
+def test_the_trial_has_the_settings_that_were_measured_and_is_left_out_once_it_was_made():
+    content = content_of([scheme("nf4-block-size-32", "severe")])
+    content["analysis"]["schemes"] = ["nf4:block_size=32"]
+    assert of(content)[-1].endswith("run headroom recommend with --scheme nf4:block_size=32.")
+    content["recommendation"] = {"nf4-block-size-32": {"reason": "No mix is better."}}
+    assert of(content) == ("Do not deploy nf4-block-size-32 as it is: its effect is severe.",)
 
 
 def test_schemes_without_a_verdict_are_told_by_their_cause():

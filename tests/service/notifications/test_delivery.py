@@ -93,7 +93,7 @@ def test_each_receiver_gets_one_message(
     (webhook,) = outbox.webhooks("shipping")
     mailbox = Mailbox()
     with running(mailbox) as port:
-        deliverer = Deliverer(settings(port), outbox, clock=moving)
+        deliverer = Deliverer(settings(port), outbox)
         for verdict in ("broken", "broken", "broken", "pass", "pass"):
             end_run(engine, moving, verdict)
             settle(deliverer)
@@ -113,7 +113,7 @@ def test_failures_are_tried_again_under_one_id(
     receiver.answers = [answer(500), answer(500), answer(200)]
     audits.create(definition(notify=({"webhook": receiver.url},)))
     end_run(engine, moving, "broken")
-    deliverer = Deliverer(settings(), outbox, clock=moving)
+    deliverer = Deliverer(settings(), outbox)
     for _ in range(3):
         settle(deliverer)
         due_at = only(outbox).due_at
@@ -134,7 +134,7 @@ def test_410_ends_it(
     """The receiver is not asked again, nor for what comes later."""
     receiver.answers = [answer(410)]
     audits.create(definition(notify=({"webhook": receiver.url},)))
-    deliverer = Deliverer(settings(), outbox, clock=moving)
+    deliverer = Deliverer(settings(), outbox)
     for verdict in ("broken", "pass", "broken"):
         end_run(engine, moving, verdict)
         settle(deliverer)
@@ -150,7 +150,7 @@ def test_two_schedulers_send_each_message_once(
     hooks = tuple({"webhook": f"{receiver.url}/{number}"} for number in range(30))
     audits.create(definition(notify=hooks))
     end_run(engine, moving, "broken")
-    deliverers = [Deliverer(settings(), AlertStore(engine, moving), clock=moving) for _ in range(2)]
+    deliverers = [Deliverer(settings(), AlertStore(engine, moving)) for _ in range(2)]
     while any(one.state == "owed" for one in outbox.deliveries("shipping").deliveries):
         for deliverer in deliverers:
             deliverer.step()
@@ -177,7 +177,7 @@ def test_a_slow_receiver_holds_up_no_other(
         end_run(engine, moving, verdict)
     audits.update("shipping", definition(notify=(slow, quick)))
     end_run(engine, moving, "broken")
-    deliverer = Deliverer(settings(), outbox, clock=moving)
+    deliverer = Deliverer(settings(), outbox)
     while "delivered" not in [one.state for one in outbox.deliveries("shipping").deliveries]:
         deliverer.step()
     assert sorted(got.path for got in receiver.received) == ["/hook/quick", "/hook/slow"]
@@ -192,7 +192,7 @@ def test_what_a_dead_process_was_sending_is_sent_again(
     audits.create(definition(notify=({"webhook": receiver.url},)))
     end_run(engine, moving, "broken")
     (claimed,) = outbox.claim(1, LEASE)
-    deliverer = Deliverer(settings(), outbox, clock=moving)
+    deliverer = Deliverer(settings(), outbox)
     assert deliverer.step() == 0
     moving.later += LEASE
     settle(deliverer)
@@ -205,7 +205,7 @@ def test_mail_without_a_mail_server(
     """It stays owed, and its history says what is missing."""
     audits.create(definition(notify=({"email": "team@example.org"},)))
     end_run(engine, moving, "broken")
-    settle(Deliverer(settings(), outbox, clock=moving))
+    settle(Deliverer(settings(), outbox))
     delivery = only(outbox)
     assert delivery.state == "owed"
     assert delivery.attempts[0].detail == "The service has no HEADROOM_SMTP_URL and HEADROOM_MAIL_FROM."
@@ -222,7 +222,7 @@ def test_a_message_that_cannot_be_made_is_tried_again(
 
     audits.create(definition(notify=({"webhook": receiver.url},)))
     end_run(engine, moving, "broken")
-    settle(Deliverer(settings(), outbox, clock=moving, resolve=broken_resolver))
+    settle(Deliverer(settings(), outbox, resolve=broken_resolver))
     delivery = only(outbox)
     assert (delivery.state, delivery.attempts[0].detail) == ("owed", "The service failed: ZeroDivisionError.")
     assert delivery.id in caplog.text

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, func, select
 from service.contracts.audits.audit import AuditRun
 from service.processes import spawn, terminate
 from service.store.database import make_engine, upgrade
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.statuses import Status
 from service.store.tables import AuditRerunRow, AuditRunRow, JobRow
 

@@ -61,6 +61,7 @@ def test_a_submitted_job_is_a_row_an_event_and_a_dispatch(store: JobStore, clock
         error=None,
         progress=None,
         queue_position=0,
+        report_expired_at=None,
     )
     assert store.events(job.id) == [Event(job.id, 1, clock.now, "queued", {})]
     assert [(owed.job_id, owed.number) for owed in store.unsent_dispatches()] == [(job.id, 1)]
@@ -179,9 +180,9 @@ def test_positions_follow_the_time_of_queueing(store: JobStore, clock) -> None:
     store.cancel(jobs[2].id)
     clock.move(1)
     store.release(held)
-    positions = {job.id: job.queue_position for job in store.list().jobs}
-    assert positions == {jobs[1].id: 0, jobs[3].id: 1, jobs[0].id: 2, jobs[2].id: None}
-    assert store.get(jobs[3].id).queue_position == 1
+    positions = [store.get(job.id).queue_position for job in jobs]
+    assert positions == [2, 0, None, 1]
+    assert [job.queue_position for job in store.list().jobs] == [None] * 4
 
 
 def test_canceling_a_queued_job_ends_it_and_voids_its_message(store: JobStore, clock) -> None:

@@ -218,3 +218,17 @@ def test_sent_dispatches_are_expected_and_after_a_while_unanswered(store: JobSto
     assert store.unanswered_dispatches(10) == [Dispatch(late.id, 1)]
     store.mark_sent(late.id, 1)
     assert store.unanswered_dispatches(10) == []
+
+
+def test_messages_are_sent_again_in_the_order_in_which_they_were_last_sent(store: JobStore, clock) -> None:
+    jobs = [store.submit(REQUEST).id for _ in range(5)]
+    for job in jobs:
+        store.mark_sent(job, 1)
+        clock.move(1)
+    again = []
+    for _ in range(5):
+        for dispatch in store.unanswered_dispatches(0.5, limit=2):
+            again.append(dispatch.job_id)
+            store.mark_sent(dispatch.job_id, 1)
+            clock.move(1)
+    assert again == [*jobs, *jobs]

@@ -69,6 +69,15 @@ def test_the_next_layer_is_read_by_another_thread_before_it_is_taken() -> None:
     assert disk.wait_for(6) == [0, 0, 1, 1, 2, 2]
 
 
+def test_in_reverse_the_layer_before_is_read_ahead() -> None:
+    disk = Disk()
+    layers = reader(disk, ahead=True)
+    layers.take(3, step=-1)
+    assert disk.wait_for(4) == [3, 3, 2, 2]
+    layers.take(2, step=-1)
+    assert disk.wait_for(6) == [3, 3, 2, 2, 1, 1]
+
+
 def test_without_reading_ahead_only_what_is_taken_is_read() -> None:
     disk = Disk()
     layers = reader(disk, ahead=False)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from service.contracts.report import Report
-from service.contracts.request import Analysis, schemes_for
+from service.contracts.request import Analysis, schemes_for, variants_for
 from service.contracts.schemes import Scheme
 from workers.measurement.errors import BadRequest
 from workers.measurement.layers.copies.quantize_projection import quantize_projection
@@ -354,18 +355,30 @@ def test_what_is_kept_is_named_and_not_warned_of(
     assert all(row["relative_l2"] > 0 for row in down if row["mode"] == "accumulated" and row["port"] == "output")
 
 
-def test_a_variant_that_keeps_everything_changes_nothing_and_is_said_to(
-    checkpoints: dict[str, Path], calibration_text: Path, tmp_path: Path
+EVERY = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "common", "said"),
+    [
+        (EVERY, (), "keeps every module that int8 would replace"),
+        (EVERY[:3], EVERY[3:], "keeps every module that int8 would replace"),
+        (["lm_head"], (), "'lm_head' keeps no module that int8 would replace; allowed: patterns that keep some"),
+    ],
+)
+def test_keeping_everything_or_nothing_is_refused(
+    patterns: Sequence[str], common: Sequence[str], said: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    every = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"]
-    scheme = {"name": "all", "scheme": "int8", "keep": every}
-    report = measured(checkpoints["llama"], calibration_text, tmp_path / "out", schemes=[scheme])
-    (warning,) = (warning for warning in report.warnings if warning.where == "all")
-    assert warning.code == "nothing-quantized"
-    assert warning.message == "all keeps every Linear module of LlamaForCausalLM in 16 bits, so it changes nothing."
-    assert warning.advice == "Rerun with fewer keep=... in all."
-    assert report.schemes["all"].kl_divergence.max == 0
-    assert report.schemes["all"].quantised_share == 0
+    analysis = asked({"name": "all", "scheme": "int8", "keep": patterns}, keep=common)
+    with pytest.raises(BadRequest, match=f"^schemes: all: keep: .*{said}"):
+        kept_modules(variants_for(analysis), opened(checkpoints["llama"], tmp_path))
+
+
+def test_what_a_job_keeps_is_kept_under_every_scheme(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    analysis = asked("nf4", "b=int8:keep=layers.1.mlp.down", keep=["attn.v"])
+    kept = kept_modules(variants_for(analysis), opened(checkpoints["llama"], tmp_path))
+    values = {f"model.layers.{layer}.self_attn.v_proj" for layer in range(4)}
+    assert kept == {"nf4": values, "b": values | {"model.layers.1.mlp.down_proj"}}
 
 
 def test_an_unknown_module_fails_the_measurement_before_it_begins(

@@ -15,17 +15,17 @@ import torch
 from workers.measurement.models.decoder import Decoder
 
 
-def draw_tokens(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return tokens drawn from softmax(logits) at each position, [n, draws].
+def draw_tokens(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return tokens drawn at each position, [n, draws].
 
     Args:
-        logits: [n, V].
+        probabilities: of every token, [n, V].
         uniform: [n, draws], from 0 to below 1: where in the cumulative distribution each draw lies.
     """
-    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
     # The sum may end a little off 1, and a draw must not fall behind the last token of any probability.
     tokens = torch.searchsorted(cumulative, uniform.to(cumulative) * cumulative[:, -1:], right=True)
-    return tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens.clamp(max=probabilities.shape[-1] - 1)
 
 
 def head_gradients(
@@ -45,15 +45,14 @@ def head_gradients(
     for chunk in _chunks(first, hidden.shape[1] - 1, step):
         part = hidden[:, chunk].detach().requires_grad_()
         logits = decoder.logits(part)
-        values = logits.detach()[0]
-        uniform = torch.from_numpy(generator.random((len(values), draws)))
-        tokens = draw_tokens(values, uniform.to(values.device))
-        probabilities = torch.softmax(values.float(), dim=-1)
+        probabilities = torch.softmax(logits.detach()[0].float(), dim=-1)
+        uniform = torch.from_numpy(generator.random((len(probabilities), draws)))
+        tokens = draw_tokens(probabilities, uniform.to(probabilities.device))
         for draw in range(draws):
-            of_logits = probabilities.clone()
-            of_logits[torch.arange(len(of_logits)), tokens[:, draw]] -= 1
+            drawn = tokens[:, draw, None]
+            of_logits = probabilities.scatter(1, drawn, probabilities.gather(1, drawn) - 1).to(logits.dtype)
             last = draw + 1 == draws
-            (of_part,) = torch.autograd.grad(logits, part, of_logits.to(logits.dtype)[None], retain_graph=not last)
+            (of_part,) = torch.autograd.grad(logits, part, of_logits[None], retain_graph=not last)
             gradients[draw, chunk] = of_part[0]
     return gradients
 

@@ -4,11 +4,12 @@ Exact swaps leave the reference at these states, and gradients are taken at them
 take layers x tokens x hidden dimensions x bytes of the model's type, in host memory or in files.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from workers.measurement.harm.storage import Storage
 from workers.measurement.layers.arguments import SharedTensors
 from workers.measurement.layers.streams import Layout, Streams
 from workers.measurement.models.decoder import Arguments, Decoder, run_layer
@@ -30,27 +31,31 @@ class ReferenceStates:
         """Return the hidden states after `depth` layers, [1, S, d]; not to be changed."""
         return self.states.get(_name(depth), sequence)
 
-    @property
-    def layout(self) -> Layout:
-        """The layout of any other stream over the same sequences."""
-        return _layout(self.token_ids, self.at(0, 0))
+    def streams(self, names: Sequence[str], storage: Storage) -> Streams:
+        """Return streams over the same sequences, which hold nothing yet."""
+        layout = _layout(self.token_ids, self.at(0, 0))
+        return Streams(names, layout, self.decoder.device, storage.budget_bytes, storage.directory)
 
 
-def record_states(decoder: Decoder, token_ids: torch.Tensor, budget_bytes: int, directory: Path) -> ReferenceStates:
+def record_states(
+    decoder: Decoder, token_ids: torch.Tensor, storage: Storage, layer_done: Callable[[], None]
+) -> ReferenceStates:
     """Take the reference through all layers, and keep its states at every depth.
 
     Args:
         decoder: the model.
         token_ids: [N, S].
-        budget_bytes: states that are larger than this in all lie in files.
-        directory: where those files go; made when it is needed.
+        storage: of the states.
+        layer_done: is called after every layer.
     """
     shared, arguments = SharedTensors(), []
     names = [_name(depth) for depth in range(len(decoder.layers) + 1)]
     states: Streams | None = None
     for number, sequence in enumerate(token_ids.split(1)):
         hidden, recorded = decoder.record(sequence)
-        states = states or Streams(names, _layout(token_ids, hidden), decoder.device, budget_bytes, directory)
+        states = states or Streams(
+            names, _layout(token_ids, hidden), decoder.device, storage.budget_bytes, storage.directory
+        )
         states.put(_name(0), number, hidden)
         arguments.append(shared.share(recorded))
     if states is None:
@@ -61,6 +66,7 @@ def record_states(decoder: Decoder, token_ids: torch.Tensor, budget_bytes: int, 
             for number in range(len(token_ids)):
                 hidden = run_layer(layer, reference.at(index, number), arguments[number][index])
                 states.put(_name(index + 1), number, hidden)
+        layer_done()
     return reference
 
 

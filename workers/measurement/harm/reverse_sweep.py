@@ -8,164 +8,157 @@ where x is what enters m in the reference. One number for each sequence, draw an
 set of modules and their interactions follow from these alone (`estimate`).
 
 Each layer is read once, from the last to the first. It is run again on the reference's states with gradients for
-activations only, never for weights; every scheme's isolated errors come from the same run.
+activations only, never for weights; every scheme's isolated errors come from the same run. What a layer gives is kept,
+and the gradients before it are streams, so that every layer boundary is a place to go on from.
 
     N sequences of S tokens, d hidden dimensions, M modules
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from service.contracts.schemes import Scheme
 from workers.measurement.errors import MeasurementError
+from workers.measurement.harm.copies import LayerCopies
 from workers.measurement.harm.head_gradients import head_gradients
+from workers.measurement.harm.products import LayerProducts
 from workers.measurement.harm.reference_states import ReferenceStates
+from workers.measurement.harm.storage import Storage
 from workers.measurement.layers.streams import Streams
 from workers.measurement.models.decoder import run_layer
-from workers.measurement.models.projections import Projection, projections
 
-F64 = npt.NDArray[np.float64]
-Quantize = Callable[[int, nn.Module, Sequence[Projection], Scheme], Mapping[str, nn.Module]]
-"""From a layer's number, the layer, its projections and a scheme to the quantized modules, by name in the layer."""
+CopyLayer = Callable[[int, nn.Module], LayerCopies]
+"""From a layer's number and the layer in memory to every scheme's copy of it."""
+WeightChanges = Callable[[LayerCopies], Mapping[str, Mapping[str, torch.Tensor]]]
+"""From the copies to Q(W) - W by scheme and module, of those whose error is divided among input channels."""
 
 
 class NoGradient(MeasurementError):
     """A layer's output has no gradient with respect to its input, so that harm cannot be estimated."""
 
 
-class Module(NamedTuple):
-    """A quantized module of a layer."""
+@dataclass(frozen=True)
+class Drawing:
+    """How continuations are drawn."""
 
-    layer: int
-    name: str
-    """Inside the layer."""
-
-
-@dataclass
-class InnerProducts:
-    """One scheme's a_m."""
-
-    modules: list[Module] = field(default_factory=list)
-    values: list[F64] = field(default_factory=list)
-    """By module: [N, draws]."""
-
-    def matrix(self) -> F64:
-        """Return them as [N, draws, M]."""
-        return np.stack(self.values, axis=-1)
+    draws: int
+    """For each sequence."""
+    first: int
+    """First scored position of each sequence."""
+    seed: int
+    step: int
+    """Positions whose logits are held at a time."""
 
 
-def reverse_sweep(
-    reference: ReferenceStates,
-    schemes: Sequence[Scheme],
-    quantize: Quantize,
-    *,
-    first: int,
-    draws: int,
-    seed: int,
-    step: int,
-    budget_bytes: int,
-    directory: Path,
-) -> dict[str, InnerProducts]:
-    """Return every scheme's inner products of gradients and isolated errors, by the scheme's name.
+def start_gradients(reference: ReferenceStates, drawing: Drawing, storage: Storage) -> Streams:
+    """Return every draw's gradient after the last layer, one stream for each draw."""
+    decoder = reference.decoder
+    gradients = reference.streams([str(draw) for draw in range(drawing.draws)], storage)
+    for number in range(len(reference.token_ids)):
+        generator = np.random.default_rng((drawing.seed, number))
+        end = reference.at(len(decoder.layers), number)
+        of_end = head_gradients(decoder, end, drawing.first, drawing.draws, generator, drawing.step)
+        for draw, name in enumerate(gradients.names):
+            gradients.put(name, number, of_end[draw, None])
+    return gradients
 
-    Modules that a layer does not call on any sequence have none.
+
+def reverse_layers(
+    reference: ReferenceStates, gradients: Streams, copy_layer: CopyLayer, weight_changes: WeightChanges, done: int = 0
+) -> Iterator[LayerProducts]:
+    """Take the gradients through the layers from the last on, and yield each layer's inner products.
 
     Args:
         reference: its states at every depth.
-        schemes: what the modules are quantized by.
-        quantize: makes a layer's quantized modules.
-        first: first scored position of each sequence.
-        draws: continuations drawn for each sequence.
-        seed: of the draws.
-        step: positions whose logits are held at a time.
-        budget_bytes: gradients that are larger than this in all lie in files.
-        directory: where those files go; made when it is needed.
+        gradients: one stream for each draw, replaced layer by layer.
+        copy_layer: makes the schemes' copies.
+        weight_changes: of the modules whose inner products are wanted by input channel.
+        done: layers from the last on that the gradients are through.
 
     Raises:
         NoGradient: names the layer.
     """
     decoder, sequences = reference.decoder, len(reference.token_ids)
-    gradients = Streams([str(k) for k in range(draws)], reference.layout, decoder.device, budget_bytes, directory)
-    _start(reference, gradients, first, seed, step)
-    products = {scheme.name: InnerProducts() for scheme in schemes}
-    for index in reversed(range(len(decoder.layers))):
-        with decoder.resident(index) as layer:
-            parts = projections(layer, decoder.layer_config(index))
-            copies = {scheme.name: quantize(index, layer, parts, scheme) for scheme in schemes}
-            found: dict[str, dict[str, F64]] = {name: {} for name in copies}
+    for index in reversed(range(len(decoder.layers) - done)):
+        with decoder.resident(index, step=-1) as layer:
+            copies = copy_layer(index, layer)
+            shape = sequences, len(gradients.names), gradients.get(gradients.names[0], 0).shape[-1]
+            products = LayerProducts(index, copies, shape)
+            run = _LayerRun(reference, gradients, copies, weight_changes(copies), products)
             for number in range(sequences):
-                _reverse_layer(_LayerRun(reference, index, layer, number), copies, gradients, found)
-        for name, of_modules in found.items():
-            called = [one for one in copies[name] if one in of_modules]
-            products[name].modules[:0] = [Module(index, one) for one in called]
-            products[name].values[:0] = [of_modules[one] for one in called]
-    return products
+                run.take(number)
+        del layer, copies, run
+        gc.collect()
+        yield products
 
 
-def _start(reference: ReferenceStates, gradients: Streams, first: int, seed: int, step: int) -> None:
-    """Put every draw's gradient after the last layer into the streams, which have one name for each draw."""
-    decoder, draws = reference.decoder, len(gradients.names)
-    for number in range(len(reference.token_ids)):
-        generator = np.random.default_rng((seed, number))
-        of_end = head_gradients(decoder, reference.at(len(decoder.layers), number), first, draws, generator, step)
-        for draw, name in enumerate(gradients.names):
-            gradients.put(name, number, of_end[draw, None])
-
-
-class _LayerRun(NamedTuple):
-    """A layer and the sequence that goes through it."""
+@dataclass(frozen=True)
+class _LayerRun:
+    """One layer, through which the gradients go sequence by sequence."""
 
     reference: ReferenceStates
-    depth: int
-    layer: nn.Module
-    sequence: int
+    gradients: Streams
+    copies: LayerCopies
+    weight_changes: Mapping[str, Mapping[str, torch.Tensor]]
+    products: LayerProducts
+
+    def take(self, number: int) -> None:
+        """Take every draw's gradient of one sequence through the layer, and add the inner products to the others."""
+        depth, reference = self.copies.index, self.reference
+        hidden = reference.at(depth, number).detach().clone().requires_grad_()
+        names = {name for copied in self.copies.copies.values() for name in copied.replaced}
+        with _recording(self.copies.layer, names) as calls:
+            after = run_layer(self.copies.layer, hidden, reference.arguments[number][depth])
+        if not after.requires_grad:
+            raise _no_gradient(depth)
+        errors = {
+            (scheme, name): [_isolated_error(quantized.module, call) for call in calls[name]]
+            for scheme, copied in self.copies.copies.items()
+            for name, quantized in copied.replaced.items()
+            if name in calls
+        }
+        outputs = [(name, k) for name in calls for k in range(len(calls[name]))]
+        wanted = [hidden, *(calls[name][k].output for name, k in outputs)]
+        for draw, stream in enumerate(self.gradients.names):
+            last = draw + 1 == len(self.gradients.names)
+            own = self.gradients.get(stream, number).to(after.dtype)
+            of_hidden, *of_outputs = torch.autograd.grad(after, wanted, own, retain_graph=not last, allow_unused=True)
+            if of_hidden is None:
+                raise _no_gradient(depth)
+            at = dict(zip(outputs, of_outputs, strict=True))
+            for (scheme, name), of_calls in errors.items():
+                terms = [_dot(at[name, k], error) for k, error in enumerate(of_calls)]
+                self.products.add(scheme, name, (number, draw), sum(terms))
+            self._add_channels(calls, at, (number, draw))
+            # Last: a gradient at an output may be the very memory of the one after the layer, which this replaces.
+            self.gradients.put(stream, number, of_hidden)
+
+    def _add_channels(
+        self,
+        calls: Mapping[str, list["_Call"]],
+        at: Mapping[tuple[str, int], torch.Tensor | None],
+        where: tuple[int, int],
+    ) -> None:
+        """Add a_mj = sum over tokens of x_tj (g_t (Q(W) - W))_j, by input channel j."""
+        for scheme, changes in self.weight_changes.items():
+            for name, change in changes.items():
+                for k, call in enumerate(calls.get(name, ())):
+                    gradient = at[name, k]
+                    if gradient is not None:
+                        by_input = gradient.reshape(-1, len(change)).to(change.dtype) @ change
+                        inputs = call.input.reshape(by_input.shape)
+                        by_channel = (inputs.float() * by_input.float()).sum(dim=0)
+                        self.products.add_channels(scheme, name, where, by_channel.double().cpu().numpy())
 
 
-def _reverse_layer(
-    run: _LayerRun,
-    copies: Mapping[str, Mapping[str, nn.Module]],
-    gradients: Streams,
-    found: Mapping[str, dict[str, F64]],
-) -> None:
-    """Take every draw's gradient of one sequence through a layer, and put the inner products into `found`.
-
-    A module that is not called on a sequence adds 0 there; one that is never called is not in `found`.
-    """
-    hidden = run.reference.at(run.depth, run.sequence).detach().clone().requires_grad_()
-    names = {name for of_scheme in copies.values() for name in of_scheme}
-    with _recording(run.layer, names) as calls:
-        after = run_layer(run.layer, hidden, run.reference.arguments[run.sequence][run.depth])
-    if not after.requires_grad:
-        raise NoGradient(f"layer {run.depth}: its output has no gradient with respect to its input")
-    errors = {
-        (scheme, name): [_isolated_error(module, call) for call in calls[name]]
-        for scheme, of_scheme in copies.items()
-        for name, module in of_scheme.items()
-        if name in calls
-    }
-    outputs = [(name, k) for name in calls for k in range(len(calls[name]))]
-    wanted = [hidden, *(calls[name][k].output for name, k in outputs)]
-    for draw, stream in enumerate(gradients.names):
-        last = draw + 1 == len(gradients.names)
-        own = gradients.get(stream, run.sequence).to(after.dtype)
-        of_hidden, *of_outputs = torch.autograd.grad(after, wanted, own, retain_graph=not last, allow_unused=True)
-        if of_hidden is None:
-            raise NoGradient(f"layer {run.depth}: its output has no gradient with respect to its input")
-        by_call = dict(zip(outputs, of_outputs, strict=True))
-        for (scheme, name), of_calls in errors.items():
-            terms = [_dot(by_call[name, k], error) for k, error in enumerate(of_calls)]
-            shape = len(run.reference.token_ids), len(gradients.names)
-            found[scheme].setdefault(name, np.zeros(shape))[run.sequence, draw] = sum(terms)
-        # Last: a gradient at an output may be the very memory of the one after the layer, which this replaces.
-        gradients.put(stream, run.sequence, of_hidden)
+def _no_gradient(layer: int) -> NoGradient:
+    return NoGradient(f"layer {layer}: its output has no gradient with respect to its input")
 
 
 class _Call(NamedTuple):

@@ -2,71 +2,117 @@
 
 A swap replaces one part of the reference: a layer or a module by its quantized form, or a layer's output by the same
 moved by one representable value. Everything else is the reference's own. Its harm is the mean KL divergence of its
-next-token distributions from the reference's. Each layer is read once, for all swaps together.
+next-token distributions from the reference's. Each layer is read once for all swaps of a group, and every layer
+boundary is a place to go on from.
 
-    N sequences of S tokens, d hidden dimensions
+    N sequences of S tokens, n scored positions of each, d hidden dimensions
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from workers.measurement.harm.copies import LayerCopies
 from workers.measurement.harm.reference_states import ReferenceStates
 from workers.measurement.layers.streams import Streams
 from workers.measurement.models.decoder import run_layer
 from workers.measurement.statistics.backends import compare_logits, score_logits
 
 F64 = npt.NDArray[np.float64]
+CopyLayer = Callable[[int, nn.Module], LayerCopies]
 
 
-def swap_sweep(
-    reference: ReferenceStates,
-    swaps: Mapping[int, Sequence[str]],
-    modules: Callable[[int, nn.Module], Mapping[str, Callable[..., torch.Tensor]]],
-    *,
-    first: int,
-    step: int,
-    budget_bytes: int,
-    directory: Path,
-) -> dict[str, F64]:
-    """Return every swap's KL divergence from the reference at the scored positions, [N, n] nats, by its name.
+class Swap(NamedTuple):
+    """One change of the reference."""
+
+    layer: int
+    """Where it leaves the reference."""
+    kind: Literal["nothing", "rounding", "layer", "module"]
+    scheme: str = ""
+    """Of a layer or a module."""
+    module: str = ""
+    """Inside the layer."""
+
+    @property
+    def key(self) -> str:
+        """A text that tells it from every other swap."""
+        return ":".join(map(str, self))
+
+
+def swap_layers(
+    reference: ReferenceStates, swaps: Sequence[Swap], streams: Streams, copy_layer: CopyLayer, seed: int, done: int = 0
+) -> Iterator[int]:
+    """Advance the swaps' streams layer by layer, and yield how many layers they are through.
 
     Args:
         reference: its states at every depth.
-        swaps: names of the swaps by the layer at which they leave the reference.
-        modules: from a layer's number and the layer to what stands in its place, by swap; called once for each layer
-            that has swaps.
+        swaps: those of one group.
+        streams: one for each, by its key; those of swaps before layer `done` are through so many layers.
+        copy_layer: makes the schemes' copies of a layer.
+        seed: of the swaps that move what a layer gives.
+        done: layers that the streams are through.
+    """
+    decoder = reference.decoder
+    for index in range(max(done, min(swap.layer for swap in swaps)), len(decoder.layers)):
+        with decoder.resident(index) as layer:
+            before = [swap.key for swap in swaps if swap.layer < index]
+            starts = _starts(reference, [swap for swap in swaps if swap.layer == index], layer, copy_layer, seed)
+            for number in range(len(reference.token_ids)):
+                arguments = reference.arguments[number][index]
+                for key in before:
+                    streams.put(key, number, run_layer(layer, streams.get(key, number), arguments))
+                for key, start in starts.items():
+                    streams.put(key, number, start(number))
+        del layer, starts
+        gc.collect()
+        yield index + 1
+
+
+def _starts(
+    reference: ReferenceStates, swaps: Sequence[Swap], layer: nn.Module, copy_layer: CopyLayer, seed: int
+) -> dict[str, Callable[[int], torch.Tensor]]:
+    """Return what gives the hidden states of a sequence after the layer at which these swaps leave, by their keys."""
+    if not swaps:
+        return {}
+    index = swaps[0].layer
+    replacing = any(swap.scheme for swap in swaps)
+    copies = copy_layer(index, layer) if replacing else None
+
+    def through(module: nn.Module) -> Callable[[int], torch.Tensor]:
+        return lambda number: run_layer(module, reference.at(index, number), reference.arguments[number][index])
+
+    def moved() -> Callable[[int], torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed + index)
+        return lambda number: rerounded(reference.at(index + 1, number), generator)
+
+    starts = {}
+    for swap in swaps:
+        if swap.kind == "rounding":
+            starts[swap.key] = moved()
+        elif copies is None or swap.kind == "nothing":
+            starts[swap.key] = through(layer)
+        elif swap.kind == "layer":
+            starts[swap.key] = through(copies.copies[swap.scheme].module)
+        else:
+            starts[swap.key] = through(copies.alone(swap.scheme, swap.module))
+    return starts
+
+
+def divergences(reference: ReferenceStates, streams: Streams, first: int, step: int) -> Iterator[Mapping[str, F64]]:
+    """Yield, sequence by sequence, the KL divergence of every stream after the last layer, [n] nats by key.
+
+    Args:
+        reference: its states at every depth.
+        streams: of the swaps.
         first: first scored position of each sequence.
         step: positions whose logits are held at a time.
-        budget_bytes: hidden states that are larger than this in all lie in files.
-        directory: where those files go; made when it is needed.
     """
-    decoder, sequences = reference.decoder, range(len(reference.token_ids))
-    names = [name for of_layer in swaps.values() for name in of_layer]
-    streams = Streams(names, reference.layout, decoder.device, budget_bytes, directory)
-    under_way: list[str] = []
-    for index in range(len(decoder.layers)):
-        with decoder.resident(index) as layer:
-            starting = modules(index, layer) if swaps.get(index) else {}
-            for number in sequences:
-                arguments = reference.arguments[number][index]
-                for name in under_way:
-                    streams.put(name, number, run_layer(layer, streams.get(name, number), arguments))
-                for name in swaps.get(index, ()):
-                    hidden = run_layer(starting[name], reference.at(index, number), arguments)
-                    streams.put(name, number, hidden)
-        under_way += swaps.get(index, ())
-    return _divergences(reference, streams, first, step)
-
-
-def _divergences(reference: ReferenceStates, streams: Streams, first: int, step: int) -> dict[str, F64]:
-    """Return the KL divergence of every stream after the last layer, [N, n], by name."""
     decoder, length = reference.decoder, reference.token_ids.shape[1]
-    found: dict[str, list[F64]] = {name: [] for name in streams.names}
     for number, token_ids in enumerate(reference.token_ids):
         own = reference.at(len(decoder.layers), number)
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in streams.names}
@@ -78,9 +124,7 @@ def _divergences(reference: ReferenceStates, streams: Streams, first: int, step:
             for name in streams.names:
                 swapped = decoder.logits(streams.get(name, number)[:, chunk])[0]
                 parts[name].append(compare_logits(logits, log_sum_exp, swapped, next_ids)[3].clamp(min=0))
-        for name, of_chunks in parts.items():
-            found[name].append(torch.cat(of_chunks).cpu().numpy())
-    return {name: np.stack(values) for name, values in found.items()}
+        yield {name: torch.cat(of_chunks).cpu().numpy() for name, of_chunks in parts.items()}
 
 
 def rerounded(hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -46,6 +46,8 @@ class Calibration:
     """Documents that held a token or more."""
     separator: int | None
     """Token id put between two documents: the tokenizer's EOS; None where nothing was put."""
+    held_out: torch.Tensor | None = None
+    """As many other sequences of the same text, [N, S], for what a recommendation is measured on; None without one."""
 
 
 class _Joined(NamedTuple):
@@ -66,14 +68,15 @@ def calibrate(request: MeasurementRequest, tokenizer: Tokenizer, vocabulary: int
         vocabulary: rows of the model's embedding; every token id must be below.
 
     Raises:
-        BadCalibration: the file cannot be read, is not what its name says, or is shorter than one sequence.
+        BadCalibration: the file cannot be read, is not what its name says, or is shorter than one sequence; or, where
+            a mix is to be recommended, than twice the sequences.
         BadRequest: `bos` is `always`, and there is no BOS token, or the file holds token ids.
         BadModel: there is no tokenizer, or it gives ids that the model's embedding lacks.
     """
     pieces = read_documents(request.calibration, request.text_field, vocabulary)
     with tempfile.TemporaryFile() as file:
         joined = _join(pieces, request.bos, tokenizer, vocabulary, file)
-        sequences = _draw(file, joined, request)
+        sequences, *others = _draw(file, joined, request)
     digest = hashlib.sha256(np.ascontiguousarray(sequences, dtype="<i8").tobytes()).hexdigest()
     return Calibration(
         token_ids=torch.from_numpy(sequences),
@@ -81,6 +84,7 @@ def calibrate(request: MeasurementRequest, tokenizer: Tokenizer, vocabulary: int
         fingerprint=f"sha256:{digest}",
         documents=joined.documents,
         separator=joined.separator,
+        held_out=torch.from_numpy(others[0]) if others else None,
     )
 
 
@@ -116,18 +120,30 @@ def _ids(content: str | list[int], tokenizer: Tokenizer, vocabulary: int) -> NDA
     return np.asarray(encode(tokenizer, content, vocabulary) if isinstance(content, str) else content, dtype=_ID)
 
 
-def _draw(file: IO[bytes], joined: _Joined, request: MeasurementRequest) -> NDArray[np.int64]:
-    """Return the sequences that the seed chooses, in the order in which they stand in the text, [N, S]."""
+def _draw(file: IO[bytes], joined: _Joined, request: MeasurementRequest) -> list[NDArray[np.int64]]:
+    """Return the sequences that the seed chooses, in the order in which they stand in the text, [N, S].
+
+    Where a mix is to be recommended, the next ones that it chooses follow, [N, S].
+    """
     length = request.sequence_length - (joined.bos is not None)
     windows = joined.tokens // length
-    if windows == 0:
+    groups = 2 if request.recommend.enabled else 1
+    if windows == 0 or (groups > 1 and windows < groups * request.sequences):
+        needed, why = length, "one sequence"
+        if groups > 1:
+            needed = groups * request.sequences * length
+            why = f"the {request.sequences} sequences and {request.sequences} held-out ones that recommend needs"
         raise refuser(BadCalibration, "calibration", request.calibration)(
-            f"has {joined.tokens} tokens, fewer than one sequence; at least {length} are needed for "
+            f"has {joined.tokens} tokens, fewer than {why}; at least {needed} are needed for "
             f"sequence_length={request.sequence_length}"
         )
-    chosen = np.sort(np.random.default_rng(request.seed).permutation(windows)[: request.sequences])
+    order = np.random.default_rng(request.seed).permutation(windows)
     ids = np.memmap(file, dtype=_ID, mode="r", shape=(windows, length))
-    sequences = np.asarray(ids[chosen], dtype=np.int64)
-    if joined.bos is None:
+    chosen = (np.sort(order[group * request.sequences :][: request.sequences]) for group in range(groups))
+    return [_with_bos(np.asarray(ids[places], dtype=np.int64), joined.bos) for places in chosen]
+
+
+def _with_bos(sequences: NDArray[np.int64], bos: int | None) -> NDArray[np.int64]:
+    if bos is None:
         return sequences
-    return np.column_stack([np.full(len(sequences), joined.bos), sequences])
+    return np.column_stack([np.full(len(sequences), bos), sequences])

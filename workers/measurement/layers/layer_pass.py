@@ -25,7 +25,7 @@ from workers.measurement.layers.sites import BLOCK_OUTPUT, Site, for_each_on
 from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.models.components import heads
-from workers.measurement.models.projections import Projection, projections
+from workers.measurement.models.projections import projections
 from workers.measurement.statistics.fp16_columns import Fp16Columns
 from workers.measurement.statistics.outliers.llm_int8 import LayerHits
 from workers.measurement.statistics.transfers import HostCopies
@@ -38,7 +38,7 @@ class LayerPass:
         """Make every scheme's copy of the layer; no stream has gone through it yet."""
         config = state.decoder.layer_config(index)
         parts, head_counts = projections(layer, config), heads(config)
-        replaced = {scheme.name: _replaced(state, index, parts, scheme.name) for scheme in state.schemes}
+        replaced = {scheme.name: state.replaceable(index, parts, scheme.name) for scheme in state.schemes}
         quantized = {s.name: state.replaceability.quantize(index, layer, replaced[s.name], s) for s in state.schemes}
         state.pages.check()
         self._state, self._layer = state, layer
@@ -100,12 +100,6 @@ class LayerPass:
                 self._results.labelled.setdefault(name, []).append(hidden[:, -1].float().cpu().numpy())
 
 
-def _replaced(state: SweepState, index: int, parts: list[Projection], scheme: str) -> list[Projection]:
-    """Return the projections of layer `index` that a scheme may replace: those that it does not keep."""
-    kept, layer = state.kept.get(scheme, ()), f"{state.decoder.prefix}{index}"
-    return [part for part in parts if f"{layer}.{part.name}" not in kept]
-
-
 def _of_copy(copied: QuantizedLayer, fp16_columns: Mapping[str, Fp16Columns]) -> SchemeResults:
     """Return a scheme's results before any batch: those of its copy's weights."""
-    return SchemeResults(copied.weight_errors, copied.saved_bytes, copied.paths, copied.left, fp16_columns=fp16_columns)
+    return SchemeResults(copied.weight_errors, copied.saved, copied.paths, copied.left, fp16_columns=fp16_columns)

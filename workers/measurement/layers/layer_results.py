@@ -24,8 +24,8 @@ class SchemeResults:
 
     weight_errors: dict[str, float | None]
     """norm_F(W - Q(W)) / norm_F(W) by component; None where W is zero."""
-    saved_bytes: int
-    """Bytes by which the quantized weights are smaller than the layer's own."""
+    saved: Mapping[str, int]
+    """By module that it replaced: bytes by which the quantized weight is smaller than the layer's own."""
     paths: frozenset[str]
     """Code paths that compute the projections."""
     left: Mapping[str, str] = field(default_factory=dict)

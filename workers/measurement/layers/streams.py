@@ -201,6 +201,12 @@ class StreamCheckpoint:
         latest = self.latest()
         return int(json.loads((latest / "layers_done.json").read_text())) if latest is not None else 0
 
+    def discard(self) -> None:
+        """Remove the checkpoint, which is of no more use."""
+        latest = self.latest()
+        if latest is not None:
+            _remove(latest)
+
     def load(self, streams: Streams) -> None:
         """Take the streams from the latest checkpoint, if there is one."""
         latest = self.latest()

@@ -12,6 +12,7 @@ from workers.measurement.layers.copies.outer_projections import QuantizedOutside
 from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.streams import Streams
 from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.models.projections import Projection
 from workers.measurement.runtime.memory import PageReturn
 
 
@@ -46,6 +47,11 @@ class SweepState:
     pages: PageReturn = field(default_factory=PageReturn)
     overwritten: set[str] = field(default_factory=set)
     """Projections into whose tensors the layers were seen to write afterwards, by name inside the layer."""
+
+    def replaceable(self, layer: int, parts: Sequence[Projection], scheme: str) -> list[Projection]:
+        """Return the projections of a layer that a scheme may replace: those that it does not keep."""
+        kept, prefix = self.kept.get(scheme, ()), f"{self.decoder.prefix}{layer}"
+        return [part for part in parts if f"{prefix}.{part.name}" not in kept]
 
     def head_input(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
         """Return what enters the output head, [B, S, e], for a stream's hidden states [B, S, d] after the last layer.

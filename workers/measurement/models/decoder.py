@@ -83,8 +83,10 @@ class Decoder:
         return max((max(p.shape[-2:]) for p in self.layers.parameters() if p.ndim > 1), default=1)
 
     @contextmanager
-    def resident(self, index: int) -> Iterator[nn.Module]:
+    def resident(self, index: int, step: int = 1) -> Iterator[nn.Module]:
         """Hold layer `index` in memory; afterwards its weights are freed. Mapped ones need no room once they were used.
+
+        `step`: 1 where the next layer follows, -1 where it is the one before.
 
         Raises:
             BadModel: a weight is NaN or infinite; names it.
@@ -93,7 +95,7 @@ class Decoder:
         names = [name for name, _ in layer.named_parameters()]
         handles = [module.register_forward_hook(_let_go) for module in layer.modules() if module._parameters]
         try:
-            self._place(layer, index)
+            self._place(layer, index, step)
             yield layer
         finally:
             for handle in handles:
@@ -101,8 +103,8 @@ class Decoder:
             for name in names:
                 set_module_tensor_to_device(layer, name, "meta", clear_cache=False)
 
-    def _place(self, layer: nn.Module, index: int) -> None:
-        for name, tensor in self.reader.take(index).items():
+    def _place(self, layer: nn.Module, index: int, step: int) -> None:
+        for name, tensor in self.reader.take(index, step).items():
             # The device's allocator keeps what the layer before has left: giving it back would make the device wait.
             set_module_tensor_to_device(layer, name, self.device, value=tensor, clear_cache=False)
 

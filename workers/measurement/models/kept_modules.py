@@ -20,7 +20,8 @@ def kept_modules(variants: Iterable[Variant], decoder: Decoder) -> dict[str, fro
     """Return the full names of the modules that each variant keeps, by the variant's name; variants that keep any.
 
     Raises:
-        BadRequest: a pattern names no module of the model, or only a part of a fused one.
+        BadRequest: a pattern names no module of the model, or only a part of a fused one; or the patterns of a variant
+            keep every module that it would replace, or none.
     """
     asked = [variant for variant in variants if variant.keep]
     if not asked:
@@ -57,7 +58,21 @@ class _Resolver:
                 elsewhere.add(pattern)
             else:
                 raise BadRequest(f"{self._where(pattern)} is not a module of the model; {self._nearest(pattern)}")
-        return frozenset(elsewhere | {name for name in self._modules if self._is_kept(name, places)})
+        kept = frozenset(elsewhere | {name for name in self._modules if self._is_kept(name, places)})
+        self._check_share(kept)
+        return kept
+
+    def _check_share(self, kept: frozenset[str]) -> None:
+        """Refuse what keeps all modules that would be replaced, or none of them."""
+        replaced = {name for name, (_, projection) in self._modules.items() if projection.quantized}
+        replaced |= set(self._decoder.outside)
+        if kept >= replaced or not kept & replaced:
+            how = "every" if kept >= replaced else "no"
+            patterns = ", ".join(repr(pattern) for pattern in dict.fromkeys(self._variant.keep))
+            raise BadRequest(
+                f"schemes: {self._variant.name}: keep: {patterns} keeps {how} module that {self._variant.scheme} would "
+                "replace; allowed: patterns that keep some of them"
+            )
 
     def _outside(self) -> Mapping[str, object]:
         """Return the modules outside the layers, which may be named in full; most are never quantized anyway."""

@@ -48,8 +48,10 @@ class LayerReader:
         # One for all layers: the memory that a layer leaves is given to the next only on the stream it was taken on.
         self._stream = torch.cuda.Stream(device) if _is_cuda(device) else None
 
-    def take(self, layer: int) -> Tensors:
+    def take(self, layer: int, step: int = 1) -> Tensors:
         """Return a layer's tensors, ready for use on the device's current stream.
+
+        `step`: the next layer to be taken is so many behind it; -1 where layers are taken in reverse.
 
         Raises:
             BadModel: a tensor holds NaN or infinite values; names it.
@@ -60,8 +62,8 @@ class LayerReader:
         # Whatever is read is read by the thread, one layer after another: they share the pinned memory.
         ready = fetched[1] if fetched is not None and fetched[0] == layer else self._thread.submit(self._read, layer)
         tensors = ready.result()
-        if layer + 1 < len(self._names):
-            self._next = layer + 1, self._thread.submit(self._read, layer + 1)
+        if 0 <= layer + step < len(self._names):
+            self._next = layer + step, self._thread.submit(self._read, layer + step)
         if _is_cuda(self._device):
             for tensor in tensors.values():
                 tensor.record_stream(torch.cuda.current_stream(self._device))

@@ -57,10 +57,10 @@ def compare_predictions(
     state: SweepState,
     token_ids: torch.Tensor,
     first: int,
-    table: TableWriter,
-    progress: StageProgress,
+    table: TableWriter | None = None,
+    progress: StageProgress | None = None,
 ) -> Predictions:
-    """Score every position from `first` on, and write the `tokens` table.
+    """Score every position from `first` on, and write the `tokens` table if there is one.
 
     Args:
         state: after the last layer.
@@ -82,7 +82,8 @@ def compare_predictions(
             copies.add(figures, partial(collected.take, number, ids))
             copies.next_batch()
             number += 1
-            progress.done(number)
+            if progress is not None:
+                progress.done(number)
             state.pages.check()
     copies.finish()
     return_pages()
@@ -125,7 +126,7 @@ def _score_sequence(
 class _Collected:
     """The figures of the sequences so far."""
 
-    def __init__(self, schemes: Sequence[str], table: TableWriter, first: int) -> None:
+    def __init__(self, schemes: Sequence[str], table: TableWriter | None, first: int) -> None:
         self._table = table
         self._first = first
         self._reference_nll: list[F64] = []
@@ -140,7 +141,8 @@ class _Collected:
         for (name, comparisons), (nll, kl, same) in zip(self._comparisons.items(), of_schemes, strict=True):
             comparison = Comparison(sequence, reference_nll, nll.copy(), kl.copy(), same > 0)
             comparisons.append(comparison)
-            self._table.append(_token_columns(name, number, ids, self._first, comparison))
+            if self._table is not None:
+                self._table.append(_token_columns(name, number, ids, self._first, comparison))
 
     def predictions(self) -> Predictions:
         """Return the figures of all sequences."""

@@ -40,8 +40,8 @@ class LayerFacts:
     """What a layer adds to the summary."""
 
     warnings: list[Warning]
-    saved_bytes: dict[str, int]
-    """By scheme: bytes by which its copy of the layer is smaller."""
+    saved: dict[str, dict[str, int]]
+    """By scheme: the modules that it replaced in the layer, and the bytes by which each is smaller."""
     paths: dict[str, list[str]]
     """By scheme: code paths that computed it."""
     left: dict[str, dict[str, str]]
@@ -130,7 +130,7 @@ class LayerFiles:
         """Return what a layer adds to the summary."""
         stored: dict[str, Any] = json.loads((self._of(layer) / "facts.json").read_text(encoding="utf-8"))
         warnings = [Warning.model_validate(warning) for warning in stored["warnings"]]
-        return LayerFacts(warnings, stored["saved_bytes"], stored["paths"], stored["left"])
+        return LayerFacts(warnings, stored["saved"], stored["paths"], stored["left"])
 
     def _of(self, layer: int) -> Path:
         return self._directory / f"{layer:05d}"
@@ -140,7 +140,7 @@ def _facts(results: LayerResults, warnings: list[Warning]) -> dict[str, Any]:
     """Return the fields of a layer's `LayerFacts` as JSON."""
     return {
         "warnings": [warning.model_dump() for warning in warnings],
-        "saved_bytes": {name: scheme.saved_bytes for name, scheme in results.schemes.items()},
+        "saved": {name: dict(scheme.saved) for name, scheme in results.schemes.items()},
         "paths": {name: sorted(scheme.paths) for name, scheme in results.schemes.items()},
         "left": {name: dict(scheme.left) for name, scheme in results.schemes.items()},
     }

@@ -24,6 +24,7 @@ from service.contracts.outliers import (
     discriminating,
 )
 from service.contracts.request import Analysis
+from workers.measurement.harm.copies import Module
 from workers.measurement.results.layer_files import HITS, LayerFiles
 from workers.measurement.results.layer_rows import Row
 from workers.measurement.statistics.outliers.llm_int8 import outlier_dimensions
@@ -49,11 +50,20 @@ def summarize_copies(files: LayerFiles, layers: int, schemes: Iterable[str]) -> 
     facts = [files.facts(layer) for layer in range(layers)]
     return {
         name: CopiesFacts(
-            saved_bytes=sum(layer.saved_bytes[name] for layer in facts),
+            saved_bytes=sum(sum(layer.saved[name].values()) for layer in facts),
             paths="; ".join(sorted({path for layer in facts for path in layer.paths[name]})),
             left=tuple((index, module) for index, layer in enumerate(facts) for module in layer.left[name]),
         )
         for name in schemes
+    }
+
+
+def replaced_modules(files: LayerFiles, layers: int, schemes: Iterable[str]) -> dict[str, dict[Module, int]]:
+    """Return by scheme the modules of the layers that it replaced, and the bytes by which each is smaller."""
+    saved = [files.facts(layer).saved for layer in range(layers)]
+    return {
+        scheme: {Module(layer, name): size for layer, of in enumerate(saved) for name, size in of[scheme].items()}
+        for scheme in schemes
     }
 
 

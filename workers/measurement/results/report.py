@@ -14,10 +14,13 @@ from torch import nn
 
 from service.contracts import provenance
 from service.contracts import report as contract
+from service.contracts.harm.facts import HarmFacts
+from service.contracts.harm.tables import harm_tables
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
 from service.evaluation.verdict import with_verdicts
+from workers.measurement.harm.measuring import HarmResults
 from workers.measurement.inputs.calibration import Calibration
 from workers.measurement.inputs.tokenizer import LazyTokenizer
 from workers.measurement.layers.sweep_state import SweepState
@@ -46,6 +49,7 @@ class MeasurementResults:
     """After the last layer."""
     predictions: Predictions
     labelled: LabelSeparation | None
+    harm: HarmResults | None
 
     def describe_token(self, sequence: int, position: int) -> tuple[int, str | None]:
         """Return the id and the text of the token at a position."""
@@ -218,7 +222,11 @@ def profile_facts(profile: Profile, results: MeasurementResults) -> contract.Pro
 
 
 def build_report(
-    results: MeasurementResults, assembled: Assembled, profile: Profile, reporter: ProgressReporter
+    results: MeasurementResults,
+    assembled: Assembled,
+    profile: Profile,
+    harm: dict[str, HarmFacts] | None,
+    reporter: ProgressReporter,
 ) -> contract.Report:
     """Return the whole of `report.json`; its figures are drawn later, from the tables."""
     request, state, decoder = results.request, results.state, results.state.decoder
@@ -243,9 +251,10 @@ def build_report(
         warnings=tuple(reporter.warnings),
         figures=(),
         labelled=labelled.section if labelled else None,
+        harm=harm,
         tables=tuple(
             contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",))
-            for t in (*TABLES.values(), *((labelled.table,) if labelled else ()))
+            for t in (*TABLES.values(), *harm_tables(request.harm), *((labelled.table,) if labelled else ()))
         ),
         timing=timing(reporter, decoder.device),
     )

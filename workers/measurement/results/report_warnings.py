@@ -93,7 +93,7 @@ def warn_unquantized(state: SweepState, files: LayerFiles, reporter: ProgressRep
     for scheme in state.schemes:
         facts = [files.facts(layer) for layer in range(len(state.decoder.layers))]
         if not any(layer.paths[scheme.name] for layer in facts):
-            _warn_unchanged(scheme.name, type(state.decoder.model).__name__, scheme.name in state.kept, reporter)
+            _warn_unchanged(scheme.name, type(state.decoder.model).__name__, reporter)
         where: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         for number, layer in enumerate(facts):
             for left in layer.left[scheme.name].items():
@@ -105,13 +105,9 @@ def warn_unquantized(state: SweepState, files: LayerFiles, reporter: ProgressRep
             _warn_left(scheme.name, module, reason, reporter)
 
 
-def _warn_unchanged(scheme: str, architecture: str, keeps: bool, reporter: ProgressReporter) -> None:
-    if keeps:
-        message = f"{scheme} keeps every Linear module of {architecture} in 16 bits, so it changes nothing."
-        advice = f"Rerun with fewer keep=... in {scheme}."
-    else:
-        message = f"{architecture} has no Linear module that {scheme} can replace, so it changes nothing."
-        advice = f"Leave {scheme} out, because its figures say nothing about quantization."
+def _warn_unchanged(scheme: str, architecture: str, reporter: ProgressReporter) -> None:
+    message = f"{architecture} has no Linear module that {scheme} can replace, so it changes nothing."
+    advice = f"Leave {scheme} out, because its figures say nothing about quantization."
     reporter.warn("nothing-quantized", message, advice, scheme)
 
 

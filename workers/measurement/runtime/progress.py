@@ -28,14 +28,22 @@ class ProgressReporter:
 
     @contextmanager
     def stage(
-        self, stage: Stage, total: int = 1, done: int = 0, batch_sequences: int | None = None
+        self, stage: Stage, total: int = 1, done: int = 0, batch_sequences: int | None = None, cost: str | None = None
     ) -> Iterator["StageProgress"]:
         """Announce a stage of `total` units, `done` of them before, and its end; its seconds go into the report.
 
-        `batch_sequences`: sequences in a batch, where the stage takes batches through the model.
+        `batch_sequences`: sequences in a batch, where the stage takes batches through the model. `cost`: what it is
+        going to take, where that is worth saying.
         """
         started = self.elapsed
-        first = Progress(stage=stage, done=done, total=total, elapsed_seconds=started, batch_sequences=batch_sequences)
+        first = Progress(
+            stage=stage,
+            done=done,
+            total=total,
+            elapsed_seconds=started,
+            batch_sequences=batch_sequences,
+            cost=cost,
+        )
         self._say(first)
         yield StageProgress(self, stage, total)
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started

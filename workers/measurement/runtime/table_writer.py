@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.contracts.tables import TABLES, Table
+from service.contracts.tables import Table
 
 ROW_GROUP = 1 << 16
 """Rows that are written at a time; a group of few rows costs more than they do."""
@@ -100,12 +100,12 @@ def _encodings(schema: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def table_writers(directory: Path, names: Iterable[str], schemes: Sequence[str]) -> Iterator[dict[str, TableWriter]]:
+def table_writers(directory: Path, tables: Iterable[Table], schemes: Sequence[str]) -> Iterator[dict[str, TableWriter]]:
     """Open writers for these tables, by name, in a new directory; the files are whole when the context ends."""
     directory.mkdir()
     with ExitStack() as stack:
         writers = {}
-        for name in names:
-            writers[name] = TableWriter(TABLES[name], schemes, directory / f"{name}.parquet")
-            stack.callback(writers[name].close)
+        for table in tables:
+            writers[table.name] = TableWriter(table, schemes, directory / f"{table.name}.parquet")
+            stack.callback(writers[table.name].close)
         yield writers

@@ -23,8 +23,8 @@ def topic(source: Source) -> Topic:
     grown = {name: _grown(source, name) for name in schemes}
     notes = (
         "Isolated error: one quantized module with the reference's input. Accumulated error: the residual stream after "
-        "each layer of the quantized model. A large isolated error may change the predictions little. To test whether "
-        "a module should stay in 16 bits, rerun with keep=MODULE.",
+        "each layer of the quantized model. A large isolated error may change the predictions little: which "
+        "modules to keep in 16 bits does not follow from it. To measure that, run headroom recommend.",
         *_typical(source),
     )
     return Topic(

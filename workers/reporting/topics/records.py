@@ -50,6 +50,8 @@ class Topic(NamedTuple):
     """Words that the section uses, and what each means."""
     grids: tuple[Grid, ...] = ()
     """Tables after the figures."""
+    codes: tuple[tuple[str, str], ...] = ()
+    """Text to copy as it is, each under its title."""
 
 
 def without(table: str) -> str:

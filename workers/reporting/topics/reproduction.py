@@ -112,6 +112,7 @@ def command(report: Report) -> str:
     model, calibration = report.model, report.calibration
     words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report", *_schemes(report)]
+    words += [word for pattern in report.analysis.keep for word in ("--keep", pattern)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
         words += ["--calibration", calibration.source]
     words += [

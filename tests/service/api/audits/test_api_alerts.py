@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from service.contracts.audits.alert import Alert
 from service.store.database import make_engine, writer
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.notifications.attempts import Attempted
 from service.store.statuses import RunState
 from service.store.tables import AuditRunRow

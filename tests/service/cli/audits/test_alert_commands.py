@@ -7,7 +7,7 @@ from judged import HOOK, KL, NOTIFY, definition, end_run
 
 from service.cli.running import BAD_INPUT, DONE
 from service.store.database import make_engine
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.notifications.attempts import Attempted
 
 

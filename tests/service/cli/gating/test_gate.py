@@ -22,7 +22,7 @@ from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, Refus
 from service.contracts.audits.audit import AuditDefinition
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
-from service.store.job_records import utcnow
+from service.store.hosts.clock import utcnow
 from service.store.statuses import RunState, Status
 from service.store.tables import AuditRunRow
 

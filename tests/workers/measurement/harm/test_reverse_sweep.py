@@ -1,6 +1,6 @@
 """The streamed reverse sweep is autograd on the whole model, and an exact swap is a model with one module replaced."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import bitsandbytes.functional as bnb
@@ -12,16 +12,20 @@ from tiny_models import CONFIGS, VOCABULARY, save_checkpoint
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from service.contracts.schemes import SCHEMES, Scheme
+from service.contracts.schemes import SCHEMES
+from workers.measurement.harm.agreement import spearman
+from workers.measurement.harm.copies import LayerCopies, Module, component_of
 from workers.measurement.harm.estimate import estimated_harm, interactions, predicted_divergence
 from workers.measurement.harm.head_gradients import draw_tokens
+from workers.measurement.harm.products import InnerProducts, load_products
 from workers.measurement.harm.reference_states import ReferenceStates, record_states
-from workers.measurement.harm.reverse_sweep import InnerProducts, reverse_sweep
-from workers.measurement.harm.swaps import rerounded, swap_sweep
-from workers.measurement.layers.copies.quantize_layer import copy_to_quantize, quantize_layer
+from workers.measurement.harm.reverse_sweep import Drawing, reverse_layers, start_gradients
+from workers.measurement.harm.storage import Storage
+from workers.measurement.harm.swaps import Swap, divergences, rerounded, swap_layers
+from workers.measurement.layers.copies.quantize_layer import quantize_layer
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder
-from workers.measurement.models.projections import Projection, projections, weight_rows
+from workers.measurement.models.projections import projections, weight_rows
 from workers.measurement.quantization.resolving import resolved
 
 TOKEN_IDS = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5))
@@ -48,7 +52,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ReferenceStates:
     scratch = tmp_path_factory.mktemp("scratch")
     decoder = load_decoder(open_checkpoint(checkpoint), torch.device("cpu"), scratch / "offloaded")
-    return record_states(decoder, TOKEN_IDS, 1 << 30, scratch / "states")
+    return record_states(decoder, TOKEN_IDS, Storage(1 << 30, scratch / "states"), lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +60,29 @@ def whole(checkpoint: Path) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
-def quantized(_: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme) -> Mapping[str, nn.Module]:
-    copied = quantize_layer(layer, parts, scheme)
-    return {part.name: copied.module.get_submodule(part.name) for part in parts if part.quantized}
+def copies(reference: ReferenceStates) -> Callable[[int, nn.Module], LayerCopies]:
+    def copy(index: int, layer: nn.Module) -> LayerCopies:
+        parts = projections(layer, reference.decoder.layer_config(index))
+        return LayerCopies(index, layer, parts, {"nf4": quantize_layer(layer, parts, NF4)})
+
+    return copy
 
 
-def swept(reference: ReferenceStates, directory: Path, **changes: int) -> InnerProducts:
-    settings = {"first": FIRST, "draws": DRAWS, "seed": SEED, "step": 5, "budget_bytes": 1 << 30} | changes
-    return reverse_sweep(reference, [NF4], quantized, directory=directory, **settings)["nf4"]
+def swept(
+    reference: ReferenceStates, directory: Path, draws: int = DRAWS, budget_bytes: int = 1 << 30
+) -> InnerProducts:
+    directory.mkdir(exist_ok=True)
+    drawing = Drawing(draws, FIRST, SEED, step=5)
+    gradients = start_gradients(reference, drawing, Storage(budget_bytes, directory / "gradients"))
+    width = reference.decoder.config.hidden_size
+
+    def changes(copied: LayerCopies) -> dict[str, dict[str, torch.Tensor]]:
+        return {"nf4": copied.weight_changes(NF4, width)}
+
+    for products in reverse_layers(reference, gradients, copies(reference), changes):
+        products.save(directory / f"{products.layer}.npz")
+    files = [directory / f"{layer}.npz" for layer in range(len(reference.decoder.layers))]
+    return load_products(files, ["nf4"], ["nf4"])["nf4"]
 
 
 def dequantized(weight: torch.Tensor) -> torch.Tensor:
@@ -80,9 +99,12 @@ def noted(calls: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str) -> Cal
     return hook
 
 
-def by_autograd(whole: nn.Module, names: Sequence[str]) -> np.ndarray:
-    """Return the inner products [N, draws, M] by hooks on the whole model, with the same draws."""
-    found = np.zeros((len(TOKEN_IDS), DRAWS, len(names)))
+def by_autograd(whole: nn.Module, names: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inner products by hooks on the whole model, with the same draws: [N, draws, M], and of each module
+    that has so many inputs those by input, [N, draws, M, width].
+    """
+    products = np.zeros((len(TOKEN_IDS), DRAWS, len(names)))
+    by_input = np.zeros((*products.shape, width))
     for number, token_ids in enumerate(TOKEN_IDS):
         calls: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         handles = [whole.get_submodule(name).register_forward_hook(noted(calls, name)) for name in names]
@@ -91,15 +113,17 @@ def by_autograd(whole: nn.Module, names: Sequence[str]) -> np.ndarray:
             handle.remove()
         generator = np.random.default_rng((SEED, number))
         uniform = [torch.from_numpy(generator.random((len(part), DRAWS))) for part in logits.split(5)]
-        tokens = draw_tokens(logits.detach(), torch.cat(uniform))
+        tokens = draw_tokens(torch.softmax(logits.detach(), dim=-1), torch.cat(uniform))
         for draw in range(DRAWS):
             loss = nn.functional.cross_entropy(logits, tokens[:, draw], reduction="sum")
             gradients = torch.autograd.grad(loss, [calls[name][1] for name in names], retain_graph=True)
             for place, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
-                module, (taken, output) = whole.get_submodule(name), calls[name]
-                error = nn.functional.linear(taken, dequantized(weight_rows(module)), module.bias) - output
-                found[number, draw, place] = float((gradient * error.detach()).sum())
-    return found
+                weight, (taken, _) = weight_rows(whole.get_submodule(name)), calls[name]
+                changed = dequantized(weight) - weight
+                products[number, draw, place] = float((gradient * nn.functional.linear(taken, changed)).sum())
+                if taken.shape[-1] == width:
+                    by_input[number, draw, place] = torch.einsum("bto,oi,bti->i", gradient, changed, taken)
+    return products, by_input
 
 
 def full_names(reference: ReferenceStates, products: InnerProducts) -> list[str]:
@@ -110,10 +134,25 @@ def test_streamed_gradients_are_those_of_the_whole_model(
     reference: ReferenceStates, whole: nn.Module, tmp_path: Path
 ) -> None:
     products = swept(reference, tmp_path)
-    expected = by_autograd(whole, full_names(reference, products))
+    width = reference.decoder.config.hidden_size
+    expected, by_input = by_autograd(whole, full_names(reference, products), width)
     scale = np.abs(expected).max(axis=(0, 1))
     assert np.all(np.abs(products.matrix() - expected).max(axis=(0, 1)) <= 1e-4 * scale)
     assert len(products.modules) == len(set(products.modules)) > 0
+
+    reading = [reads_the_stream(reference, module) for module in products.modules]
+    assert 0 < sum(reading) < len(reading)
+    channels = (by_input * expected[..., None])[:, :, reading].sum(axis=2).mean(axis=1)
+    assert products.channels == pytest.approx(channels, abs=1e-3 * np.abs(channels).max())
+    others = np.square(expected)[:, :, ~np.array(reading)].sum(axis=2).mean(axis=1)
+    assert products.others == pytest.approx(others, rel=1e-3)
+
+
+def reads_the_stream(reference: ReferenceStates, module: Module) -> bool:
+    """Whether a module takes the residual stream after a norm: what its component says, fused ones among them."""
+    layer = reference.decoder.layers[module.layer]
+    parts = {part.name: part for part in projections(layer, reference.decoder.layer_config(module.layer))}
+    return component_of(parts[module.name]) in ("attn.q", "attn.k", "attn.v", "attn.qkv", "mlp.gate", "mlp.up")
 
 
 def test_gradients_in_files_are_those_in_memory(reference: ReferenceStates, tmp_path: Path) -> None:
@@ -127,55 +166,42 @@ def kl_of(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
+def swap_all(reference: ReferenceStates, swaps: Sequence[Swap], storage: Storage) -> dict[str, np.ndarray]:
+    """Return every swap's KL divergence, [N, n], by its key."""
+    streams = reference.streams([swap.key for swap in swaps], storage)
+    assert list(swap_layers(reference, swaps, streams, copies(reference), SEED))[-1] == len(reference.decoder.layers)
+    by_sequence = list(divergences(reference, streams, FIRST, step=5))
+    return {swap.key: np.stack([of_sequence[swap.key] for of_sequence in by_sequence]) for swap in swaps}
+
+
 def test_a_swap_is_a_model_with_one_module_replaced(
     reference: ReferenceStates, whole: nn.Module, tmp_path: Path
 ) -> None:
     name = projections(reference.decoder.layers[1], reference.decoder.layer_config(1))[-1].name
-
-    def replaced(_: int, layer: nn.Module) -> dict[str, nn.Module]:
-        parts = projections(layer, reference.decoder.layer_config(1))
-        changed = copy_to_quantize(layer)
-        changed.set_submodule(name, quantized(1, layer, parts, NF4)[name])
-        return {name: changed.eval(), "nothing": layer}
-
-    found = swap_sweep(
-        reference, {1: [name, "nothing"]}, replaced, first=FIRST, step=5, budget_bytes=1 << 30, directory=tmp_path
-    )
+    nothing, module = Swap(0, "nothing"), Swap(1, "module", "nf4", name)
+    harms = swap_all(reference, [nothing, module], Storage(1 << 30, tmp_path))
     with torch.no_grad():
         plain = whole(input_ids=TOKEN_IDS, use_cache=False).logits[:, FIRST:-1]
-        module = whole.get_submodule(f"{reference.decoder.prefix}1.{name}")
-        kept = module.weight.data
-        changed_weight = dequantized(weight_rows(module))
-        module.weight.data = changed_weight if changed_weight.shape == kept.shape else changed_weight.T
+        replaced = whole.get_submodule(f"{reference.decoder.prefix}1.{name}")
+        kept = replaced.weight.data
+        changed_weight = dequantized(weight_rows(replaced))
+        replaced.weight.data = changed_weight if changed_weight.shape == kept.shape else changed_weight.T
         changed = whole(input_ids=TOKEN_IDS, use_cache=False).logits[:, FIRST:-1]
-        module.weight.data = kept
-    assert np.all(found["nothing"] == 0)
-    assert found[name] == pytest.approx(kl_of(plain, changed).numpy(), rel=1e-3, abs=1e-9)
+        replaced.weight.data = kept
+    assert np.all(harms[nothing.key] == 0)
+    assert harms[module.key] == pytest.approx(kl_of(plain, changed).numpy(), rel=1e-3, abs=1e-9)
 
 
 def test_estimates_agree_with_exact_swaps_within_their_errors(reference: ReferenceStates, tmp_path: Path) -> None:
     products = swept(reference, tmp_path / "gradients", draws=64)
     harms = estimated_harm(products.matrix(), POSITIONS)
-    names = [f"{module.layer}:{module.name}" for module in products.modules]
-    swaps: dict[int, list[str]] = {}
-    for module, name in zip(products.modules, names, strict=True):
-        swaps.setdefault(module.layer, []).append(name)
-
-    def replaced(index: int, layer: nn.Module) -> dict[str, nn.Module]:
-        made = quantized(index, layer, projections(layer, reference.decoder.layer_config(index)), NF4)
-        changed = {name: copy_to_quantize(layer) for name in made}
-        for name, copied in changed.items():
-            copied.set_submodule(name, made[name])
-        return {f"{index}:{name}": copied.eval() for name, copied in changed.items()}
-
-    exact = swap_sweep(
-        reference, swaps, replaced, first=FIRST, step=5, budget_bytes=1 << 30, directory=tmp_path / "swaps"
-    )
-    measured = np.array([exact[name].mean() for name in names])
+    swaps = [Swap(module.layer, "module", "nf4", module.name) for module in products.modules]
+    exact = swap_all(reference, swaps, Storage(1 << 30, tmp_path / "swaps"))
+    measured = np.array([exact[swap.key].mean() for swap in swaps])
     estimated = np.array([harm.value for harm in harms])
     # A random model is far from linear in errors of 10%: its largest harms are told in order, and within a factor.
     assert estimated.sum() == pytest.approx(measured.sum(), rel=0.35)
-    assert np.corrcoef(np.argsort(np.argsort(estimated)), np.argsort(np.argsort(measured)))[0, 1] > 0.9
+    assert spearman(measured, estimated) > 0.9
 
 
 def test_rerounding_moves_every_element_by_one_representable_value() -> None:
@@ -200,5 +226,6 @@ def test_interactions_sum_to_the_predicted_divergence() -> None:
 def test_drawn_tokens_have_the_frequencies_of_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]])
     uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5)[None] / 100_000
-    counts = torch.bincount(draw_tokens(logits, uniform)[0], minlength=4) / 100_000
-    assert torch.allclose(counts, torch.softmax(logits[0], dim=-1), atol=1e-4)
+    probabilities = torch.softmax(logits, dim=-1)
+    counts = torch.bincount(draw_tokens(probabilities, uniform)[0], minlength=4) / 100_000
+    assert torch.allclose(counts, probabilities[0], atol=1e-4)

@@ -29,8 +29,10 @@ class QuantizedLayer:
     module: nn.Module
     weight_errors: dict[str, float | None]
     """norm_F(W - Q(W)) / norm_F(W) by component; None where W is zero."""
-    saved_bytes: int
-    """Bytes by which the quantized weights are smaller than the layer's own."""
+    replaced: Mapping[str, QuantizedProjection]
+    """What stands in place of the layer's projections, by their names."""
+    saved: Mapping[str, int]
+    """By the same names: bytes by which the quantized weight is smaller than the layer's own."""
     paths: frozenset[str]
     """Code paths that compute the projections."""
     left: Mapping[str, str]
@@ -47,9 +49,9 @@ def quantize_layer(
     """
     copied = copy_to_quantize(layer)
     errors: dict[str, float | None] = {}
-    paths: set[str] = set()
+    replaced: dict[str, QuantizedProjection] = {}
+    saved: dict[str, int] = {}
     left = dict(leave)
-    saved = 0
     for projection in projections:
         if not projection.quantized or projection.name in left:
             continue
@@ -62,10 +64,11 @@ def quantize_layer(
         copied.set_submodule(projection.name, quantized.module)
         weight = weight_rows(original)
         errors |= _weight_errors(projection, weight, quantized)
-        saved += weight.nbytes - quantized.nbytes
-        paths.add(quantized.path)
+        replaced[projection.name] = quantized
+        saved[projection.name] = weight.nbytes - quantized.nbytes
         drop_file_pages(weight)
-    return QuantizedLayer(copied.eval(), errors, saved, frozenset(paths), left)
+    paths = frozenset(quantized.path for quantized in replaced.values())
+    return QuantizedLayer(copied.eval(), errors, replaced, saved, paths, left)
 
 
 def copy_to_quantize(layer: nn.Module) -> nn.Module:

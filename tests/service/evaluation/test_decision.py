@@ -1,0 +1,126 @@
+"""What to ship follows from what was measured: the smallest option of the mildest effect, with its configuration."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import BitsAndBytesConfig
+
+from service.contracts.harm.recommendation import KeptComponent
+from service.contracts.report import Report
+from service.evaluation.decision import as_json, as_python, configuration, decision, in_words
+
+STORED = Path(__file__).parents[2] / "workers/reporting/stored/schema_1_0/report.json"
+DOWN = [f"model.layers.{layer}.mlp.down_proj" for layer in (2, 11, 28)]
+CONFIG = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "llm_int8_skip_modules": ["lm_head", *DOWN],
+}
+
+
+def mix(name, kl, level, *, size=116_400_000, control=False, modules=()):
+    kept = [{"component": "mlp.down", "layers": [2, 11, 28]}] if modules else []
+    error = {"standard_error": 0.011, "interval": [kl - 0.02, kl + 0.02]}
+    return {
+        "name": name, "control": control, "bytes": size, "predicted_kl": 0.229, "kl": {"value": kl} | error,
+        "level": level, "kept": kept, "skip_modules": modules,
+    }  # fmt: skip
+
+
+def report(*, int8="noticeable", nf4="severe", mixed="severe", chosen="mix-1", **recommended):
+    """The example report with two schemes, and a recommendation for nf4."""
+    content = json.loads(STORED.read_text())
+    content["schema_version"] = "1.2"
+    facts = content["schemes"]["int8"]
+    levels = {"int8": (int8, 0.0239, 163_500_000), "nf4": (nf4, 0.267, 116_400_000)}
+    content["schemes"] = {
+        name: facts
+        | {
+            "verdict": {"level": level, "reasons": [], "not_ruled_out": []},
+            "model_bytes": size,
+            "kl_divergence": facts["kl_divergence"] | {"mean": kl},
+        }
+        for name, (level, kl, size) in levels.items()
+    }
+    content["analysis"]["schemes"] = list(levels)
+    content["recommendation"] = {
+        "nf4": {
+            "target": {"kind": "knee", "value": None, "bytes": 120_400_000},
+            "held_out_sequences": 16,
+            "mixes": [
+                mix("mix-1", 0.226, mixed, size=120_200_000, modules=DOWN),
+                mix("uniform", 0.268, nf4, control=True),
+            ],
+            "chosen": chosen,
+            "reason": "No mix under +4 MB beats the best control, attn-v (0.21 nats).",
+            "config": CONFIG,
+            "config_verified": True,
+        }
+        | recommended
+    }
+    return Report.model_validate(content)
+
+
+def test_the_decision_says_what_to_ship_and_what_a_mix_gives():
+    assert decision(report()) == (
+        "Ship int8 (KL 0.0239, noticeable).",
+        "nf4 needs 3.8 MB more: keep mlp.down of layers 2, 11, 28 in 16 bits: KL 0.268 -> 0.226 ± 0.011 "
+        "(predicted 0.229), still severe.",
+    )
+    assert configuration(report()) is None  # of int8 there is none
+
+
+def test_a_mix_of_a_milder_effect_is_shipped_with_its_configuration():
+    better = report(int8="severe", mixed="noticeable")
+    assert decision(better)[0] == "Ship nf4 with mlp.down of layers 2, 11, 28 in 16 bits (KL 0.226, noticeable)."
+    assert decision(better)[1].endswith("now noticeable.")
+    assert configuration(better) == ("nf4", CONFIG)
+
+
+def test_a_scheme_of_the_same_effect_is_shipped_as_it_is():
+    same = report(int8="severe", nf4="noticeable", mixed="noticeable")
+    assert decision(same)[0] == "Ship nf4 (KL 0.267, noticeable)."
+    assert configuration(same) == ("nf4", CONFIG | {"llm_int8_skip_modules": ["lm_head"]})
+
+
+def test_nothing_is_shipped_that_is_severe():
+    severe = report(int8="severe", chosen=None)
+    assert decision(severe) == (
+        "Ship none of what was measured: every effect is severe.",
+        "nf4: No mix under +4 MB beats the best control, attn-v (0.21 nats).",
+    )
+    assert configuration(severe) is None
+
+
+def test_a_configuration_that_transformers_reads_otherwise_is_not_offered():
+    assert configuration(report(int8="severe", mixed="noticeable", config_verified=False)) is None
+
+
+def test_without_a_recommendation_nothing_is_decided():
+    assert decision(report().model_copy(update={"recommendation": None})) == ()
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ((("mlp.down", (3,)),), "mlp.down of layer 3"),
+        (
+            (("attn.q", (0, 4)), ("attn.k", (0, 4)), ("mlp.up", (1,))),
+            "attn.q, attn.k of layers 0, 4; mlp.up of layer 1",
+        ),
+        ((("mlp.down", tuple(range(13))),), "13 modules"),
+        ((), ""),
+    ],
+)
+def test_kept_modules_are_named_as_long_as_they_are_few(kept, words):
+    assert in_words(tuple(KeptComponent(component=name, layers=layers) for name, layers in kept)) == words
+
+
+def test_both_forms_are_the_same_configuration():
+    made = eval(as_python(CONFIG), {"BitsAndBytesConfig": BitsAndBytesConfig})
+    read = BitsAndBytesConfig.from_dict(json.loads(as_json(CONFIG))["quantization_config"])
+    assert made.to_dict() == read.to_dict()
+    assert made.llm_int8_skip_modules == ["lm_head", *DOWN]

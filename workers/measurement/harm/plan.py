@@ -1,0 +1,138 @@
+"""Plans the measurement of harm: where its streams lie, what it costs, and whether that fits.
+
+L layers, S draws
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from service.contracts.harm.settings import HarmSettings
+from workers.measurement.errors import MeasurementError
+from workers.measurement.harm.storage import Storage
+from workers.measurement.harm.swaps import Swap
+
+
+class DiskTooSmall(MeasurementError):
+    """The disk has less free room than the streams need."""
+
+    code = "disk-full"
+
+
+class Size(NamedTuple):
+    """What is measured."""
+
+    layers: int
+    schemes: int
+    divided_schemes: int
+    """Those whose harm is divided among dimensions."""
+    modules: int
+    """Quantized in all layers, of the scheme with the most."""
+    stream_bytes: int
+    """Hidden states of all sequences at one depth."""
+
+
+class Plan(NamedTuple):
+    """Where the streams lie, and what the measurement costs."""
+
+    states: Storage
+    working: Storage
+    """Of gradients, and of a group of swaps."""
+    group: int
+    """Swaps that go through the layers together."""
+    layer_passes: int
+    """Times that a layer is read; with fewer modules than were asked for it is less."""
+    forwards: float
+    """Forward passes of the whole text that cost as much, about."""
+    disk_bytes: int
+
+    def says(self) -> str:
+        """Say what it costs."""
+        return f"harm takes about {self.forwards:.0f} forward passes of the text and {_size(self.disk_bytes)} of disk"
+
+
+def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: Path) -> Plan:
+    """Return the plan for these settings.
+
+    Args:
+        settings: at least something is measured or estimated.
+        size: of what is measured.
+        budget_bytes: streams beyond it lie in files.
+        directory: for those files.
+    """
+    states = (size.layers + 1) * size.stream_bytes
+    draws = settings.draws if settings.estimates else 0
+    in_memory = states + max(draws, 1) * size.stream_bytes <= budget_bytes
+    left = max(0, budget_bytes - states) if in_memory else budget_bytes
+    swaps = _count(settings, size)
+    fitting = left // size.stream_bytes
+    # A group that memory cannot hold takes no more disk than the states of all layers do.
+    group = max(1, min(swaps, fitting if fitting >= min(swaps, _FEW) else size.layers + 1))
+    beside = [streams for streams in (draws, min(group, swaps)) if streams > fitting]
+    groups = -(-swaps // group)
+    return Plan(
+        states=Storage(states if in_memory else 0, directory / "states"),
+        working=Storage(left, directory / "working"),
+        group=group,
+        layer_passes=size.layers * (1 + (draws > 0) + groups),
+        forwards=_forwards(settings, size, swaps),
+        disk_bytes=(0 if in_memory else states) + max(beside, default=0) * size.stream_bytes,
+    )
+
+
+def check_disk(plan: Plan, directory: Path) -> None:
+    """Make sure that the disk of a directory has room.
+
+    Raises:
+        DiskTooSmall: says how much is needed, and how much there is.
+    """
+    free = shutil.disk_usage(directory).free
+    if plan.disk_bytes > free:
+        raise DiskTooSmall(
+            f"harm: its hidden states need {_size(plan.disk_bytes)} of disk in {directory}, which has {_size(free)} "
+            "free; free some, or measure fewer or shorter sequences"
+        )
+
+
+def grouped(swaps: Sequence[Swap], group: int) -> Iterator[list[Swap]]:
+    """Yield groups of swaps, those that leave late together, so that a group passes few layers."""
+    ordered = sorted(swaps, key=lambda swap: -swap.layer)
+    for start in range(0, len(ordered), group):
+        yield ordered[start : start + group]
+
+
+def modules_measured(settings: HarmSettings, modules: int) -> int:
+    """Return how many of a scheme's modules are replaced alone, at most."""
+    if settings.exact != "modules":
+        return 0
+    return modules if settings.component else min(modules, settings.top_modules + settings.random_modules)
+
+
+def _count(settings: HarmSettings, size: Size) -> int:
+    """Return how many swaps there are at most, those of nothing and of rounding among them."""
+    if settings.exact == "none":
+        return 0
+    of_scheme = size.layers if settings.exact == "layers" else modules_measured(settings, size.modules)
+    return size.schemes * of_scheme + size.layers + 1
+
+
+def _forwards(settings: HarmSettings, size: Size, swaps: int) -> float:
+    """Return how many forward passes the measurement is worth, with swaps that leave at half of the depth."""
+    estimate = 0.0
+    if settings.estimates:
+        # Forward, isolated errors of every scheme, and a gradient for each draw; the same again by input channel.
+        estimate = 1 + size.schemes + settings.draws * (1 + size.divided_schemes)
+    return 1 + estimate + swaps * (size.layers + 1) / (2 * size.layers)
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in a unit that suits it."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6)):
+        if count >= power:
+            return f"{count / power:,.1f} {unit}"
+    return f"{count:,} bytes"
+
+
+_FEW = 16
+"""Swaps in a group for which it pays to read the layers once more."""

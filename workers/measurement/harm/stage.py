@@ -1,0 +1,135 @@
+"""Runs the harm measurement as a stage: says what it costs, refuses what does not fit, and warns of what is missing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from service.contracts.request import MeasurementRequest
+from workers.measurement.harm.copies import Module, weight_only
+from workers.measurement.harm.measuring import HarmResults, measure_harm
+from workers.measurement.harm.plan import Size, check_disk, make_plan
+from workers.measurement.harm.task import HarmTask
+from workers.measurement.layers.sweep_state import SweepState
+from workers.measurement.predictions.comparison import first_scored
+from workers.measurement.runtime.memory import return_pages
+from workers.measurement.runtime.progress import ProgressReporter, StageProgress
+
+
+def run_harm(
+    request: MeasurementRequest,
+    state: SweepState,
+    token_ids: torch.Tensor,
+    replaced: Mapping[str, Mapping[Module, int]],
+    work: Path,
+    reporter: ProgressReporter,
+) -> HarmResults | None:
+    """Return the harm of every scheme; None where none was asked for, or no scheme replaces anything.
+
+    Args:
+        request: the settings.
+        state: after the last layer.
+        token_ids: [N, S].
+        replaced: by scheme, the modules that it replaces, and the bytes by which each is smaller.
+        work: for streams in files, and for what is needed to go on after a kill.
+        reporter: gets progress and warnings.
+
+    Raises:
+        BadRequest: no module has the component that was asked for.
+        DiskTooSmall: the streams do not fit.
+    """
+    if not request.harm.measures:
+        return None
+    for scheme in state.schemes:
+        if not replaced[scheme.name]:
+            _warn_nothing(scheme.name, reporter)
+    if not any(replaced.values()):
+        return None
+    directory = work / "harm"
+    directory.mkdir(exist_ok=True)
+    plan = make_plan(request.harm, _size(request, state, token_ids, replaced), _budget(request, state), directory)
+    check_disk(plan, directory)
+    with reporter.stage("harm", total=plan.layer_passes, cost=plan.says()) as progress:
+        task = HarmTask(
+            state=state,
+            settings=request.harm,
+            token_ids=token_ids,
+            first=first_scored(request.score, token_ids.shape[1]),
+            seed=request.seed,
+            replaced=replaced,
+            plan=plan,
+            directory=directory,
+            checkpoint_seconds=request.checkpoint_seconds,
+            passed=_Passes(progress).add,
+        )
+        results = measure_harm(task)
+        return_pages()
+    _warn(results, reporter)
+    return results
+
+
+class _Passes:
+    """Adds up the layers that were read."""
+
+    def __init__(self, progress: StageProgress) -> None:
+        self._progress = progress
+        self._done = 0
+
+    def add(self, layers: int) -> None:
+        """Take so many more."""
+        self._done = min(self._done + layers, self._progress.total)
+        self._progress.done(self._done)
+
+
+def _size(
+    request: MeasurementRequest,
+    state: SweepState,
+    token_ids: torch.Tensor,
+    replaced: Mapping[str, Mapping[Module, int]],
+) -> Size:
+    replacing = [scheme for scheme in state.schemes if replaced[scheme.name]]
+    return Size(
+        layers=len(state.decoder.layers),
+        schemes=len(replacing),
+        divided_schemes=sum(map(weight_only, replacing)) if request.harm.dimensions else 0,
+        modules=max(map(len, replaced.values())),
+        stream_bytes=token_ids.numel() * _state_bytes(state),
+    )
+
+
+def _state_bytes(state: SweepState) -> int:
+    """Return the bytes of one token's hidden state."""
+    hidden = state.streams.get(state.streams.names[0], 0)
+    return hidden.shape[-1] * hidden.element_size()
+
+
+def _budget(request: MeasurementRequest, state: SweepState) -> int:
+    """Return the memory that the sweep's streams leave."""
+    tokens = sum(batch.token_ids.numel() for batch in state.batches)
+    held = 0 if state.streams.in_files else len(state.streams.names) * tokens * _state_bytes(state)
+    return max(0, request.memory_bytes - held)
+
+
+def _warn_nothing(scheme: str, reporter: ProgressReporter) -> None:
+    reporter.warn(
+        "harm-nothing-replaced",
+        f"{scheme} replaces no module of the layers, so it has no harm",
+        "Keep fewer modules, or leave the scheme out of this job.",
+        where=scheme,
+    )
+
+
+def _warn(results: HarmResults, reporter: ProgressReporter) -> None:
+    if results.no_estimate:
+        instead = "some modules, drawn at random," if any(h.modules for h in results.schemes.values()) else "the layers"
+        reporter.warn(
+            "harm-no-gradient",
+            f"Harm could not be estimated ({results.no_estimate}); that of {instead} was measured instead",
+            "Read the measured harms; there are no estimates, interactions or shares of dimensions.",
+        )
+    if results.of_nothing != 0:
+        reporter.warn(
+            "harm-of-nothing",
+            f"The swap of nothing has a harm of {results.of_nothing:.3g} nats instead of 0",
+            "Read no harm below this: the device does not give the same numbers twice.",
+        )

@@ -1,0 +1,54 @@
+"""Says what the harm measurement works on: the model and its text, the settings, and where it keeps what is done.
+
+N sequences of S tokens
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from service.contracts.harm.settings import HarmSettings
+from service.contracts.schemes import Scheme
+from workers.measurement.harm.copies import Module, weight_only
+from workers.measurement.harm.plan import Plan
+from workers.measurement.layers.sweep_state import SweepState
+
+
+@dataclass(frozen=True)
+class HarmTask:
+    """What is to be done."""
+
+    state: SweepState
+    """Of the sweep; its streams are not touched."""
+    settings: HarmSettings
+    token_ids: torch.Tensor
+    """[N, S]: the text whose predictions are compared."""
+    first: int
+    """First scored position of each sequence."""
+    seed: int
+    replaced: Mapping[str, Mapping[Module, int]]
+    """By scheme: the modules that it replaces, and the bytes by which each is smaller."""
+    plan: Plan
+    directory: Path
+    """For what is done; must exist."""
+    checkpoint_seconds: float
+    """Seconds between checkpoints of the streams."""
+    passed: Callable[[int], None]
+    """Gets the number of layers that were read since the last call."""
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.state.decoder.layers)
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """Those that replace anything."""
+        return [scheme for scheme in self.state.schemes if self.replaced[scheme.name]]
+
+    @property
+    def divided(self) -> list[Scheme]:
+        """Those whose harm is divided among dimensions."""
+        return [scheme for scheme in self.schemes if self.settings.dimensions and weight_only(scheme)]

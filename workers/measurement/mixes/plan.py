@@ -1,0 +1,139 @@
+"""Plans what is measured for a scheme: the target's bytes, the best mixes of that size, and controls of the same size.
+
+N sequences, S draws for each, M modules
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from service.contracts.harm import recommendation as contract
+from service.contracts.harm.recommendation import RecommendSettings
+from service.contracts.schemes import Scheme
+from workers.measurement.errors import BadRequest
+from workers.measurement.mixes.controls import control_mixes
+from workers.measurement.mixes.prediction import Bools, Prediction, predicted
+from workers.measurement.mixes.selection import I64, best_mix, budget_for, frontier, knee
+from workers.measurement.mixes.units import QuantizedModule, Unit, members, units_of
+
+F64 = npt.NDArray[np.float64]
+TargetKind = Literal["max_bytes", "max_kl", "knee"]
+
+INTERACTION_WEIGHTS = (0.5, 0.0, 1.0)
+"""What interactions are multiplied by in the three predictions that are minimized. The first one's is the prediction
+that the report states: the whole interactions of few draws are overestimated where they are many, and none at all
+take no notice of errors that add up or cancel."""
+
+
+@dataclass(frozen=True)
+class MixInputs:
+    """What is known of a scheme when its mixes are planned."""
+
+    scheme: Scheme
+    """Settings that the model decides are resolved."""
+    modules: Sequence[QuantizedModule]
+    """All M that it quantizes and that have inner products."""
+    products: F64
+    """a_m of every module, [N, S, M]."""
+    positions: int
+    """Scored positions of a sequence."""
+    uniform_kl: float
+    """Measured mean KL divergence of the whole scheme, nats, on the text that the products are of."""
+    uniform_bytes: int
+    """Bytes of the model under the scheme."""
+    reference_bytes: int
+    errors: Mapping[str, float]
+    """Isolated relative_l2 by module."""
+    kept: frozenset[str]
+    """Modules that the scheme keeps by its own settings."""
+    quantized: frozenset[str]
+    """All modules that it quantizes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured for a scheme."""
+
+    inputs: MixInputs
+    target: contract.Target
+    frontier: tuple[contract.FrontierPoint, ...]
+    prediction: Prediction
+    """For modules."""
+    mixes: Mapping[str, Bools]
+    """By name: which of the M modules stay in 16 bits, [M]."""
+    controls: Mapping[str, Bools]
+
+    def kept(self, name: str) -> frozenset[str]:
+        """Return the full names of the modules that a mix or control keeps, besides those of the scheme's own."""
+        chosen = self.controls[name] if name in self.controls else self.mixes[name]
+        return frozenset(m.name for m, own in zip(self.inputs.modules, chosen, strict=True) if own)
+
+    def extra_bytes(self, name: str) -> int:
+        """Return the bytes that a mix or control takes more than the uniform scheme."""
+        kept = self.kept(name)
+        return sum(module.extra_bytes for module in self.inputs.modules if module.name in kept)
+
+
+def plan_mixes(inputs: MixInputs, settings: RecommendSettings, seed: int) -> Plan:
+    """Return the plan for a scheme.
+
+    Raises:
+        BadRequest: the target's bytes are fewer than the uniform scheme takes, or as many as the reference.
+    """
+    units = units_of(inputs.modules, whole_groups=settings.whole_groups)
+    extra = np.array([unit.extra_bytes for unit in units], dtype=np.int64)
+    of_modules = [
+        predicted(inputs.products, inputs.positions, weight).scaled(inputs.uniform_kl) for weight in INTERACTION_WEIGHTS
+    ]
+    of_units = [prediction.of_units(units) for prediction in of_modules]
+    points = frontier(of_units[0], extra)
+    kind, value, budget = _target(settings, inputs, of_units[0], extra)
+    if budget is None:
+        budget = knee(points).extra_bytes
+    mixes = _distinct(members(_chosen(units, best_mix(one, extra, budget)), len(inputs.modules)) for one in of_units)
+    mixes.sort(key=of_modules[0].divergence)
+    return Plan(
+        inputs=inputs,
+        target=contract.Target(kind=kind, value=value, bytes=inputs.uniform_bytes + budget),
+        frontier=tuple(
+            contract.FrontierPoint(bytes=inputs.uniform_bytes + point.extra_bytes, predicted_kl=point.predicted)
+            for point in points
+        ),
+        prediction=of_modules[0],
+        mixes={f"mix-{number}": kept for number, kept in enumerate(mixes, 1)},
+        controls=control_mixes(inputs.modules, units, budget, inputs.errors, seed),
+    )
+
+
+def check_target(settings: RecommendSettings, scheme: str, uniform_bytes: int, reference_bytes: int) -> None:
+    """Refuse a target in bytes that no mix has, and say which ones do."""
+    most = settings.max_bytes
+    if most is not None and not uniform_bytes <= most < reference_bytes:
+        raise BadRequest(
+            f"recommend.max_bytes: {int(most):,} is not allowed; the smallest mix of {scheme} takes {uniform_bytes:,} "
+            f"bytes, and the model in 16 bits {reference_bytes:,}"
+        )
+
+
+def _target(
+    settings: RecommendSettings, inputs: MixInputs, prediction: Prediction, extra: I64
+) -> tuple[TargetKind, float | None, int | None]:
+    """Return the kind of the target, what was asked for, and the bytes to spend; None for those of the knee."""
+    if settings.max_bytes is not None:
+        check_target(settings, inputs.scheme.name, inputs.uniform_bytes, inputs.reference_bytes)
+        return "max_bytes", float(settings.max_bytes), int(settings.max_bytes) - inputs.uniform_bytes
+    if settings.max_kl is not None:
+        return "max_kl", settings.max_kl, budget_for(prediction, extra, settings.max_kl)
+    return "knee", None, None
+
+
+def _chosen(units: Sequence[Unit], kept: Bools) -> list[Unit]:
+    return [unit for unit, own in zip(units, kept, strict=True) if own]
+
+
+def _distinct(mixes: Iterable[Bools]) -> list[Bools]:
+    """Return the mixes that keep anything, each once."""
+    return list({kept.tobytes(): kept for kept in mixes if kept.any()}.values())

@@ -1,0 +1,212 @@
+"""Recommends a mix for every scheme: plans, measures all mixes and controls in one sweep, chooses.
+
+N sequences of S tokens
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from service.contracts.harm import recommendation as contract
+from service.contracts.report import Estimate
+from service.contracts.request import Analysis
+from service.contracts.schemes import Scheme
+from service.evaluation.verdict import Grounds, judge, mean_kl
+from workers.measurement.mixes.choice import F64, Choice, choose
+from workers.measurement.mixes.configuration import configuration, converted_modules
+from workers.measurement.mixes.controls import UNIFORM
+from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
+from workers.measurement.mixes.plan import Plan
+from workers.measurement.mixes.prediction import Prediction
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.predictions.comparison import Predictions
+from workers.measurement.predictions.metrics import Comparison, kl_divergence, perplexity, perplexity_ratio
+from workers.measurement.runtime.progress import ProgressReporter
+
+_BYTES = 1e6
+"""In a megabyte, as sizes are stated."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The text that mixes are measured on."""
+
+    batches: Sequence[torch.Tensor]
+    """Token ids, [B, S] each."""
+    first: int
+    """First scored position of each sequence."""
+
+
+def measure_plans(
+    plans: Mapping[str, Plan],
+    decoder: Decoder,
+    text: HeldOut,
+    analysis: Analysis,
+    *,
+    budget_bytes: int,
+    directory: Path,
+    reporter: ProgressReporter,
+) -> dict[str, contract.Recommendation]:
+    """Return the recommendation for every scheme that has a plan, by its name.
+
+    Args:
+        plans: by scheme.
+        decoder: the model.
+        text: held out: it chose nothing.
+        analysis: settings.
+        budget_bytes: streams that are larger than this in all lie in files.
+        directory: where those files go; made when it is needed.
+        reporter: gets the layers done.
+    """
+    mixes = [
+        Mix(_stream(scheme, name), plan.inputs.scheme, plan.inputs.kept | plan.kept(name))
+        for scheme, plan in plans.items()
+        for name in (*plan.mixes, *plan.controls)
+    ]
+    predictions = measure_mixes(
+        decoder,
+        mixes,
+        text.batches,
+        analysis,
+        text.first,
+        budget_bytes=budget_bytes,
+        directory=directory,
+        reporter=reporter,
+    )
+    sequences = sum(len(batch) for batch in text.batches)
+    return {
+        scheme: _Conclusion(scheme, plan, predictions, analysis, decoder).recommendation(sequences)
+        for scheme, plan in plans.items()
+    }
+
+
+def _stream(scheme: str, mix: str) -> str:
+    return f"{scheme} {mix}"
+
+
+class _Conclusion:
+    """What the measured mixes of one scheme say."""
+
+    def __init__(self, scheme: str, plan: Plan, predictions: Predictions, analysis: Analysis, decoder: Decoder) -> None:
+        self._scheme, self._plan, self._analysis, self._decoder = scheme, plan, analysis, decoder
+        names = (*plan.mixes, *plan.controls)
+        self._comparisons = _where_all_finite({n: predictions.comparisons[_stream(scheme, n)] for n in names})
+
+    def recommendation(self, sequences: int) -> contract.Recommendation:
+        """Return what is recommended, measured on so many held-out sequences."""
+        plan = self._plan
+        common = {"target": plan.target, "held_out_sequences": sequences, "frontier": plan.frontier}
+        if self._comparisons is None:
+            reason = "No held-out position has a finite prediction under every mix."
+            return contract.Recommendation(**common, reason=reason, **self._config(None))
+        kl = {name: comparison.kl_divergence for name, comparison in self._comparisons.items()}
+        sequence = self._comparisons[UNIFORM].sequence
+        prediction = plan.prediction.scaled(float(kl[UNIFORM].mean()))
+        factor = prediction.uniform / plan.prediction.uniform if plan.prediction.uniform else 1.0
+        common["frontier"] = tuple(
+            point.model_copy(update={"predicted_kl": point.predicted_kl * factor}) for point in plan.frontier
+        )
+        choice = choose({n: kl[n] for n in plan.mixes}, {n: kl[n] for n in plan.controls}, sequence)
+        return contract.Recommendation(
+            **common,
+            mixes=tuple(self._facts(name, prediction) for name in (*plan.mixes, *plan.controls)),
+            difference=_difference(choice),
+            chosen=choice.chosen,
+            reason=self._reason(choice, kl),
+            **self._config(choice.chosen),
+        )
+
+    def _facts(self, name: str, prediction: Prediction) -> contract.MixFacts:
+        plan, comparison = self._plan, self._measured()[name]
+        control = name in plan.controls
+        kl, ratio = kl_divergence(comparison), perplexity_ratio(comparison)
+        reference = perplexity(comparison.nll_reference, comparison.sequence).value
+        grounds = Grounds(reference, self._decoder.config.vocab_size, 1.0)
+        return contract.MixFacts(
+            name=name,
+            control=control,
+            bytes=plan.inputs.uniform_bytes + plan.extra_bytes(name),
+            predicted_kl=prediction.divergence(plan.controls[name] if control else plan.mixes[name]),
+            kl=contract.HeldOutFigure(value=kl.mean, standard_error=kl.standard_error, interval=kl.interval),
+            level=judge(mean_kl(kl), ratio, self._analysis.verdict, grounds).level.name,
+            kept=_components(plan, plan.kept(name)),
+            skip_modules=tuple(m.name for m in plan.inputs.modules if m.name in plan.kept(name)),
+        )
+
+    def _measured(self) -> Mapping[str, Comparison]:
+        assert self._comparisons is not None
+        return self._comparisons
+
+    def _reason(self, choice: Choice, kl: Mapping[str, F64]) -> str:
+        plan = self._plan
+        control = f"{choice.best_control} ({kl[choice.best_control].mean():.3g} nats)"
+        if choice.chosen is not None:
+            return f"{choice.chosen} ({kl[choice.chosen].mean():.3g} nats) beats the best control, {control}."
+        budget = (plan.target.bytes - plan.inputs.uniform_bytes) / _BYTES
+        if not plan.mixes:
+            return f"No module of {self._scheme} is worth keeping within +{budget:.3g} MB, or none fits."
+        return f"No mix under +{budget:.3g} MB beats the best control, {control}."
+
+    def _config(self, chosen: str | None) -> dict[str, Any]:
+        """Return the configuration of the chosen mix, else of the uniform scheme."""
+        inputs = self._plan.inputs
+        quantized = inputs.quantized - (self._plan.kept(chosen) if chosen else frozenset())
+        return _configured(inputs.scheme, quantized, self._decoder)
+
+
+def without_mixes(reason: str, scheme: Scheme, quantized: frozenset[str], decoder: Decoder) -> contract.Recommendation:
+    """Return the recommendation of a scheme of which no mix was measured, with the configuration of all of it.
+
+    Args:
+        reason: why none was, in a sentence.
+        scheme: settings that the model decides are resolved.
+        quantized: full names of all modules that it quantizes.
+        decoder: the model.
+    """
+    return contract.Recommendation(reason=reason, **_configured(scheme, quantized, decoder))
+
+
+def _configured(scheme: Scheme, quantized: frozenset[str], decoder: Decoder) -> dict[str, Any]:
+    """Return the fields that state a configuration, and whether transformers makes of it what is meant."""
+    config = configuration(scheme, quantized, decoder)
+    if config is None:
+        return {"analysis_only": True}
+    verified = converted_modules(config, decoder.model.config) == quantized  # type: ignore[arg-type]
+    return {"config": config, "config_verified": verified}
+
+
+def _where_all_finite(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison] | None:
+    """Return the comparisons at the positions where all of them are finite; None where there is no such position."""
+    finite = np.logical_and.reduce([comparison.finite for comparison in comparisons.values()])
+    if not finite.any():
+        return None
+    return {
+        name: Comparison(*(values[finite] for values in vars(comparison).values()))
+        for name, comparison in comparisons.items()
+    }
+
+
+def _components(plan: Plan, kept: frozenset[str]) -> tuple[contract.KeptComponent, ...]:
+    """Return the layers of which every component is kept."""
+    layers: dict[str, list[int]] = {}
+    for module in plan.inputs.modules:
+        if module.name in kept:
+            layers.setdefault(module.component, []).append(module.layer)
+    return tuple(contract.KeptComponent(component=name, layers=tuple(of)) for name, of in layers.items())
+
+
+def _difference(choice: Choice) -> contract.Difference | None:
+    if choice.difference is None or choice.mix is None:
+        return None
+    of: Estimate = choice.difference
+    return contract.Difference(
+        value=of.value,
+        standard_error=of.standard_error,
+        interval=of.interval,
+        mix=choice.mix,
+        control=choice.best_control,
+    )
