@@ -32,14 +32,15 @@ RUNS_WITHOUT_SCHEDULE = 365.0
 _SEEDS = 2**63
 
 
-def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | None, send: Send | None) -> None:
+def begin(store: JobStore, audit: Audit, seeds: int, baseline: ComparableReport | None, send: Send | None) -> None:
     """Put the jobs into the queue that are not there yet, and those that failed or were cancelled once more.
 
     Args:
         store: The jobs.
         audit: The audit.
         seeds: Further seeds, 2 to 64.
-        pinned: The pinned baseline, whose model is measured; without one it is the audit's model.
+        baseline: The report that the next run would be compared with, whose model is measured; None where there is none
+            yet: then it is the audit's model.
         send: Sends a job's message; None leaves it to the scheduler.
 
     Raises InvalidRequest for a number of seeds that is not allowed, and for an audit without limits.
@@ -48,22 +49,22 @@ def begin(store: JobStore, audit: Audit, seeds: int, pinned: ComparableReport | 
         raise InvalidRequest("seeds", seeds, f"{FEWEST_SEEDS} to {MOST_SEEDS} further seeds")
     if not audit.definition.limits:
         raise InvalidRequest("limits", [], "one limit or more, whose noise is measured")
-    terms = _terms(audit.definition, pinned)
-    for request in _requests(audit.definition, seeds, pinned):
-        key = _key(audit, request, terms)
-        job = store.submit(request, idempotency_key=key, terms=terms, needs_report=True)
+    terms = _terms(audit.definition, baseline)
+    for request in _requests(audit.definition, seeds, baseline):
+        key, at_once = _key(audit, request, terms), send is not None
+        job = store.submit(request, idempotency_key=key, terms=terms, needs_report=True, sent=at_once)
         if job.status in (Status.failed, Status.cancelled):
-            job = store.retry(job.id)
-        if send is not None:
+            store.retry(job.id)  # the scheduler sends its message
+        elif send is not None:
             send_message(store, job, send)
 
 
-def jobs_of(store: JobStore, audit: Audit, pinned: ComparableReport | None) -> list[Job]:
+def jobs_of(store: JobStore, audit: Audit, baseline: ComparableReport | None) -> list[Job]:
     """Return the jobs that `begin` has made for an audit as it is defined now, by their seeds; none where there are
     none.
     """
-    terms = _terms(audit.definition, pinned)
-    keys = [_key(audit, request, terms) for request in _requests(audit.definition, MOST_SEEDS, pinned)]
+    terms = _terms(audit.definition, baseline)
+    keys = [_key(audit, request, terms) for request in _requests(audit.definition, MOST_SEEDS, baseline)]
     jobs = store.keyed(keys)
     return [jobs[key] for key in keys if key in jobs]
 
@@ -73,7 +74,7 @@ def result(definition: AuditDefinition, reports: Sequence[ComparableReport], now
 
     Args:
         definition: Of the audit.
-        reports: Of the jobs, after the pinned one where there is one.
+        reports: Of the jobs, after the baseline where there is one.
         now: The year begins here whose false alarms are counted.
 
     Raises InvalidRequest for reports that cannot be taken together, such as of different weights.
@@ -84,20 +85,20 @@ def result(definition: AuditDefinition, reports: Sequence[ComparableReport], now
     return noise.calibrate(limits, reports, rate, definition.reruns)
 
 
-def _requests(definition: AuditDefinition, seeds: int, pinned: ComparableReport | None) -> Sequence[JobRequest]:
-    """Return what the jobs measure: the audit's seed, unless the pinned report has it, and further ones."""
-    first = 0 if pinned is None else 1
-    model = {} if pinned is None else {"model": _model_of(pinned.report.model)}
+def _requests(definition: AuditDefinition, seeds: int, baseline: ComparableReport | None) -> Sequence[JobRequest]:
+    """Return what the jobs measure: the audit's seed, unless the baseline has it, and further ones."""
+    first = 0 if baseline is None else 1
+    model = {} if baseline is None else {"model": _model_of(baseline.report.model)}
     return [
         request_of(definition, seed=(definition.seed + place) % _SEEDS, **model) for place in range(first, seeds + 1)
     ]
 
 
-def _terms(definition: AuditDefinition, pinned: ComparableReport | None) -> Terms | None:
+def _terms(definition: AuditDefinition, baseline: ComparableReport | None) -> Terms | None:
     """Return how a worker finds the model; None where the request names it."""
-    if pinned is None:
+    if baseline is None:
         return Terms(newest_in=True) if isinstance(definition.model, NewestIn) else None
-    model = pinned.report.model
+    model = baseline.report.model
     return None if model.revision else Terms(fingerprint=model.fingerprint)
 
 

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     webhook_networks: Annotated[tuple[Network, ...], NoDecode] = ()
     """Networks besides the public ones that webhooks may be in, such as `10.1.0.0/16,fd00::/64`."""
 
+    delivery_days: int = Field(default=90, ge=7, le=36_500)
+    """Messages to webhooks and mailboxes can be looked up and sent again for so many days after their last attempt."""
+
     smtp_url: SecretStr | None = None
     """Server for e-mail: `smtp://HOST:PORT`, `smtp://USER:PASSWORD@HOST:PORT?starttls=1` or `smtps://...`."""
 

@@ -67,7 +67,7 @@ def submit(
     """
     request = validate(submission, resolve, idempotency_key=idempotency_key)
     keep_files(artifacts, submission)
-    job = store.submit(request, idempotency_key=idempotency_key)
+    job = store.submit(request, idempotency_key=idempotency_key, sent=send is not None)
     if send is not None:
         send_message(store, job, send)
     return job
@@ -160,12 +160,11 @@ def _check_labelled_name(field: str, name: str) -> None:
 
 
 def send_message(store: JobStore, job: Job, send: Send) -> None:
-    """Send the message of a job that is committed; where the broker is down, the scheduler sends it later."""
+    """Send the message of a job that is committed as sent; where the broker is down, the scheduler sends it later."""
     if job.status is not Status.queued:  # an earlier request with the same key made it, and a worker has taken it
         return
     try:
         send(job.id, job.dispatch)
     except ServiceUnreachable as error:
         log.warning("job %s is in the queue; its message is sent later: %s", job.id, error)
-        return
-    store.mark_sent(job.id, job.dispatch)
+        store.mark_unsent(job.id, job.dispatch)

@@ -14,6 +14,7 @@ from service.api import catalog, comparisons, events, files, health, jobs, probl
 from service.api.audits import (
     alerts,
     badge,
+    baseline,
     calibration,
     definitions,
     deliveries,
@@ -70,16 +71,8 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         app.include_router(router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     told = (alerts.router, deliveries.router, webhooks.router, feed.router)
-    of_audits = (definitions.router, runs.router, history.router, calibration.router, *told)
-    for router in (
-        jobs.router,
-        files.router,
-        events.router,
-        reports.router,
-        comparisons.router,
-        *of_audits,
-        catalog.router,
-        openapi,
-    ):
+    of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
+    of_jobs = (jobs.router, files.router, events.router, reports.router, comparisons.router)
+    for router in (*of_jobs, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
     return app

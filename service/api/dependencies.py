@@ -39,6 +39,7 @@ MOST_KEYS = 2000
 SHOWN_CHARACTERS = 200
 """A longer name of a parameter is cut to this length in the message."""
 
+# Dependencies that ask nothing of others are coroutines: a function would cost a turn of a thread for each request.
 PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Largest number of entries in the answer.")]
 PageToken = Annotated[
     str | None, Query(max_length=512, pattern=PRINTABLE, description="`next_page_token` of the previous page.")
@@ -48,7 +49,7 @@ ModelFilter = Annotated[
 ]
 
 
-def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
+async def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of its report.")]) -> str:
     """Return the id. Raises NotFound for a malformed one."""
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound(f"job: {job_id[:64]!r} is not an id; allowed: 1 to 64 letters, digits, - and _")
@@ -59,7 +60,7 @@ FileKey = Annotated[Literal["calibration", "labelled"], Path(description="Key of
 JobId = Annotated[str, Depends(_job_id)]
 
 
-def known_parameters_only(request: Request) -> None:
+async def known_parameters_only(request: Request) -> None:
     """Raise InvalidRequest for an unknown query parameter, such as a misspelled filter."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name, value in request.query_params.multi_items():
@@ -85,7 +86,7 @@ class Backend:
     """Sends messages to the queue; None: only the scheduler sends them."""
 
 
-def _backend(request: Request) -> Backend:
+async def _backend(request: Request) -> Backend:
     backend = request.app.state.backend
     assert isinstance(backend, Backend)
     return backend

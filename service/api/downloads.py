@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import Backend
 from service.contracts.files import StoredFile
@@ -26,6 +27,8 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 SIGNED_SECONDS = 300
 """How long the URL of a bucket can be used to which a download is redirected."""
+SMALL = 1 << 22
+"""Bytes that are read at once; a file of as many is sent whole."""
 _ONE_RANGE = re.compile(r"\s*(\d*)-(\d*)\s*")
 _LONGEST_NUMBER = 18
 """Digits of a byte offset; longer offsets are invalid for every file."""
@@ -41,10 +44,22 @@ def route(router: APIRouter, path: str) -> Callable[[Handler], Handler]:
     return register
 
 
-class LargeChunks(FileResponse):
-    """Sends a file in chunks of 1 MiB: each costs a turn of the event loop and of a thread, whatever its size."""
+class FewTurns(FileResponse):
+    """Sends a file in large chunks, and a small one at once: each turn of a thread costs as much as many bytes."""
 
-    chunk_size = 1 << 20
+    chunk_size = SMALL
+    content: bytes | None = None
+    """The whole of a small file, read already."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, or the part of it that Range asks for."""
+        if self.content is None:
+            await super().__call__(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.content})
+        if self.background is not None:
+            await self.background()
 
 
 def artifact(backend: Backend, request: Request, job_id: str, name: str) -> Response:
@@ -90,15 +105,20 @@ def send(
 
     Raises HTTPException 416 when a range is malformed or outside the file.
     """
-    _check_range(request, etag, path.stat().st_size)
-    return LargeChunks(
+    facts = path.stat()
+    _check_range(request, etag, facts.st_size)
+    response = FewTurns(
         path,
         headers=headers(etag),
         media_type=media_type,
         filename=filename,
+        stat_result=facts,
         content_disposition_type="inline",
         background=then,
     )
+    if request.method == "GET" and "range" not in request.headers and facts.st_size <= SMALL:
+        response.content = path.read_bytes()
+    return response
 
 
 def headers(etag: str) -> dict[str, str]:

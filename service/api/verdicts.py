@@ -25,6 +25,8 @@ _CACHED_REPORTS = 10_000
 def verdicts_of(backend: Backend, jobs: Iterable[Job]) -> dict[str, Verdicts]:
     """Return the verdicts by the jobs' ids; a job without a report, or with one that cannot be read, has none."""
     done = [job.id for job in jobs if job.has_report]
+    if not done:
+        return {}
     tokens = backend.store.named("tables/tokens.parquet", done)
     verdicts: dict[str, Verdicts] = {}
     for job_id, sha256 in backend.store.named("report.json", done).items():

@@ -24,7 +24,7 @@ class JobView(BaseModel):
     attempts: int
     """How often a worker has started it."""
     queue_position: int | None
-    """Queued jobs that came into the queue before it; null unless it is queued, and in lists."""
+    """Queued jobs that came into the queue before it; null in lists, and unless it is queued."""
     cancel_requested: bool
     progress: Progress | None
     """The latest progress event."""

@@ -91,19 +91,16 @@ def changes(run: AuditRun, alerts: Sequence[OpenAlert], now: datetime) -> Change
     judged: dict[Identity, list[Finding]] = {}
     for finding in run.findings:
         judged.setdefault(identity(finding.figure, finding.limit), []).append(finding)
-    passed = {key: ones[0] for key, ones in judged.items() if all(one.verdict == "pass" for one in ones)}
     known = {alert.identity for alert in alerts}
     still = [alert for alert in alerts if alert.identity in broken]
+    others = [(alert, judged.get(alert.identity, [])) for alert in alerts if alert.identity not in broken]
     return Changes(
         opened=tuple((key, broken[key]) for key in judged if key in broken and key not in known),
         broken=tuple((alert.id, broken[alert.identity]) for alert in still),
-        doubtful=tuple(
-            alert.id
-            for alert in alerts
-            if any(one.verdict in ("warn", "broken") for one in judged.get(alert.identity, ()))
-            and alert.identity not in broken
+        doubtful=tuple(alert.id for alert, ones in others if any(one.verdict in ("warn", "broken") for one in ones)),
+        closed=tuple(
+            (alert.id, ones[0]) for alert, ones in others if ones and all(one.verdict == "pass" for one in ones)
         ),
-        closed=tuple((alert.id, passed[alert.identity]) for alert in alerts if alert.identity in passed),
         expired=_expired(still, now),
     )
 

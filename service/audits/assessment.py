@@ -18,7 +18,7 @@ from service.comparison.comparable_report import ComparableReport
 from service.contracts.audits.audit import Finding
 from service.contracts.report import Report
 from service.errors import NotComparable
-from service.evaluation.numbers import number
+from service.evaluation.numbers import apart, exact, number
 from service.evaluation.verdict import Level
 
 EXACT = "Weights, text and software are the baseline's, so the difference is exact."
@@ -99,29 +99,42 @@ def _tested(limit: Limit, evidence: Evidence, facts: dict[str, Any], *, within: 
 
 
 def _level(limit: Limit, evidence: Evidence) -> Finding:
-    scheme, candidate, baseline = limit.figure.scheme or "", evidence.candidate, evidence.baseline
+    scheme, candidate = limit.figure.scheme or "", evidence.candidate
     judged = level_of(candidate, scheme, candidate)
-    allowed, before = Level[LEVELS[int(limit.bound)]], None
-    if limit.against_baseline and baseline:
-        allowed = level_of(baseline, scheme, candidate).level
-        before = allowed.name
-    facts: dict[str, Any] = {"value": judged.level.name, "baseline": before, "bound": allowed.name}
+    before = _baseline_level(limit, evidence)
+    allowed = Level[LEVELS[int(limit.bound)]] if before is None else before
+    baseline = None if before is None else before.name
+    facts: dict[str, Any] = {"value": judged.level.name, "baseline": baseline, "bound": allowed.name}
     for whose, level in (("report", judged.level), ("baseline", allowed)):
         if level is Level.unjudged:
             return _finding(limit, "not_judged", f"The level cannot be determined from the {whose}'s figures.", **facts)
     within = judged.level <= allowed
-    whose = "the baseline's level, " if before else ""
+    whose = "" if baseline is None else "the baseline's level, "
     said = f"{judged.level.name} is {'no ' if within else ''}worse than {whose}{allowed.name}."
-    exact = limit.against_baseline and baseline is not None and identical(candidate.report, baseline.report)
-    if allowed is Level.severe or exact or judged.by_kl is None:
-        lacking = " No position has a finite prediction under the scheme." if judged.by_kl is None else ""
-        return _finding(
-            limit, "pass" if within else "broken", f"{said}{lacking}{f' {EXACT}' if exact else ''}", **facts
-        )
-    test = level_test(evidence, scheme, allowed, against_baseline=limit.against_baseline)
+    if judged.by_kl is None:
+        said = f"{said} No position has a finite prediction under the scheme."
+    exact_difference = evidence.baseline is not None and identical(candidate.report, evidence.baseline.report)
+    if baseline is not None and exact_difference:
+        return _finding(limit, "pass" if within else "broken", f"{said} {EXACT}", **facts)
+    if allowed is Level.severe or judged.by_kl is None:
+        return _finding(limit, "pass" if within else "broken", said, **facts)
+    return _tested_level(limit, evidence, allowed, said, facts)
+
+
+def _baseline_level(limit: Limit, evidence: Evidence) -> Level | None:
+    """Return the baseline's level by the limits of the report; None where a limit does not speak of the baseline."""
+    if not limit.against_baseline or evidence.baseline is None:
+        return None
+    return level_of(evidence.baseline, limit.figure.scheme or "", evidence.candidate).level
+
+
+def _tested_level(limit: Limit, evidence: Evidence, allowed: Level, said: str, facts: dict[str, Any]) -> Finding:
+    """Return the finding on a level that noise may have moved."""
+    within = Level[facts["value"]] <= allowed
+    test = level_test(evidence, limit.figure.scheme or "", allowed, against_baseline=limit.against_baseline)
     if test.p_value is None and not within:
         return _finding(limit, "warn", f"{said} The positions at hand are too few to tell it from noise.", **facts)
-    facts |= {"excess": test.excess, "p_value": test.p_value}
+    facts = {**facts, "excess": test.excess, "p_value": test.p_value}
     return _finding(limit, "pass" if within else "broken", said, **facts)
 
 
@@ -208,11 +221,12 @@ def _interval(figure: Figure, report: Report) -> tuple[float, float] | None:
 
 
 def _said(limit: Limit, facts: dict[str, Any], *, within: bool) -> str:
+    value, bound = facts["value"], facts["bound"]
+    of_baseline = f", {exact(limit.bound)} times the baseline's {number(facts['baseline'], 4)}"
+    held_to = apart(bound, value) if limit.against_baseline else exact(bound)
+    shown = held_to if value == bound else apart(value, bound)
     over = "over" if limit.sign > 0 else "under"
-    of_baseline = (
-        f", {limit.bound:g} times the baseline's {number(facts['baseline'], 4)}" if limit.against_baseline else ""
-    )
-    return f"{number(facts['value'], 4)} is {'not ' if within else ''}{over} {number(facts['bound'], 4)}{of_baseline}."
+    return f"{shown} is {'not ' if within else ''}{over} {held_to}{of_baseline if limit.against_baseline else ''}."
 
 
 def _shown(limit: Limit, side: ComparableReport) -> Any:

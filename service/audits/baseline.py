@@ -7,9 +7,10 @@ edit of the text, of a threshold or of a scheme there is no baseline yet, until 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from service.comparison.comparable_report import ComparableReport
 from service.contracts.audits.audit import AuditSettings, PastRun
 from service.contracts.files import StoredFile
 from service.contracts.report import DEFINITIONS_VERSION, Report
@@ -72,6 +73,33 @@ def select(of: Rule, runs: Sequence[PastRun], figures: Sequence[str]) -> str | N
     return next(run.report_id for run, far in zip(reversed(last), reversed(distances), strict=True) if far == best)
 
 
+def choose(
+    of: Rule,
+    runs: Sequence[PastRun],
+    figures: Sequence[str],
+    read: Callable[[str], ComparableReport],
+    definitions_version: str,
+) -> ComparableReport | None:
+    """Return the report that a run is compared with; None where there is none yet.
+
+    Args:
+        of: The rule.
+        runs: Past runs of the audit that are comparable, in any order; a pinned report needs none.
+        figures: Paths of the figures that limits hold against the baseline.
+        read: Returns a report by its id.
+        definitions_version: Of the run's report; a baseline that is not pinned has the same major version.
+
+    Raises what `read` raises.
+    """
+    remaining = tuple(runs)
+    while chosen := select(of, remaining, figures):
+        baseline = read(chosen)
+        if of.kind == "pinned" or _major(baseline.report.definitions_version) == _major(definitions_version):
+            return baseline
+        remaining = tuple(run for run in remaining if run.report_id != chosen)
+    return None
+
+
 def is_comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Return whether limits can be held against a report of other times: its settings, texts and schemes are the same.
 
@@ -79,9 +107,15 @@ def is_comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         before: The definition that the report's audit had then, as JSON.
         now: The definition to which its reports are compared, likewise; every scheme of it must have been there.
     """
-    same_files = all(_sha256(before.get(key)) == _sha256(now.get(key)) for key in ("calibration", "labelled"))
-    same_settings = all(before.get(key) == now.get(key) for key in _FIGURE_SETTINGS)
-    return same_files and same_settings and all(scheme in before.get("schemes", ()) for scheme in now["schemes"])
+    return not changed_keys(before, now)
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a definition that keep reports of other times from being comparable; see `is_comparable`."""
+    files = [key for key in ("calibration", "labelled") if _sha256(before.get(key)) != _sha256(now.get(key))]
+    settings = [key for key in _FIGURE_SETTINGS if before.get(key) != now.get(key)]
+    schemes = [] if all(one in before.get("schemes", ()) for one in now["schemes"]) else ["schemes"]
+    return (*files, *settings, *schemes)
 
 
 def check_pinned(of: Rule, runs: Sequence[PastRun]) -> None:
@@ -98,7 +132,7 @@ def mismatches(baseline: Report, audit: AuditSettings) -> tuple[str, ...]:
     Whoever pins such a baseline is refused, unless they insist.
     """
     reasons = []
-    if baseline.definitions_version.partition(".")[0] != DEFINITIONS_VERSION.partition(".")[0]:
+    if _major(baseline.definitions_version) != _major(DEFINITIONS_VERSION):
         reasons.append(f"Its definitions are {baseline.definitions_version}; reports now have {DEFINITIONS_VERSION}.")
     for name in _TEXT_SETTINGS:
         before, after = getattr(baseline.analysis, name), getattr(audit, name)
@@ -131,6 +165,10 @@ def same_fit(present: Mapping[str, Any], audit: AuditSettings) -> bool:
     fields = {"baseline", "calibration", "schemes", *_TEXT_SETTINGS}
     asked = audit.model_dump(mode="json", include=fields)
     return all(name in present and present[name] == value for name, value in asked.items())
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
 
 
 def _sha256(file: Mapping[str, Any] | None) -> Any:

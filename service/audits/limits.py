@@ -33,6 +33,7 @@ _FORMS = {
 _FIGURE = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(.*)", re.DOTALL)
 _OPERATOR = re.compile(r"([^\s\w.+-]+)\s*(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_AGAINST = re.compile(rf"[<>]=\s*{_BASELINE}\b")
 _FACTOR = re.compile(rf"{_BASELINE}(\s*\*\s*(?P<factor>\S+))?")
 
 
@@ -74,6 +75,16 @@ def parse_all(texts: Iterable[str], schemes: Sequence[str]) -> tuple[Limit, ...]
             raise InvalidRequest("limits", text, "each limit once", problem=f"says the same as {other.text!r}")
         limits[limit[1:]] = limit
     return tuple(limits.values())
+
+
+def compared_figures(limits: Iterable[Limit]) -> list[str]:
+    """Return the paths of the numbers that limits hold against a baseline, by which a median is chosen."""
+    return [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
+
+
+def is_against_baseline(text: str) -> bool:
+    """Return whether the baseline gives the bound of a number's limit, by its text."""
+    return _AGAINST.search(text) is not None
 
 
 def holds(limit: Limit, value: float, bound: float) -> bool:

@@ -69,15 +69,9 @@ def calibrate(
 def _noise(limit: Limit, reports: Sequence[ComparableReport], runs_per_year: float, reruns: int) -> LimitNoise:
     values = [read(limit.figure, side) for side in reports]
     numbers = [value for value in values if isinstance(value, float)]
-    chance, suggestion = None, None
-    if limit.figure.kind == "number" and len(numbers) == len(reports):
-        chance = chance_to_break(limit, limit.bound, numbers)
-        suggestion = _suggestion(limit, numbers) if chance > TIGHT else None
-    elif limit.figure.kind != "number" and None not in values:
-        chance = _counted(limit, reports, values)
-    weighed = limit.figure.kind == "level" or position_mean(limit.figure) is not None
-    # What can be told from noise is called broken in 5% of the runs at most, unless the model itself breaks the limit.
-    first = None if chance is None else min(chance, ALPHA) if weighed and chance <= 0.5 else chance
+    chance = _chance(limit, reports, values, numbers)
+    tight = chance is not None and chance > TIGHT
+    alarms = None if chance is None else runs_per_year * _chance_called_broken(limit, chance) ** (1 + reruns)
     return LimitNoise(
         limit=limit.text,
         figure=limit.figure.path,
@@ -85,10 +79,30 @@ def _noise(limit: Limit, reports: Sequence[ComparableReport], runs_per_year: flo
         mean=fmean(numbers) if numbers else None,
         standard_deviation=stdev(numbers) if len(numbers) > 1 else None,
         chance=chance,
-        alarms_per_year=None if first is None else runs_per_year * first ** (1 + reruns),
-        tight=chance is not None and chance > TIGHT,
-        suggestion=suggestion,
+        alarms_per_year=alarms,
+        tight=tight,
+        suggestion=_suggestion(limit, numbers) if tight and limit.figure.kind == "number" else None,
     )
+
+
+def _chance(
+    limit: Limit, reports: Sequence[ComparableReport], values: Sequence[object], numbers: Sequence[float]
+) -> float | None:
+    """Return the probability that one new text breaks a limit; None where a report lacks the figure."""
+    if None in values:
+        return None
+    if limit.figure.kind == "number":
+        return chance_to_break(limit, limit.bound, numbers)
+    return _counted(limit, reports, values)
+
+
+def _chance_called_broken(limit: Limit, chance: float) -> float:
+    """Return the probability that a measurement calls a limit broken beyond noise.
+
+    What can be told from noise is called so in 5% of the runs at most, unless the model itself breaks the limit.
+    """
+    is_weighed = limit.figure.kind == "level" or position_mean(limit.figure) is not None
+    return min(chance, ALPHA) if is_weighed and chance <= 0.5 else chance
 
 
 def chance_to_break(limit: Limit, bound: float, values: Sequence[float]) -> float:

@@ -23,6 +23,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
+def exact(value: float) -> str:
+    """Return the shortest digits that read back as `value`, as somebody wrote it: `1.0001`, `5`, `1e-07`."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def apart(value: float, other: float) -> str:
+    """Return `value` to four significant digits, or to as many as it takes to tell it from `other`."""
+    shown = ((number(value, digits), number(other, digits)) for digits in range(4, 18))
+    return next((first for first, second in shown if first != second), number(value, 4))
+
+
 def estimate(figure: Estimate | None) -> str:
     """Return `value (low to high)`, the 95% interval in brackets; the value alone where it has no interval."""
     return _with(figure, "")

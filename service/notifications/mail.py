@@ -19,6 +19,8 @@ SETTING = "HEADROOM_SMTP_URL"
 _FORMS = "smtp://HOST:PORT, smtp://USER:PASSWORD@HOST:PORT?starttls=1 or smtps://USER:PASSWORD@HOST:PORT"
 _PORTS = {"smtp": 25, "smtps": 465}
 _SUBMISSION = 587
+_STARTTLS = {"0": False, "1": True}
+Security = Literal["none", "starttls", "tls"]
 
 
 class MailServer(NamedTuple):
@@ -26,7 +28,7 @@ class MailServer(NamedTuple):
 
     host: str
     port: int
-    security: Literal["none", "starttls", "tls"]
+    security: Security
     user: str | None
     password: str | None
 
@@ -49,23 +51,19 @@ def mail_server(url: str) -> MailServer:
     shown = "..." if "@" in url else url
     try:
         parts = urlsplit(url)
-        port = parts.port
         options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-    except ValueError as error:
+        starttls = _STARTTLS[options.pop("starttls", "0")]
+        security: Security = "tls" if parts.scheme == "smtps" else "starttls" if starttls else "none"
+        default_port = _PORTS[parts.scheme]
+        port = parts.port or (_SUBMISSION if starttls else default_port)
+    except (ValueError, KeyError) as error:
         raise InvalidRequest(SETTING, shown, _FORMS) from error
-    known = parts.scheme in _PORTS and parts.hostname and parts.path in ("", "/") and not parts.fragment
-    if not known or options.keys() - {"starttls"} or options.get("starttls", "1") not in ("0", "1"):
+    if not parts.hostname or parts.path not in ("", "/") or parts.fragment or options:
         raise InvalidRequest(SETTING, shown, _FORMS)
-    starttls = options.get("starttls") == "1"
-    if parts.scheme == "smtps" and starttls:
+    if security == "tls" and starttls:
         raise InvalidRequest(SETTING, shown, "starttls with smtp:// only; smtps:// uses TLS from the start")
-    return MailServer(
-        host=parts.hostname or "",
-        port=port or (_SUBMISSION if starttls else _PORTS[parts.scheme]),
-        security="tls" if parts.scheme == "smtps" else "starttls" if starttls else "none",
-        user=None if parts.username is None else unquote(parts.username),
-        password=None if parts.password is None else unquote(parts.password),
-    )
+    user, password = (None if one is None else unquote(one) for one in (parts.username, parts.password))
+    return MailServer(parts.hostname, port, security, user, password)
 
 
 def send(server: MailServer, sender: str, mail: Mail, *, seconds: float = SECONDS) -> Attempted:

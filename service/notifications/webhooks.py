@@ -3,11 +3,13 @@
 The same message has the same `webhook-id` at every attempt, so that a receiver can tell a repetition. The header
 `webhook-timestamp` is the time of the attempt, and the signature covers id, time and body. While a secret is being
 replaced, there is one signature with each. Only a status of 200 to 299 is a success; redirects are not followed; of
-another answer, the first kilobyte is kept, and of a success nothing is read.
+another answer, the first kilobyte is kept, and of a success nothing is read. An error's `Retry-After` is honored.
 """
 
+import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import httpcore
 import httpx
@@ -28,6 +30,8 @@ from service.store.notifications.attempts import SECONDS, Attempted
 _SHOWN = 1024
 """Bytes of an answer that are kept."""
 _PORTS = {"http": 80, "https": 443}
+_FOREVER = 10**9
+"""Seconds."""
 GONE = 410
 
 
@@ -63,7 +67,7 @@ class Sender:
             "webhook-signature": " ".join(Webhook(secret).sign(message_id, at, body) for secret in secrets),
         }
         try:
-            return self._post(httpx.URL(url), headers, body.encode())
+            return self._post(httpx.URL(url), headers, body.encode(), at)
         except httpcore.TimeoutException:
             return Attempted("failed", f"There was no whole answer within {self._seconds:g} s.")
         except (NotAllowed, NameUnknown) as error:
@@ -71,7 +75,7 @@ class Sender:
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             return Attempted("failed", f"The connection failed: {str(error) or type(error).__name__}.")
 
-    def _post(self, url: httpx.URL, headers: dict[bytes | str, bytes | str], body: bytes) -> Attempted:
+    def _post(self, url: httpx.URL, headers: dict[bytes | str, bytes | str], body: bytes, at: datetime) -> Attempted:
         backend = CheckedBackend(self._networks, self._seconds, self._resolve)
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         with (
@@ -85,14 +89,14 @@ class Sender:
                 return Attempted("gone", "The receiver answered 410: it wants no more messages.", status)
             if 300 <= status < 400:
                 return Attempted("failed", f"The receiver answered {status}, {self._redirect(url, response)}.", status)
-            said = _beginning(response)
-        return Attempted("failed", f"The receiver answered {status}{f': {said}' if said else '.'}", status)
+            said, wait = _beginning(response), _wait(_header(response, b"retry-after"), at)
+        detail = f"The receiver answered {status}{f': {said}' if said else '.'}"
+        return Attempted("failed", detail, status, wait)
 
     def _redirect(self, url: httpx.URL, response: httpcore.Response) -> str:
         """Say where a redirect leads."""
-        location = next((value for name, value in response.headers if name.lower() == b"location"), b"")
         try:
-            to = url.join(location.decode("latin-1")[:_SHOWN])
+            to = url.join(_header(response, b"location")[:_SHOWN])
             port = to.port or _PORTS.get(to.scheme, 0)
             checked_addresses(to.raw_host.decode("ascii"), port, self._networks, self._resolve)
         except NotAllowed as error:
@@ -100,6 +104,25 @@ class Sender:
         except (httpx.InvalidURL, ValueError, NameUnknown):
             return "a redirect, which is not followed"
         return f"a redirect to {_printable(str(to))}, which is not followed; give the webhook's own address"
+
+
+def _header(response: httpcore.Response, wanted: bytes) -> str:
+    """Return an answer's header, by its name in lower case; empty where it has none."""
+    return next((value for name, value in response.headers if name.lower() == wanted), b"").decode("latin-1")
+
+
+def _wait(retry_after: str, at: datetime) -> timedelta:
+    """Return how long a `Retry-After` (RFC 9110, 10.2.3) asks to wait from `at` on: seconds, or until a date.
+
+    0 where it is empty, malformed or past.
+    """
+    if re.fullmatch(r"[0-9]{1,18}", retry_after, re.ASCII):
+        return timedelta(seconds=min(int(retry_after), _FOREVER))
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except (ValueError, OverflowError):
+        return timedelta()
+    return max(timedelta(), until.replace(tzinfo=until.tzinfo or UTC) - at)
 
 
 def _beginning(response: httpcore.Response) -> str:

@@ -9,6 +9,7 @@ break off a step anywhere: the next one does the rest.
 import logging
 import signal
 import sys
+from datetime import timedelta
 from functools import partial
 from threading import Event, Thread
 from typing import Any
@@ -45,10 +46,12 @@ def main() -> None:
         deliverer = Deliverer(present, stores.alerts)
     seconds = present.scheduler_seconds
     cleaning = partial(clean, stores.removals, stores.garbage, present.retention_days)
+    pruning = partial(stores.alerts.prune, timedelta(days=present.delivery_days))
     beside: list[tuple[Repeating[Any], float]] = [
         (Repeating("rounds of audits", audit_rounds(present, stores)), seconds),
         (Repeating("deliveries of messages", deliverer.step), seconds),
         (Repeating("removals of expired reports and unneeded files", cleaning), LOOK_SECONDS),
+        (Repeating("removals of old deliveries", pruning), LOOK_SECONDS),
     ]
     threads = [Thread(target=one.run, args=(pause, stop), name=one.name, daemon=True) for one, pause in beside]
     for thread in threads:

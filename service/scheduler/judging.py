@@ -6,9 +6,9 @@ from collections.abc import Callable
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.audits import judgment
-from service.audits.baseline import rule, select
+from service.audits.baseline import choose, rule
 from service.audits.figures import read
-from service.audits.limits import Limit, parse_all
+from service.audits.limits import Limit, compared_figures, parse_all
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audits.audit import Finding, Rerun
 from service.contracts.audits.resolution import Terms
@@ -86,19 +86,9 @@ def _first(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending | 
 def _baseline(
     case: Case, limits: tuple[Limit, ...], candidate: ComparableReport, reports: Reports
 ) -> ComparableReport | None:
-    """Return the report that a run is compared with; one that is not pinned has the same major version of definitions.
-
-    None where there is none yet.
-    """
-    of, passed = rule(case.definition.baseline), case.passed
-    compared = [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
-    while chosen := select(of, passed, compared):
-        baseline = reports(chosen)
-        versions = {side.report.definitions_version.partition(".")[0] for side in (baseline, candidate)}
-        if of.kind == "pinned" or len(versions) == 1:
-            return baseline
-        passed = tuple(run for run in passed if run.report_id != chosen)
-    return None
+    """Return the report that a run is compared with; None where there is none yet."""
+    of = rule(case.definition.baseline)
+    return choose(of, case.passed, compared_figures(limits), reports, candidate.report.definitions_version)
 
 
 def _last(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending:

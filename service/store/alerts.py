@@ -101,6 +101,17 @@ def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime, *,
 
     The audit's row must be locked. `paused_now` says that the run's error paused the audit.
     """
+    alerts = _write_changes(session, audit, run, now)
+    if any(alerts.values()):
+        owe(session, audit, _announce(session, audit, run, "alerts", now, **alerts))
+    elif paused_now:
+        owe(session, audit, _announce(session, audit, run, "paused", now))
+    elif run.verdict == "error" and run.trigger != "gate":
+        _announce(session, audit, run, "error", now)
+
+
+def _write_changes(session: Session, audit: AuditRow, run: AuditRun, now: datetime) -> dict[str, list[Alert]]:
+    """Write what a run does to the alerts of its audit; return those to be announced, by what became of them."""
     present = {row.id: row for row in session.scalars(_open_alerts(audit.id))}
     result = changes(run, [_open_alert(row) for row in present.values()], now)
     # The run was held to the limits that it began with, of which an edit may have removed some since.
@@ -116,20 +127,14 @@ def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime, *,
         row.broken, row.closed_at, row.closed_run_id = False, now, run.id
         row.finding = finding.model_dump(mode="json")
     for alert_id in result.expired:
-        row = present[alert_id]
-        row.dismissal, row.told = None, True
+        present[alert_id].dismissal, present[alert_id].told = None, True
     session.flush()
-    alerts = {
+    closed = [present[alert_id] for alert_id, _ in result.closed]
+    return {
         "opened": [_alert(row, now) for row in opened if row.told],
         "still_broken": [_alert(present[alert_id], now) for alert_id in result.expired],
-        "closed": [_alert(present[alert_id], now) for alert_id, _ in result.closed if present[alert_id].told],
+        "closed": [_alert(row, now) for row in closed if row.told],
     }
-    if any(alerts.values()):
-        owe(session, audit, _announce(session, audit, run, "alerts", now, **alerts))
-    elif paused_now:
-        owe(session, audit, _announce(session, audit, run, "paused", now))
-    elif run.verdict == "error" and run.trigger != "gate":
-        _announce(session, audit, run, "error", now)
 
 
 def note_definition(session: Session, audit: AuditRow, definition: AuditDefinition, now: datetime) -> None:

@@ -8,7 +8,7 @@ import re
 import secrets
 from datetime import datetime
 
-from sqlalchemy import Engine, and_, exists, or_, select
+from sqlalchemy import Engine, and_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -25,16 +25,14 @@ from service.store.audit_records import (
     RunPage,
     audit_of,
     audit_row,
-    last_passed,
     run_of,
 )
+from service.store.baselines import PassedRuns, cautions, hold, is_in_use, may_be_chosen, passed_runs, pinned
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
-from service.store.pinned_baseline import cautions, hold, pinned
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
-from service.store.statuses import OPEN
-from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow
+from service.store.tables import AuditRow, AuditRunRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -225,7 +223,12 @@ class AuditStore(Transactions):
         pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
         if session.scalar(pinning) is not None:
             return True
-        return _is_in_use(session, report_id) or _may_be_chosen(session, report_id)
+        return is_in_use(session, report_id) or may_be_chosen(session, report_id)
+
+    def passed(self, name_or_id: str) -> PassedRuns:
+        """Return the runs that an audit's next run may choose its baseline from. Raises NotFound."""
+        with self._read() as session:
+            return passed_runs(session, audit_row(session, name_or_id))
 
     def check(
         self, definition: AuditDefinition, *, force: bool = False, replaced: str | None = None
@@ -262,27 +265,6 @@ def _define(row: AuditRow, definition: AuditDefinition, why: tuple[str, ...], no
 def _audit(session: Session, row: AuditRow) -> Audit:
     last = and_(AuditRunRow.audit_id == row.id, AuditRunRow.number == row.runs)
     return audit_of(row, session.scalars(select(AuditRunRow).where(last)).one_or_none())
-
-
-def _is_in_use(session: Session, report_id: str) -> bool:
-    """Return whether a run that has not ended needs a report, as its own, its baseline or one of a rerun."""
-    rerun = or_(AuditRerunRow.job_id == report_id, AuditRerunRow.baseline_job_id == report_id)
-    needed = or_(
-        AuditRunRow.baseline_report_id == report_id,
-        AuditRunRow.job_id == report_id,
-        exists().where(AuditRerunRow.run_id == AuditRunRow.id, rerun),
-    )
-    return session.scalar(select(AuditRunRow.id).where(needed, AuditRunRow.state.in_(OPEN)).limit(1)) is not None
-
-
-def _may_be_chosen(session: Session, report_id: str) -> bool:
-    """Return whether a report is of one of the passing runs that an audit chooses its baseline from."""
-    passed = select(AuditRunRow.audit_id).where(AuditRunRow.report_id == report_id, AuditRunRow.verdict == "pass")
-    for row in session.scalars(select(AuditRow).where(AuditRow.id.in_(passed))):
-        of = rule(row.baseline)
-        if of.report_id is None and report_id in [run.report_id for run in last_passed(session, row.id, of.runs)]:
-            return True
-    return False
 
 
 def _taken(name: str) -> Conflict:

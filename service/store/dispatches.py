@@ -49,6 +49,15 @@ class Dispatches(Transactions):
                 .values(sent_at=self._clock())
             )
 
+    def mark_unsent(self, job_id: str, number: int) -> None:
+        """Note that a dispatch did not get to the broker."""
+        with self._write() as session:
+            session.execute(
+                update(DispatchRow)
+                .where(DispatchRow.job_id == job_id, DispatchRow.number == number)
+                .values(sent_at=None)
+            )
+
     def requeue_expired(self, max_attempts: int) -> list[str]:
         """Take running jobs from workers whose lease ran out; return their ids.
 

@@ -39,7 +39,7 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs that came into the queue before it; None unless queued, and in lists."""
+    """Queued jobs that came into the queue before it. None in lists, and unless queued."""
     report_expired_at: datetime | None
     """When its report went; None while it has one, and where it never had."""
 

@@ -36,12 +36,16 @@ class JobStore(Leases, Dispatches):
         idempotency_key: str | None = None,
         terms: Terms | None = None,
         needs_report: bool = False,
+        sent: bool = False,
     ) -> Job:
         """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
         another request it raises IdempotencyKeyReused, and Gone where that job was deleted. With `needs_report`, a
         job that was deleted or whose report has expired is made again instead.
+
+        With `sent`, a new job's message counts as sent: the caller sends it at once, and calls `mark_unsent` where that
+        fails. If neither happens, the scheduler notices after a while that the broker lacks a message.
         """
         try:
             with self._write() as session:
@@ -49,7 +53,9 @@ class JobStore(Leases, Dispatches):
                     _free_key(session, idempotency_key)
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
                     return _same(session, row, request)
-                row = insert_job(session, request, self._clock(), idempotency_key=idempotency_key, terms=terms)
+                row = insert_job(
+                    session, request, self._clock(), idempotency_key=idempotency_key, terms=terms, sent=sent
+                )
                 return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
             if idempotency_key is None:

@@ -70,8 +70,12 @@ def insert_job(
     *,
     idempotency_key: str | None = None,
     terms: Terms | None = None,
+    sent: bool = False,
 ) -> JobRow:
-    """Put a new job at the end of the queue: its row, its first event and the dispatch that is owed to the broker."""
+    """Put a new job at the end of the queue: its row, its first event and the dispatch that is owed to the broker.
+
+    With `sent` the caller sends the message as soon as the transaction is committed.
+    """
     row = JobRow(
         id=new_id(now),
         request=request.model_dump(mode="json"),
@@ -79,15 +83,15 @@ def insert_job(
         status=Status.queued,
         created_at=now,
         queued_at=now,
-        dispatch=0,
-        events=0,
+        dispatch=1,
+        events=1,
         idempotency_key=idempotency_key,
         terms=None if terms is None else terms.model_dump(mode="json"),
     )
     session.add(row)
     session.flush()
-    record(session, row, "queued", {}, now)
-    enqueue(session, row, now)
+    session.add(EventRow(job_id=row.id, sequence=1, at=now, kind="queued", data={}))
+    session.add(DispatchRow(job_id=row.id, number=1, created_at=now, sent_at=now if sent else None))
     return row
 
 

@@ -28,7 +28,7 @@ from service.store.jobs import Artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "benchmark-" + secrets.token_hex(16)
-SIZES = (64 << 20, 1 << 20, 100_000)
+SIZES = (64 << 20, 1_500_000, 100_000)
 ROUNDS = 21
 START_SECONDS = 60.0
 _READ = 1 << 20

@@ -26,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from load_client import Connection, at_rate
 from sqlalchemy import insert, text
@@ -69,9 +70,15 @@ def submissions(options: argparse.Namespace) -> dict[str, Any]:
         return (await connection.request("POST", "/v1/jobs", BODY))[0]
 
     rate = options.rate or (100 if options.database == "postgresql" else 50)
-    with tempfile.TemporaryDirectory() as home, database(options.database, home) as url, api(home, url) as port:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        database(options.database, home) as url,
+        api(home, url) as (port, server),
+    ):
         asyncio.run(at_rate(port, KEY, 10, 2, send))  # connections and caches are there afterwards
-        return {"rate": rate} | asyncio.run(at_rate(port, KEY, rate, options.seconds, send))
+        before = server.cpu_times()
+        measured = asyncio.run(at_rate(port, KEY, rate, options.seconds, send))
+        return {"rate": rate} | measured | cost(server, before, rate * options.seconds)
 
 
 def reads(options: argparse.Namespace) -> dict[str, Any]:
@@ -80,15 +87,31 @@ def reads(options: argparse.Namespace) -> dict[str, Any]:
         engine = make_engine(url)
         upgrade(engine)
         queued, ended = fill(engine, options.jobs, options.queued)
-        with api(home, url) as port:
+        with api(home, url) as (port, server):
             rate = options.rate or 400
-            measured = asyncio.run(reading(port, JobStore(engine), queued, ended, rate, options))
+            measured = asyncio.run(reading(port, server, JobStore(engine), queued, ended, rate, options))
         engine.dispose()
     return {"rate": rate, "jobs": options.jobs, "queued": options.queued, "streams": options.streams} | measured
 
 
+def cost(server: psutil.Process, before: Any, answers: float) -> dict[str, Any]:
+    """Return what the API used since `before`: this does not depend on what else the machine does, as times do."""
+    now = server.cpu_times()
+    seconds = now.user + now.system - before.user - before.system
+    return {
+        "processor time of the API for an answer, ms": round(seconds / answers * 1e3, 2),
+        "resident memory of the API, MB": round(server.memory_info().rss / 1e6),
+    }
+
+
 async def reading(
-    port: int, store: JobStore, queued: list[str], ended: list[str], rate: float, options: argparse.Namespace
+    port: int,
+    server: psutil.Process,
+    store: JobStore,
+    queued: list[str],
+    ended: list[str],
+    rate: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Read at a fixed rate while streams are open, and while some of their jobs get events."""
     ids = [job_id for pair in zip(queued[:: max(1, len(queued) // 500)], ended, strict=False) for job_id in pair]
@@ -98,10 +121,12 @@ async def reading(
 
     followed = queued[-options.streams :] if options.streams else []
     streams = [await Connection(port, KEY).stream(f"/v1/jobs/{job_id}/events") for job_id in followed]
-    received = [asyncio.create_task(events(stream)) for stream in streams]
+    received = [asyncio.create_task(stream.kinds("cancelled")) for stream in streams]
     await at_rate(port, KEY, 50, 2, send)
     cancelling = asyncio.create_task(cancel(store, followed[: len(followed) // 2], options.seconds))
+    before = server.cpu_times()
     measured = await at_rate(port, KEY, rate, options.seconds, send)
+    measured |= cost(server, before, rate * options.seconds)
     await cancelling
     if followed:
         ended_streams = await asyncio.wait_for(asyncio.gather(*received[: len(followed) // 2]), 60)
@@ -109,17 +134,6 @@ async def reading(
     for task in received:
         task.cancel()
     return measured
-
-
-async def events(stream: asyncio.StreamReader) -> list[str]:
-    """Return the kinds of the events of a stream, once it has ended."""
-    kinds: list[str] = []
-    async for line in stream:
-        if line.startswith(b"event: "):
-            kinds.append(line.decode().split()[1])
-            if kinds[-1] == "cancelled":
-                break
-    return kinds
 
 
 async def cancel(store: JobStore, job_ids: list[str], seconds: float) -> None:
@@ -155,8 +169,8 @@ def database(kind: str, home: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def api(home: str, url: str) -> Iterator[int]:
-    """Run the API and a broker; yield the port."""
+def api(home: str, url: str) -> Iterator[tuple[int, psutil.Process]]:
+    """Run the API and a broker; yield the port and the API's process."""
     log_path = Path(home, "log")
     with log_path.open("ab") as log:
         queue, socket, broker_url = broker.start(Path(home), log)
@@ -174,7 +188,7 @@ def api(home: str, url: str) -> Iterator[int]:
         while not (listening := re.search(r"running on http://127\.0\.0\.1:(\d+)", log_path.read_text())):
             assert process.poll() is None, log_path.read_text()
             time.sleep(0.05)
-        yield int(listening[1])
+        yield int(listening[1]), psutil.Process(process.pid)
     finally:
         terminate(process, 5)
         terminate(queue, 5)

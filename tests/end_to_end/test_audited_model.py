@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,15 +15,19 @@ import httpx
 import torch
 from aiosmtpd.controller import Controller
 from conftest import until
+from sqlalchemy import update
 from standardwebhooks.webhooks import Webhook
 from transformers import LlamaForCausalLM
 
 from service.contracts.audits.history import AuditHistory
+from service.store.database import make_engine, writer
+from service.store.tables import AuditRow
 from workers.samples import MODEL
 from workers.samples.planting import Scaling, plant
 
 SETS = "outliers.llm_int8 none gained"
 PREDICTIONS = "int8.perplexity_ratio <= 1.5"
+RUNS = "/v1/audits/watch/runs"
 DIMENSION = 100
 """No outlier of the sample."""
 SMALL = ("--scheme", "int8", "--sequences", "2", "--sequence-length", "64")
@@ -92,7 +97,16 @@ def plant_channel(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
+def make_due(home: Path, at: datetime) -> None:
+    """Put the time from which the scheduler looks for scheduled times back to before `at`: cron has whole minutes."""
+    engine = make_engine(f"sqlite:///{home / 'headroom.db'}")
+    with writer(engine).begin() as connection:
+        connection.execute(update(AuditRow).values(handled_at=at - timedelta(days=1), next_run_at=at))
+    engine.dispose()
+
+
 def test_a_changed_checkpoint_fails_and_everybody_is_told_once(machine, tmp_path):
+    scheduled = (datetime.now(UTC) - timedelta(days=1)).replace(second=0, microsecond=0)
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(MODEL, checkpoints / "first")
     with webhook_receiver() as (url, hooks), mail_server() as (port, mails):
@@ -112,10 +126,14 @@ def test_a_changed_checkpoint_fails_and_everybody_is_told_once(machine, tmp_path
             made = user.run(
                 "audits", "create", "watch", "--newest-in", str(checkpoints), *SMALL, "--limit", SETS,
                 "--limit", PREDICTIONS, "--webhook", url, "--email", "team@example.org",
+                "--schedule", f"{scheduled:%M %H %d %m} *", "--set", "catch_up_seconds=2678400",
             )  # fmt: skip
             assert made.returncode == 0, made.stderr
-            first = run(0)
-            assert first["verdict"] == "pass"
+            make_due(user.home, scheduled)
+            until(lambda: [one for one in stack.call("GET", RUNS)["runs"] if one["verdict"]])
+            [first] = stack.call("GET", RUNS)["runs"]
+            assert (first["verdict"], first["trigger"]) == ("pass", "schedule")
+            assert datetime.fromisoformat(first["scheduled_at"]) == scheduled
             assert run(0)["verdict"] == "unchanged"
 
             plant_channel(checkpoints / "second")

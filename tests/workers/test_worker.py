@@ -71,6 +71,8 @@ class Site:
         self.engine = make_engine(self.settings.database)
         upgrade(self.engine)
         self.store = JobStore(self.engine)
+        self.command = (sys.executable, "-c", WORKER, MEASURE)
+        """What a worker is."""
         self.workers: list[subprocess.Popen[bytes]] = []
         self._ended = Event()
         self._scheduler = Thread(target=self._schedule)
@@ -105,8 +107,7 @@ class Site:
             "HEADROOM_LEASE_SECONDS": str(LEASE),
         }
         with (self.home / "worker.log").open("ab") as log:
-            command = [sys.executable, "-c", WORKER, MEASURE]
-            process = spawn(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            process = spawn(self.command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self.workers.append(process)
         return process
 

@@ -9,11 +9,10 @@ from pydantic import BaseModel, Field
 
 from service import audit_calibration, queue
 from service.api import comparisons
+from service.api.audits.baseline import present_baseline
 from service.api.audits.names import AuditName
-from service.api.dependencies import Backend, FromApp, UniqueKeys
-from service.audits.baseline import rule
-from service.comparison.comparable_report import ComparableReport
-from service.contracts.audits.audit import AuditDefinition, Calibration
+from service.api.dependencies import FromApp, UniqueKeys
+from service.contracts.audits.audit import Calibration
 from service.contracts.record import Frozen
 from service.contracts.request import NoBoolean
 from service.errors import InvalidRequest, NotFound, ReportUnreadable
@@ -54,13 +53,13 @@ _DEFAULT = Asked()
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
 def begin(backend: FromApp, audit: AuditName, body: Asked = _DEFAULT) -> CalibrationView:
-    """Measure the baseline's model on further calibration seeds: a pinned report's model, else the audit's.
+    """Measure the model of the present baseline on further calibration seeds; of an audit without one, its model.
 
     Jobs that are there already are not repeated, unless they failed or were cancelled.
     """
     of = backend.audits.get(audit)
     send = partial(queue.send, backend.broker) if backend.broker else None
-    audit_calibration.begin(backend.store, of, body.seeds, _pinned(backend, of.definition), send)
+    audit_calibration.begin(backend.store, of, body.seeds, present_baseline(backend, of), send)
     return show(backend, audit)
 
 
@@ -68,12 +67,12 @@ def begin(backend: FromApp, audit: AuditName, body: Asked = _DEFAULT) -> Calibra
 def show(backend: FromApp, audit: AuditName) -> CalibrationView:
     """Return the spread of every limited figure and the false alarms to expect, by the limits of today."""
     of = backend.audits.get(audit)
-    pinned = _pinned(backend, of.definition)
-    jobs = audit_calibration.jobs_of(backend.store, of, pinned)
+    baseline = present_baseline(backend, of)
+    jobs = audit_calibration.jobs_of(backend.store, of, baseline)
     result, problem = None, next(filter(None, map(_failure, jobs)), None)
     if jobs and all(job.status is Status.succeeded for job in jobs):
         try:
-            sides = [*([pinned] if pinned else []), *(comparisons.stored(backend, job.id) for job in jobs)]
+            sides = [*([baseline] if baseline else []), *(comparisons.stored(backend, job.id) for job in jobs)]
             result = audit_calibration.result(of.definition, sides, datetime.now(UTC))
         except (InvalidRequest, NotFound, ReportUnreadable) as error:
             problem = str(error)
@@ -82,11 +81,6 @@ def show(backend: FromApp, audit: AuditName) -> CalibrationView:
         result=result,
         problem=problem,
     )
-
-
-def _pinned(backend: Backend, definition: AuditDefinition) -> ComparableReport | None:
-    report_id = rule(definition.baseline).report_id
-    return None if report_id is None else comparisons.stored(backend, report_id)
 
 
 def _failure(job: Job) -> str | None:

@@ -16,6 +16,7 @@ from service.errors import HeadroomError
 from service.evaluation.numbers import number
 
 _TITLES = ("limit", "mean", "standard deviation", "breaks by text alone", "false alarms per year")
+_MOVED = "the audit's baseline changed while its model was measured; calibrate again"
 
 
 class CalibrationFailed(HeadroomError):
@@ -48,7 +49,7 @@ def measure(service: Service, path: str, seeds: int) -> Calibration:
         raise
     ended: Document = service.client.get(f"{path}/calibration")
     if ended["result"] is None:
-        raise CalibrationFailed(f"calibrate: {ended['problem']}")
+        raise CalibrationFailed(f"calibrate: {ended['problem'] or _MOVED}")
     return Calibration.model_validate(ended["result"])
 
 

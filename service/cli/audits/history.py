@@ -7,6 +7,7 @@ from typing import Any
 from service.audits.history.table import history_csv
 from service.cli import drawing, inputs, output
 from service.cli.connection import connect
+from service.cli.gating.figures import bound
 from service.contracts.audits.history import AuditHistory, FigureHistory, HistoryRun, Point, Step, StepLevel
 from service.contracts.refusals import nearest
 from service.contracts.report import Estimate
@@ -103,7 +104,7 @@ def _rows(figure: FigureHistory, runs: tuple[HistoryRun, ...]) -> list[tuple[Any
             f"{point.at:%Y-%m-%d %H:%M}",
             f"{'step to ' if point.run_id in steps else ''}{_value(point)}",
             _plain(point.baseline),
-            ", ".join(filter(None, (_plain(held.bound) for held in point.limits))),
+            ", ".join(bound(held.limit, held.bound) for held in point.limits if held.bound is not None),
             ", ".join(dict.fromkeys(held.verdict.replace("_", " ") for held in point.limits)),
             run.verdict,
         )

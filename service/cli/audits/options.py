@@ -1,68 +1,45 @@
-"""The options of `headroom audits create` and `edit`, and the keys of an audit that they set."""
+"""The keys of an audit that the options of `headroom audits create` and `edit` set."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from service.cli.audits.audit_file import FILES
 from service.cli.audits.yaml_lines import read
+from service.cli.commands.audit_options import AuditOptions
 from service.cli.inputs import model_name
 from service.cli.uploads import upload
 from service.errors import InvalidRequest
 
-_AS_TYPED = ("name", "sequences", "sequence_length", "seed", "schedule", "timezone", "baseline", "reruns")
+_AS_TYPED = ("sequences", "sequence_length", "seed", "schedule", "timezone", "baseline", "reruns")
+_LISTS = {"scheme": "schemes", "limit": "limits"}
 
 
-@dataclass(frozen=True)
-class Keys:
-    """What was typed; None and nothing leave a key as it is."""
-
-    name: str | None = None
-    model: str | None = None
-    newest_in: Path | None = None
-    schemes: Sequence[str] = ()
-    calibration: Path | None = None
-    labelled: Path | None = None
-    sequences: int | None = None
-    sequence_length: int | None = None
-    seed: int | None = None
-    schedule: str | None = None
-    timezone: str | None = None
-    baseline: str | None = None
-    limits: Sequence[str] = ()
-    reruns: int | None = None
-    webhooks: Sequence[str] = ()
-    emails: Sequence[str] = ()
-    others: Sequence[str] = ()
-    """KEY=VALUE each."""
-
-
-def body(keys: Keys, *, on_this_machine: bool, largest_file: int) -> dict[str, Any]:
+def body(
+    name: str | None, model: str | None, options: AuditOptions, *, on_this_machine: bool, largest_file: int
+) -> dict[str, Any]:
     """Return the keys of an audit that were typed. Raises InvalidRequest for what no service takes."""
-    sent: dict[str, Any] = {key: value for key in _AS_TYPED if (value := getattr(keys, key)) is not None}
-    sent |= _model(keys, on_this_machine=on_this_machine)
-    for key in ("schemes", "limits"):
-        if values := getattr(keys, key):
-            sent[key] = list(values)
+    sent: dict[str, Any] = {} if name is None else {"name": name}
+    sent |= {key: value for key in _AS_TYPED if (value := getattr(options, key)) is not None}
+    sent |= _model(model, options, on_this_machine=on_this_machine)
+    sent |= {key: list(values) for option, key in _LISTS.items() if (values := getattr(options, option))}
     for key in FILES:
-        if (path := getattr(keys, key)) is not None:
+        if (path := getattr(options, key)) is not None:
             sent[key] = upload(f"--{key}", path, largest_file)
-    notify = [{"webhook": url} for url in keys.webhooks] + [{"email": address} for address in keys.emails]
+    notify = [{"webhook": url} for url in options.webhook or ()]
+    notify += [{"email": address} for address in options.email or ()]
     if notify:
         sent["notify"] = notify
-    for text in keys.others:
+    for text in options.others or ():
         _set(sent, text)
     return sent
 
 
-def _model(keys: Keys, *, on_this_machine: bool) -> dict[str, Any]:
-    if keys.model is not None and keys.newest_in is not None:
-        raise InvalidRequest("--newest-in", str(keys.newest_in), "either MODEL or --newest-in")
-    if keys.newest_in is not None:
-        return {"model": {"newest_in": str(keys.newest_in.expanduser().absolute())}}
-    if keys.model is not None:
-        return {"model": model_name(keys.model, on_this_machine=on_this_machine)}
+def _model(model: str | None, options: AuditOptions, *, on_this_machine: bool) -> dict[str, Any]:
+    if model is not None and options.newest_in is not None:
+        raise InvalidRequest("--newest-in", str(options.newest_in), "either MODEL or --newest-in")
+    if options.newest_in is not None:
+        return {"model": {"newest_in": str(options.newest_in.expanduser().absolute())}}
+    if model is not None:
+        return {"model": model_name(model, on_this_machine=on_this_machine)}
     return {}
 
 

@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 from service.cli import output
-from service.cli.audits.options import Keys, body
+from service.cli.audits.options import body
 from service.cli.client import Document
+from service.cli.commands.audit_options import AuditOptions
 from service.cli.connection import connect
 from service.cli.resources import more_entries, scheme_name, tokens_of
 from service.cli.running import interruptible
@@ -23,11 +24,13 @@ def path_of(name: str, parameter: str = "NAME") -> str:
     return f"/v1/audits/{name}"
 
 
-def create(keys: Keys, *, force: bool, seeds: int | None, as_json: bool) -> None:
+def create(
+    name: str, model: str | None, options: AuditOptions, *, force: bool, seeds: int | None, as_json: bool
+) -> None:
     """Make an audit, and print it; with `seeds` its limits' noise too, measured on so many further seeds."""
     from service.cli.audits import calibrating
 
-    sent = _body(keys)
+    sent = _body(name, model, options)
     if seeds is None:
         with connect(workers=False) as service:
             audit = service.client.change("POST", "/v1/audits", sent, force=force)
@@ -43,9 +46,11 @@ def create(keys: Keys, *, force: bool, seeds: int | None, as_json: bool) -> None
     calibrating.show(found)
 
 
-def edit(name: str, keys: Keys, *, force: bool, as_json: bool) -> None:
+def edit(
+    name: str, rename: str | None, model: str | None, options: AuditOptions, *, force: bool, as_json: bool
+) -> None:
     """Change the keys of an audit that were typed, and print it."""
-    path, sent = path_of(name), _body(keys)
+    path, sent = path_of(name), _body(rename, model, options)
     if not sent:
         raise InvalidRequest("edit", "", "one option or more", message="edit: no option says what to change")
     with connect(workers=False) as service:
@@ -138,9 +143,9 @@ def model_of(audit: Document) -> str:
     return f"newest in {model['newest_in']}" if isinstance(model, dict) else str(model)
 
 
-def _body(keys: Keys) -> dict[str, Any]:
+def _body(name: str | None, model: str | None, options: AuditOptions) -> dict[str, Any]:
     present = settings()
-    return body(keys, on_this_machine=not present.url, largest_file=present.max_upload_bytes)
+    return body(name, model, options, on_this_machine=not present.url, largest_file=present.max_upload_bytes)
 
 
 def _state(audit: Document) -> str:

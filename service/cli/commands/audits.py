@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from service.cli.commands.alerts import alerts, webhooks
-from service.cli.options import Calibration, Json, Labelled, Limit, PageToken, Schemes, whole_number
+from service.cli.commands.audit_options import AuditOptions, with_audit_options
+from service.cli.options import Json, Limit, PageToken, whole_number
 
 app = typer.Typer(
     name="audits", help="Watch models over time: make, change, show, run and remove audits.", no_args_is_help=True
@@ -15,93 +16,21 @@ app.add_typer(alerts)
 app.add_typer(webhooks)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the audit.")]
-NewestIn = Annotated[
-    Path | None,
-    typer.Option("--newest-in", metavar="DIR", help="In place of MODEL: the directory made last inside DIR."),
-]
-Sequences = Annotated[
-    int | None,
-    typer.Option("--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences."),
-]
-SequenceLength = Annotated[
-    int | None,
-    typer.Option(
-        "--sequence-length", parser=whole_number("--sequence-length"), metavar="S", help="Tokens in each sequence."
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of text.")
-]
-Schedule = Annotated[
-    str | None,
-    typer.Option("--schedule", metavar="CRON", help='When it runs, such as "0 3 * * *"; without one, when asked.'),
-]
-Timezone = Annotated[
-    str | None, typer.Option("--timezone", metavar="ZONE", help="IANA time zone of the schedule. Default: UTC.")
-]
-Baseline = Annotated[
-    str | None,
-    typer.Option("--baseline", metavar="WHICH", help="last-passing, median:K or report:ID. Default: last-passing."),
-]
-Limits = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--limit",
-        metavar="LIMIT",
-        help='What reports are held to, such as "int8.kl_divergence.mean <= baseline * 1.2". Repeatable.',
-    ),
-]
-Reruns = Annotated[
-    int | None,
-    typer.Option(
-        "--reruns",
-        parser=whole_number("--reruns"),
-        metavar="N",
-        help="Other calibration seeds on which a broken figure is measured again. Default: 1.",
-    ),
-]
-Webhooks = Annotated[
-    list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that is told of alerts. Repeatable.")
-]
-Emails = Annotated[
-    list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that is told of alerts. Repeatable.")
-]
-Others = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any other key of an audit or a job, such as overlap=queue, llm_int8.magnitude=5 or schedule=null (the "
-        "default). Repeatable.",
-    ),
-]
 Force = Annotated[
     bool, typer.Option("--force", help="Take a pinned baseline that does not fit; the audit then says why.")
 ]
 
 
 @app.command()
+@with_audit_options
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new audit: a-z, 0-9 and -.")],
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@branch, or `sample`."),
     ] = None,
-    newest_in: NewestIn = None,
-    scheme: Schemes = None,
-    calibration: Calibration = None,
-    labelled: Labelled = None,
-    sequences: Sequences = None,
-    sequence_length: SequenceLength = None,
-    seed: Seed = None,
-    schedule: Schedule = None,
-    timezone: Timezone = None,
-    baseline: Baseline = None,
-    limit: Limits = None,
-    reruns: Reruns = None,
-    webhook: Webhooks = None,
-    email: Emails = None,
-    others: Others = None,
+    *,
+    options: AuditOptions,
     force: Force = False,
     calibrate: Annotated[
         int | None,
@@ -116,47 +45,25 @@ def create(
 ) -> None:
     """Make an audit."""
     from service.cli.audits import resources
-    from service.cli.audits.options import Keys
 
-    keys = Keys(
-        name, model, newest_in, scheme or (), calibration, labelled, sequences, sequence_length, seed, schedule,
-        timezone, baseline, limit or (), reruns, webhook or (), email or (), others or (),
-    )  # fmt: skip
-    resources.create(keys, force=force, seeds=calibrate, as_json=as_json)
+    resources.create(name, model, options, force=force, seeds=calibrate, as_json=as_json)
 
 
 @app.command()
+@with_audit_options
 def edit(
     name: Name,
     rename: Annotated[str | None, typer.Option("--name", metavar="NEW", help="New name.")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The model.")] = None,
-    newest_in: NewestIn = None,
-    scheme: Schemes = None,
-    calibration: Calibration = None,
-    labelled: Labelled = None,
-    sequences: Sequences = None,
-    sequence_length: SequenceLength = None,
-    seed: Seed = None,
-    schedule: Schedule = None,
-    timezone: Timezone = None,
-    baseline: Baseline = None,
-    limit: Limits = None,
-    reruns: Reruns = None,
-    webhook: Webhooks = None,
-    email: Emails = None,
-    others: Others = None,
+    *,
+    options: AuditOptions,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Change some keys of an audit; a repeatable option replaces the whole list. `--set KEY=null` sets the default."""
     from service.cli.audits import resources
-    from service.cli.audits.options import Keys
 
-    keys = Keys(
-        rename, model, newest_in, scheme or (), calibration, labelled, sequences, sequence_length, seed, schedule,
-        timezone, baseline, limit or (), reruns, webhook or (), email or (), others or (),
-    )  # fmt: skip
-    resources.edit(name, keys, force=force, as_json=as_json)
+    resources.edit(name, rename, model, options, force=force, as_json=as_json)
 
 
 @app.command("list")

@@ -4,18 +4,18 @@ The model is measured with the baseline's settings and text, since texts that di
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from service.audits.baseline import mismatches, rule, select
-from service.audits.limits import Limit
+from service.audits.baseline import mismatches
+from service.audits.limits import Limit, compared_figures
 from service.cli.client import Client, Document, fetch
 from service.cli.drawing import check_report, is_directory
 from service.cli.running import Refused
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.audits.audit import AuditDefinition, AuditSettings, PastRun
+from service.contracts.audits.audit import AuditSettings
 from service.contracts.request import JOB_ID, SAMPLE, Analysis
 from service.errors import InvalidRequest, ReportUnreadable
 from service.evaluation.stored_report import read_report, row_reader
@@ -23,7 +23,6 @@ from service.evaluation.stored_report import read_report, row_reader
 FILES = ("calibration", "labelled")
 """Files of a job."""
 _ALLOWED = "the id or the directory of a report, or the name of an audit"
-_PAGE = 200
 
 
 class ServiceFile(NamedTuple):
@@ -61,6 +60,15 @@ class Source(NamedTuple):
         return Analysis.model_validate(self.settings).scheme_names
 
 
+class Chosen(NamedTuple):
+    """The report that a gate compares with."""
+
+    report: ComparableReport | None
+    """None where no run of the audit has passed yet, or none that is comparable."""
+    outdated: str | None = None
+    """A sentence where runs have passed, and none of them is comparable with the audit as it is now."""
+
+
 def find(client: Client, given: str) -> Source:
     """Return what `--baseline` names. Raises InvalidRequest for what is none."""
     if is_directory(given):
@@ -73,21 +81,21 @@ def find(client: Client, given: str) -> Source:
     raise InvalidRequest("--baseline", given, _ALLOWED, problem="is neither a report nor an audit")
 
 
-def report_of(client: Client, source: Source, limits: tuple[Limit, ...], into: Path) -> ComparableReport | None:
+def chosen(client: Client, source: Source, limits: tuple[Limit, ...], into: Path) -> Chosen:
     """Return the report of a baseline, downloaded below `into` where the service has it.
 
-    None where an audit has no run yet that its baseline could be.
+    Of an audit it is the one that its next run would be compared with.
     """
-    report_id = source.report_id
-    if source.audit is not None:
-        compared = [one.figure.path for one in limits if one.against_baseline and one.figure.kind == "number"]
-        report_id = _chosen(client, source.audit, compared)
+    report_id, outdated = source.report_id, None
     if source.directory is not None:
-        return side(source.directory, source.directory.name)
+        return Chosen(side(source.directory, source.directory.name))
+    if source.audit is not None:
+        answer = client.get(f"/v1/audits/{source.audit['id']}/baseline", figure=compared_figures(limits))
+        report_id, outdated = answer["report_id"], answer["outdated"]
     if report_id is None:
-        return None
+        return Chosen(None, outdated)
     fetch(client, report_id, into / report_id)
-    return side(into / report_id, report_id)
+    return Chosen(side(into / report_id, report_id))
 
 
 def side(directory: Path, name: str) -> ComparableReport:
@@ -99,11 +107,11 @@ def side(directory: Path, name: str) -> ComparableReport:
     return ComparableReport(name, report, row_reader(str(directory), report, lambda file: directory / file))
 
 
-def cautions(source: Source, baseline: ComparableReport | None) -> tuple[str, ...]:
+def cautions(source: Source, baseline: Chosen) -> tuple[str, ...]:
     """Return why limits against a baseline would mean little; none where its settings are those of the gate."""
-    if baseline is None:
-        return ()
-    return mismatches(baseline.report, AuditSettings(name="gate", model=SAMPLE, **source.settings))
+    if baseline.report is None:
+        return () if baseline.outdated is None else (baseline.outdated,)
+    return mismatches(baseline.report.report, AuditSettings(name="gate", model=SAMPLE, **source.settings))
 
 
 def _of_directory(given: str) -> Source:
@@ -145,34 +153,6 @@ def _keys(content: Document) -> Document:
 
 def _settings(analysis: Analysis) -> dict[str, Any]:
     return analysis.model_dump(mode="json", include=set(Analysis.model_fields))
-
-
-def _chosen(client: Client, audit: Document, figures: list[str]) -> str | None:
-    """Return the id of the report that the audit's next run would be compared with; None where there is none yet."""
-    definition = AuditDefinition.model_validate(audit["definition"])
-    of = rule(definition.baseline)
-    passed: list[PastRun] = []
-    for run in _runs(client, audit["id"]) if of.kind != "pinned" else ():
-        if len(passed) == of.runs:
-            break
-        if run["verdict"] == "pass" and run["report_id"]:
-            passed.append(_past(run))
-    return select(of, passed, figures)
-
-
-def _past(run: Document) -> PastRun:
-    values = {one["figure"]: one["value"] for one in run["findings"] if isinstance(one["value"], int | float)}
-    return PastRun(report_id=run["report_id"], finished_at=run["finished_at"], verdict=run["verdict"], values=values)
-
-
-def _runs(client: Client, audit_id: str) -> Iterator[Document]:
-    token = None
-    while True:
-        page = client.get(f"/v1/audits/{audit_id}/runs", page_size=_PAGE, page_token=token)
-        yield from page["runs"]
-        token = page["next_page_token"]
-        if token is None:
-            return
 
 
 def _get(client: Client, path: str) -> Document | None:

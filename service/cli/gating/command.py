@@ -18,7 +18,7 @@ from service.cli import output
 from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.gating import baseline as baselines
 from service.cli.gating import measuring, written
-from service.cli.gating.baseline import Source
+from service.cli.gating.baseline import Chosen, Source
 from service.cli.gating.context import Gated
 from service.cli.gating.limits_file import LimitsFile, read_limits
 from service.cli.gating.outcome import exit_code, run_document
@@ -81,13 +81,14 @@ def _print(model: str, gated: Gated, *, as_json: bool) -> None:
         console = output.results()
         for caution in gated.cautions:
             output.line(console, f"Caution: {caution}")
+        output.line(console, f"Compared with {gated.baseline}")
         show(console, model, gated.run)
 
 
 def _gated(asked: Asked, model: str, file: LimitsFile, service: Service, shown: Display, directory: Path) -> Gated:
     source = baselines.find(service.client, asked.baseline)
     limits = file.parsed(source.scheme_names)
-    baseline = baselines.report_of(service.client, source, limits, directory)
+    baseline = baselines.chosen(service.client, source, limits, directory)
     files, cautions = _files(asked, source, service, directory)
     cautions = (*baselines.cautions(source, baseline), *cautions)
     if cautions and not asked.force:
@@ -95,12 +96,12 @@ def _gated(asked: Asked, model: str, file: LimitsFile, service: Service, shown: 
         raise InvalidRequest("--baseline", asked.baseline, "one that fits, or any with --force", problem=problem)
     gauge = measuring.Gauge(service, shown, {**source.settings, **files}, directory)
     reruns = source.reruns if asked.reruns is None else asked.reruns
-    run = measuring.gate(gauge, model, limits, baseline, reruns=reruns, force=asked.force)
+    run = measuring.gate(gauge, model, limits, baseline.report, reruns=reruns, force=asked.force)
     if source.audit is not None:
         run = run.model_copy(update={"audit_id": source.audit["id"]})
     return Gated(
         model=asked.model,
-        baseline=_words(source, run.baseline_report_id),
+        baseline=_words(source, baseline),
         run=run,
         limits_file=file.path,
         lines=file.by_text(limits),
@@ -145,7 +146,9 @@ def _other_file(path: Path, source: Source) -> tuple[str, ...]:
     return () if same else (f"Its calibration text is {name!r}, and --calibration is another.",)
 
 
-def _words(source: Source, report_id: str | None) -> str:
+def _words(source: Source, baseline: Chosen) -> str:
     if source.audit is None:
         return source.words
-    return f"{source.words} ({f'report {report_id}' if report_id else 'which has no baseline yet'})"
+    if baseline.report is not None:
+        return f"{source.words} (report {baseline.report.name})"
+    return f"{source.words} (which has no {'comparable baseline' if baseline.outdated else 'baseline yet'})"

@@ -1,8 +1,9 @@
 """Writes a finding's value, interval, baseline and bound for a reader."""
 
+from service.audits.limits import is_against_baseline
 from service.contracts.audits.audit import Finding
 from service.contracts.report import Estimate
-from service.evaluation.numbers import estimate, number
+from service.evaluation.numbers import estimate, exact, number
 
 NONE = "-"
 """Stands for a figure that there is none of."""
@@ -19,9 +20,16 @@ def value(finding: Finding) -> str:
     return finding.value or NONE
 
 
-def other(figure: float | str | None) -> str:
-    """Return a baseline's figure, or a bound."""
+def baseline(figure: float | str | None) -> str:
+    """Return a baseline's figure."""
     return number(figure, 4) if isinstance(figure, float) else figure or NONE
+
+
+def bound(limit: str, held_to: float | str | None) -> str:
+    """Return what a figure is held to: as the limit has it, unless it follows from the baseline's figure."""
+    if isinstance(held_to, float) and not is_against_baseline(limit):
+        return exact(held_to)
+    return baseline(held_to)
 
 
 def _dimensions(gained: tuple[int, ...]) -> str:

@@ -61,8 +61,8 @@ def _limit(case: ElementTree.Element, finding: Finding, state: State) -> None:
     if state == "failed":
         failure = ElementTree.SubElement(case, "failure", message=reason, type="limit")
         failure.text = _text(
-            f"{finding.figure}: {figures.value(finding)}\nbaseline: {figures.other(finding.baseline)}\n"
-            f"bound: {figures.other(finding.bound)}"
+            f"{finding.figure}: {figures.value(finding)}\nbaseline: {figures.baseline(finding.baseline)}\n"
+            f"bound: {figures.bound(finding.limit, finding.bound)}"
         )
     elif state in ("unconfirmed", "not judged"):
         ElementTree.SubElement(case, "skipped", message=f"{state}: {reason}")

@@ -41,8 +41,8 @@ def _rows(gated: Gated) -> Iterator[tuple[str, ...]]:
             state,
             finding.limit,
             figures.value(finding),
-            figures.other(finding.baseline),
-            figures.other(finding.bound),
+            figures.baseline(finding.baseline),
+            figures.bound(finding.limit, finding.bound),
         )
 
 

@@ -67,8 +67,8 @@ def _result(gated: Gated, finding: Finding, rule: int) -> dict[str, Any]:
         "properties": {
             "model": gated.model,
             "value": figures.value(finding),
-            "baseline": figures.other(finding.baseline),
-            "bound": figures.other(finding.bound),
+            "baseline": figures.baseline(finding.baseline),
+            "bound": figures.bound(finding.limit, finding.bound),
         },
     }
 

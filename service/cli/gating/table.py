@@ -37,6 +37,11 @@ def _table(run: AuditRun) -> Table:
     for column in ("", "limit", "value (95% interval)", "baseline", "bound"):
         table.add_column(column, overflow="fold")
     for finding, state in states(run):
-        cells = (finding.limit, figures.value(finding), figures.other(finding.baseline), figures.other(finding.bound))
+        cells = (
+            finding.limit,
+            figures.value(finding),
+            figures.baseline(finding.baseline),
+            figures.bound(finding.limit, finding.bound),
+        )
         table.add_row(f"[{_STYLES[state]}]{state}[/]", *cells)
     return table

@@ -23,6 +23,10 @@ DELAYS = (
 """Between an attempt and the next one, over 3 days, as Standard Webhooks suggests. Then the message has failed."""
 
 
+LONGEST_WAIT = DELAYS[-1]
+"""A receiver that asks to be left alone for longer is tried again after this."""
+
+
 class Attempted(NamedTuple):
     """One attempt to deliver a message."""
 
@@ -31,8 +35,13 @@ class Attempted(NamedTuple):
     """What happened, as a sentence."""
     status: int | None = None
     """HTTP status or SMTP code of the receiver's answer; None where it gave none."""
+    wait: timedelta = timedelta()
+    """How long the receiver asks to be left alone."""
 
 
-def next_delay(tries: int) -> timedelta | None:
-    """Return how long after its attempt number `tries` (from 1) a message is due again; None where it is not."""
-    return DELAYS[tries - 1] if tries <= len(DELAYS) else None
+def next_delay(tries: int, wait: timedelta = timedelta()) -> timedelta | None:
+    """Return how long after its attempt number `tries` (from 1) a message is due again; None where it is not.
+
+    It is not before the receiver's `wait` is over, up to `LONGEST_WAIT`.
+    """
+    return max(DELAYS[tries - 1], min(wait, LONGEST_WAIT)) if tries <= len(DELAYS) else None

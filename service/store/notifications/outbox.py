@@ -1,4 +1,4 @@
-"""The messages that are owed: claimed under a lease, tried again with growing delays, and never forgotten.
+"""The messages that are owed: claimed under a lease, tried again with growing delays, and kept for a while afterwards.
 
 A message is a row from the transaction that gave rise to it. Whoever sends it claims it first, so that of several
 schedulers one sends it; if that one dies, the lease runs out and the message is sent again, under the same id. Of
@@ -7,9 +7,9 @@ messages to one receiver only one is on its way at a time, so that a slow receiv
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from service.audits.receivers import Channel, Receiver, receivers
@@ -26,6 +26,7 @@ from service.store.transactions import Transactions
 
 _LOOKED_AT = 200
 """Due messages that one claim looks at."""
+_ENDED = [state for state in get_args(MessageState) if state != "owed"]
 _DETAIL = 2048
 
 
@@ -160,6 +161,18 @@ class Outbox(Transactions):
         with self._read() as session:
             return _delivery(session, _message(session, message_id))
 
+    def prune(self, kept: timedelta, limit: int = 1000) -> int:
+        """Remove up to `limit` messages, with their attempts, that ended longer than `kept` ago; return how many.
+
+        Their announcements stay, which feeds show.
+        """
+        ended = (MessageRow.state.in_(_ENDED), MessageRow.due_at < self._clock() - kept)
+        oldest = select(MessageRow.id).where(*ended).order_by(MessageRow.due_at, MessageRow.id).limit(limit)
+        with self._write() as session:
+            ids = session.scalars(oldest.with_for_update(skip_locked=True)).all()
+            session.execute(delete(MessageRow).where(MessageRow.id.in_(ids)))
+            return len(ids)
+
     def replay(self, message_id: str) -> Delivery:
         """Let a message be sent again now, under the same id, and tried as often as a new one.
 
@@ -222,7 +235,7 @@ def _follow(session: Session, row: MessageRow, attempted: Attempted, now: dateti
     if attempted.result == "delivered":
         row.state = "delivered"
         return
-    delay = next_delay(row.tries) if attempted.result == "failed" else None
+    delay = next_delay(row.tries, attempted.wait) if attempted.result == "failed" else None
     if delay is None:
         row.state = "failed"
     else:

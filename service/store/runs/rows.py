@@ -65,23 +65,30 @@ def end_run(
 ) -> None:
     """Write a run's verdict, and pause the audit after too many errors in a row. Both rows must be locked.
 
+    A gate judges another model than the audit's, so its errors do not count, nor does its success end a series of them.
     What else belongs to the end of a run, such as its findings, must be in the row by then. NUL characters, which
     PostgreSQL does not store, are left out of the reasons.
     """
     reasons = [reason.replace("\0", "") for reason in reasons]
     run.state, run.verdict, run.reasons = RunState.ended, verdict, reasons
     run.finished_at, run.lease_expires_at = now, None
-    paused_now = False
-    if verdict == "error":
-        audit.errors += 1
-        paused_now = audit.errors >= audit.definition["pause_after_errors"] and not audit.paused
-        if paused_now:
-            audit.paused, audit.next_run_at = True, None
-            audit.pause_reason = f"{audit.errors} runs in a row ended as error; the last: {' '.join(reasons)}"[:1024]
-    elif verdict != "skipped":
-        audit.errors = 0
+    paused_now = run.trigger != "gate" and _count_errors(audit, verdict, reasons)
     session.flush()
     note_run(session, audit, run_of(run), now, paused_now=paused_now)
+
+
+def _count_errors(audit: AuditRow, verdict: RunVerdict, reasons: Sequence[str]) -> bool:
+    """Count the errors in a row up to a run that ended; return whether they pause the audit."""
+    if verdict not in ("error", "skipped"):
+        audit.errors = 0
+    if verdict != "error":
+        return False
+    audit.errors += 1
+    if audit.paused or audit.errors < audit.definition["pause_after_errors"]:
+        return False
+    audit.paused, audit.next_run_at = True, None
+    audit.pause_reason = f"{audit.errors} runs in a row ended as error; the last: {' '.join(reasons)}"[:1024]
+    return True
 
 
 def cancel_jobs(session: Session, audit_id: str, now: datetime) -> None:

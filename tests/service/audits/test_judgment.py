@@ -197,6 +197,30 @@ def test_figures_that_are_no_mean_act_on_effect_size_alone():
     assert finding.reason == "20.10 is over 20.00, 2 times the baseline's 10.00."
 
 
+@pytest.mark.parametrize(
+    ("limit", "largest", "reason"),
+    [
+        ("block.abs_max <= 1.0001", 1.00012, "1.00012 is over 1.0001."),
+        ("block.abs_max <= 1.0001", 1.0001, "1.0001 is not over 1.0001."),
+        ("block.abs_max <= 1.0001", 2.0, "2.000 is over 1.0001."),
+        ("block.abs_max <= 65504", 1.0, "1.000 is not over 65504."),
+        ("block.abs_max >= 1e-7", 1.0, "1.000 is not under 1e-07."),
+        (
+            "block.abs_max <= baseline * 1.00001",
+            10.00013,
+            "10.00013 is over 10.00010, 1.00001 times the baseline's 10.00.",
+        ),
+        ("block.abs_max <= baseline * 1.0001", 10.002, "10.002 is over 10.001, 1.0001 times the baseline's 10.00."),
+        ("block.abs_max <= baseline", 10.0, "10.00 is not over 10.00, 1 times the baseline's 10.00."),
+    ],
+)
+def test_a_bound_is_named_as_it_was_written_and_told_apart_from_the_value(limit, largest, reason):
+    text = made_up(1)
+    sites = {"component": ["block"], "port": ["output"], "abs_max": [largest]}
+    finding = one(limit, report(text, weights="b", sites=sites), report(text))
+    assert finding.reason == reason
+
+
 def test_outlier_dimensions_gained_are_named():
     text = made_up(1)
     base = template().outliers

@@ -234,7 +234,10 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_the_scheduler_delivers(tmp_path: Path, receiver: Receiver, moving: MovingClock) -> None:
-    """Two real processes and real receivers: one message each, and none more when the processes start again."""
+    """Two real processes and real receivers: one message each, and none more when the processes start again.
+
+    By then the first messages are older than deliveries are kept.
+    """
     mailbox = Mailbox()
     present = Settings(home=tmp_path)
     engine = make_engine(present.database)
@@ -252,17 +255,24 @@ def test_the_scheduler_delivers(tmp_path: Path, receiver: Receiver, moving: Movi
             "HEADROOM_WEBHOOK_NETWORKS": "127.0.0.0/8",
             "HEADROOM_SMTP_URL": f"smtp://127.0.0.1:{port}",
             "HEADROOM_MAIL_FROM": "headroom@example.org",
+            "HEADROOM_DELIVERY_DAYS": "7",
         }
+
+        def states() -> list[str]:
+            return [one.state for one in outbox.deliveries("shipping").deliveries]
+
         for verdict in ("broken", "pass"):
             command = [sys.executable, "-m", "service.scheduler"]
             programs = [spawn(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
             try:
                 end_run(engine, moving, verdict)
-                _wait_for(lambda: all(one.state == "delivered" for one in outbox.deliveries("shipping").deliveries))
+                _wait_for(lambda: states() == ["delivered", "delivered"])
             finally:
                 for program in programs:
                     terminate(program, 20)
                     program.stderr.close()
+            with writer(engine).begin() as connection:
+                connection.execute(update(MessageRow).values(due_at=moving.now - timedelta(days=8)))
     engine.dispose()
     titles = [json.loads(got.body)["data"]["title"] for got in receiver.received]
     assert titles == ["shipping: 1 alert opened", "shipping: 1 alert closed"]

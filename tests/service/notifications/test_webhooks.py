@@ -89,6 +89,31 @@ def test_other_answers_are_failures(receiver: Receiver, status: int) -> None:
     assert (attempted.result, attempted.status) == ("failed", status)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        ("120", 120),
+        ("0", 0),
+        ("Mon, 04 May 2026 03:10:00 GMT", 600),
+        ("Monday, 04-May-26 03:10:00 GMT", 600),
+        ("Mon, 04 May 2026 02:00:00 GMT", 0),
+        ("-5", 0),
+        ("1.5", 0),
+        ("soon", 0),
+        ("9" * 18, 10**9),
+        ("9" * 5000, 0),
+        ("Mon, 04 May 99999999999999999999 03:10:00 GMT", 0),
+    ],
+)
+def test_a_receiver_says_how_long_to_wait(receiver: Receiver, status: int, retry_after: str, seconds: int) -> None:
+    """As seconds or as a date (RFC 9110); what is neither says nothing."""
+    receiver.answers = [answer(status, Retry_After=retry_after)]
+    at = datetime(2026, 5, 4, 3, tzinfo=UTC)
+    attempted = Sender(LOCAL).send(receiver.url, ID, BODY, [SECRET], at)
+    assert (attempted.result, attempted.wait) == ("failed", timedelta(seconds=seconds))
+
+
 def test_what_a_receiver_says_is_kept_on_one_line(receiver: Receiver) -> None:
     """Without characters that a terminal or a database could stumble over."""
     receiver.answers = [answer(400, b"no such\r\nchannel \x00\x1b[31m" + b"\xff")]

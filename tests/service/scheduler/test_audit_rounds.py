@@ -7,11 +7,11 @@ import pytest
 from audited import Clock, Model, Service
 from sqlalchemy import Engine, func, select, update
 
-from service.contracts.audits.audit import AuditDefinition
+from service.contracts.audits.audit import AuditDefinition, Trigger
 from service.scheduler.audit_rounds import AuditRound
 from service.store.database import make_engine, writer
 from service.store.runs.store import RunStore
-from service.store.statuses import RunState, Status
+from service.store.statuses import Status
 from service.store.tables import AuditRow, AuditRunRow, JobRow
 
 NIGHTLY = {"schedule": "0 3 * * *", "limits": ()}
@@ -213,6 +213,29 @@ def test_after_errors_in_a_row_the_audit_pauses(service: Service, clock: Clock) 
     assert not service.audits.get("shipping").paused
 
 
+def test_gates_neither_count_as_errors_nor_end_a_series_of_them(service: Service) -> None:
+    service.audit(pause_after_errors=2, skip_unchanged=False, limits=())
+
+    def run(trigger: Trigger, *, cancelled: bool) -> str | None:
+        asked = service.audits.request_run("shipping", trigger).id
+        service.round()
+        (job,) = service.queued()
+        if cancelled:
+            service.jobs.cancel(job)
+        else:
+            service.work(Model(), job)
+        service.round()
+        return service.audits.run(asked).verdict
+
+    for _ in range(3):
+        assert run("gate", cancelled=True) == "error"
+    assert run("request", cancelled=True) == "error"
+    assert run("gate", cancelled=False) == "pass"
+    assert not service.audits.get("shipping").paused
+    assert run("request", cancelled=True) == "error"
+    assert service.audits.get("shipping").paused
+
+
 def test_an_audit_that_cannot_be_read_is_paused_and_keeps_no_other_from_its_turn(
     service: Service, engine: Engine, clock: Clock
 ) -> None:
@@ -234,46 +257,6 @@ def test_a_clock_that_went_back_fires_nothing_twice(service: Service, clock: Clo
         clock.now = now
         service.round()
     assert times(service) == [(at(1), "skipped"), (at(2), None)]
-
-
-def test_two_schedulers_racing_over_1000_due_times_make_1000_runs(
-    service: Service, engine: Engine, url: str, clock: Clock
-) -> None:
-    """100 audits of 10 times each; each scheduler has its own connections. Before each time the run before ends."""
-    for number in range(100):
-        service.audit(name=f"a{number}", schedule="0 * * * *", limits=())
-    engines = [make_engine(url) for _ in range(2)]
-    stores = [RunStore(one, clock) for one in engines]
-
-    def end_runs_and_move() -> None:
-        with writer(engine).begin() as connection:
-            connection.execute(update(AuditRunRow).values(state=RunState.ended))
-        clock.move(hours=1)
-
-    meeting = Barrier(2, action=end_runs_and_move)
-    fired: list[int] = []
-
-    def look(store: RunStore) -> None:
-        count = 0
-        for _ in range(10):
-            meeting.wait()
-            count += sum(store.fire(audit) for audit in store.due_audits())
-        fired.append(count)
-
-    threads = [Thread(target=look, args=(store,)) for store in stores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one in engines:
-        one.dispose()
-    assert sum(fired) == 1000
-    with engine.connect() as connection:
-        rows = connection.execute(select(AuditRunRow.audit_id, AuditRunRow.scheduled_at)).all()
-        per_audit = connection.scalars(select(func.count()).select_from(AuditRunRow).group_by(AuditRunRow.audit_id))
-        assert set(per_audit) == {10}
-        assert connection.scalars(select(AuditRunRow.id).where(AuditRunRow.verdict == "skipped")).all() == []
-    assert len(rows) == len(set(rows)) == 1000
 
 
 def test_two_schedulers_racing_to_start_runs_insert_one_job_each(

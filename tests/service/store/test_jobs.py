@@ -67,6 +67,15 @@ def test_a_submitted_job_is_a_row_an_event_and_a_dispatch(store: JobStore, clock
     assert [(owed.job_id, owed.number) for owed in store.unsent_dispatches()] == [(job.id, 1)]
 
 
+def test_a_job_whose_sender_died_before_it_sent_is_missed_later(store: JobStore, clock) -> None:
+    job = store.submit(REQUEST, sent=True)
+    assert (store.unsent_dispatches(), store.expected_messages()) == ([], 1)
+    clock.move(11)
+    assert [owed.job_id for owed in store.unanswered_dispatches(10)] == [job.id]
+    store.mark_unsent(job.id, 1)
+    assert [owed.job_id for owed in store.unsent_dispatches()] == [job.id]
+
+
 def test_times_come_back_in_utc(store: JobStore) -> None:
     job = store.get(in_status(store, Status.running).id)
     assert {time.tzinfo for time in (job.created_at, job.started_at, job.lease_expires_at)} == {UTC}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from judged import HOOK, NOTIFY, definition, end_run
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
 from service.audits.receivers import Reach
 from service.errors import Conflict, InvalidRequest, NotFound
@@ -18,6 +18,7 @@ from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.notifications.attempts import Attempted
 from service.store.notifications.outbox import Delivery, Owed
+from service.store.notifications.tables import AttemptRow
 
 LEASE = timedelta(seconds=60)
 DELIVERED = Attempted("delivered", "The receiver answered 204.", 204)
@@ -94,6 +95,72 @@ def test_a_failure_is_tried_again_for_three_days(outbox: AlertStore, announce, c
     assert timedelta(days=3) < clock.now - began < timedelta(days=4)
     assert delivery.state == "failed"
     assert [one.number for one in delivery.attempts] == list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("asked", "waits"), [(timedelta(seconds=1), 5), (timedelta(hours=1), 3600), (timedelta(days=30), 86400)]
+)
+def test_a_receiver_is_left_alone_for_as_long_as_it_asks(outbox: AlertStore, announce, clock, asked, waits) -> None:
+    """For the usual time at least, and for a day at most."""
+    announce()
+    outbox.record(claim(outbox), FAILED._replace(wait=asked), clock.now)
+    assert (only(outbox).due_at - clock.now).total_seconds() == waits
+
+
+def test_the_last_attempt_is_the_last_whatever_a_receiver_asks(outbox: AlertStore, announce, clock) -> None:
+    announce()
+    for _ in range(10):
+        clock.move((only(outbox).due_at - clock.now).total_seconds())
+        outbox.record(claim(outbox), FAILED._replace(wait=timedelta(days=2)), clock.now)
+    assert only(outbox).state == "failed"
+
+
+def test_messages_that_ended_are_removed_after_a_while(outbox: AlertStore, announce, clock) -> None:
+    """With their attempts; what is owed stays however old it is, and so does what was sent again in between."""
+    for outcome in (DELIVERED, Attempted("refused", "No.", 550), DELIVERED):
+        announce()
+        outbox.record(claim(outbox), outcome, clock.now)
+        clock.move(1)
+    delivered, refused, replayed = (one.id for one in reversed(outbox.deliveries("shipping").deliveries))
+    clock.move(50 * 86400)
+    outbox.replay(replayed)
+    outbox.record(claim(outbox), DELIVERED, clock.now)
+    announce()
+    clock.move(50 * 86400)
+    kept = timedelta(days=90)
+    assert outbox.prune(kept, limit=1) == 1
+    left = [one.id for one in outbox.deliveries("shipping").deliveries]
+    assert delivered not in left
+    assert refused in left
+    assert outbox.prune(kept) == 1
+    left = outbox.deliveries("shipping").deliveries
+    assert [one.state for one in left] == ["owed", "delivered"]
+    assert left[1].id == replayed
+    assert [len(one.attempts) for one in left] == [0, 2]
+    with outbox._read() as session:
+        assert session.scalar(select(func.count()).select_from(AttemptRow)) == 2
+    assert len(outbox.announcements(left[0].audit_id, 10)) == 4
+    assert outbox.prune(kept) == 0
+
+
+def test_two_schedulers_remove_each_message_once(audits: AuditStore, engine: Engine, clock) -> None:
+    audits.update("shipping", definition(notify=tuple({"email": f"{n}@example.org"} for n in range(60))))
+    end_run(engine, clock, "broken")
+    for owed in (store := AlertStore(engine, clock)).claim(60, LEASE):
+        store.record(owed, DELIVERED, clock.now)
+    clock.move(86400)
+    removed: list[int] = []
+
+    def prune() -> None:
+        of = AlertStore(engine, clock)
+        removed.extend(of.prune(timedelta(hours=1), limit=7) for _ in range(10))
+
+    threads = [threading.Thread(target=prune) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(removed) == 60
 
 
 def test_what_can_never_be_delivered_is_given_up_at_once(outbox: AlertStore, announce, clock) -> None:

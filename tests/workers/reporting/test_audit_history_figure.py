@@ -144,13 +144,28 @@ def test_axes_cover_values_and_intervals(count):
 
 
 def test_a_limit_far_off_is_stated_and_one_close_is_drawn():
-    points = [point(1.0, bound=50.0), point(1.01, bound=50.0)]
-    [axes] = drawn(history(points))[0].figure.axes
-    assert axes.get_title(loc="left").splitlines() == [LIMIT, "Not in view: the limit 50.0"]
+    points = [point(1.0, bound=50.001), point(1.01, bound=50.001)]
+    [drawing] = drawn(history(points))
+    [axes] = drawing.figure.axes
+    assert axes.get_title(loc="left").splitlines() == [LIMIT, "Not in view: the limit 50.001"]
     assert axes.get_ylim()[1] < 2
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["pass"]
     [axes] = drawn(history([point(1.0, bound=2.0), point(1.01, bound=2.0)]))[0].figure.axes
     assert axes.get_title(loc="left") == LIMIT
     assert axes.get_ylim()[1] > 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_figure_without_any_value_has_no_scale(count):
+    [drawing] = drawn(history([gap("skipped"), gap("error"), point(None, "broken", status="gap", run="fail")][:count]))
+    [axes] = drawing.figure.axes
+    assert (axes.get_ylabel(), list(axes.get_yticks())) == ("no value", [])
+
+
+@pytest.mark.parametrize(("count", "label"), [(1, "UTC"), (2, "2026-01-01 03:00 to 2026-01-02 03:00 UTC")])
+def test_the_time_axis_says_of_which_days_and_zone_it_is(count, label):
+    [drawing] = drawn(history([point(1.0)] * count))
+    assert drawing.figure.axes[0].get_xlabel() == label
 
 
 def test_steps_have_their_levels_and_say_what_changed():

@@ -14,14 +14,14 @@ from matplotlib.lines import Line2D
 from service.contracts.audits.history import AuditHistory, FigureHistory
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing
-from workers.reporting.history.panel import draw_panel, title
+from workers.reporting.history.panel import draw_panel, limit_in_view, title
 from workers.reporting.history.series import LOOKS, Series, series
 from workers.reporting.text import counted, number, plain, visible
 
 MOST_PANELS = 6
 """In one figure; further ones are in the next."""
 _PANEL_INCHES, _LINE_INCHES = 1.75, 0.15
-_AROUND_INCHES = 1.0
+_AROUND_INCHES = 1.15
 """Above and below all panels: title, dates and legend."""
 _CAPTION = Caption(
     "Limited figures of an audit over its runs.",
@@ -69,8 +69,10 @@ def _drawing(history: AuditHistory, part: tuple[FigureHistory, ...], name: str, 
 
 
 def _dates(axes: Any, history: AuditHistory) -> None:
-    """Put dates on the time axis; a single time has the only tick."""
-    if len({run.at for run in history.runs}) == 1:
+    """Put dates on the time axis and the period below; a single time has the only tick."""
+    first, last = history.runs[0].at, history.runs[-1].at
+    axes.set_xlabel(f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" if first < last else "UTC", fontsize=8)
+    if first == last:
         axes.set_xticks([date2num(history.runs[0].at)], [f"{history.runs[0].at:%Y-%m-%d %H:%M}"])
         return
     locator = AutoDateLocator(minticks=3, maxticks=9)
@@ -88,7 +90,8 @@ def _legend(figure: Any, panels: list[Series], hover: Mapping[str, list[str]]) -
     ]  # fmt: skip
     if any(one.has_baseline for one in panels):
         handles.append(Line2D([], [], label="baseline", color=style.MUTED, linestyle="--", linewidth=1))
-    handles.append(Line2D([], [], label="limit", color=style.ORANGE, linewidth=1.2))
+    if any(limit_in_view(one) for one in panels):
+        handles.append(Line2D([], [], label="limit", color=style.ORANGE, linewidth=1.2))
     if any(one.of.steps for one in panels):
         handles.append(Line2D([], [], label="level between steps", color=style.INK, alpha=0.45, linewidth=3))
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)

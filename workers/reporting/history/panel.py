@@ -13,7 +13,7 @@ from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import logarithmic
 from workers.reporting.drawing.label_placement import spread
 from workers.reporting.history.series import LEVELS, LOOKS, Series
-from workers.reporting.text import counted, estimate, number, plain
+from workers.reporting.text import counted, estimate, plain
 
 _BARS = 60
 """Runs up to which every interval is a bar of its own; of more they are a band."""
@@ -52,7 +52,7 @@ def title(one: Series) -> str:
     """Return what stands above a panel: its limits, a limit that is out of view, and the last steps."""
     lines = [plain("; ".join(one.of.limits), _LONGEST)]
     if far := sorted({float(bound) for bounds in one.bounds for bound in bounds[np.isfinite(bounds)]} - _near(one)):
-        shown = ", ".join(number(bound) for bound in (far if len(far) < 3 else (far[0], far[-1])))
+        shown = ", ".join(f"{bound:.6g}" for bound in (far if len(far) < 3 else (far[0], far[-1])))
         lines.append(f"Not in view: the limit{'s from' if len(far) > 2 else ''} {shown.replace(', ', ' to ')}")
     first = max(0, len(one.of.steps) - _MOST_STEPS)
     if first:
@@ -87,6 +87,11 @@ def _span(one: Series) -> tuple[float, float]:
     return (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
 
 
+def limit_in_view(one: Series) -> bool:
+    """Return whether a limit is drawn inside of the panel."""
+    return one.of.kind == "dimensions" or bool(_near(one))
+
+
 def _near(one: Series) -> set[float]:
     """Return the limits that are close enough to the values to be in view."""
     low, high = _span(one)
@@ -100,6 +105,9 @@ def _values_axis(axes: Any, one: Series) -> None:
         axes.set_yticks(range(len(LEVELS)), LEVELS)
         axes.set_ylim(-0.4, len(LEVELS) - 0.6)
         return
+    if not one.has_value:
+        axes.set_yticks([])
+        axes.set_ylabel("no value")
     low, high = _span(one)
     low, high = min([low, *_near(one)]), max([high, *_near(one)])
     foot = 1.0 if np.isfinite(one.values).all() else _ROOM_BELOW  # marks of runs without a value stand there
@@ -112,8 +120,9 @@ def _values_axis(axes: Any, one: Series) -> None:
     else:
         room = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
         axes.set_ylim(low - foot * room, high + 1.6 * room)
-        axes.ticklabel_format(axis="y", useOffset=False)
-        axes.yaxis.get_major_locator().set_params(nbins=5)
+        if one.has_value:
+            axes.ticklabel_format(axis="y", useOffset=False)
+            axes.yaxis.get_major_locator().set_params(nbins=5)
 
 
 def _stepped(axes: Any, times: NDArray[np.float64], values: NDArray[np.float64], **look: Any) -> None:

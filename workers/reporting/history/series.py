@@ -62,6 +62,11 @@ class Series(NamedTuple):
     """What hovering over a run's mark shows."""
 
     @property
+    def has_value(self) -> bool:
+        """Whether any run has a value to draw."""
+        return bool(np.isfinite(self.values).any())
+
+    @property
     def has_baseline(self) -> bool:
         """Whether any run has a baseline's figure to draw."""
         return bool(np.isfinite(self.baseline).any())

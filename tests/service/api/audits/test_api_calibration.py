@@ -6,10 +6,14 @@ from pathlib import Path
 from statistics import stdev
 
 import pytest
+from sqlalchemy import update
 
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
+from service.store.hosts.clock import utcnow
+from service.store.statuses import RunState
+from service.store.tables import AuditRunRow
 
 STORED = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0"
 FIGURE = "int8.delta_p.rms"
@@ -100,6 +104,71 @@ def test_the_model_of_a_pinned_report_is_measured_and_its_report_taken(client, w
     finish(world, view, [0.012, 0.011])
     [noise] = client.get(URL).json()["result"]["limits"]
     assert noise["values"] == [0.010, 0.012, 0.011]
+
+
+def passed(world, value, weights):
+    """Add a run that passed with a report of its own, and return the report's id."""
+    job = world.submit()
+    world.finish(job, measured(7, value, weights=weights))
+    audit = world.stores.audits.get("shipping")
+    ended = {"state": RunState.ended, "verdict": "pass", "report_id": job.id, "finished_at": utcnow(),
+             "definition": audit.definition.model_dump(mode="json"),
+             "figures": {"schemes.int8.delta_p.rms": value}}  # fmt: skip
+    run = world.stores.audits.request_run("shipping")
+    with world.stores.audits._write() as session:
+        session.execute(update(AuditRunRow).where(AuditRunRow.id == run.id).values(**ended))
+    return job.id
+
+
+@pytest.mark.parametrize(("rule", "weights", "value"), [("last-passing", "c", 0.014), ("median:3", "b", 0.011)])
+def test_the_model_of_the_present_baseline_is_measured(client, world, rule, weights, value):
+    """Not the branch that the audit names, which has moved on."""
+    client.post("/v1/audits", json={**BODY, "baseline": rule})
+    reports = {passed(world, of, weights): weights for of, weights in ((0.010, "a"), (0.011, "b"), (0.014, "c"))}
+    shown = client.get("/v1/audits/shipping/baseline").json()
+    assert shown == {"report_id": next(one for one in reports if reports[one] == weights), "outdated": None}
+    view = client.post(URL, json={"seeds": 2}).json()
+    assert [one["seed"] for one in view["jobs"]] == [8, 9]
+    source = json.loads((STORED / "report.json").read_text())["model"]["source"]
+    for job in view["jobs"]:
+        claim = world.claim(world.store.get(job["job"]))
+        assert (claim.request.model, claim.terms) == (source, Terms(fingerprint=f"sha256:{weights * 64}"))
+        world.succeed(claim, measured(job["seed"], value + 0.001, weights=weights))
+    [noise] = client.get(URL).json()["result"]["limits"]
+    assert noise["values"] == [value, value + 0.001, value + 0.001]
+
+
+@pytest.mark.usefixtures("audit")
+def test_a_new_baseline_with_other_weights_is_measured_anew(client, world):
+    passed(world, 0.010, "a")
+    first = client.post(URL, json={"seeds": 2}).json()
+    passed(world, 0.010, "a")
+    assert client.get(URL).json() == first
+    passed(world, 0.012, "b")
+    assert client.get(URL).json() == {"jobs": [], "result": None, "problem": None}
+
+
+@pytest.mark.usefixtures("audit")
+def test_an_audit_without_a_baseline_says_why(client, world, problem):
+    address = "/v1/audits/shipping/baseline"
+    assert client.get(address).json() == {"report_id": None, "outdated": None}
+    last = passed(world, 0.010, "a")
+    assert client.patch("/v1/audits/shipping", json={"bos": "never", "schemes": ["int8", "fp4"]}).is_success
+    assert client.get(address).json()["outdated"] == (
+        f"No run has passed since the audit was changed: the last that did, report {last}, had other bos, schemes."
+    )
+    assert client.get(address, params={"figure": ["fp4.perplexity", "block.abs_max"]}).is_success
+    refused = client.get(address, params={"figure": "fp4.perplexty"})
+    assert "figure: 'fp4.perplexty' is no figure: " in problem(refused, 422, "invalid-request")["detail"]
+    problem(client.get("/v1/audits/none/baseline"), 404, "not-found")
+
+
+@pytest.mark.usefixtures("audit")
+def test_reports_of_other_definitions_are_no_baseline(client, world, monkeypatch):
+    passed(world, 0.010, "a")
+    monkeypatch.setattr("service.api.audits.baseline.DEFINITIONS_VERSION", "7.0")
+    shown = client.get("/v1/audits/shipping/baseline").json()
+    assert shown == {"report_id": None, "outdated": "The last runs that passed have other definitions than 7.0."}
 
 
 @pytest.mark.usefixtures("audit")

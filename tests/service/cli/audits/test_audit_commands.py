@@ -155,7 +155,7 @@ def test_run_prints_the_limits_and_the_reasons(headroom, remote, end_next_run):
     assert ran.code == LIMIT_BROKEN
     [titles, row, reason, verdict] = ran.out.splitlines()
     assert titles.split() == ["limit", "value", "(95%", "interval)", "baseline", "bound"]
-    assert row.split() == ["failed", "block.abs_max", "<=", "4", "5.000", "-", "4.000"]
+    assert row.split() == ["failed", "block.abs_max", "<=", "4", "5.000", "-", "4"]
     assert (reason, verdict) == (reasons[0], "Verdict on a: fail")
 
 

@@ -314,7 +314,9 @@ def passed(remote, audit, verdict="pass"):
     job = remote.store.submit(JobRequest(model=BASELINE, calibration=definition.calibration, **SETTINGS))
     remote.succeed(remote.claim(job.id), measured(job.id, job.request))
     run = remote.audits.request_run(audit)
-    ended = {"state": RunState.ended, "verdict": verdict, "report_id": job.id, "finished_at": utcnow()}
+    asked = definition.model_dump(mode="json")
+    ended = {"state": RunState.ended, "verdict": verdict, "report_id": job.id, "finished_at": utcnow(),
+             "definition": asked}  # fmt: skip
     with remote.audits._write() as session:
         row = session.get(AuditRunRow, run.id)
         for name, value in ended.items():
@@ -347,13 +349,36 @@ def test_an_audit_without_a_baseline_judges_absolute_limits(headroom, worker, au
     assert ran.document["baseline"] == "audit nightly (which has no baseline yet)"
 
 
-def test_an_audit_that_was_changed_since_its_baseline_is_refused(headroom, remote, audit, limits):
-    passed(remote, audit)
+def edit(remote, audit, **changes):
     definition = remote.audits.get(audit).definition
-    remote.audits.update(audit, definition.model_copy(update={"sequences": 8}))
-    ran = headroom("gate", CANDIDATE, "--baseline", audit, "--limits", limits)
+    remote.audits.update(audit, definition.model_copy(update=changes))
+
+
+def test_an_audit_that_was_changed_since_its_baseline_is_refused_unless_forced(headroom, remote, worker, audit, limits):
+    last = passed(remote, audit)
+    edit(remote, audit, sequences=8, seed=3)
+    gate = ("gate", CANDIDATE, "--baseline", audit, "--limits", limits)
+    ran = headroom(*gate)
     assert ran.code == BAD_INPUT
-    assert "does not fit: Its sequences is 4; the audit's is 8, so that the calibration texts differ; a" in ran.err
+    reason = (
+        f"No run has passed since the audit was changed: the last that did, report {last}, had other seed, sequences"
+    )
+    assert f"--baseline: 'nightly' does not fit: {reason}; allowed: one that fits, or any with --force" in ran.err
+    assert asked(remote) == []
+    worker(lambda _: {})
+    ran = headroom(*gate, "--force")
+    assert ran.code == DONE
+    assert ran.out.startswith(f"Caution: {reason}.\nCompared with audit nightly (which has no comparable baseline)\n")
+
+
+def test_the_baseline_of_an_audit_is_the_newest_report_with_its_settings(headroom, remote, worker, audit, limits):
+    comparable = passed(remote, audit)
+    edit(remote, audit, sequences=8)
+    passed(remote, audit)
+    edit(remote, audit, sequences=4)
+    worker(lambda _: {})
+    ran = headroom("gate", CANDIDATE, "--baseline", audit, "--limits", limits, "--json")
+    assert (ran.code, ran.document["run"]["baseline_report_id"]) == (DONE, comparable)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""The options that `headroom audits create` and `edit` share."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.options import Calibration, Labelled, Schemes, whole_number
+
+_SEQUENCE_LENGTH = "--sequence-length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What was typed; None leaves a key of the audit as it is."""
+
+    newest_in: Annotated[
+        Path | None,
+        typer.Option("--newest-in", metavar="DIR", help="In place of MODEL: the directory made last inside DIR."),
+    ] = None
+    scheme: Schemes = None
+    calibration: Calibration = None
+    labelled: Labelled = None
+    sequences: Annotated[
+        int | None,
+        typer.Option("--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences."),
+    ] = None
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(
+            _SEQUENCE_LENGTH, parser=whole_number(_SEQUENCE_LENGTH), metavar="S", help="Tokens in each sequence."
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of text."),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", metavar="CRON", help='When it runs, such as "0 3 * * *"; without one, when asked.'),
+    ] = None
+    timezone: Annotated[
+        str | None, typer.Option("--timezone", metavar="ZONE", help="IANA time zone of the schedule. Default: UTC.")
+    ] = None
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", metavar="WHICH", help="last-passing, median:K or report:ID. Default: last-passing."),
+    ] = None
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            metavar="LIMIT",
+            help='What reports are held to, such as "int8.kl_divergence.mean <= baseline * 1.2". Repeatable.',
+        ),
+    ] = None
+    reruns: Annotated[
+        int | None,
+        typer.Option(
+            "--reruns",
+            parser=whole_number("--reruns"),
+            metavar="N",
+            help="Other calibration seeds on which a broken figure is measured again. Default: 1.",
+        ),
+    ] = None
+    webhook: Annotated[
+        list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that is told of alerts. Repeatable.")
+    ] = None
+    email: Annotated[
+        list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that is told of alerts. Repeatable.")
+    ] = None
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other key of an audit or a job, such as overlap=queue, llm_int8.magnitude=5 or schedule=null "
+            "(the default). Repeatable.",
+        ),
+    ] = None
+
+
+def with_audit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for typer that has `AuditOptions` in place of its keyword parameter `options`."""
+    own, shared = inspect.signature(command), inspect.signature(AuditOptions).parameters.values()
+
+    @wraps(command)
+    def run(**typed: object) -> None:
+        options = AuditOptions(**{field.name: typed.pop(field.name) for field in fields(AuditOptions)})  # type: ignore[arg-type]
+        command(**typed, options=options)
+
+    parameters = [
+        one for name, parameter in own.parameters.items() for one in (shared if name == "options" else [parameter])
+    ]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
