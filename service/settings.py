@@ -21,11 +21,14 @@ from service.contracts.request import (
     MemorySize,
     RetentionDays,
 )
+from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest
 
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
 DEFAULT_MODEL_BYTES = ByteSize(512 * 2**30)
 DEFAULT_FILE_QUOTA = ByteSize(10 * 2**30)
+DEFAULT_UPLOADS = ByteSize(10 * 2**30)
+DEFAULT_SMALL = ByteSize(32 * 2**30)
 
 
 class Settings(BaseSettings):
@@ -40,7 +43,7 @@ class Settings(BaseSettings):
     """Address of a running service, for the command line; default: the embedded stack."""
 
     api_key: SecretStr | None = None
-    """API key that the command line sends; default: the key in `home`."""
+    """API key that the command line sends; default: the key in `home`. To the API: a key of the scope `admin`."""
 
     database_url: str | None = None
     """SQLAlchemy URL; default: an SQLite file in `home`."""
@@ -86,6 +89,24 @@ class Settings(BaseSettings):
 
     file_seconds: float = Field(default=7 * 86_400.0, gt=0)
     """An uploaded file that no job names is forgotten after this time."""
+
+    requests_per_second: float = Field(default=50.0, gt=0)
+    """Requests with one key that an API process answers, on average; twice as many may come at once."""
+
+    queued_jobs: int = Field(default=1000, ge=1)
+    """Jobs of one owner that may be in the queue."""
+
+    running_jobs: int | None = Field(default=None, ge=1)
+    """Jobs of one owner that run at a time, for a worker that chooses its next one; default: no limit."""
+
+    upload_bytes_per_day: MemorySize = DEFAULT_UPLOADS
+    """Bytes of files that one owner may upload in a day (UTC)."""
+
+    queues: Annotated[tuple[SizeClass, ...], NoDecode] = SIZE_CLASSES
+    """Classes of jobs that a worker takes: `small`, `large` or both, with a comma between them."""
+
+    small_bytes: MemorySize = DEFAULT_SMALL
+    """A model whose weights take more is large."""
 
     device: Device = "auto"
     """Device on which a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`; part of the worker's name."""
@@ -139,6 +160,15 @@ class Settings(BaseSettings):
         if not all(root.is_absolute() for root in roots):
             raise ValueError(f"allowed: absolute paths of directories, with {os.pathsep!r} between two of them")
         return roots
+
+    @field_validator("queues", mode="plain")
+    @classmethod
+    def _parse_queues(cls, given: str | tuple[SizeClass, ...]) -> tuple[SizeClass, ...]:
+        names = given.split(",") if isinstance(given, str) else given
+        wanted = {name.strip() for name in names}
+        if not wanted or wanted - set(SIZE_CLASSES):
+            raise ValueError(f"allowed: one or more of {', '.join(SIZE_CLASSES)}, with a comma between them")
+        return tuple(name for name in SIZE_CLASSES if name in wanted)
 
     @field_validator("mail_from")
     @classmethod

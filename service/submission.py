@@ -12,6 +12,7 @@ from collections.abc import Callable
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.files import StoredFile, Upload, format_of
 from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission
+from service.contracts.sizes import SizeClass
 from service.errors import InvalidRequest, NotFound, ServiceUnreachable
 from service.file_checks import FormatCheck
 from service.store.artifacts import ArtifactStore
@@ -20,8 +21,8 @@ from service.store.statuses import Status
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[str, int], None]
-"""Sends a job's id and dispatch number to the broker, as `service.queue.send` does; raises ServiceUnreachable."""
+Send = Callable[[str, int, SizeClass], None]
+"""Sends a job's id, dispatch number and size to the broker, as `service.queue.send`; raises ServiceUnreachable."""
 
 Resolve = Callable[[str], StoredFile]
 """Returns an uploaded file by its id; raises NotFound."""
@@ -63,10 +64,11 @@ def submit(
     """Put a job into the queue and return it.
 
     `send` is called after the job is committed. Where it fails or is None, the scheduler sends the message later.
-    Raises InvalidRequest, IdempotencyKeyReused, and StoreFailed when a file cannot be stored; then there is no job.
+    Raises InvalidRequest, IdempotencyKeyReused, LimitReached, and StoreFailed when a file cannot be stored; then there
+    is no job.
     """
     request = validate(submission, resolve, idempotency_key=idempotency_key)
-    keep_files(artifacts, submission)
+    keep_files(store, artifacts, submission)
     job = store.submit(request, idempotency_key=idempotency_key, sent=send is not None)
     if send is not None:
         send_message(store, job, send)
@@ -81,11 +83,12 @@ def described_files(submission: JobSubmission | AuditSubmission, resolve: Resolv
     return {field: _described(field, upload, resolve) for field, upload in _uploads(submission).items()}
 
 
-def keep_files(artifacts: ArtifactStore, submission: JobSubmission | AuditSubmission) -> None:
-    """Store the files inside a request. Raises StoreFailed."""
-    for upload in _uploads(submission).values():
-        if upload.file is None:
-            artifacts.put(upload.content)
+def keep_files(store: JobStore, artifacts: ArtifactStore, submission: JobSubmission | AuditSubmission) -> None:
+    """Store the files inside a request. Raises StoreFailed, and LimitReached where the caller uploads too much."""
+    inside = [upload for upload in _uploads(submission).values() if upload.file is None]
+    store.use_upload(sum(len(upload.content) for upload in inside))
+    for upload in inside:
+        artifacts.put(upload.content)
 
 
 def _uploads(submission: JobSubmission | AuditSubmission) -> dict[str, Upload]:
@@ -164,7 +167,7 @@ def send_message(store: JobStore, job: Job, send: Send) -> None:
     if job.status is not Status.queued:  # an earlier request with the same key made it, and a worker has taken it
         return
     try:
-        send(job.id, job.dispatch)
+        send(job.id, job.dispatch, job.size)
     except ServiceUnreachable as error:
         log.warning("job %s is in the queue; its message is sent later: %s", job.id, error)
         store.mark_unsent(job.id, job.dispatch)

@@ -24,7 +24,9 @@ from service.api.audits import (
     webhooks,
 )
 from service.api.dependencies import Backend, known_parameters_only
-from service.api.middleware import BodyLimit, KeyRequired
+from service.api.keys import routes as keys
+from service.api.keys.checking import KeyRequired, requires, requires_by_method
+from service.api.middleware import BodyLimit
 from service.settings import Settings
 from service.startup import Stores
 
@@ -50,7 +52,7 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         docs_url=None,
         redoc_url=None,
         middleware=[
-            Middleware(KeyRequired, keys=stores.keys),
+            Middleware(KeyRequired, keys=stores.keys, settings=settings),
             Middleware(BodyLimit, upload_limit=settings.max_upload_bytes),
         ],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
@@ -62,6 +64,7 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         stores.audits,
         stores.alerts,
         stores.uploads,
+        stores.keys,
         stores.removals,
         stores.news,
         broker,
@@ -74,5 +77,6 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
     of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
     of_jobs = (jobs.router, files.router, events.router, reports.router, comparisons.router)
     for router in (*of_jobs, *of_audits, catalog.router, openapi):
-        app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
+        app.include_router(router, dependencies=[*keyed, Depends(requires_by_method), Depends(known_parameters_only)])
+    app.include_router(keys.router, dependencies=[*keyed, Depends(requires("admin")), Depends(known_parameters_only)])
     return app

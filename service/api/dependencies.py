@@ -4,13 +4,14 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
+from service.api.keys.checking import access_of
 from service.contracts.refusals import nearest
 from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest, NotFound
@@ -19,9 +20,12 @@ from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
 from service.store.files.removals import Removals
-from service.store.files.uploads import NOBODY, UploadStore
+from service.store.files.uploads import UploadStore
 from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
+from service.store.owners.access import Access
+from service.store.owners.keys import KeyStore
+from service.store.transactions import Transactions
 from service.submission import Resolve
 
 if TYPE_CHECKING:
@@ -80,30 +84,39 @@ class Backend:
     audits: AuditStore
     alerts: AlertStore
     uploads: UploadStore
+    keys: KeyStore
     removals: Removals
     news: EventNews
     broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
+    def seen_by(self, access: Access) -> Self:
+        """Return the same parts with every store as a caller sees it."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        stores: dict[str, Any] = {
+            name: part.seen_by(access) for name, part in parts.items() if isinstance(part, Transactions)
+        }
+        return replace(self, **stores)
+
 
 async def _backend(request: Request) -> Backend:
     backend = request.app.state.backend
     assert isinstance(backend, Backend)
-    return backend
+    return backend.seen_by(access_of(request))
 
 
 FromApp = Annotated[Backend, Depends(_backend)]
 
 
-def _owner() -> str:
-    """Return whose uploaded files a request means: all keys share them."""
-    return NOBODY
+async def _owner(backend: FromApp) -> str:
+    """Return whose uploaded files a request means."""
+    return backend.uploads.owner
 
 
 Owner = Annotated[str, Depends(_owner)]
 
 
-def _resolve(backend: FromApp, owner: Owner) -> Resolve:
+async def _resolve(backend: FromApp, owner: Owner) -> Resolve:
     """Return what finds the uploaded files that a request names."""
     return lambda file_id: backend.uploads.use(owner, file_id).stored
 

@@ -144,6 +144,8 @@ def _incoming(backend: Backend) -> Iterator[tuple[IO[bytes], Path]]:
 
 
 def _keep(backend: Backend, owner: str, name: str, path: Path) -> UploadedFile:
-    backend.uploads.check_room(owner, path.stat().st_size)
+    size = path.stat().st_size
+    backend.uploads.check_room(owner, size)
+    backend.store.use_upload(size)
     sha256, size = backend.artifacts.put(path)
     return backend.uploads.add(owner, StoredFile(name=name, sha256=sha256, size=size))

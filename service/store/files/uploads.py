@@ -18,8 +18,6 @@ from service.store.job_records import new_id
 from service.store.tables import FileRow
 from service.store.transactions import Transactions
 
-NOBODY = ""
-"""Owner of files that were uploaded without one."""
 USE_SECONDS = 3600.0
 """A file that a request names stays for so long at least, until the request has made its job."""
 MAX_PAGE_SIZE = 1000

@@ -8,7 +8,6 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.settings import Settings
-from service.store.files.uploads import NOBODY
 from service.store.tables import FileRow
 
 TEXT = "größer".encode()
@@ -18,6 +17,11 @@ def uploaded(client, name="c.jsonl", content=TEXT):
     response = client.post("/v1/files", params={"name": name}, content=content)
     assert response.status_code == 201, response.text
     return response.json()
+
+
+def row_of(world, file_id):
+    with Session(world.stores.uploads._reader) as session:
+        return session.get(FileRow, file_id)
 
 
 def test_a_file_is_stored_by_content_and_a_job_names_it(client, world):
@@ -124,17 +128,17 @@ def test_a_file_expires_unless_it_is_named(client, world, problem):
     ids = [uploaded(client, name=name)["id"] for name in ("a", "b")]
     week = timedelta(seconds=Settings().file_seconds)
     clock += week - timedelta(seconds=1)
-    assert world.stores.uploads.use(NOBODY, ids[0]).expires_at == clock + timedelta(hours=1)
+    assert world.stores.uploads.use(row_of(world, ids[0]).owner, ids[0]).expires_at == clock + timedelta(hours=1)
     clock += timedelta(seconds=1)
     assert [file["id"] for file in client.get("/v1/files").json()["files"]] == ids[:1]
     problem(client.get(f"/v1/files/{ids[1]}"), 404, "not-found")
     uploaded(client, name="c")
-    with Session(world.stores.uploads._reader) as session:
-        assert session.get(FileRow, ids[1]) is None
+    assert row_of(world, ids[1]) is None
 
 
 def test_nobody_sees_the_files_of_another_owner(client, world, problem):
-    stored = world.stores.uploads.get(NOBODY, uploaded(client)["id"]).stored
+    mine = row_of(world, uploaded(client)["id"])
+    stored = world.stores.uploads.get(mine.owner, mine.id).stored
     theirs = world.stores.uploads.add("another", stored)
     problem(client.get(f"/v1/files/{theirs.id}"), 404, "not-found")
     problem(client.delete(f"/v1/files/{theirs.id}"), 404, "not-found")
