@@ -40,19 +40,19 @@ from workers.failures import (
 from workers.lease import Lease
 from workers.measurement.runtime.workspace import unfinished
 from workers.model_cache import ModelCache
+from workers.model_roots import directory_within
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
 from workers.resolution import Resolved, identity
 from workers.samples import CALIBRATION, LABELLED, MODEL
-from workers.sandbox.limits import CPU_LIMIT, DEADLINE, FILE_SIZE_LIMIT, MEMORY_LIMIT
+from workers.sandbox.limits import LIMIT_CODES
 from workers.sandbox.programs import Commands, Programs
 from workers.sandbox.sandbox import Sandbox
 from workers.size_classes import check_size
 
 log = logging.getLogger(__name__)
 
-_LIMITS = (MEMORY_LIMIT, FILE_SIZE_LIMIT, CPU_LIMIT, DEADLINE)
-_OUT_OF_SPACE = (OUT_OF_MEMORY, DEVICE_FULL, "disk-full", KILLED, *_LIMITS)
+_OUT_OF_SPACE = (OUT_OF_MEMORY, DEVICE_FULL, "disk-full", KILLED, *LIMIT_CODES)
 """Codes of failures that beginning anew cannot help."""
 
 
@@ -75,14 +75,11 @@ class Attempt:
         self._lease = lease
         self._claim = claim
         self._directory = directory
-        self._measured = directory / "measured"
-        self._out = self._measured / "out"
+        self._out = directory / "measured" / "out"
         self._request_file = directory / "request.json"
         self._temporary = directory / "tmp"
-        self._settings = settings
-        self._commands = commands
-        self._sandbox = sandbox
-        self._programs = Programs(sandbox, lease, claim.job_id, directory)
+        self._settings, self._commands, self._sandbox = settings, commands, sandbox
+        self._programs = Programs(sandbox, lease, claim, directory, settings.fetch_seconds)
         self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, self._out, settings)
         self._models = ModelCache(settings.model_cache_bytes)
         self._layers = 0
@@ -100,13 +97,13 @@ class Attempt:
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
-        self._sandbox.open(self._measured, self._settings.home)
+        self._sandbox.open(self._out.parent, self._settings.home)
         asked = self._request()
         left = self._left_request(asked)
         if left is None or not self._is_measured():
             self._discard(self._out)
             with self._checkpoints:
-                self._sandbox.open(self._measured, self._settings.home)  # with what was fetched
+                self._sandbox.open(self._out.parent, self._settings.home)  # with what was fetched
                 left = self._left_request(asked)
                 self._measure(left or asked, may_halve=left is None or left == asked)
         self._draw(began)
@@ -227,6 +224,7 @@ class Attempt:
             calibration=self._calibration(),
             labelled=self._labelled(),
             device=self._settings.device,
+            any_model_type=self._settings.any_model_type,
             memory_bytes=self._settings.memory,
             checkpoint_seconds=self._settings.checkpoint_seconds,
             **analysis,
@@ -236,13 +234,14 @@ class Attempt:
         if name == SAMPLE:
             return ModelFiles(path=MODEL, source=SAMPLE)
         if name.startswith("/"):
-            return ModelFiles(path=Path(name), source=name)
+            return ModelFiles(path=directory_within(Path(name), self._settings.model_roots), source=name)
         return self._models.fetched(name, partial(self._fetched, name))
 
     def _fetched(self, name: str) -> ModelFiles:
         found = self._directory / "model.json"
         relay = Relay(self._store, self._claim)
-        ended = self._programs.fetch([*self._commands.hub, name, str(found)], self._temporary, relay.line)
+        fetching = [*self._commands.hub, f"--bytes={int(self._settings.model_bytes)}", name, str(found)]
+        ended = self._programs.fetch(fetching, self._temporary, relay.line)
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
 
@@ -253,7 +252,8 @@ class Attempt:
         """
         asked = self._claim.request
         target = self._directory / "resolved.json"
-        options = ["--newest-in"] if terms.newest_in else []
+        options = [f"--root={root}" for root in self._settings.model_roots]
+        options += ["--newest-in"] if terms.newest_in else []
         relay = Relay(self._store, self._claim)
         resolving = [*self._commands.resolution, asked.model, self._settings.device, str(target), *options]
         ended = self._programs.fetch(resolving, self._temporary, relay.line)

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     except MeasurementError as error:
         reporter.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
-    except BaseException as error:  # a supervisor must always be told, also of a panic in the tokenizers' Rust code
+    except BaseException as error:  # a supervisor must always be told; a panic of a library is no Exception
         if isinstance(error, torch.AcceleratorError) and _WITHOUT_KERNELS not in os.environ:
             _restart_without_kernels(reporter, arguments, error)
         traceback.print_exc()
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _restart_without_kernels(reporter: ProgressReporter, arguments: list[str], error: Exception) -> NoReturn:
+def _restart_without_kernels(reporter: ProgressReporter, arguments: list[str], error: BaseException) -> NoReturn:
     """Begin anew with plain torch in place of the CUDA kernels: after such an error a process cannot use the device."""
     why = first_line(error)
     print(f"the device failed, so the measurement begins anew without CUDA kernels: {why}", file=sys.stderr, flush=True)

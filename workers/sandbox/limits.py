@@ -23,6 +23,7 @@ from service.contracts.progress import Failed
 from service.settings import Settings
 
 MEMORY_LIMIT, FILE_SIZE_LIMIT, CPU_LIMIT, DEADLINE = "memory-limit", "file-size-limit", "cpu-limit", "deadline"
+LIMIT_CODES = (MEMORY_LIMIT, FILE_SIZE_LIMIT, CPU_LIMIT, DEADLINE)
 
 _SHARE_OF_MACHINE = 0.9
 _UNTOUCHED_BYTES = 8 << 30

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.store.job_records import Claim
 from workers.children import Ended, run_child
 from workers.failures import KILLED, JobFailed, unexplained
+from workers.fetching import hub_environment, in_time
 from workers.lease import Lease
 from workers.sandbox.sandbox import Sandbox
 
@@ -41,20 +43,22 @@ class Programs:
     JobFailed for a limit that was reached.
     """
 
-    def __init__(self, sandbox: Sandbox, lease: Lease, job_id: str, directory: Path) -> None:
-        """`directory` is the attempt's; the deadline counts from now."""
+    def __init__(self, sandbox: Sandbox, lease: Lease, claim: Claim, directory: Path, fetch_seconds: float) -> None:
+        """`directory` is the attempt's; the deadline counts from now. A fetch may take `fetch_seconds`."""
         self._sandbox = sandbox
         self._lease = lease
-        self._job_id = job_id
+        self._claim = claim
+        self._fetch_seconds = fetch_seconds
         self._directory = directory
         self._ends_at = time.monotonic() + sandbox.limits.seconds
 
     def fetch(self, command: Sequence[str], temporary: Path, on_line: Callable[[bytes], None]) -> Ended:
-        """Run a program with this worker's rights and network."""
+        """Run a program with this worker's rights and network, and of its credentials the hub's token."""
         # What it leaves in its temporary directory goes when the working directory goes.
-        environment = {**os.environ, "TMPDIR": str(temporary)}
+        environment = {**hub_environment(os.environ), "TMPDIR": str(temporary)}
+        check = in_time(self._check, self._claim.request.model, self._fetch_seconds)
         ended = run_child(
-            command, environment=environment, check=self._check, on_line=on_line, umask=self._sandbox.fetching_umask
+            command, environment=environment, check=check, on_line=on_line, umask=self._sandbox.fetching_umask
         )
         return self._logged(command, ended)
 
@@ -79,7 +83,7 @@ class Programs:
     def _logged(self, command: Sequence[str], ended: Ended) -> Ended:
         if ended.status != 0:
             tail = json.dumps(ended.errors[-10:])
-            log.warning("job %s: %s ended with %d: %s", self._job_id, command[0], ended.status, tail)
+            log.warning("job %s: %s ended with %d: %s", self._claim.job_id, command[0], ended.status, tail)
         return ended
 
     def _check(self) -> None:
