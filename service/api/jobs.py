@@ -17,7 +17,12 @@ from service.store.statuses import Status
 router = APIRouter(prefix="/v1/jobs", route_class=UniqueKeys)
 
 
-@router.post("", status_code=status.HTTP_202_ACCEPTED, response_model=JobView | JobRequest)
+@router.post(
+    "",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=JobView | JobRequest,
+    responses={200: {"model": JobRequest, "description": "The request is valid; nothing was submitted."}},
+)
 def submit(
     backend: FromApp,
     body: JobSubmission,
@@ -74,16 +79,16 @@ def file(backend: FromApp, request: Request, job_id: JobId, key: FileKey) -> Res
     return downloads.uploaded(backend, request, getattr(backend.store.get(job_id).request, key), key)
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", responses={202: {"model": JobView}})
 def cancel(backend: FromApp, job_id: JobId, response: Response) -> JobView:
     """Cancel a job: a queued job at once (200), a running job when its worker stops (202)."""
     return _changed(backend.store.cancel(job_id), response)
 
 
-@router.post("/{job_id}/retry")
-def retry(backend: FromApp, job_id: JobId, response: Response) -> JobView:
-    """Queue a failed or cancelled job again (202)."""
-    return _changed(backend.store.retry(job_id), response)
+@router.post("/{job_id}/retry", status_code=status.HTTP_202_ACCEPTED)
+def retry(backend: FromApp, job_id: JobId) -> JobView:
+    """Queue a failed or cancelled job again."""
+    return JobView.of(backend.store.retry(job_id))
 
 
 @router.delete("/{job_id}", status_code=status.HTTP_204_NO_CONTENT)

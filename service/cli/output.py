@@ -166,6 +166,8 @@ class Lines:
             self._events.show(kind, data)
             return
         stage, done, total = data["stage"], data["done"], data["total"]
+        if cost := data.get("cost"):
+            self._print_if_new((stage, cost), cost)
         left = self._remaining.left(stage, done, total, data["elapsed_seconds"])
         line = TITLES.get(stage, stage)
         if total > 1:
@@ -202,6 +204,8 @@ class Bars:
             return
         stage, done, total = data["stage"], data["done"], data["total"]
         left = self._remaining.left(stage, done, total, data["elapsed_seconds"])
+        if cost := data.get("cost"):
+            _print_line(self._bars.console, cost)
         if stage not in self._tasks:
             unit = UNITS.get(stage, "")
             self._tasks[stage] = self._bars.add_task(TITLES.get(stage, stage), total=total, unit=unit, left="")

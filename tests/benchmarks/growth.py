@@ -22,7 +22,6 @@ from checkpoints import make_llama, make_text
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
 from workers.measurement.program import measure
-from workers.measurement.runtime.memory import settle_memory
 from workers.measurement.runtime.progress import ProgressReporter
 
 LAYERS = (4, 8, 16, 24)
@@ -67,7 +66,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     quiet_libraries()
-    settle_memory()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         text = make_text(root / "text.txt", max(SEQUENCES) * LENGTH)

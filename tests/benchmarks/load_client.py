@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 CONNECTIONS = 64
@@ -33,14 +34,31 @@ class Connection:
         fields = dict(line.lower().split(": ", 1) for line in answer.split("\r\n")[1:] if line)
         return int(answer.split()[1]), await reader.readexactly(int(fields["content-length"]))
 
-    async def stream(self, path: str) -> asyncio.StreamReader:
-        """Open a stream of events, and return what reads it after its head."""
+    async def stream(self, path: str) -> "EventStream":
+        """Open a stream of events."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(f"GET {path} HTTP/1.1\r\n{self._head}Accept: text/event-stream\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         assert b" 200 " in head.split(b"\r\n")[0], head
-        self._streams = (reader, writer)
-        return reader
+        return EventStream(reader, writer)
+
+
+@dataclass
+class EventStream:
+    """A stream of server-sent events, after its head."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def kinds(self, last: str) -> list[str]:
+        """Return the kinds of the events until one of the kind `last`."""
+        kinds: list[str] = []
+        async for line in self.reader:
+            if line.startswith(b"event: "):
+                kinds.append(line.decode().split()[1])
+                if kinds[-1] == last:
+                    break
+        return kinds
 
 
 async def at_rate(

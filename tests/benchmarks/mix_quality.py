@@ -1,6 +1,7 @@
 """How much recommended mixes win on a real model, at equal bytes, on text that chose nothing.
 
-    python tests/benchmarks/mix_quality.py MODEL [--dtype float32] [--sequences 16] [--draws 4] [--split-groups]
+    python tests/benchmarks/mix_quality.py MODEL [--dtype float32] [--sequences 16] [--draws 4] [--share 0.02 ...]
+        [--split-groups]
 
 MODEL is the checkpoint of `bash deploy/real_model.sh`. Bytes are those of 16-bit weights, whatever the type; budgets
 are shares of the quantized modules' bytes under nf4. Every mean KL divergence is stated as a ratio to uniform nf4 on
@@ -10,30 +11,31 @@ the same held-out sequences, with what was predicted beside it.
 import argparse
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import program_environment  # noqa: F401  (before torch)
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.contracts.harm.recommendation import RecommendSettings
-from service.contracts.request import Analysis, MeasurementRequest
+from service.contracts.request import Analysis, MeasurementRequest, schemes_for
 from service.contracts.schemes import SCHEMES, Scheme
 from workers.measurement.__main__ import quiet_libraries
-from workers.measurement.harm.reference_states import record_states
-from workers.measurement.harm.reverse_sweep import reverse_sweep
+from workers.measurement.harm.copies import Module, component_of
+from workers.measurement.harm.stage import run_harm
 from workers.measurement.inputs.calibration import calibrate
 from workers.measurement.inputs.tokenizer import load_tokenizer
 from workers.measurement.layers.copies.quantize_layer import quantize_layer
+from workers.measurement.layers.sweep import prepare_sweep
+from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
 from workers.measurement.mixes.plan import MixInputs, Plan, plan_mixes
 from workers.measurement.mixes.units import QuantizedModule
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder, load_decoder
-from workers.measurement.models.projections import Projection, projections
+from workers.measurement.models.projections import projections
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.runtime.progress import ProgressReporter
 
@@ -56,30 +58,33 @@ def described(decoder: Decoder) -> list[QuantizedModule]:
         for part in projections(layer, decoder.layer_config(index)):
             elements = layer.get_submodule(part.name).weight.numel()
             extra = int(elements * (BITS["kept"] - BITS["nf4"]) / 8)
-            modules.append(
-                QuantizedModule(index, f"{decoder.prefix}{index}.{part.name}", next(iter(part.parts)), extra)
-            )
+            modules.append(QuantizedModule(index, f"{decoder.prefix}{index}.{part.name}", component_of(part), extra))
     return modules
 
 
-def products(decoder: Decoder, token_ids: torch.Tensor, scheme: Scheme, draws: int, scratch: Path) -> np.ndarray:
-    """a_m of every module, [N, S, M], in the order of the modules; the weight errors by module go into `ERRORS`."""
-    reference = record_states(decoder, token_ids, 2**31, scratch / "states")
-
-    def quantize(index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme) -> Mapping[str, nn.Module]:
-        made = quantize_layer(layer, parts, scheme)
-        for part in parts:
-            ERRORS[f"{decoder.prefix}{index}.{part.name}"] = max(made.weight_errors[c] or 0.0 for c in part.parts)
-        return {part.name: made.module.get_submodule(part.name) for part in parts}
-
-    swept = reverse_sweep(
-        reference, [scheme], quantize, first=0, draws=draws, seed=0, step=64, budget_bytes=2**31, directory=scratch
-    )[scheme.name]
-    place = {f"{decoder.prefix}{module.layer}.{module.name}": n for n, module in enumerate(swept.modules)}
-    return swept.matrix()[:, :, [place[module.name] for module in described(decoder)]]
+def products(request: MeasurementRequest, decoder: Decoder, token_ids: torch.Tensor, scratch: Path) -> np.ndarray:
+    """a_m of every module, [N, S, M], in the order of the modules."""
+    schemes, quiet = schemes_for(request), ProgressReporter(out=io.StringIO())
+    batches = [Batch(part) for part in token_ids.split(4)]
+    state = prepare_sweep(decoder, batches, schemes, request, budget_bytes=2**31, directory=scratch / "streams")
+    modules = [Module(m.layer, m.name.removeprefix(f"{decoder.prefix}{m.layer}.")) for m in described(decoder)]
+    harm = run_harm(request, state, token_ids, {"nf4": dict.fromkeys(modules, 0)}, scratch, quiet)
+    assert harm is not None
+    found = harm.schemes["nf4"].products
+    assert found is not None
+    return found.matrix()[:, :, [found.modules.index(module) for module in modules]]
 
 
-ERRORS: dict[str, float] = {}
+def weight_errors(decoder: Decoder, scheme: Scheme) -> dict[str, float]:
+    """The relative error of every module's weight, by its name."""
+    errors = {}
+    for index in range(len(decoder.layers)):
+        with decoder.resident(index) as layer:
+            parts = projections(layer, decoder.layer_config(index))
+            made = quantize_layer(layer, parts, scheme)
+            for part in parts:
+                errors[f"{decoder.prefix}{index}.{part.name}"] = max(made.weight_errors[c] or 0.0 for c in part.parts)
+    return errors
 
 
 def planned(harm: MixInputs, share: float, whole_groups: bool) -> Plan:
@@ -99,6 +104,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--share", type=float, action="append", help="of nf4's bytes; repeatable")
+    parser.add_argument(
+        "--held-out", type=int, default=16, help="sequences to measure on, as many as --sequences at most"
+    )
     parser.add_argument("--split-groups", action="store_true")
     parser.add_argument("--products", type=Path, help="keep the inner products in this file, or take them from it")
     options = parser.parse_args()
@@ -112,7 +121,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
     """Choose on one half of the text, measure on the other."""
     path = copied(options.model, options.dtype, scratch / "model")
     decoder = load_decoder(open_checkpoint(path), torch.device("cpu"), scratch / "offloaded")
-    settings = {"recommend": {"enabled": True}, "harm": {"estimate": True, "exact": "none"}, "schemes": ["nf4"]}
+    harm_settings = {"estimate": True, "exact": "none", "draws": options.draws}
+    settings = {"recommend": {"enabled": True}, "harm": harm_settings, "schemes": ["nf4"]}
     request = MeasurementRequest.model_validate(
         {"model": {"path": path}, "calibration": {"path": TEXT}, "sequences": options.sequences,
          "sequence_length": options.sequence_length} | settings
@@ -121,28 +131,35 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
     scheme = resolved(SCHEMES["nf4"], decoder.dtype)
     modules = described(decoder)
     if options.products is not None and options.products.exists():
-        stored = np.load(options.products)
-        values, errors = stored["values"], dict(zip((m.name for m in modules), stored["errors"].tolist(), strict=True))
+        values = np.load(options.products)
     else:
-        values = products(decoder, text.token_ids, scheme, options.draws, scratch)
-        errors = ERRORS
+        values = products(request, decoder, text.token_ids, scratch)
         if options.products is not None:
-            np.savez(options.products, values=values, errors=[errors[module.name] for module in modules])
+            np.save(options.products, values)
     names = frozenset(module.name for module in modules)
     size = 10**9  # of the model, which only has to be larger than what is added
     harm = MixInputs(
-        scheme, modules, values, options.sequence_length - 1, 1.0, size, 10 * size, errors, frozenset(), names
+        scheme,
+        modules,
+        values,
+        options.sequence_length - 1,
+        1.0,
+        size,
+        10 * size,
+        weight_errors(decoder, scheme),
+        frozenset(),
+        names,
     )
-    plans = {share: planned(harm, share, not options.split_groups) for share in SHARES}
+    plans = {share: planned(harm, share, not options.split_groups) for share in options.share or SHARES}
     mixes = [
         Mix(f"{share} {name}", scheme, plan.kept(name))
         for share, plan in plans.items()
         for name in (*plan.mixes, *plan.controls)
-        if name != "uniform" or share == SHARES[0]
+        if name != "uniform" or share == next(iter(plans))
     ]
     predictions = measure_mixes(
-        decoder, mixes, text.held_out.split(4), Analysis(), 0, budget_bytes=2**31, directory=scratch / "streams",
-        reporter=ProgressReporter(out=io.StringIO()),
+        decoder, mixes, text.held_out[: options.held_out].split(4), Analysis(), 0, budget_bytes=2**31,
+        directory=scratch / "streams", reporter=ProgressReporter(out=io.StringIO()),
     )  # fmt: skip
     kl = {name: float(comparison.kl_divergence.mean()) for name, comparison in predictions.comparisons.items()}
     report(plans, kl)
@@ -150,7 +167,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
 
 def report(plans: Mapping[float, Plan], kl: Mapping[str, float]) -> None:
     """Print every mix and control as its ratio to uniform nf4."""
-    uniform = kl[f"{SHARES[0]} uniform"]
+    uniform = kl[f"{next(iter(plans))} uniform"]
     print(f"uniform nf4, held out: {uniform:.4f} nats")
     for share, plan in plans.items():
         print(f"+{share:.0%} of nf4's bytes")

@@ -34,7 +34,6 @@ from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import load_decoder
 from workers.measurement.program import measure
-from workers.measurement.runtime.memory import settle_memory
 from workers.measurement.runtime.progress import ProgressReporter
 
 
@@ -137,7 +136,6 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     options = parser.parse_args()
     quiet_libraries()
-    settle_memory()
     for dtype in options.dtypes:
         with tempfile.TemporaryDirectory() as directory:
             root = Path(directory)

@@ -88,9 +88,8 @@ def reads(options: argparse.Namespace) -> dict[str, Any]:
         upgrade(engine)
         queued, ended = fill(engine, options.jobs, options.queued)
         with api(home, url) as (port, server):
-            rate, before = options.rate or 400, server.cpu_times()
-            measured = asyncio.run(reading(port, JobStore(engine), queued, ended, rate, options))
-            measured |= cost(server, before, rate * options.seconds)
+            rate = options.rate or 400
+            measured = asyncio.run(reading(port, server, JobStore(engine), queued, ended, rate, options))
         engine.dispose()
     return {"rate": rate, "jobs": options.jobs, "queued": options.queued, "streams": options.streams} | measured
 
@@ -106,7 +105,13 @@ def cost(server: psutil.Process, before: Any, answers: float) -> dict[str, Any]:
 
 
 async def reading(
-    port: int, store: JobStore, queued: list[str], ended: list[str], rate: float, options: argparse.Namespace
+    port: int,
+    server: psutil.Process,
+    store: JobStore,
+    queued: list[str],
+    ended: list[str],
+    rate: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Read at a fixed rate while streams are open, and while some of their jobs get events."""
     ids = [job_id for pair in zip(queued[:: max(1, len(queued) // 500)], ended, strict=False) for job_id in pair]
@@ -116,10 +121,12 @@ async def reading(
 
     followed = queued[-options.streams :] if options.streams else []
     streams = [await Connection(port, KEY).stream(f"/v1/jobs/{job_id}/events") for job_id in followed]
-    received = [asyncio.create_task(events(stream)) for stream in streams]
+    received = [asyncio.create_task(stream.kinds("cancelled")) for stream in streams]
     await at_rate(port, KEY, 50, 2, send)
     cancelling = asyncio.create_task(cancel(store, followed[: len(followed) // 2], options.seconds))
+    before = server.cpu_times()
     measured = await at_rate(port, KEY, rate, options.seconds, send)
+    measured |= cost(server, before, rate * options.seconds)
     await cancelling
     if followed:
         ended_streams = await asyncio.wait_for(asyncio.gather(*received[: len(followed) // 2]), 60)
@@ -127,17 +134,6 @@ async def reading(
     for task in received:
         task.cancel()
     return measured
-
-
-async def events(stream: asyncio.StreamReader) -> list[str]:
-    """Return the kinds of the events of a stream, once it has ended."""
-    kinds: list[str] = []
-    async for line in stream:
-        if line.startswith(b"event: "):
-            kinds.append(line.decode().split()[1])
-            if kinds[-1] == "cancelled":
-                break
-    return kinds
 
 
 async def cancel(store: JobStore, job_ids: list[str], seconds: float) -> None:

@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from service.contracts.request import MeasurementRequest
 from workers.measurement.__main__ import quiet_libraries
 from workers.measurement.program import measure
-from workers.measurement.runtime.memory import settle_memory
 from workers.measurement.runtime.progress import ProgressReporter
 
 NAMES = ("reference", "int8", "nf4")
@@ -72,7 +71,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     options = parser.parse_args()
     quiet_libraries()
-    settle_memory()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         parameters = make_llama(

@@ -92,10 +92,8 @@ def quiet() -> None:
 
     settle_environment()
     from workers.measurement.__main__ import quiet_libraries
-    from workers.measurement.runtime.memory import settle_memory
 
     quiet_libraries()
-    settle_memory()
 
 
 def tell_replaced(context: Context) -> None:

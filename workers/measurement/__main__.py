@@ -29,7 +29,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError, first_line
 from workers.measurement.program import measure
-from workers.measurement.runtime.memory import ran_out, settle_memory
+from workers.measurement.runtime.memory import ran_out
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.statistics.backends import CUDA_KERNELS, replace_kernel
 
@@ -45,7 +45,6 @@ def main(arguments: list[str]) -> int:
         return 0
     reporter = ProgressReporter(out=_private_stdout())
     quiet_libraries()
-    settle_memory()
     if why := os.environ.get(_WITHOUT_KERNELS):
         for kernel in CUDA_KERNELS:
             replace_kernel(kernel, why)

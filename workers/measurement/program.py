@@ -1,14 +1,12 @@
 """Runs the measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from service.contracts.harm.tables import harm_tables
+from service.contracts.harm.tables import MIXES, harm_tables
 from service.contracts.request import MeasurementRequest, schemes_for, variants_for
 from service.contracts.tables import TABLES
 from workers.measurement.errors import BadRequest
@@ -17,9 +15,10 @@ from workers.measurement.inputs.calibration import Calibration, calibrate
 from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
 from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled
 from workers.measurement.inputs.tokenizer import LazyTokenizer, bos_token, load_tokenizer
-from workers.measurement.layers.streams import REFERENCE, StreamCheckpoint
+from workers.measurement.layers.streams import StreamCheckpoint
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch, SweepState
+from workers.measurement.mixes.stage import Measured, check_targets, run_mixes
 from workers.measurement.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from workers.measurement.models.components import ARCHITECTURES
 from workers.measurement.models.decoder import Decoder, load_decoder
@@ -27,23 +26,20 @@ from workers.measurement.models.kept_modules import kept_modules
 from workers.measurement.predictions.comparison import Predictions, compare_predictions, first_scored
 from workers.measurement.predictions.label_separation import LabelSeparation, separate_labels
 from workers.measurement.predictions.labelled_vectors import final_vectors, in_record_order
-from workers.measurement.results.assembly import assemble
-from workers.measurement.results.harm_section import write_harm
 from workers.measurement.results.layer_files import LayerFiles
 from workers.measurement.results.layer_summary import replaced_modules
-from workers.measurement.results.profile import pick_profile
-from workers.measurement.results.report import MeasurementResults, build_report
+from workers.measurement.results.mixes_section import isolated_errors
+from workers.measurement.results.report import MeasurementResults
 from workers.measurement.results.report_warnings import (
     warn_calibration,
-    warn_fp16_columns,
     warn_nonfinite,
-    warn_not_discriminating,
     warn_overflow,
     warn_predictions,
     warn_replaced,
     warn_unknown_architecture,
     warn_unquantized,
 )
+from workers.measurement.results.writing import write_report
 from workers.measurement.runtime.device import (
     card_name,
     choose_device,
@@ -104,16 +100,21 @@ def measure(request: MeasurementRequest, out: Path, reporter: ProgressReporter) 
         with device_memory(device, batches[0].token_ids.shape):
             state, files = _sweep(request, subject, batches, work, reporter)
             (work / "result").mkdir()
-            wanted = (*TABLES.values(), *harm_tables(request.harm))
+            mixes = (MIXES,) if request.recommend.enabled else ()
+            wanted = (*TABLES.values(), *harm_tables(request.harm), *mixes)
             with table_writers(work / "result/tables", wanted, request.scheme_names) as tables:
                 predictions = _compare(request, state, calibration, tables["tokens"], reporter)
-                replaced = replaced_modules(files, len(state.decoder.layers), request.scheme_names)
-                harm = run_harm(request, state, calibration.token_ids, replaced, work, reporter)
+                measured = _measured(request, state, files, predictions)
+                check_targets(request, measured)
+                harm = run_harm(request, state, calibration.token_ids, measured.replaced, work, reporter)
+                recommended = run_mixes(request, measured, harm, calibration.held_out, work, reporter)
                 labelled = _separate(request, state, files, prompts, work / "result/tables", reporter)
                 results = MeasurementResults(
                     request, model_fingerprint, subject.tokenizer, calibration, state, predictions, labelled, harm
                 )
-                _write(results, files, tables, work / "result/report.json", reporter)
+                warn_replaced(reporter)
+                with reporter.stage("write"):
+                    write_report(results, files, tables, recommended, work / "result/report.json", reporter)
 
 
 def _load(
@@ -244,6 +245,13 @@ def _compare(
     return predictions
 
 
+def _measured(request: MeasurementRequest, state: SweepState, files: LayerFiles, predictions: Predictions) -> Measured:
+    """Gather what harm and mixes need to know."""
+    layers = len(state.decoder.layers)
+    replaced = replaced_modules(files, layers, request.scheme_names)
+    return Measured(state, predictions, replaced, isolated_errors(files, state.decoder, request.scheme_names))
+
+
 def _separate(
     request: MeasurementRequest,
     state: SweepState,
@@ -267,34 +275,3 @@ def _separate(
     writer.append(separation.columns)
     writer.close()
     return separation
-
-
-def _write(
-    results: MeasurementResults,
-    files: LayerFiles,
-    tables: Mapping[str, TableWriter],
-    report_file: Path,
-    reporter: ProgressReporter,
-) -> None:
-    state = results.state
-    warn_replaced(reporter)
-    with reporter.stage("write"):
-        assembled = assemble(
-            files,
-            len(state.decoder.layers),
-            state.positions,
-            state.decoder.config.hidden_size,
-            results.request,
-            tables,
-            results.describe_token,
-        )
-        warn_not_discriminating(assembled.outliers, state.decoder.config.hidden_size, reporter)
-        thresholds = {
-            one.name: float(one.settings["threshold"]) for one in state.schemes if "threshold" in one.settings
-        }
-        warn_fp16_columns(assembled.fp16_columns, thresholds, reporter)
-        profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
-        tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
-        harm = write_harm(results, assembled.outliers, tables)
-        report = build_report(results, assembled, profile, harm, reporter)
-        report_file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

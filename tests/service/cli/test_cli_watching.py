@@ -174,6 +174,16 @@ def test_away_from_a_terminal_progress_is_plain_lines_and_not_too_many():
     assert lines[-2:] == ["queued, 2 jobs ahead of it", "queued, 1 job ahead of it"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_stage_takes_is_said_when_it_begins(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with display(console) as shown:
+        first = {"stage": "harm", "done": 0, "total": 90, "elapsed_seconds": 2.0, "cost": "harm takes 9 forward passes"}
+        shown.show("progress", first)
+        shown.show("progress", {"stage": "harm", "done": 45, "total": 90, "elapsed_seconds": 3.0})
+    assert console.file.getvalue().count("harm takes 9 forward passes") == 1
+
+
 def test_another_attempt_s_warnings_are_shown_again():
     console = Console(file=io.StringIO(), width=100)
     with display(console) as shown:

@@ -1,13 +1,16 @@
 """The frontier and every measured mix are in the figure, and the page says first what to ship."""
 
 import json
+import shlex
 
 import pytest
 
+from service.contracts.harm.recommendation import RecommendSettings
 from workers.reporting.figures import frontier
 from workers.reporting.loading import load
 from workers.reporting.summary import summary
 from workers.reporting.topics import mixes
+from workers.reporting.topics.reproduction import command
 
 CONFIG = {
     "load_in_4bit": True,
@@ -94,3 +97,17 @@ def test_the_summary_says_first_what_to_ship(recommended):
     text = summary(load(recommended), ())
     assert text.index("## Decision") < text.index("## Verdict")
     assert "nf4 needs 0.4 MB more: keep mlp.down of layer 3 in 16 bits" in text
+
+
+def test_the_command_that_repeats_it_recommends_under_the_same_target(recommended):
+    report = load(recommended).report
+    settings = {"enabled": True, "max_bytes": 2_000_000, "whole_groups": False}
+    asked = report.analysis.model_copy(
+        update={"recommend": RecommendSettings.model_validate(settings), "keep": ("a.b",)}
+    )
+    words = shlex.split(command(report.model_copy(update={"analysis": asked})))
+    assert words[1] == "recommend"
+    assert words[words.index("--keep") + 1] == "a.b"
+    assert words[words.index("--max-bytes") + 1] == "2000000"
+    assert "--split-groups" in words
+    assert "--set" not in words

@@ -47,7 +47,9 @@ def run_harm(
         return None
     directory = work / "harm"
     directory.mkdir(exist_ok=True)
-    plan = make_plan(request.harm, _size(request, state, token_ids, replaced), _budget(request, state), directory)
+    plan = make_plan(
+        request.harm, _size(request, state, token_ids, replaced), streams_budget(request, state), directory
+    )
     check_disk(plan, directory)
     with reporter.stage("harm", total=plan.layer_passes, cost=plan.says()) as progress:
         task = HarmTask(
@@ -103,7 +105,7 @@ def _state_bytes(state: SweepState) -> int:
     return hidden.shape[-1] * hidden.element_size()
 
 
-def _budget(request: MeasurementRequest, state: SweepState) -> int:
+def streams_budget(request: MeasurementRequest, state: SweepState) -> int:
     """Return the memory that the sweep's streams leave."""
     tokens = sum(batch.token_ids.numel() for batch in state.batches)
     held = 0 if state.streams.in_files else len(state.streams.names) * tokens * _state_bytes(state)

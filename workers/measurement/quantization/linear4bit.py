@@ -20,7 +20,6 @@ import torch
 from torch.nn import functional
 
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
-from workers.measurement.runtime.memory import empty_apart
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64
 """bitsandbytes packs a 4-bit weight for AVX512-BF16 only if its shape divides by these."""
@@ -87,7 +86,7 @@ class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
 def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
     """Return the codes of a weight [out, in], two in a byte, and bitsandbytes' state that says what they stand for."""
     in_features, block = weight.shape[1], int(settings["block_size"])
-    codes = empty_apart((-(-weight.numel() // 2), 1), torch.uint8, weight.device)
+    codes = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=weight.device)
     scales = torch.empty(-(-weight.numel() // block), dtype=torch.float32, device=weight.device)
     for rows in row_ranges(weight, block):
         packed, state = bnb.functional.quantize_4bit(
@@ -111,7 +110,7 @@ def _pack(codes: torch.Tensor, scales: torch.Tensor, state: Any) -> torch.Tensor
     form goes by 32 rows, so it may as well be put together from ranges of rows.
     """
     rows_in_all, columns = state.shape
-    packed = empty_apart((rows_in_all, columns // 2), torch.uint8, codes.device)
+    packed = torch.empty((rows_in_all, columns // 2), dtype=torch.uint8, device=codes.device)
     transposed = torch.empty((columns // state.blocksize, rows_in_all), dtype=torch.bfloat16)
     for rows in row_ranges(packed):
         shape = torch.Size((rows.stop - rows.start, columns))

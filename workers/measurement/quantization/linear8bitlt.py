@@ -16,7 +16,6 @@ from workers.measurement.quantization.projection import (
     row_ranges,
     with_bias,
 )
-from workers.measurement.runtime.memory import empty_apart
 from workers.measurement.statistics.reduction import FP16_MAX
 
 
@@ -47,7 +46,7 @@ def linear8bitlt(weight: torch.Tensor, bias: torch.Tensor | None, settings: Sett
             has_fp16_weights=False,
             threshold=settings["threshold"],
         )
-    codes = empty_apart(weight.shape, torch.int8, weight.device)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     for rows in row_ranges(weight):
         codes[rows], scales[rows], _ = bnb.functional.int8_vectorwise_quant(weight[rows].half().contiguous())

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from workers.measurement.quantization.grid import Grid
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
-from workers.measurement.runtime.memory import empty_apart
 
 
 class SimulatedLinear(nn.Module):
@@ -46,7 +45,7 @@ def simulated_linear(weight: torch.Tensor, bias: torch.Tensor | None, settings: 
     def on_grid(rows: slice) -> torch.Tensor:
         return weight[rows].float() if grid is None else grid.quantize(weight[rows])
 
-    values = empty_apart(weight.shape, weight.dtype, weight.device)
+    values = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     for rows in row_ranges(weight):
         values[rows] = on_grid(rows)
     module: Any = SimulatedLinear(values, Grid.of(settings, "input"))

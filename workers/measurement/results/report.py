@@ -15,7 +15,7 @@ from torch import nn
 from service.contracts import provenance
 from service.contracts import report as contract
 from service.contracts.harm.facts import HarmFacts
-from service.contracts.harm.tables import harm_tables
+from service.contracts.harm.tables import MIXES, harm_tables
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
 from service.contracts.tables import TABLES
@@ -254,7 +254,12 @@ def build_report(
         harm=harm,
         tables=tuple(
             contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",))
-            for t in (*TABLES.values(), *harm_tables(request.harm), *((labelled.table,) if labelled else ()))
+            for t in (
+                *TABLES.values(),
+                *harm_tables(request.harm),
+                *((MIXES,) if request.recommend.enabled else ()),
+                *((labelled.table,) if labelled else ()),
+            )
         ),
         timing=timing(reporter, decoder.device),
     )

@@ -9,7 +9,6 @@ mapped from files, weights as well as code, needs no room of its own between two
 
 import ctypes
 import gc
-import math
 import mmap
 import os
 import sys
@@ -72,29 +71,6 @@ def is_fatal(error: BaseException) -> bool:
     return ran_out(error) or isinstance(error, torch.AcceleratorError)
 
 
-def settle_memory() -> None:
-    """Tell the C library once what suits a sweep, which asks for tensors of the same sizes over and over.
-
-    By itself it gives large pieces back when they are freed, until it has seen larger ones; and it takes more from the
-    system in small steps, so that the pieces lie badly.
-    """
-    _set(_M_MMAP_THRESHOLD, 32 << 20)  # the largest it takes
-    _set(_M_TRIM_THRESHOLD, 1 << 30)
-    _set(_M_TOP_PAD, 64 << 20)
-
-
-def empty_apart(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return an empty tensor that the system gets back as soon as it is freed, and that breaks up no other room.
-
-    For what lives as long as a layer, among tensors that come and go.
-    """
-    elements = math.prod(shape)
-    if device.type != "cpu" or elements * dtype.itemsize < _SMALLEST_APART:
-        return torch.empty(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, elements * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
-
-
 def keep_what_is_loaded() -> None:
     """Let later collections pass over everything that exists now; they take milliseconds then."""
     gc.collect()
@@ -155,23 +131,15 @@ def _only_of_files(first: int, last: int) -> bool:
     return len(entries) == last - first and bool((of_file | ~here).all())
 
 
-def _set(setting: int, value: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(setting, value)
-
-
 GROWTH = 4
 """By this part of what a batch leaves may be more resident."""
 _PROCESS = psutil.Process()
 _MAPS = Path("/proc/self/maps")
-_SMALLEST_APART = 1 << 20
 _SMALLEST_DROPPED = 4 << 20
 _HUGE_PAGE = 2 << 20
 _STRETCH = 1 << 18
 """Pages that are looked at together."""
 _MADV_DONTNEED = 4
 _MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 """glibc's; other C libraries have none."""

@@ -18,8 +18,7 @@ from workers.reporting.drawing.style import Mark
 from workers.reporting.loading import Source, select
 from workers.reporting.text import number, ranges
 
-FP16_MAX = 65504.0
-"""Largest finite value of fp16."""
+FP16_MAX = float(np.finfo(np.float16).max)
 
 
 class Site(NamedTuple):

@@ -9,7 +9,7 @@ from workers.reporting.loading import Columns, Source
 from workers.reporting.text import ABSENT, counted, number, ranges
 from workers.reporting.topics.records import Grid, Topic, without
 
-FP16_LARGEST = 65504
+FP16_MAX = float(np.finfo(np.float16).max)
 _INT8_BITS, _INT4_BITS = np.log2(2 * 127), np.log2(2 * 7)
 """A symmetric grid with this many steps up to the peak rounds the median to zero if it is under half a step."""
 _TITLE = "Dynamic range"
@@ -75,10 +75,10 @@ def over_fp16(sites: Columns) -> str:
     """Say how many values a cast to fp16 would make infinite, and where most of them are."""
     over = sites["over_fp16"]
     if not over.size or not over.sum() > 0:
-        return f"No value exceeds {FP16_LARGEST:,}, the largest fp16 value."
+        return f"No value exceeds {FP16_MAX:,.0f}, the largest fp16 value."
     most = int(np.argmax(over))
     return (
-        f"Values over {FP16_LARGEST:,}, the largest fp16 value, occur at {counted(int((over > 0).sum()), 'site')}, "
+        f"Values over {FP16_MAX:,.0f}, the largest fp16 value, occur at {counted(int((over > 0).sum()), 'site')}, "
         f"most of them at {_name(sites, most)} ({int(over[most]):,}). Run this model in bfloat16."
     )
 

@@ -5,6 +5,7 @@ Nothing is escaped here; the template escapes everything.
 
 import shlex
 
+from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.harm.settings import HarmSettings
 from service.contracts.record import Frozen
 from service.contracts.report import Report
@@ -110,7 +111,9 @@ _OF_HARM = {("harm", name) for name in ("estimate", "exact", "dimensions")}
 def command(report: Report) -> str:
     """Return the command that repeats the measurement."""
     model, calibration = report.model, report.calibration
-    words = ["headroom", "analyze", f"{model.source}@{model.revision}" if model.revision else model.source]
+    recommend = report.analysis.recommend
+    words = ["headroom", "recommend" if recommend.enabled else "analyze"]
+    words += [f"{model.source}@{model.revision}" if model.revision else model.source]
     words += ["--out", "report", *_schemes(report)]
     words += [word for pattern in report.analysis.keep for word in ("--keep", pattern)]
     if calibration.source != SAMPLE:  # which is what is taken when no text is given
@@ -129,7 +132,8 @@ def command(report: Report) -> str:
         value = getattr(report.analysis, setting)
         if value != type(report.analysis).model_fields[setting].default:
             words += [f"--{setting.replace('_', '-')}", str(value)]
-    return shlex.join([*words, *_harm(report.analysis.harm), *_thresholds(report.analysis)])
+    settings = (*_harm(report.analysis.harm), *_recommend(recommend), *_thresholds(report.analysis))
+    return shlex.join([*words, *settings])
 
 
 def _schemes(report: Report) -> list[str]:
@@ -150,6 +154,13 @@ def _harm(harm: HarmSettings) -> list[str]:
     return [word for name, wanted in asked.items() if wanted for word in ("--harm", name)]
 
 
+def _recommend(settings: RecommendSettings) -> list[str]:
+    """Return the options for the target of a recommendation."""
+    targets = {"--max-bytes": settings.max_bytes and int(settings.max_bytes), "--max-kl": settings.max_kl}
+    words = [word for option, value in targets.items() if value is not None for word in (option, str(value))]
+    return words if settings.whole_groups else [*words, "--split-groups"]
+
+
 def names_files(report: Report) -> bool:
     """Whether the command names a text or labeled prompts, which it does without their paths."""
     labelled = report.labelled
@@ -163,6 +174,6 @@ def _thresholds(analysis: Analysis) -> list[str]:
         if isinstance(field.default, Frozen):
             for name, usual in field.default:  # a newer report may have more
                 value = getattr(getattr(analysis, group), name)
-                if value != usual and (group, name) not in _OF_HARM:
+                if value != usual and group != "recommend" and (group, name) not in _OF_HARM:
                     words += ["--set", f"{group}.{name}={value}"]
     return words

@@ -12,7 +12,6 @@ import torch
 
 from workers.measurement.statistics.cpu.bit_patterns import BFLOAT16, FLOAT16, MAGNITUDE, Patterns, decode, patterns
 from workers.measurement.statistics.cpu.compiling import compiled
-from workers.measurement.statistics.cpu.prefetch import AHEAD, prefetch_row
 from workers.measurement.statistics.reduction import BINS, SHIFT, SPECIAL
 
 U32 = npt.NDArray[np.uint32]
@@ -80,7 +79,6 @@ def count(x: Patterns, tokens: int, channels: int, lanes: U32) -> None:  # pragm
     """Count tokens [T, d] in a thread's lanes [2, 16384]."""
     bits = np.empty(channels, np.uint32)
     for t in range(tokens):
-        prefetch_row(x.flat, (t + AHEAD) * x.strides[0], channels)
         row = x.flat[t * x.strides[0] : t * x.strides[0] + channels]
         # A bin is the top bits of a float32 pattern, which a bfloat16 has too, but not a float16.
         if x.kind == FLOAT16:
@@ -101,7 +99,6 @@ def collect(
     first = np.uint64(number * bins.width)
     bits, held = np.empty(channels, np.uint32), 0
     for t in range(tokens):
-        prefetch_row(x.flat, (t + AHEAD) * x.strides[0], channels)
         row = x.flat[t * x.strides[0] : t * x.strides[0] + channels]
         if x.kind == FLOAT16:
             decode(row, x.kind, bits)

@@ -22,7 +22,6 @@ from workers.measurement.statistics.cpu.bit_patterns import (
 )
 from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.cpu.histogram import U32, Row
-from workers.measurement.statistics.cpu.prefetch import AHEAD, prefetch_row
 from workers.measurement.statistics.cpu.threads import split_range, split_tokens
 from workers.measurement.statistics.reduction import F32, F64
 
@@ -59,10 +58,7 @@ def _token_products(
     in_place = y.kind != FLOAT16 and q.kind != FLOAT16
     y_shift, q_shift = np.uint32(16 * (y.kind == BFLOAT16)), np.uint32(16 * (q.kind == BFLOAT16))
     for t in range(first, last):
-        # Ask for the rows after the next while these are added up.
         a, b = t * y.strides[0], t * q.strides[0]
-        prefetch_row(y.flat, a + AHEAD * y.strides[0], channels)
-        prefetch_row(q.flat, b + AHEAD * q.strides[0], channels)
         y_row, q_row = y.flat[a : a + channels], q.flat[b : b + channels]
         # Nearly every row is finite: add it up where it lies, and look at its values only if a sum says otherwise.
         if in_place and _row_products(y_row, y_shift, q_row, q_shift, out[:, t]):

@@ -29,7 +29,6 @@ from workers.measurement.statistics.cpu.bit_patterns import (
 from workers.measurement.statistics.cpu.columns import COLUMNS, ROWS, Columns, add_columns
 from workers.measurement.statistics.cpu.compiling import compiled
 from workers.measurement.statistics.cpu.histogram import U32, Row, empty_lanes, total
-from workers.measurement.statistics.cpu.prefetch import prefetch
 from workers.measurement.statistics.cpu.threads import split_range
 from workers.measurement.statistics.reduction import F32, F64, FP16_MAX, I32, I64, Reduction
 
@@ -137,18 +136,17 @@ def _reduce_range(
     for t in range(0, tokens, ROWS):
         rows = magnitudes[t : t + ROWS]
         first = start + t * stride
-        ahead = first + ROWS * stride
         # Eight whole rows that are all finite are used where they lie; this also finds each token's largest magnitude.
         in_place = whole_vectors and len(rows) == ROWS
         if in_place:
             there = x.flat[first : first + ROWS * channels].reshape(ROWS, channels)
             in_place = _all_finite(there, x.kind, rows)
         if in_place:
-            _add(x.flat, ahead, stride, there, columns)
+            _add(there, columns)
         else:
             # Everything else is decoded into the scratch, with NaN, which changes no figure, for what is not there.
             _load(x, first, scratch, missing, rows)
-            _add(x.flat, ahead, stride, scratch, columns)
+            _add(scratch, columns)
         # Values over fp16's largest are rare: only a token whose peak is over it is looked through for them.
         for k in range(len(rows)):
             if peaks[t + k] > _FP16_MAX:
@@ -159,11 +157,9 @@ def _reduce_range(
 
 
 @compiled()
-def _add(flat: Row, ahead: int, stride: int, bits: Row, columns: Columns) -> None:  # pragma: no cover - compiled
-    """Add eight tokens [8, w], and ask meanwhile for those that begin at `ahead`."""
+def _add(bits: Row, columns: Columns) -> None:  # pragma: no cover - compiled
+    """Add eight tokens [8, w]."""
     for column in range(0, bits.shape[1], COLUMNS):
-        for k in range(ROWS):
-            prefetch(flat, ahead + k * stride + column)
         add_columns(bits, column, columns)
 
 

@@ -16,7 +16,7 @@ from workers.reporting.drawing.figure import Caption, Drawing, NothingToDraw, pr
 from workers.reporting.drawing.missing_values import leave_empty
 from workers.reporting.figures.harm.harm_map import shown_column
 from workers.reporting.loading import Source, select
-from workers.reporting.text import counted, number, percent
+from workers.reporting.text import counted, percent
 
 _TABLE = "harm"
 _DIMENSIONS = "dimension_harm"
@@ -128,7 +128,7 @@ def _draw_panel(source: Source, axes: Any, ranked: Sequence[Ranked], x: str, y: 
     axes.set_xlim(0.9, max(len(one.shares) for one in ranked) * 1.1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.axhline(0, color=style.MUTED, linewidth=0.6)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
 
 
 def _caption(source: Source, modules: Sequence[Ranked], dimensions: Sequence[Ranked]) -> Caption:
@@ -158,4 +158,4 @@ def _caption(source: Source, modules: Sequence[Ranked], dimensions: Sequence[Ran
 
 def _said(one: Ranked, what: str) -> str:
     half = one.needed(0.5)
-    return f"{one.label}: half of the harm is that of {counted(half, what)} of {number(len(one.shares))}."
+    return f"{one.label}: half of the harm is that of {counted(half, what)} of {len(one.shares):,}."
