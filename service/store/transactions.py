@@ -16,7 +16,7 @@ from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.errors import Gone, NotFound, TransitionNotAllowed
-from service.store.database import writer
+from service.store.database import turn_to_write, writer
 from service.store.hosts.clock import Clock, clock_of
 from service.store.job_records import new_id
 from service.store.statuses import TRANSITIONS, Status
@@ -30,6 +30,7 @@ class Transactions:
         """`clock` replaces the database's in tests."""
         self._reader = engine
         self._writer = writer(engine)
+        self._turn = turn_to_write(engine)
         self._clock = clock or clock_of(engine)
 
     def now(self) -> datetime:
@@ -43,7 +44,7 @@ class Transactions:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with Session(self._writer) as session, session.begin():
+        with self._turn, Session(self._writer) as session, session.begin():
             yield session
 
 
