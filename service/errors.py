@@ -4,6 +4,7 @@ A message names the parameter, its value and what is allowed. `code` is stable a
 problem document; `status` is the HTTP status of the API's answer.
 """
 
+import math
 from typing import ClassVar
 
 
@@ -46,6 +47,13 @@ class Gone(NotFound):
     status = 410
 
 
+class ScopeMissing(HeadroomError):
+    """Raised when the caller's API key is not of the scope that a request needs."""
+
+    code = "scope-missing"
+    status = 403
+
+
 class Conflict(HeadroomError):
     """Raised when the present state of a resource does not allow the request, such as a name that is taken."""
 
@@ -63,6 +71,18 @@ class IdempotencyKeyReused(Conflict):
     """Raised when an Idempotency-Key was used before, with another request."""
 
     code = "idempotency-key-reused"
+
+
+class LimitReached(HeadroomError):
+    """Raised when a caller has used what the service's limits allow; the message names the limit."""
+
+    code = "limit-reached"
+    status = 429
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        """`retry_after` is in how many seconds there may be room again."""
+        super().__init__(message)
+        self.retry_after = max(1, math.ceil(retry_after))
 
 
 class HomeInUse(Conflict):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # it takes long to load, and is only needed where there is a 
 TASK = "headroom.run_job"
 """Name of the one task; its arguments are a job's id and a dispatch number."""
 QUEUE = "headroom"
-"""Name of the one queue."""
+"""Name of the queue of small jobs."""
 SCHEMES = ("redis", "rediss", "redis+socket")
 
 WORKER_ARGUMENTS = ("worker", "--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -70,19 +71,26 @@ def make_app(settings: Settings) -> "Celery":
     return app
 
 
-def send(app: "Celery", job_id: str, dispatch: int) -> None:
+def queue_name(size: SizeClass) -> str:
+    """Return the name of the queue whose messages wake the workers for a class of jobs."""
+    return QUEUE if size == "small" else f"{QUEUE}.{size}"
+
+
+def send(app: "Celery", job_id: str, dispatch: int, size: SizeClass = "small") -> None:
     """Send the message of one dispatch. Raises ServiceUnreachable when the broker is away or refuses."""
     with _reporting(app):
         # One retry, at once: the pooled connection may be from before the broker was restarted.
-        app.send_task(TASK, args=[job_id, dispatch], retry=True, retry_policy={"max_retries": 1, "interval_start": 0})
+        policy = {"max_retries": 1, "interval_start": 0}
+        app.send_task(TASK, args=[job_id, dispatch], queue=queue_name(size), retry=True, retry_policy=policy)
 
 
 def waiting(app: "Celery") -> int:
     """Return how many messages no worker has taken. Raises ServiceUnreachable when the broker is away or refuses."""
     with app.connection_for_write() as connection, _reporting(app):
         connection.ensure_connection(max_retries=1, interval_start=0)
-        queue = app.amqp.queues[QUEUE](connection.default_channel)
-        return int(queue.queue_declare(passive=False).message_count)
+        channel = connection.default_channel
+        queues = [app.amqp.queues[queue_name(size)](channel) for size in SIZE_CLASSES]
+        return sum(int(queue.queue_declare(passive=False).message_count) for queue in queues)
 
 
 @contextmanager

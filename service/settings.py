@@ -20,9 +20,12 @@ from service.contracts.request import (
     MemorySize,
     RetentionDays,
 )
+from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest
 
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
+DEFAULT_UPLOADS = ByteSize(10 * 2**30)
+DEFAULT_SMALL = ByteSize(32 * 2**30)
 
 
 class Settings(BaseSettings):
@@ -37,7 +40,7 @@ class Settings(BaseSettings):
     """Address of a running service, for the command line; default: the embedded stack."""
 
     api_key: SecretStr | None = None
-    """API key that the command line sends; default: the key in `home`."""
+    """API key that the command line sends; default: the key in `home`. To the API: a key of the scope `admin`."""
 
     database_url: str | None = None
     """SQLAlchemy URL; default: an SQLite file in `home`."""
@@ -78,6 +81,24 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1)
     """The largest request body that the API accepts."""
 
+    requests_per_second: float = Field(default=50.0, gt=0)
+    """Requests with one key that an API process answers, on average; twice as many may come at once."""
+
+    queued_jobs: int = Field(default=1000, ge=1)
+    """Jobs of one owner that may be in the queue."""
+
+    running_jobs: int | None = Field(default=None, ge=1)
+    """Jobs of one owner that run at a time, for a worker that chooses its next one; default: no limit."""
+
+    upload_bytes_per_day: MemorySize = DEFAULT_UPLOADS
+    """Bytes of files that one owner may upload in a day (UTC)."""
+
+    queues: Annotated[tuple[SizeClass, ...], NoDecode] = SIZE_CLASSES
+    """Classes of jobs that a worker takes: `small`, `large` or both, with a comma between them."""
+
+    small_bytes: MemorySize = DEFAULT_SMALL
+    """A model whose weights take more is large."""
+
     device: Device = "auto"
     """Device on which a worker measures: `auto`, `cpu`, `cuda` or `cuda:N`; part of the worker's name."""
 
@@ -108,6 +129,15 @@ class Settings(BaseSettings):
             return tuple(ip_network(part.strip()) for part in given.split(",") if part.strip())
         except ValueError as error:
             raise ValueError(f"allowed: networks such as 10.1.0.0/16,fd00::/64 ({error})") from error
+
+    @field_validator("queues", mode="plain")
+    @classmethod
+    def _parse_queues(cls, given: str | tuple[SizeClass, ...]) -> tuple[SizeClass, ...]:
+        names = given.split(",") if isinstance(given, str) else given
+        wanted = {name.strip() for name in names}
+        if not wanted or wanted - set(SIZE_CLASSES):
+            raise ValueError(f"allowed: one or more of {', '.join(SIZE_CLASSES)}, with a comma between them")
+        return tuple(name for name in SIZE_CLASSES if name in wanted)
 
     @field_validator("mail_from")
     @classmethod

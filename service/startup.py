@@ -25,7 +25,7 @@ from service.store.files.removals import Removals
 from service.store.hosts.event_news import EventNews
 from service.store.hosts.single_host import SingleHost
 from service.store.jobs import JobStore
-from service.store.keys import KeyStore
+from service.store.owners.keys import KeyStore
 from service.store.runs.store import RunStore
 
 
@@ -64,10 +64,11 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
     """Return the stores on a database at the newest schema."""
     artifacts = open_artifacts(settings)
     audits = AuditStore(engine, artifacts, reach=settings.reach)
+    bootstrap = settings.api_key.get_secret_value() if settings.api_key else None
     return Stores(
         jobs=JobStore(engine),
         artifacts=artifacts,
-        keys=KeyStore(engine),
+        keys=KeyStore(engine, bootstrap=bootstrap),
         audits=audits,
         alerts=AlertStore(engine),
         runs=RunStore(engine),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.files import PARQUET_MAGIC, StoredFile, Upload, format_of
 from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission
+from service.contracts.sizes import SizeClass
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import Job, JobStore
@@ -19,8 +20,8 @@ from service.store.statuses import Status
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[str, int], None]
-"""Sends a job's id and dispatch number to the broker, as `service.queue.send` does; raises ServiceUnreachable."""
+Send = Callable[[str, int, SizeClass], None]
+"""Sends a job's id, dispatch number and size to the broker, as `service.queue.send`; raises ServiceUnreachable."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_NAME}/{_NAME}(@[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}})?")
@@ -49,10 +50,11 @@ def submit(
     """Put a job into the queue and return it.
 
     `send` is called after the job is committed. Where it fails or is None, the scheduler sends the message later.
-    Raises InvalidRequest, IdempotencyKeyReused, and StoreFailed when a file cannot be stored; then there is no job.
+    Raises InvalidRequest, IdempotencyKeyReused, LimitReached, and StoreFailed when a file cannot be stored; then there
+    is no job.
     """
     request = validate(submission, idempotency_key=idempotency_key)
-    keep_files(artifacts, submission)
+    keep_files(store, artifacts, submission)
     job = store.submit(request, idempotency_key=idempotency_key, sent=send is not None)
     if send is not None:
         send_message(store, job, send)
@@ -70,8 +72,9 @@ def described_files(submission: JobSubmission | AuditSubmission) -> dict[str, St
     return {name: _description(upload) for name, upload in uploads.items()}
 
 
-def keep_files(artifacts: ArtifactStore, submission: JobSubmission | AuditSubmission) -> None:
-    """Store the uploaded files. Raises StoreFailed."""
+def keep_files(store: JobStore, artifacts: ArtifactStore, submission: JobSubmission | AuditSubmission) -> None:
+    """Store the uploaded files. Raises StoreFailed, and LimitReached where the caller uploads too much."""
+    store.use_upload(sum(len(upload.content) for upload in _uploads(submission).values()))
     for upload in _uploads(submission).values():
         artifacts.put(upload.content)
 
@@ -141,7 +144,7 @@ def send_message(store: JobStore, job: Job, send: Send) -> None:
     if job.status is not Status.queued:  # an earlier request with the same key made it, and a worker has taken it
         return
     try:
-        send(job.id, job.dispatch)
+        send(job.id, job.dispatch, job.size)
     except ServiceUnreachable as error:
         log.warning("job %s is in the queue; its message is sent later: %s", job.id, error)
         store.mark_unsent(job.id, job.dispatch)

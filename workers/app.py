@@ -73,7 +73,8 @@ def main() -> None:
         queue.waiting(app)
     except ServiceUnreachable as error:
         print(f"headroom worker: {error}; it is tried again until it answers", file=sys.stderr, flush=True)
-    usual = ["--loglevel=INFO", "-n", f"{present.device}-{os.getpid()}@%h"]
+    queues = ",".join(map(queue.queue_name, present.queues))
+    usual = ["--loglevel=INFO", "-n", f"{present.device}-{os.getpid()}@%h", "-Q", queues]
     app.worker_main(
         [*queue.WORKER_ARGUMENTS, *usual, *sys.argv[1:]]
     )  # of an option that is given twice, the last counts

@@ -40,6 +40,7 @@ from workers.patience import PatientArtifacts
 from workers.relay import Relay
 from workers.resolution import Resolved, identity
 from workers.samples import CALIBRATION, LABELLED, MODEL
+from workers.size_classes import check_size
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Attempt:
     def run(self) -> list[Artifact]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
 
-        Raises JobFailed, Unchanged, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
+        Raises JobFailed, Unchanged, LargeModel, CancelAsked, WorkerStopping, LeaseLost, OSError and StoreFailed.
         """
         with self._models:
             return self._run()
@@ -220,11 +221,13 @@ class Attempt:
         return rows
 
     def _request(self) -> MeasurementRequest:
-        asked = self._claim.request
+        asked, terms = self._claim.request, self._claim.terms
+        model = self._model(asked.model) if terms is None else self._resolved(terms)
+        check_size(model.path, self._settings)
         analysis = {name: getattr(asked, name) for name in Analysis.model_fields}
         return MeasurementRequest(
             job_id=self._claim.job_id,
-            model=self._model(asked.model) if self._claim.terms is None else self._resolved(self._claim.terms),
+            model=model,
             calibration=self._calibration(),
             labelled=self._labelled(),
             device=self._settings.device,

@@ -1,6 +1,7 @@
-"""Handles a message to a worker: claims the job, has it measured, and ends it.
+"""Handles a message to a worker: claims a job, has it measured, and ends it.
 
-The database decides whether there is anything to do: a message that is stale or double finds no job to claim.
+A message only wakes the worker. The database decides which job is next, and whether there is any: a message that is
+stale or double finds none to claim, or one whose own message then finds none.
 Everything that can happen on the way has one end for the job:
 
 | what happens                                     | the job                                       |
@@ -11,6 +12,7 @@ Everything that can happen on the way has one end for the job:
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
 | an audit's model, and all else, is as before     | cancelled, with the reason `unchanged`         |
+| the model is large, and this worker takes none   | queued again, for a worker that does           |
 | this worker is told to stop                      | queued again                                  |
 | the lease is lost                                | somebody else's: nothing is written           |
 | this worker dies                                 | running, until the scheduler offers it again  |
@@ -39,12 +41,14 @@ from workers.attempt import Attempt, Commands
 from workers.directories import WorkDirectories
 from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
+from workers.size_classes import LargeModel
 
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RETRY_SECONDS = 1.0
 _GIVEN_BACK = "given back to the queue, because this worker stops"
+_LEFT_TO_OTHERS = "given back to the queue, because its model is large"
 
 
 class Supervisor:
@@ -69,13 +73,16 @@ class Supervisor:
         self._directories = WorkDirectories(settings.home / "work")
 
     def run(self, job_id: str, dispatch: int) -> None:
-        """Do what a message asks for, if there is anything to do. Raises nothing that the job should end with."""
-        seconds = self._settings.lease_seconds
-        claim = self._store.claim(job_id, dispatch, self._worker, seconds)
+        """Do the job whose turn it is, if there is one; the message of a job only wakes the worker.
+
+        Raises nothing that the job should end with.
+        """
+        seconds, present = self._settings.lease_seconds, self._settings
+        claim = self._store.next_claim(self._worker, seconds, present.queues, most_running=present.running_jobs)
         if claim is None:
-            log.info("job %s: dispatch %d finds nothing to do", job_id, dispatch)
+            log.info("the message of job %s, dispatch %d, finds nothing to do", job_id, dispatch)
             return
-        log.info("job %s: attempt %d begins", job_id, claim.attempt)
+        log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
             if self._settle(claim, lease, end, what):
@@ -97,6 +104,9 @@ class Supervisor:
         except Unchanged:
             self._remove(claim)
             return partial(store.unchanged, claim), "unchanged"
+        except LargeModel as error:
+            self._remove(claim)
+            return partial(store.move_to_large, claim), f"{_LEFT_TO_OTHERS}: {error}"
         except CancelAsked:
             self._remove(claim)
             return partial(store.cancelled, claim), "cancelled"
@@ -151,7 +161,7 @@ class Supervisor:
         except LeaseLost as error:
             end, what = None, str(error)
         log.info("job %s: %s", claim.job_id, what)
-        return end is not None and what != _GIVEN_BACK
+        return end is not None and not what.startswith((_GIVEN_BACK, _LEFT_TO_OTHERS))
 
 
 def _failed(error: Exception) -> Failed:

@@ -12,8 +12,6 @@ from service.api.app import make_app
 from service.settings import Settings, settings
 from service.startup import keep_private, open_stores, reporting_failure
 
-LOCAL_KEY = "local"
-"""Name of the key from `HEADROOM_API_KEY` or the embedded stack."""
 SHUTDOWN_SECONDS = 2
 """How long open connections, such as event streams, may continue after the signal to stop."""
 
@@ -21,7 +19,8 @@ SHUTDOWN_SECONDS = 2
 def main() -> None:
     """Serve until SIGINT or SIGTERM.
 
-    Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
+    Exits with 2 when a setting is not allowed or there is no API key, and with 3 when the database does not answer at
+    the start.
     """
     parser = argparse.ArgumentParser(prog="python -m service.api", description="Serve the Headroom API.")
     parser.add_argument("--fd", type=int, help="inherited listening socket; default: HEADROOM_HOST and HEADROOM_PORT")
@@ -45,8 +44,7 @@ def main() -> None:
 
 def _app(chosen: Settings) -> FastAPI:
     stores = open_stores(chosen)
-    if chosen.api_key is not None:
-        stores.keys.ensure(LOCAL_KEY, chosen.api_key.get_secret_value())
+    stores.keys.check()
     if chosen.presigned_downloads and not chosen.artifacts_place.startswith("s3://"):
         print(
             f"headroom api: HEADROOM_PRESIGNED_DOWNLOADS has no effect: {stores.artifacts.url} is a directory, which "

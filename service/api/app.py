@@ -24,7 +24,9 @@ from service.api.audits import (
     webhooks,
 )
 from service.api.dependencies import Backend, known_parameters_only
-from service.api.middleware import BodyLimit, KeyRequired
+from service.api.keys import routes as keys
+from service.api.keys.checking import KeyRequired, requires, requires_by_method
+from service.api.middleware import BodyLimit
 from service.settings import Settings
 from service.startup import Stores
 
@@ -49,7 +51,10 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        middleware=[Middleware(KeyRequired, keys=stores.keys), Middleware(BodyLimit, limit=settings.max_upload_bytes)],
+        middleware=[
+            Middleware(KeyRequired, keys=stores.keys, settings=settings),
+            Middleware(BodyLimit, limit=settings.max_upload_bytes),
+        ],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
     app.state.backend = Backend(
@@ -58,6 +63,7 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         stores.artifacts,
         stores.audits,
         stores.alerts,
+        stores.keys,
         stores.removals,
         stores.news,
         broker,
@@ -69,5 +75,6 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
     told = (alerts.router, deliveries.router, webhooks.router, feed.router)
     of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
     for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
-        app.include_router(router, dependencies=[*keyed, Depends(known_parameters_only)])
+        app.include_router(router, dependencies=[*keyed, Depends(requires_by_method), Depends(known_parameters_only)])
+    app.include_router(keys.router, dependencies=[*keyed, Depends(requires("admin")), Depends(known_parameters_only)])
     return app

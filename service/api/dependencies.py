@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 
+from service.api.keys.checking import access_of
 from service.contracts.refusals import nearest
 from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest, NotFound
@@ -19,6 +20,9 @@ from service.store.audits import AuditStore
 from service.store.files.removals import Removals
 from service.store.hosts.event_news import EventNews
 from service.store.jobs import JobStore
+from service.store.owners.access import Access
+from service.store.owners.keys import KeyStore
+from service.store.transactions import Transactions
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -69,16 +73,25 @@ class Backend:
     artifacts: ArtifactStore
     audits: AuditStore
     alerts: AlertStore
+    keys: KeyStore
     removals: Removals
     news: EventNews
     broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
+    def seen_by(self, access: Access) -> Self:
+        """Return the same parts with every store as a caller sees it."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        stores: dict[str, Any] = {
+            name: part.seen_by(access) for name, part in parts.items() if isinstance(part, Transactions)
+        }
+        return replace(self, **stores)
+
 
 async def _backend(request: Request) -> Backend:
     backend = request.app.state.backend
     assert isinstance(backend, Backend)
-    return backend
+    return backend.seen_by(access_of(request))
 
 
 FromApp = Annotated[Backend, Depends(_backend)]

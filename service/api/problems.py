@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from service.contracts import refusals
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.request import JobSubmission
-from service.errors import HeadroomError, InvalidRequest
+from service.errors import HeadroomError, InvalidRequest, LimitReached
 
 TYPE_PREFIX = "urn:headroom:problem:"
 """A problem's `type` is this and the error's `code`."""
@@ -64,12 +64,18 @@ def install(app: FastAPI) -> None:
 
 def _headroom_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HeadroomError)
+    return problem_of(error)
+
+
+def problem_of(error: HeadroomError) -> JSONResponse:
+    """Return the problem document of an error."""
     if isinstance(error, InvalidRequest):
         field = _shown(error.parameter)
         entry = {"field": field, "value": error.value, "allowed": error.allowed}
         detail = error.message or f"{field}: {_written(error.value)} {error.problem}; allowed: {error.allowed}"
         return problem(error.code, error.status, detail, errors=[entry])
-    return problem(error.code, error.status, str(error))
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, LimitReached) else {}
+    return problem(error.code, error.status, str(error), headers=headers)
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -97,6 +103,11 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_error(_: Request, __: Exception) -> JSONResponse:
+    return database_unavailable()
+
+
+def database_unavailable() -> JSONResponse:
+    """Return the answer while the database cannot be reached."""
     return problem(
         "database-unavailable", 503, "the database does not answer; try again later", headers={"Retry-After": "5"}
     )

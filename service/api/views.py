@@ -16,6 +16,8 @@ class JobView(BaseModel):
     """A job."""
 
     id: str
+    owner: str
+    """Owner of the key that submitted it; empty for the bootstrap key."""
     status: Status
     request: JobRequest
     created_at: datetime
@@ -24,7 +26,7 @@ class JobView(BaseModel):
     attempts: int
     """How often a worker has started it."""
     queue_position: int | None
-    """Queued jobs that came into the queue before it; null in lists, and unless it is queued."""
+    """Queued jobs of its owner and size that are taken before it; null in lists, and unless it is queued."""
     cancel_requested: bool
     progress: Progress | None
     """The latest progress event."""

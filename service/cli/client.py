@@ -110,7 +110,9 @@ class Client:
             if not response.request.url.path.startswith(_BY_KEYS):
                 detail = _with_options(detail, errors)
             if response.status_code == 401:
-                detail = f"HEADROOM_API_KEY: {self.url} does not know this key; set it to an API key of the service"
+                detail = (
+                    f"HEADROOM_API_KEY: {self.url} does not accept this key; set it to a valid API key of the service"
+                )
             raise Refused(code, response.status_code, detail, errors)
         raise ServiceUnreachable(
             f"{self.url} is not a Headroom service: its answer ({response.status_code}) is not a Headroom document; "

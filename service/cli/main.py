@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.commands import artifacts, audits, jobs, reports
+from service.cli.commands import artifacts, audits, jobs, keys, reports
 from service.cli.commands.gate import gate
 from service.cli.options import (
     BatchSequences,
@@ -54,7 +54,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (jobs.app, reports.app, audits.app, artifacts.app):
+for group in (jobs.app, reports.app, audits.app, artifacts.app, keys.app):
     app.add_typer(group)
 app.command()(gate)
 

@@ -14,7 +14,7 @@ from service.contracts.audits.audit import Finding, Rerun
 from service.contracts.audits.resolution import Terms
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
-from service.errors import HeadroomError, StoreUnreachable
+from service.errors import HeadroomError, NotFound, StoreUnreachable
 from service.store.runs.cases import Case, Ending, JobEnd, Measured, RerunEnd, RerunJobs
 from service.store.runs.starting import request_of
 from service.store.runs.store import RunStore
@@ -86,8 +86,13 @@ def _first(case: Case, limits: tuple[Limit, ...], reports: Reports) -> Ending | 
 def _baseline(
     case: Case, limits: tuple[Limit, ...], candidate: ComparableReport, reports: Reports
 ) -> ComparableReport | None:
-    """Return the report that a run is compared with; None where there is none yet."""
+    """Return the report that a run is compared with; None where there is none yet.
+
+    Raises NotFound for a pinned report that the audit's owner may not see.
+    """
     of = rule(case.definition.baseline)
+    if case.baseline_hidden:
+        raise NotFound(f"baseline: the audit's owner has no report {of.report_id!r}")
     return choose(of, case.passed, compared_figures(limits), reports, candidate.report.definitions_version)
 
 

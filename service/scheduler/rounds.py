@@ -14,6 +14,7 @@ from service import queue
 from service.settings import Settings
 from service.store.dispatches import Dispatches
 from service.store.job_records import Dispatch
+from service.submission import Send
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Round:
 
 def run_round(
     store: Dispatches,
-    send: Callable[[str, int], None],
+    send: Send,
     waiting: Callable[[], int],
     *,
     max_attempts: int,
@@ -54,9 +55,9 @@ def run_round(
     return Round(requeued, sent, resent)
 
 
-def _send_all(store: Dispatches, dispatches: Sequence[Dispatch], send: Callable[[str, int], None]) -> int:
+def _send_all(store: Dispatches, dispatches: Sequence[Dispatch], send: Send) -> int:
     for dispatch in dispatches:
-        send(dispatch.job_id, dispatch.number)
+        send(dispatch.job_id, dispatch.number, dispatch.size)
         store.mark_sent(dispatch.job_id, dispatch.number)
     return len(dispatches)
 

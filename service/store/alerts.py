@@ -156,7 +156,7 @@ def _announce(
         {
             "id": new_id(now),
             "audit_id": audit.id,
-            "audit": audit.name,
+            "audit": audit.definition["name"],
             "at": now,
             "kind": kind,
             "run_id": run.id,

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from service.audits.baseline import is_comparable
 from service.contracts.audits.audit import AuditDefinition, AuditRun, PastRun
-from service.errors import NotFound
+from service.errors import Conflict, NotFound
+from service.store.owners.visibility import access_in
 from service.store.tables import AuditRow, AuditRunRow
 
 _SHOWN = ("id", "audit_id", "trigger", "scheduled_at", "started_at", "finished_at", "verdict", "reasons")
@@ -25,6 +26,8 @@ class Audit:
     """One audit, and its state."""
 
     id: str
+    owner: str
+    """Whose it is; empty: nobody's."""
     definition: AuditDefinition
     baseline_cautions: tuple[str, ...]
     """Why limits against the pinned baseline mean little, where somebody insisted on it; sentences."""
@@ -63,6 +66,7 @@ def audit_of(row: AuditRow, last_run: AuditRunRow | None) -> Audit:
     """Return the record of a row."""
     return Audit(
         id=row.id,
+        owner=row.owner,
         definition=AuditDefinition.model_validate(row.definition),
         baseline_cautions=tuple(row.baseline_cautions),
         created_at=row.created_at,
@@ -93,13 +97,29 @@ def past_run_of(row: AuditRunRow) -> PastRun:
     )
 
 
+def owned_name(owner: str, name: str) -> str:
+    """Return how the name of an owner's audit is kept; neither of the two has a slash."""
+    return f"{owner}/{name}" if owner else name
+
+
 def audit_row(session: Session, name_or_id: str, *, lock: bool = False) -> AuditRow:
-    """Return the row of an audit, held until the transaction ends if `lock`. Raises NotFound."""
-    for column in (AuditRow.name, AuditRow.id):
-        query = select(AuditRow).where(column == name_or_id.replace("\0", ""))
-        row = session.scalars(query.with_for_update() if lock else query).one_or_none()
-        if row is not None:
-            return row
+    """Return the row of an audit, held until the transaction ends if `lock`.
+
+    A name means the caller's audit of this name, then nobody's, then that of the only owner who has one. Raises
+    NotFound, and Conflict for a name that several other owners use.
+    """
+    name_or_id = name_or_id.replace("\0", "")
+    owner = access_in(session).owner
+    others = AuditRow.owned_name.endswith(f"/{name_or_id}", autoescape=True)
+    for condition in (AuditRow.owned_name == owned_name(owner, name_or_id), AuditRow.id == name_or_id,
+                      AuditRow.owned_name == name_or_id, others):  # fmt: skip
+        query = select(AuditRow).where(condition)
+        rows = session.scalars(query.with_for_update() if lock else query).all()
+        if len(rows) > 1:
+            listed = ", ".join(f"{row.id} of {row.owner}" for row in rows)
+            raise Conflict(f"audit: {name_or_id!r} is the name of audits of several owners; allowed: an id: {listed}")
+        if rows:
+            return rows[0]
     raise NotFound(f"audit: {name_or_id!r} is not the name or id of an audit; `headroom audits list` lists them")
 
 

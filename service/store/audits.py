@@ -25,11 +25,14 @@ from service.store.audit_records import (
     RunPage,
     audit_of,
     audit_row,
+    owned_name,
     run_of,
 )
 from service.store.baselines import PassedRuns, cautions, hold, is_in_use, may_be_chosen, passed_runs, pinned
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
+from service.store.owners.access import EVERYTHING, OWNER, access_of_owner
+from service.store.owners.visibility import seeing
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
 from service.store.tables import AuditRow, AuditRunRow
@@ -38,7 +41,7 @@ from service.store.transactions import Transactions
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
 
 MAX_PAGE_SIZE = 1000
-_NAME = re.compile(r"[a-z0-9-]{1,63}")
+_OWNED_NAME = re.compile(rf"({OWNER}/)?[a-z0-9-]{{1,63}}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -60,13 +63,13 @@ class AuditStore(Transactions):
         """Make an audit.
 
         Raises Conflict for a name that is taken, and InvalidRequest for a schedule, a zone, a limit or a baseline that
-        is not allowed. A pinned report that is unknown, or of other definitions, calibration or schemes, is refused
-        unless `force`; then the audit says so in `baseline_cautions`.
+        is not allowed. A pinned report that the audit's owner has not, or one of other definitions, calibration or
+        schemes, is refused unless `force`; then the audit says so in `baseline_cautions`.
         """
         why = self.check(definition, force=force)
-        now = self._clock()
+        now, owner = self._clock(), self.owner
         tokens = {name: secrets.token_urlsafe(24) for name in ("badge_token", "feed_token")}
-        row = AuditRow(id=new_id(now), created_at=now, runs=0, paused=False, **tokens)
+        row = AuditRow(id=new_id(now), owner=owner, created_at=now, runs=0, paused=False, **tokens)
         try:
             with self._write() as session:
                 hold(session, rule(definition.baseline), why)
@@ -119,15 +122,16 @@ class AuditStore(Transactions):
         """
         _check_page_size(page_size)
         last = and_(AuditRunRow.audit_id == AuditRow.id, AuditRunRow.number == AuditRow.runs)
-        query = select(AuditRow, AuditRunRow).outerjoin(AuditRunRow, last).order_by(AuditRow.name).limit(page_size + 1)
+        query = select(AuditRow, AuditRunRow).outerjoin(AuditRunRow, last)
+        query = query.order_by(AuditRow.owned_name).limit(page_size + 1)
         if page_token is not None:
-            if not _NAME.fullmatch(page_token):
+            if not _OWNED_NAME.fullmatch(page_token):
                 raise _bad_token(page_token)
-            query = query.where(AuditRow.name > page_token)
+            query = query.where(AuditRow.owned_name > page_token)
         with self._read() as session:
             rows = session.execute(query).all()
             audits = [audit_of(row, run) for row, run in rows[:page_size]]
-        return AuditPage(audits, audits[-1].definition.name if len(rows) > page_size else None)
+            return AuditPage(audits, rows[page_size - 1][0].owned_name if len(rows) > page_size else None)
 
     def update(self, name_or_id: str, definition: AuditDefinition, *, force: bool = False) -> Audit:
         """Replace what an audit is asked to do.
@@ -216,14 +220,17 @@ class AuditStore(Transactions):
         Args:
             report_id: The id of the job that made it.
             session: Of a transaction that is to see the same, such as one that deletes the report.
+
+        Audits of other owners count too.
         """
         if session is None:
             with self._read() as session:
                 return self.report_is_baseline(report_id, session)
         pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
-        if session.scalar(pinning) is not None:
-            return True
-        return is_in_use(session, report_id) or may_be_chosen(session, report_id)
+        with seeing(session, EVERYTHING):
+            if session.scalar(pinning) is not None:
+                return True
+            return is_in_use(session, report_id) or may_be_chosen(session, report_id)
 
     def passed(self, name_or_id: str) -> PassedRuns:
         """Return the runs that an audit's next run may choose its baseline from. Raises NotFound."""
@@ -250,12 +257,13 @@ class AuditStore(Transactions):
                 return tuple(present.baseline_cautions)
             if of.report_id is None:
                 return ()
-            stored = pinned(session, of)
+            with seeing(session, access_of_owner(self.owner if present is None else present.owner)):
+                stored = pinned(session, of)
         return cautions(stored, self._artifacts, definition, force=force)
 
 
 def _define(row: AuditRow, definition: AuditDefinition, why: tuple[str, ...], now: datetime) -> None:
-    row.name = definition.name
+    row.owned_name = owned_name(row.owner, definition.name)
     row.definition = definition.model_dump(mode="json")
     row.baseline = definition.baseline
     row.baseline_cautions = [*why]

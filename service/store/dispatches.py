@@ -5,6 +5,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Select, and_, func, select, update
 
 from service.contracts.progress import Failed
+from service.contracts.sizes import SizeClass
 from service.store.job_records import Dispatch
 from service.store.statuses import Status
 from service.store.tables import DispatchRow, JobRow
@@ -20,7 +21,7 @@ class Dispatches(Transactions):
         """Return the dispatches of queued jobs that never went to the broker, oldest first."""
         with self._read() as session:
             rows = session.execute(_waiting(DispatchRow.sent_at.is_(None)).limit(limit))
-            return [Dispatch(job_id, number) for job_id, number in rows]
+            return [Dispatch(*row) for row in rows]
 
     def expected_messages(self) -> int:
         """Return how many messages the broker must hold if none was lost: one for every queued job that was sent."""
@@ -38,7 +39,7 @@ class Dispatches(Transactions):
             before = self._clock() - timedelta(seconds=seconds)
             sent = _waiting(DispatchRow.sent_at < before).order_by(None)
             rows = session.execute(sent.order_by(DispatchRow.sent_at, DispatchRow.job_id).limit(limit))
-            return [Dispatch(job_id, number) for job_id, number in rows]
+            return [Dispatch(*row) for row in rows]
 
     def mark_sent(self, job_id: str, number: int) -> None:
         """Note that a dispatch went to the broker now. Unknown ones are ignored: their job has moved on."""
@@ -71,7 +72,7 @@ class Dispatches(Transactions):
             expired = session.scalars(
                 select(JobRow)
                 .where(JobRow.status == Status.running, JobRow.lease_expires_at < now)
-                .order_by(JobRow.lease_expires_at)
+                .order_by(JobRow.owner, JobRow.lease_expires_at)  # as `owners.shares` asks
                 .with_for_update(skip_locked=True)
             )
             for row in expired:
@@ -89,10 +90,10 @@ class Dispatches(Transactions):
         return requeued
 
 
-def _waiting(condition: ColumnElement[bool]) -> Select[str, int]:
+def _waiting(condition: ColumnElement[bool]) -> Select[str, int, SizeClass]:
     current = and_(DispatchRow.job_id == JobRow.id, DispatchRow.number == JobRow.dispatch)
     return (
-        select(DispatchRow.job_id, DispatchRow.number)
+        select(DispatchRow.job_id, DispatchRow.number, JobRow.size)
         .join(JobRow, current)
         .where(JobRow.status == Status.queued, condition)
         .order_by(JobRow.queued_at, JobRow.id)

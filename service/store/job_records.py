@@ -11,6 +11,7 @@ from typing import Any
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.contracts.sizes import SizeClass
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
 
@@ -21,6 +22,8 @@ class Job:
 
     id: str
     """Also the id of its report."""
+    owner: str
+    """Whose it is; empty: nobody's."""
     status: Status
     request: JobRequest
     created_at: datetime
@@ -31,6 +34,7 @@ class Job:
     """How often a worker has begun it."""
     dispatch: int
     """Number of the message that may start it."""
+    size: SizeClass
     fence: int
     """Number of the claim that may write to it."""
     worker: str | None
@@ -39,7 +43,7 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs that came into the queue before it. None in lists, and unless queued."""
+    """Queued jobs of its owner and size that are taken before it. None in lists, and unless queued."""
     report_expired_at: datetime | None
     """When its report went; None while it has one, and where it never had."""
 
@@ -94,6 +98,8 @@ class Dispatch:
 
     job_id: str
     number: int
+    size: SizeClass = "small"
+    """Of the job: which workers the message is to wake."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ def job_of(row: JobRow, queue_position: int | None) -> Job:
     """Return the record of a row."""
     return Job(
         id=row.id,
+        owner=row.owner,
         status=row.status,
         request=JobRequest.model_validate(row.request),
         created_at=row.created_at,
@@ -121,6 +128,7 @@ def job_of(row: JobRow, queue_position: int | None) -> Job:
         finished_at=row.finished_at,
         attempts=row.attempts,
         dispatch=row.dispatch,
+        size=row.size,
         fence=row.fence,
         worker=row.worker,
         lease_expires_at=row.lease_expires_at,

@@ -17,16 +17,18 @@ from service.errors import Gone, IdempotencyKeyReused, InvalidRequest, NotFound,
 from service.store.dispatches import Dispatches
 from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
 from service.store.leases import Leases
+from service.store.owners.usage import Usage
+from service.store.owners.visibility import access_in
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, DeletedJobRow, EventRow, JobRow
-from service.store.transactions import end_cancelled, enqueue, insert_job, locked, missing, move, record
+from service.store.transactions import end_cancelled, enqueue, insert_job, locked, missing, move, owned_key, record
 
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
 MAX_PAGE_SIZE = 1000
 
 
-class JobStore(Leases, Dispatches):
+class JobStore(Leases, Dispatches, Usage):
     """Jobs, their events and their artifacts in one database; safe to use from several threads and processes."""
 
     def submit(
@@ -38,7 +40,7 @@ class JobStore(Leases, Dispatches):
         needs_report: bool = False,
         sent: bool = False,
     ) -> Job:
-        """Put a job into the queue; `terms` say how the worker finds its model where that is an audit's.
+        """Put a job of the caller into the queue; `terms` say how the worker finds its model where it is an audit's.
 
         The same key with the same request gives the job that the first call made, whatever has become of it; with
         another request it raises IdempotencyKeyReused, and Gone where that job was deleted. With `needs_report`, a
@@ -52,9 +54,16 @@ class JobStore(Leases, Dispatches):
                 if needs_report and idempotency_key is not None:
                     _free_key(session, idempotency_key)
                 if idempotency_key is not None and (row := _by_key(session, idempotency_key)):
-                    return _same(session, row, request)
+                    return _same(session, row, request, idempotency_key)
+                self._check_queue(session)
                 row = insert_job(
-                    session, request, self._clock(), idempotency_key=idempotency_key, terms=terms, sent=sent
+                    session,
+                    request,
+                    self._clock(),
+                    owner=self.owner,
+                    idempotency_key=idempotency_key,
+                    terms=terms,
+                    sent=sent,
                 )
                 return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
@@ -64,7 +73,7 @@ class JobStore(Leases, Dispatches):
                 row = _by_key(session, idempotency_key)
                 if row is None:
                     raise
-                return _same(session, row, request)
+                return _same(session, row, request, idempotency_key)
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises NotFound."""
@@ -143,6 +152,7 @@ class JobStore(Leases, Dispatches):
             row = locked(session, job_id)
             if row.status is Status.running:  # only its worker, or the loss of its worker, may give it back
                 raise TransitionNotAllowed(f"job {job_id} is running and cannot be retried; cancel it first")
+            self._check_queue(session)
             now = self._clock()
             move(session, row, Status.queued, "requeued", now, {"reason": "retried"})
             row.error = row.progress = row.started_at = row.finished_at = None
@@ -174,10 +184,11 @@ class JobStore(Leases, Dispatches):
             return {row.job_id: row.sha256 for row in session.scalars(query)}
 
     def keyed(self, idempotency_keys: Iterable[str]) -> dict[str, Job]:
-        """Return the jobs that were submitted with these keys, by the keys."""
+        """Return the jobs that the caller submitted with these keys, by the keys."""
+        kept = {owned_key(self.owner, key): key for key in idempotency_keys}
         with self._read() as session:
-            query = select(JobRow).where(JobRow.idempotency_key.in_(list(idempotency_keys)))
-            return {str(row.idempotency_key): job_of(row, None) for row in session.scalars(query)}
+            query = select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))
+            return {kept[str(row.idempotency_key)]: job_of(row, None) for row in session.scalars(query)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
@@ -201,12 +212,13 @@ def _no_file(row: JobRow, name: str) -> NotFound:
 
 
 def _by_key(session: Session, key: str) -> JobRow | None:
-    """Return the job that was submitted with a key. Raises Gone where it was deleted."""
-    row = session.scalars(select(JobRow).where(JobRow.idempotency_key == key)).one_or_none()
+    """Return the job that the caller submitted with a key. Raises Gone where it was deleted."""
+    kept = owned_key(access_in(session).owner, key)
+    row = session.scalars(select(JobRow).where(JobRow.idempotency_key == kept)).one_or_none()
     deleted = (
         None
         if row
-        else session.scalars(select(DeletedJobRow).where(DeletedJobRow.idempotency_key == key)).one_or_none()
+        else session.scalars(select(DeletedJobRow).where(DeletedJobRow.idempotency_key == kept)).one_or_none()
     )
     if deleted is not None:
         when = f"{deleted.deleted_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -215,28 +227,30 @@ def _by_key(session: Session, key: str) -> JobRow | None:
 
 
 def _free_key(session: Session, key: str) -> None:
-    """Let a key stand for no job whose report is gone."""
-    expired = (JobRow.idempotency_key == key, JobRow.report_expired_at.is_not(None))
+    """Let a key of the caller stand for no job whose report is gone."""
+    kept = owned_key(access_in(session).owner, key)
+    expired = (JobRow.idempotency_key == kept, JobRow.report_expired_at.is_not(None))
     session.execute(update(JobRow).where(*expired).values(idempotency_key=None))
-    session.execute(update(DeletedJobRow).where(DeletedJobRow.idempotency_key == key).values(idempotency_key=None))
+    session.execute(update(DeletedJobRow).where(DeletedJobRow.idempotency_key == kept).values(idempotency_key=None))
 
 
-def _same(session: Session, row: JobRow, request: JobRequest) -> Job:
+def _same(session: Session, row: JobRow, request: JobRequest, key: str) -> Job:
     if JobRequest.model_validate(row.request) != request:
         raise IdempotencyKeyReused(
-            f"Idempotency-Key: {row.idempotency_key!r} was used for job {row.id} with a different request; "
+            f"Idempotency-Key: {key!r} was used for job {row.id} with a different request; "
             "allowed: a new key, or the same request again"
         )
     return _job(session, row)
 
 
 def _job(session: Session, row: JobRow) -> Job:
-    """Return the record of a row; of a queued job with the number of those that came into the queue before it.
+    """Return the record of a row; of a queued job with the number of its owner's that are taken before it.
 
-    The index on status and time is read from the front of the queue to the job, and no row of the table.
+    The index of the queue is read from the first of them to the job, and no row of the table.
     """
     position = None
     if row.status is Status.queued:
         before = tuple_(JobRow.queued_at, JobRow.id) < (row.queued_at, row.id)
-        position = session.scalar(select(func.count()).where(JobRow.status == Status.queued, before))
+        queue = (JobRow.status == Status.queued, JobRow.owner == row.owner, JobRow.size == row.size)
+        position = session.scalar(select(func.count()).where(*queue, before))
     return job_of(row, position)

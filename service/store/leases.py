@@ -7,7 +7,7 @@ thought dead, lost its job to another and wakes up again can do no harm.
 Leases are set and compared by the clock of the database, so the clocks of the machines need not agree.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import select
@@ -16,19 +16,43 @@ from sqlalchemy.orm import Session
 from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
+from service.contracts.sizes import SizeClass
 from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.job_records import Artifact, Claim
+from service.store.owners.shares import begin, next_job
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, JobRow
 from service.store.transactions import Transactions, end_cancelled, end_failed, move, record, requeue
 
 UNCHANGED = "unchanged"
 """Why a job is cancelled that would measure what was measured before."""
+LARGE_MODEL = "large-model"
+"""Why a job is queued again that a worker for small ones took."""
 
 
 class Leases(Transactions):
     """Claim a job, keep it, and end it."""
+
+    def next_claim(
+        self, worker: str, lease_seconds: float, sizes: Sequence[SizeClass], *, most_running: int | None = None
+    ) -> Claim | None:
+        """Take the job whose turn it is for `lease_seconds`; None where there is none to take.
+
+        Args:
+            worker: What the job calls the worker.
+            lease_seconds: How long the worker may go without renewing the claim.
+            sizes: The classes of jobs that it takes.
+            most_running: Owners who have so many running jobs are passed over; None: nobody is.
+        """
+        while True:
+            with self._read() as session:
+                chosen = next_job(session, sizes, most_running)
+            if chosen is None:
+                return None
+            claim = self.claim(chosen.job_id, chosen.number, worker, lease_seconds)
+            if claim is not None:  # else another worker was faster
+                return claim
 
     def claim(self, job_id: str, dispatch: int, worker: str, lease_seconds: float) -> Claim | None:
         """Take a queued job for `lease_seconds`.
@@ -47,6 +71,7 @@ class Leases(Transactions):
             row.started_at = now
             row.progress = None
             row.lease_expires_at = now + timedelta(seconds=lease_seconds)
+            begin(session, row.owner, now)
             move(session, row, Status.running, "started", now, {"attempt": row.attempts, "worker": worker})
             terms = None if row.terms is None else Terms.model_validate(row.terms)
             return Claim(row.id, row.fence, JobRequest.model_validate(row.request), row.attempts, terms)
@@ -114,6 +139,13 @@ class Leases(Transactions):
             present = (Status.queued, Status.running)
             query = select(JobRow.id).where(JobRow.id.in_(list(job_ids)), JobRow.status.in_(present))
             return set(session.scalars(query))
+
+    def move_to_large(self, claim: Claim) -> None:
+        """Give the job back to the queue, for a worker that takes large ones. Raises LeaseLost."""
+        with self._write() as session:
+            row = _held(session, claim)
+            row.size = "large"
+            requeue(session, row, self._clock(), LARGE_MODEL)
 
     def release(self, claim: Claim) -> None:
         """Give the job back to the queue, because this worker stops. Raises LeaseLost."""

@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.contracts.sizes import SizeClass
 from service.store.statuses import RunState, Status
 
 Document = dict[str, Any]
@@ -71,13 +72,27 @@ class Base(DeclarativeBase):
     }
 
 
+def _scoped(length: int) -> String:
+    """Return the type of a unique text with its owner before it.
+
+    SQLite does not limit texts, and could not change the type without a copy of the table.
+    """
+    return String(length).with_variant(String(length + 65), "postgresql")
+
+
 class JobRow(Base):
     """One job."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "status", "queued_at", "id"),)
+    __table_args__ = (
+        Index(None, "status", "queued_at", "id"),
+        Index(None, "owner", "id"),
+        Index("ix_jobs_queue", "status", "owner", "size", "queued_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    """Whose it is; empty: nobody's, which administrators see."""
     request: Mapped[Document]
     model: Mapped[str] = mapped_column(String(1024), index=True)
     """The request's model again, to filter by."""
@@ -87,6 +102,7 @@ class JobRow(Base):
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime]
     """When it last came into the queue."""
+    size: Mapped[SizeClass] = mapped_column(String(16), default="small")
     started_at: Mapped[datetime | None]
     """When the present or last attempt began."""
     finished_at: Mapped[datetime | None]
@@ -105,7 +121,8 @@ class JobRow(Base):
     progress: Mapped[Document | None]
     events: Mapped[int] = mapped_column(default=0)
     """Number of its last event."""
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(_scoped(255), unique=True)
+    """With the owner before it (`transactions.owned_key`), so that two owners may use the same."""
     terms: Mapped[Document | None]
     """What an audit asks of the worker besides the request; null for a job that no audit made."""
     resolution: Mapped[Document | None]
@@ -122,8 +139,10 @@ class DeletedJobRow(Base):
     __tablename__ = "deleted_jobs"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    """The job's."""
     deleted_at: Mapped[datetime]
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(_scoped(255), unique=True)
 
 
 class EventRow(Base):
@@ -192,23 +211,17 @@ class HostRow(Base):
     """When a process there last wrote it."""
 
 
-class KeyRow(Base):
-    """One API key; only its hash is kept."""
-
-    __tablename__ = "keys"
-
-    name: Mapped[str] = mapped_column(String(255), primary_key=True)
-    sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    created_at: Mapped[datetime]
-
-
 class AuditRow(Base):
     """One audit."""
 
     __tablename__ = "audits"
+    __table_args__ = (UniqueConstraint("owned_name", name="uq_audits_name"),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    name: Mapped[str] = mapped_column(String(63), unique=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    """Whose it is; empty: nobody's, which administrators see."""
+    owned_name: Mapped[str] = mapped_column(_scoped(63))
+    """The name with the owner before it (`audit_records.owned_name`), so that two owners may use the same."""
     definition: Mapped[Document]
     baseline: Mapped[str] = mapped_column(String(128), index=True)
     """The definition's baseline again, to find the audits that a report is pinned by."""

@@ -4,10 +4,11 @@
 job's events tell its whole story.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -19,12 +20,15 @@ from service.errors import Gone, NotFound, TransitionNotAllowed
 from service.store.database import turn_to_write, writer
 from service.store.hosts.clock import Clock, clock_of
 from service.store.job_records import new_id
+from service.store.owners.access import EVERYTHING, Access
+from service.store.owners.shares import serve
+from service.store.owners.visibility import OwnedSession
 from service.store.statuses import TRANSITIONS, Status
 from service.store.tables import DeletedJobRow, DispatchRow, EventRow, JobRow
 
 
 class Transactions:
-    """Short transactions on one database, and the clock by which their times are set."""
+    """Short transactions on one database, what is seen in them, and the clock by which their times are set."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         """`clock` replaces the database's in tests."""
@@ -32,6 +36,18 @@ class Transactions:
         self._writer = writer(engine)
         self._turn = turn_to_write(engine)
         self._clock = clock or clock_of(engine)
+        self._access = EVERYTHING
+
+    def seen_by(self, access: Access) -> Self:
+        """Return this store as a caller sees it, without what others own; what is made is the caller's."""
+        seen = copy.copy(self)
+        seen._access = access
+        return seen
+
+    @property
+    def owner(self) -> str:
+        """Whose what is made through this store is."""
+        return self._access.owner
 
     def now(self) -> datetime:
         """Return the present time by the clock of the database."""
@@ -39,12 +55,12 @@ class Transactions:
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with Session(self._reader) as session, session.begin():
+        with OwnedSession(self._reader, self._access) as session, session.begin():
             yield session
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with self._turn, Session(self._writer) as session, session.begin():
+        with self._turn, OwnedSession(self._writer, self._access) as session, session.begin():
             yield session
 
 
@@ -69,6 +85,7 @@ def insert_job(
     request: JobRequest,
     now: datetime,
     *,
+    owner: str,
     idempotency_key: str | None = None,
     terms: Terms | None = None,
     sent: bool = False,
@@ -79,6 +96,7 @@ def insert_job(
     """
     row = JobRow(
         id=new_id(now),
+        owner=owner,
         request=request.model_dump(mode="json"),
         model=request.model,
         status=Status.queued,
@@ -86,7 +104,7 @@ def insert_job(
         queued_at=now,
         dispatch=1,
         events=1,
-        idempotency_key=idempotency_key,
+        idempotency_key=None if idempotency_key is None else owned_key(owner, idempotency_key),
         terms=None if terms is None else terms.model_dump(mode="json"),
     )
     session.add(row)
@@ -94,6 +112,11 @@ def insert_job(
     session.add(EventRow(job_id=row.id, sequence=1, at=now, kind="queued", data={}))
     session.add(DispatchRow(job_id=row.id, number=1, created_at=now, sent_at=now if sent else None))
     return row
+
+
+def owned_key(owner: str, idempotency_key: str) -> str:
+    """Return how an idempotency key of an owner is kept; neither of the two has a line break."""
+    return f"{owner}\n{idempotency_key}" if owner else idempotency_key
 
 
 def record(session: Session, row: JobRow, kind: str, data: Mapping[str, Any], at: datetime) -> None:
@@ -112,6 +135,8 @@ def move(
     if to not in TRANSITIONS[row.status]:
         allowed = ", ".join(sorted(TRANSITIONS[row.status])) or "nothing"
         raise TransitionNotAllowed(f"job {row.id} is {row.status} and cannot become {to}; allowed: {allowed}")
+    if row.status is Status.running and row.started_at is not None:
+        serve(session, row.owner, (at - row.started_at).total_seconds())
     row.status = to
     if to is not Status.running:
         row.worker = row.lease_expires_at = None

@@ -260,7 +260,7 @@ def test_keys_have_a_form(store: JobStore, artifacts: ArtifactStore, tmp_path: P
 def test_the_message_is_sent_after_the_commit(store: JobStore, artifacts: ArtifactStore) -> None:
     sent: list[tuple[str, int, Status]] = []
 
-    def send(job_id: str, number: int) -> None:
+    def send(job_id: str, number: int, _size: str) -> None:
         sent.append((job_id, number, store.get(job_id).status))
 
     job = submit(store, artifacts, JobSubmission(model="sample"), send=send)
@@ -284,12 +284,14 @@ def test_no_message_is_sent_again_for_a_job_that_has_moved_on(store: JobStore, a
     sent: list[str] = []
     job = submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key")
     store.claim(job.id, 1, "worker", 60)
-    submit(store, artifacts, JobSubmission(model="sample"), idempotency_key="key", send=lambda job, _: sent.append(job))
+    submit(
+        store, artifacts, JobSubmission(model="sample"), idempotency_key="key", send=lambda job, *_: sent.append(job)
+    )
     assert sent == []
 
 
 def test_the_service_loads_no_numeric_libraries() -> None:
-    modules = "service.submission, service.queue, service.scheduler, service.store.jobs, service.store.keys"
+    modules = "service.submission, service.queue, service.scheduler, service.store.jobs, service.store.owners.keys"
     heavy = "{'torch', 'transformers', 'bitsandbytes', 'numba', 'numpy', 'matplotlib', 'workers'}"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     answer = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -457,13 +457,27 @@ def test_an_upload_that_is_gone_fails_the_job(tmp_path: Path) -> None:
     bench.engine.dispose()
 
 
-def test_a_stale_message_does_nothing(bench: Bench) -> None:
-    bench.supervisor().run(bench.job_id, 2)
+def test_a_message_only_wakes_the_worker(bench: Bench) -> None:
+    """Whatever job it is of: the one whose turn it is begins, and begins once."""
     bench.supervisor().run("0" * 32, 1)
-    assert (bench.job.status, bench.job.attempts) == (Status.queued, 0)
-    bench.run()
+    assert bench.job.status is Status.succeeded
     bench.supervisor().run(bench.job_id, 1)
+    bench.supervisor().run(bench.job_id, 2)
     assert bench.kinds().count("started") == 1
+
+
+def test_a_large_model_is_left_to_another_worker_at_no_cost(bench: Bench) -> None:
+    both = bench.settings
+    bench.settings = both.model_copy(update={"queues": ("small",), "small_bytes": 1})
+    job = bench.run("raise SystemExit('measured')")
+    assert (job.status, job.size) == (Status.queued, "large")
+    assert bench.store.events(job.id)[-1].data == {"reason": "large-model"}
+    assert list((both.home / "work" / job.id).iterdir()) == []
+    for _ in range(3):
+        bench.run()
+    assert bench.kinds() == ["queued", "started", "requeued"]
+    bench.settings = both
+    assert bench.run().status is Status.succeeded
 
 
 def test_a_cancelled_job_takes_its_processes_with_it(bench: Bench) -> None:

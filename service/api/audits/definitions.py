@@ -56,7 +56,7 @@ def create(
             raise Conflict(f"name: {definition.name!r} is already the name of an audit; allowed: any other name")
         backend.audits.check(definition, force=force)
         return definition
-    submission.keep_files(backend.artifacts, body)
+    submission.keep_files(backend.store, backend.artifacts, body)
     audit = backend.audits.create(definition, force=force)
     response.headers["Location"] = f"/v1/audits/{definition.name}"
     return AuditView.of(audit)
@@ -96,7 +96,7 @@ def put(
     if validate_only:
         backend.audits.check(definition, force=force, replaced=None if is_new else audit)
         return definition
-    submission.keep_files(backend.artifacts, body)
+    submission.keep_files(backend.store, backend.artifacts, body)
     if not is_new:
         return AuditView.of(backend.audits.update(audit, definition, force=force))
     response.status_code = status.HTTP_201_CREATED
@@ -128,7 +128,7 @@ def change(
     if validate_only:
         backend.audits.check(definition, force=force, replaced=audit)
         return definition
-    submission.keep_files(backend.artifacts, wanted)
+    submission.keep_files(backend.store, backend.artifacts, wanted)
     return AuditView.of(backend.audits.update(audit, definition, force=force))
 
 

@@ -13,6 +13,8 @@ class AuditView(BaseModel):
     """An audit."""
 
     id: str
+    owner: str
+    """Owner of the key that made it; empty for the bootstrap key."""
     name: str
     definition: AuditDefinition
     """What it is asked to do, with its defaults; of uploaded files the name, SHA-256 and size."""
@@ -37,6 +39,7 @@ class AuditView(BaseModel):
         """Return the view of `audit`."""
         return cls(
             id=audit.id,
+            owner=audit.owner,
             name=audit.definition.name,
             definition=audit.definition,
             baseline_cautions=audit.baseline_cautions,

@@ -3,11 +3,12 @@
 from datetime import datetime, timedelta
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
 from service.api.audits.names import AuditName, WebhookId
 from service.api.dependencies import FromApp, UniqueKeys
+from service.api.keys.checking import requires
 from service.contracts.record import Frozen
 from service.contracts.request import NoBoolean
 from service.store.notifications.endpoints import Endpoint
@@ -63,9 +64,9 @@ def list_webhooks(backend: FromApp, audit: AuditName) -> WebhookList:
     return WebhookList(webhooks=[WebhookView.of(one) for one in backend.alerts.webhooks(audit)])
 
 
-@router.get("/webhooks/{webhook_id}/secret")
+@router.get("/webhooks/{webhook_id}/secret", dependencies=[Depends(requires("submit"))])
 def secret(backend: FromApp, webhook_id: WebhookId, response: Response) -> Secret:
-    """Return the present secret of a webhook."""
+    """Return the present secret of a webhook. Who has it can sign messages, so this needs the scope `submit`."""
     response.headers["Cache-Control"] = "no-store"
     return Secret(secret=backend.alerts.secret(webhook_id))
 

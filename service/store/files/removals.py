@@ -46,7 +46,8 @@ class Removals(Transactions):
                     f"job {job_id} cannot be deleted: its report is an audit's baseline, or an open run needs it; "
                     "change the audit's baseline, or delete the audit first"
                 )
-            session.add(DeletedJobRow(id=job_id, deleted_at=self._clock(), idempotency_key=row.idempotency_key))
+            kept = {"id": job_id, "owner": row.owner, "idempotency_key": row.idempotency_key}
+            session.add(DeletedJobRow(**kept, deleted_at=self._clock()))
             session.delete(row)
 
     def expire(self, default_days: int | None) -> int:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.store.database import is_writer
+from service.store.owners.access import Access
 from service.store.tables import JobRow
 from service.store.transactions import Transactions
 
@@ -50,6 +51,10 @@ class EventNews(Transactions):
         self._lock = Lock()
         self._thread: Thread | None = None
         self._committed = Event()
+
+    def seen_by(self, access: Access) -> Self:  # noqa: ARG002
+        """Return the same followers: the job store says who may follow a job."""
+        return self
 
     @contextmanager
     def follow(self, job_id: str, wake: Callable[[], None], seen: int) -> Iterator[Follower]:

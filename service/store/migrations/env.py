@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from service.store.notifications import tables  # noqa: F401 - its tables are part of the schema
+from service.store.notifications import tables as notifications  # noqa: F401 - its tables are part of the schema
+from service.store.owners import tables as owners  # noqa: F401 - likewise
 from service.store.tables import Base
 
 context.configure(

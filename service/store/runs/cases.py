@@ -80,6 +80,8 @@ class Case:
     """Likewise."""
     reruns: tuple[RerunEnd, ...]
     """Empty before the first measurement has been judged."""
+    baseline_hidden: bool = False
+    """Whether the pinned report is not one that the audit's owner may see."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from service.audits.baseline import rule
 from service.contracts.audits.audit import AuditDefinition, Finding
 from service.errors import InvalidRequest
 from service.store.audit_records import last_passed, past_run_of
+from service.store.owners.access import access_of_owner
+from service.store.owners.visibility import seeing
 from service.store.runs.cases import Case, Ending, Measured, RerunJobs, has_ended, job_ends, reruns_of
 from service.store.runs.rows import end_run, locked_run
 from service.store.statuses import JOB_ENDED, RunState, Status
@@ -60,7 +62,7 @@ class Judging(Transactions):
             run.state, run.fence, run.judgments = RunState.judging, run.fence + 1, run.judgments + 1
             run.lease_expires_at = now + timedelta(seconds=lease_seconds)
             try:
-                return _case(session, run)
+                return _case(session, audit, run)
             except (ValidationError, InvalidRequest) as error:
                 end_run(session, audit, run, "error", [f"The run cannot be read by this version: {error}"], now)
                 return None
@@ -78,12 +80,12 @@ class Judging(Transactions):
             rows = _held(session, case)
             if rows is None:
                 return False
-            run, now = rows[1], self._clock()
+            (audit, run), now = rows, self._clock()
             _keep(run, case, measured)
             run.state, run.lease_expires_at = RunState.rerunning, None
             for one in jobs:
                 inserted = [
-                    None if asked is None else insert_job(session, asked[0], now, terms=asked[1]).id
+                    None if asked is None else insert_job(session, asked[0], now, owner=audit.owner, terms=asked[1]).id
                     for asked in (one.candidate, one.baseline)
                 ]
                 session.add(
@@ -117,19 +119,26 @@ class Judging(Transactions):
         )
 
 
-def _case(session: Session, run: AuditRunRow) -> Case:
+def _case(session: Session, audit: AuditRow, run: AuditRunRow) -> Case:
     definition = AuditDefinition.model_validate(run.definition)
-    job_id, count = run.job_id or "", rule(definition.baseline).runs
+    job_id, of = run.job_id or "", rule(definition.baseline)
     return Case(
         run_id=run.id,
         fence=run.fence,
         definition=definition,
         job=job_ends(session, [job_id])[job_id],
-        passed=tuple(map(past_run_of, last_passed(session, run.audit_id, count, run.definition))),
+        passed=tuple(map(past_run_of, last_passed(session, run.audit_id, of.runs, run.definition))),
         findings=tuple(Finding.model_validate(one) for one in run.findings),
         baseline_report_id=run.baseline_report_id,
         reruns=reruns_of(session, run.id),
+        baseline_hidden=of.report_id is not None and not _is_seen(session, audit.owner, of.report_id),
     )
+
+
+def _is_seen(session: Session, owner: str, report_id: str) -> bool:
+    """Return whether an owner may see a report."""
+    with seeing(session, access_of_owner(owner)):
+        return session.scalar(select(JobRow.id).where(JobRow.id == report_id)) is not None
 
 
 def _held(session: Session, case: Case) -> tuple[AuditRow, AuditRunRow] | None:

@@ -70,7 +70,7 @@ def request_of(definition: AuditDefinition, **changes: object) -> JobRequest:
 def _insert(session: Session, audit: AuditRow, run: AuditRunRow, definition: AuditDefinition, now: datetime) -> None:
     known = _last_identity(session, audit, definition) if definition.skip_unchanged else None
     terms = Terms(newest_in=isinstance(definition.model, NewestIn), unless_identity=known)
-    job = insert_job(session, request_of(definition), now, terms=terms)
+    job = insert_job(session, request_of(definition), now, owner=audit.owner, terms=terms)
     run.state, run.job_id, run.definition = RunState.measuring, job.id, audit.definition
 
 

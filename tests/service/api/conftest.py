@@ -87,7 +87,6 @@ def world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
     engine = make_engine(settings.database)
     settings.artifacts.mkdir()
     stores = stores_on(engine, settings)
-    stores.keys.ensure("tests", KEY)
     yield World(make_app(settings, stores), stores, settings)
     engine.dispose()
 

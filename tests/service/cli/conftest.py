@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from pydantic import SecretStr
 
 from service import settings as settings_module
 from service.api.app import make_app
@@ -83,12 +84,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     """A running service, which the command line is told of."""
-    settings = Settings(home=tmp_path / "remote")
+    settings = Settings(home=tmp_path / "remote", api_key=SecretStr(KEY))
     settings.artifacts.mkdir(parents=True)
     engine = make_engine(settings.database)
     upgrade(engine)
     stores = stores_on(engine, settings)
-    stores.keys.ensure("tests", KEY)
     with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)
         monkeypatch.setenv("HEADROOM_API_KEY", KEY)

@@ -243,11 +243,11 @@ def test_an_audit_that_cannot_be_read_is_paused_and_keeps_no_other_from_its_turn
         service.audit(**NIGHTLY, name=name)
     with writer(engine).begin() as connection:
         spoilt = {"name": "broken", "model": "/m", "schedule": "not cron", "pause_after_errors": 3}
-        connection.execute(update(AuditRow).where(AuditRow.name == "broken").values(definition=spoilt))
+        connection.execute(update(AuditRow).where(AuditRow.owned_name == "broken").values(definition=spoilt))
     clock.now = at(1)
     assert service.round().fired == 1
     with engine.connect() as connection:
-        paused = connection.scalars(select(AuditRow.name).where(AuditRow.paused)).all()
+        paused = connection.scalars(select(AuditRow.owned_name).where(AuditRow.paused)).all()
     assert paused == ["broken"]
 
 

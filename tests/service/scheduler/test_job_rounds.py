@@ -51,7 +51,7 @@ class ListBroker:
         self.messages: list[tuple[str, int]] = []
         self.down = False
 
-    def send(self, job_id: str, number: int) -> None:
+    def send(self, job_id: str, number: int, _size: str) -> None:
         if self.down:
             raise ServiceUnreachable("down")
         self.messages.append((job_id, number))
@@ -171,9 +171,9 @@ def test_the_job_of_a_lost_worker_is_offered_again(
 def test_two_schedulers_do_no_harm(store: JobStore, line: ListBroker, step: Callable[[], Round]) -> None:
     job = store.submit(REQUEST).id
 
-    def send_while_another_does(job_id: str, number: int) -> None:
+    def send_while_another_does(job_id: str, number: int, size: str) -> None:
         step()
-        line.send(job_id, number)
+        line.send(job_id, number, size)
 
     run_round(store, send_while_another_does, line.waiting, max_attempts=2)
     assert line.messages == [(job, 1)] * 2

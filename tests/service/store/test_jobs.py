@@ -47,6 +47,7 @@ def test_a_submitted_job_is_a_row_an_event_and_a_dispatch(store: JobStore, clock
     assert store.get(job.id) == job
     assert job == Job(
         id=job.id,
+        owner="",
         status=Status.queued,
         request=request,
         created_at=clock.now,
@@ -54,6 +55,7 @@ def test_a_submitted_job_is_a_row_an_event_and_a_dispatch(store: JobStore, clock
         finished_at=None,
         attempts=0,
         dispatch=1,
+        size="small",
         fence=0,
         worker=None,
         lease_expires_at=None,

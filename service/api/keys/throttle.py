@@ -1,0 +1,76 @@
+"""How fast each caller may go, by token buckets, with a bound on what is remembered."""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+MOST_REMEMBERED = 10_000
+"""Callers; the one that was quiet the longest is forgotten first, and begins anew with a full bucket."""
+
+
+class Buckets:
+    """A bucket of tokens for each caller, refilled at a constant rate; safe to use from several threads."""
+
+    def __init__(
+        self,
+        per_second: float,
+        size: float,
+        *,
+        most: int = MOST_REMEMBERED,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`per_second` tokens come into every bucket until it has `size`."""
+        self._rate = per_second
+        self._size = size
+        self._most = most
+        self._now = now
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Tokens, and when there were so many."""
+        self._lock = Lock()
+
+    def take(self, caller: str) -> float:
+        """Take a token and return 0.0; if there is none, return in how many seconds there will be one."""
+        with self._lock:
+            left, now = self._left(caller)
+            wait = 0.0 if left >= 1 else (1 - left) / self._rate
+            self._buckets[caller] = (left if wait else left - 1, now)
+            self._buckets.move_to_end(caller)
+            while len(self._buckets) > self._most:
+                self._buckets.popitem(last=False)
+            return wait
+
+    def wait(self, caller: str) -> float:
+        """Return in how many seconds a token can be taken, without taking it; 0.0: now."""
+        with self._lock:
+            return 0.0 if caller not in self._buckets else max(0.0, (1 - self._left(caller)[0]) / self._rate)
+
+    def _left(self, caller: str) -> tuple[float, float]:
+        now = self._now()
+        tokens, then = self._buckets.get(caller, (self._size, now))
+        return min(self._size, tokens + (now - then) * self._rate), now
+
+
+class Remembered:
+    """The texts that were added last, as their hashes; safe to use from several threads."""
+
+    def __init__(self, most: int = MOST_REMEMBERED) -> None:
+        self._most = most
+        self._hashes: OrderedDict[bytes, None] = OrderedDict()
+        self._lock = Lock()
+
+    def __contains__(self, text: str) -> bool:
+        return _hash(text) in self._hashes
+
+    def add(self, text: str) -> None:
+        """Remember a text, and forget the one that was added the longest ago if there are too many."""
+        with self._lock:
+            self._hashes[_hash(text)] = None
+            self._hashes.move_to_end(_hash(text))
+            while len(self._hashes) > self._most:
+                self._hashes.popitem(last=False)
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
