@@ -32,10 +32,12 @@ from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.checkpoints import as_here, checkpoints_of, with_batch
 from workers.children import Ended, run_child, without_secrets
 from workers.failures import KILLED, JobFailed, Unchanged, internal, unexplained
+from workers.fetching import hub_environment, in_time
 from workers.lease import Lease
 from workers.measurement.errors import device_full
 from workers.measurement.runtime.workspace import unfinished
 from workers.model_cache import ModelCache
+from workers.model_roots import directory_within
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
 from workers.resolution import Resolved, identity
@@ -231,6 +233,7 @@ class Attempt:
             calibration=self._calibration(),
             labelled=self._labelled(),
             device=self._settings.device,
+            any_model_type=self._settings.any_model_type,
             memory_bytes=self._settings.memory,
             checkpoint_seconds=self._settings.checkpoint_seconds,
             **analysis,
@@ -240,13 +243,14 @@ class Attempt:
         if name == SAMPLE:
             return ModelFiles(path=MODEL, source=SAMPLE)
         if name.startswith("/"):
-            return ModelFiles(path=Path(name), source=name)
+            return ModelFiles(path=directory_within(Path(name), self._settings.model_roots), source=name)
         return self._models.fetched(name, partial(self._fetched, name))
 
     def _fetched(self, name: str) -> ModelFiles:
         found = self._directory / "model.json"
         relay = Relay(self._store, self._claim)
-        ended = self._child([*self._commands.hub, name, str(found)], os.environ, relay.line)
+        fetching = [*self._commands.hub, f"--bytes={int(self._settings.model_bytes)}", name, str(found)]
+        ended = self._child(fetching, hub_environment(os.environ), relay.line, self._in_time())
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
 
@@ -257,10 +261,11 @@ class Attempt:
         """
         asked = self._claim.request
         target = self._directory / "resolved.json"
-        options = ["--newest-in"] if terms.newest_in else []
+        options = [f"--root={root}" for root in self._settings.model_roots]
+        options += ["--newest-in"] if terms.newest_in else []
         relay = Relay(self._store, self._claim)
         resolving = [*self._commands.resolution, asked.model, self._settings.device, str(target), *options]
-        ended = self._child(resolving, os.environ, relay.line)
+        ended = self._child(resolving, hub_environment(os.environ), relay.line, self._in_time())
         self._demand_success("resolving the model", relay, ended)
         found = Resolved.model_validate_json(target.read_text())
         if terms.fingerprint not in (None, found.fingerprint):
@@ -291,10 +296,19 @@ class Attempt:
             return LabelledFile(path=LABELLED, source=SAMPLE) if model == SAMPLE else None
         return LabelledFile(path=self._artifacts.path(stored.sha256), source=stored.name)
 
-    def _child(self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bytes], None]) -> Ended:
+    def _in_time(self) -> Callable[[], None]:
+        return in_time(self._lease.check, self._claim.request.model, self._settings.fetch_seconds)
+
+    def _child(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        on_line: Callable[[bytes], None],
+        check: Callable[[], None] | None = None,
+    ) -> Ended:
         # What a child leaves in its temporary directory goes when the working directory goes.
         environment = {**environment, "TMPDIR": str(self._temporary)}
-        ended = run_child(command, environment=environment, check=self._lease.check, on_line=on_line)
+        ended = run_child(command, environment=environment, check=check or self._lease.check, on_line=on_line)
         if ended.status != 0:
             tail = json.dumps(ended.errors[-10:])
             log.warning("job %s: %s ended with %d: %s", self._claim.job_id, command[0], ended.status, tail)

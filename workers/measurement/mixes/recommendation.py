@@ -147,8 +147,10 @@ class _Conclusion:
         if choice.chosen is not None:
             return f"{choice.chosen} ({kl[choice.chosen].mean():.3g} nats) beats the best control, {control}."
         budget = (plan.target.bytes - plan.inputs.uniform_bytes) / _BYTES
+        if not plan.mixes and plan.target.kind == "max_kl" and not budget:
+            return f"{self._scheme} meets the target with every module quantized ({kl[UNIFORM].mean():.3g} nats)."
         if not plan.mixes:
-            return f"No module of {self._scheme} is worth keeping within +{budget:.3g} MB, or none fits."
+            return f"No module fits within +{budget:.3g} MB, or none has harm."
         return f"No mix under +{budget:.3g} MB beats the best control, {control}."
 
     def _config(self, chosen: str | None) -> dict[str, Any]:

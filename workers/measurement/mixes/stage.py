@@ -60,13 +60,20 @@ class Measured:
 
 
 def check_targets(request: MeasurementRequest, measured: Measured) -> None:
-    """Refuse a target in bytes that no mix of a scheme has.
+    """Refuse a target in bytes that no mix of any scheme has.
 
     Raises:
-        BadRequest: says which ones there are.
+        BadRequest: says which ones the smallest scheme has.
     """
-    for scheme in measured.state.schemes:
-        check_target(request.recommend, scheme.name, *measured.sizes(scheme.name))
+    schemes = sorted((scheme.name for scheme in measured.state.schemes), key=measured.sizes)
+    if schemes and not any(_fits(request, measured, name) for name in schemes):
+        check_target(request.recommend, schemes[0], *measured.sizes(schemes[0]))
+
+
+def _fits(request: MeasurementRequest, measured: Measured, scheme: str) -> bool:
+    """Whether a scheme has mixes of the bytes that were asked for."""
+    uniform, reference = measured.sizes(scheme)
+    return request.recommend.max_bytes is None or uniform <= request.recommend.max_bytes < reference
 
 
 def run_mixes(
@@ -93,7 +100,7 @@ def run_mixes(
     if not request.recommend.enabled or held_out is None:
         return None
     schemes = measured.state.schemes
-    missing = {scheme.name: _missing(scheme, measured, harm) for scheme in schemes}
+    missing = {scheme.name: _missing(request, scheme, measured, harm) for scheme in schemes}
     plans = {
         scheme.name: plan_mixes(_inputs(scheme, measured, harm), request.recommend, request.seed)
         for scheme in schemes
@@ -140,7 +147,7 @@ def _measure(
     )
 
 
-def _missing(scheme: Scheme, measured: Measured, harm: HarmResults | None) -> str | None:
+def _missing(request: MeasurementRequest, scheme: Scheme, measured: Measured, harm: HarmResults | None) -> str | None:
     """Return why no mix of a scheme can be recommended, in a sentence; None where one can."""
     finite = np.isfinite(measured.predictions.reference_nll)
     reference = None
@@ -151,6 +158,9 @@ def _missing(scheme: Scheme, measured: Measured, harm: HarmResults | None) -> st
         return lacking
     if not measured.predictions.comparisons[scheme.name].finite.any():
         return f"No position has a finite prediction under {scheme.name}."
+    if not _fits(request, measured, scheme.name):
+        smallest = measured.sizes(scheme.name)[0] / 1e6
+        return f"The target lies outside the sizes of its mixes, the smallest of which takes {smallest:,.4g} MB."
     if harm is None or scheme.name not in harm.schemes:
         return f"{scheme.name} replaces no module of the layers."
     if harm.schemes[scheme.name].products is None:

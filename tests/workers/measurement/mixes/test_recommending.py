@@ -82,6 +82,19 @@ def test_a_target_that_no_mix_has_is_refused(tmp_path: Path) -> None:
         run(asked(MODEL, CALIBRATION, recommend={"enabled": True, "max_bytes": 1000}), tmp_path / "out")
 
 
+def test_a_scheme_that_is_larger_than_the_target_has_no_mix(tmp_path: Path) -> None:
+    size = 4_600_000  # of the sample's mixes of nf4, and less than int8 takes
+    harm = {"exact": "none", "estimate": True, "draws": 1}
+    request = asked(
+        MODEL, CALIBRATION, schemes=["nf4", "int8"], harm=harm, recommend={"enabled": True, "max_bytes": size}
+    )
+    report = run(request, tmp_path / "out")
+    assert all(mix.bytes <= size for mix in recommended(report).mixes)
+    larger = recommended(report, "int8")
+    assert (larger.mixes, larger.chosen, larger.config_verified) == ((), None, True)
+    assert larger.reason.startswith("The target lies outside the sizes of its mixes, the smallest of which takes ")
+
+
 def test_a_reference_that_guesses_gets_no_recommendation(
     checkpoints: dict[str, Path], calibration_text: Path, tmp_path: Path
 ) -> None:
