@@ -109,7 +109,7 @@ def test_files_are_passed_on_with_their_names_and_formats(tmp_path: Path) -> Non
 def test_a_hub_model_is_fetched_by_a_process_of_its_own(tmp_path: Path) -> None:
     bench = Bench(tmp_path, JobRequest(model="org/name@main"))
     fetch = """
-name = sys.argv[1]
+name = sys.argv[-2]
 target.write_text(json.dumps({"path": "/cache/abc", "source": name, "revision": "abc"}))
 say(kind="finished")
 """
