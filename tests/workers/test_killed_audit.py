@@ -56,7 +56,7 @@ def test_the_run_of_a_killed_worker_ends_once(site: Site) -> None:
     site.command = (sys.executable, "-c", WORKER, measure, RESOLVE)
     artifacts = ArtifactStore(site.settings.artifacts)
     audits, alerts = AuditStore(site.engine, artifacts), AlertStore(site.engine)
-    definition = AuditDefinition(name="watch", model="/models/llama", limits=(LIMIT,), reruns=0)
+    definition = AuditDefinition(name="watch", model="sample", limits=(LIMIT,), reruns=0)
     audit = audits.create(definition)
     asked = audits.request_run("watch")
     site.hold()
