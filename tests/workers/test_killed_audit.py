@@ -29,7 +29,7 @@ import sys
 from service import queue
 from service.settings import settings
 from workers.app import make_worker
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 python = (sys.executable, "-I", "-S", "-c")
 measurement = (*python, sys.argv[1], str(settings().home))
 commands = Commands(measurement=measurement, reporting=(*python, ""), resolution=(*python, sys.argv[2]))
