@@ -25,6 +25,7 @@ from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest
 
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
+DEFAULT_JOB_FILE = ByteSize(64 * 2**30)
 DEFAULT_MODEL_BYTES = ByteSize(512 * 2**30)
 DEFAULT_FILE_QUOTA = ByteSize(10 * 2**30)
 DEFAULT_UPLOADS = ByteSize(10 * 2**30)
@@ -130,6 +131,18 @@ class Settings(BaseSettings):
 
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
     """Seconds of a measurement that the loss of its worker may cost."""
+
+    job_seconds: float = Field(default=86400.0, gt=0, allow_inf_nan=False)
+    """An attempt at a job that takes longer fails."""
+
+    job_memory: Annotated[MemorySize | None, Field(ge=1)] = None
+    """Memory of a job's measurement or drawing; default: nine tenths of what the machine or the container has."""
+
+    job_file_bytes: Annotated[MemorySize, Field(ge=1)] = DEFAULT_JOB_FILE
+    """The largest file that a measurement or a drawing may write."""
+
+    measurement_user: str | None = None
+    """User that runs measurements and drawings; default: the worker's own."""
 
     webhook_networks: Annotated[tuple[Network, ...], NoDecode] = ()
     """Networks besides the public ones that webhooks may be in, such as `10.1.0.0/16,fd00::/64`."""

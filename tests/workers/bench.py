@@ -11,7 +11,7 @@ from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
 from service.store.jobs import Job, JobStore
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 from workers.supervisor import Supervisor
 
 REQUEST = JobRequest(model="sample")

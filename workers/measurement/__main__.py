@@ -127,6 +127,8 @@ def _private_stdout() -> TextIO:
 def _code(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk-full"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "file-size-limit"
     return "out-of-memory" if ran_out(error) else "internal"
 
 
