@@ -36,8 +36,8 @@ PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 MAX_PAGE_SIZE = 200
 SMALL_BODY = 16 << 10
 """Bytes of a body that is parsed in the event loop."""
-_LARGE_BODIES = CapacityLimiter(4)
-"""So many larger ones are parsed at the same time."""
+_LARGE_BODIES = CapacityLimiter(1)
+"""Larger ones are parsed one at a time: more threads would only keep the event loop from its turn."""
 MOST_KEYS = 2000
 """Keys that the objects of one body may have together."""
 SHOWN_CHARACTERS = 200
@@ -127,7 +127,7 @@ UploadedFiles = Annotated[Resolve, Depends(_resolve)]
 class UniqueKeys(APIRoute):
     """A route that answers 400 to a body with a duplicate key, or with too many keys.
 
-    A large body is parsed and validated in a thread, a few at a time: the event loop answers others meanwhile.
+    A large body is parsed and validated in a thread, one at a time: the event loop answers others meanwhile.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
