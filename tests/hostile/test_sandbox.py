@@ -150,6 +150,17 @@ def test_the_network_cannot_be_reached_or_the_worker_says_so(runs: Runs) -> None
         assert "jobs run without network" in runs.sandbox.description()
 
 
+def test_a_user_namespace_cuts_the_network_off_and_keeps_the_user_or_nothing_runs(runs: Runs) -> None:
+    runs.sandbox = replace(runs.sandbox, offer=replace(runs.sandbox.offer, network="user-namespace"))
+    code = "print(json.dumps(os.getuid()))\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
+    ended = runs(code)
+    if ended.status == 125:  # the machine forbids user namespaces
+        assert (runs.lines, "cannot be confined" in ended.last_error) == ([], True)
+    else:
+        assert runs.said() == os.getuid()
+        assert "unreachable" in ended.last_error
+
+
 def test_a_machine_without_namespaces_keeps_its_network(runs: Runs) -> None:
     without = Offer(None, None, {"network": "unshare: Operation not permitted", "cgroups": "none"})
     runs.sandbox = replace(runs.sandbox, offer=without)
