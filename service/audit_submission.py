@@ -10,16 +10,19 @@ from typing import Any
 from service.audits import definition
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission, NewestIn
 from service.errors import InvalidRequest
-from service.submission import FILES, check_labelled, check_model, described_files
+from service.submission import FILES, Resolve, check_labelled, check_model, described_files, no_uploads
 
 _DIRECTORIES = "the absolute path of a directory that holds checkpoints"
 
 
-def defined(audit: AuditSubmission, kept: Mapping[str, Any] | None = None) -> AuditDefinition:
+def defined(
+    audit: AuditSubmission, resolve: Resolve = no_uploads, kept: Mapping[str, Any] | None = None
+) -> AuditDefinition:
     """Return the definition that a submission makes, without storing anything.
 
     Args:
         audit: The submission.
+        resolve: Gives the uploaded files that it names.
         kept: Stored files by their fields, which the audit keeps.
 
     Raises InvalidRequest.
@@ -28,7 +31,7 @@ def defined(audit: AuditSubmission, kept: Mapping[str, Any] | None = None) -> Au
         _check_directory(audit.model.newest_in)
     else:
         check_model(audit.model)
-    files = {**(kept or {}), **described_files(audit)}
+    files = {**(kept or {}), **described_files(audit, resolve)}
     check_labelled(audit, labelled=files.get("labelled") is not None)
     definition.check(audit)
     return AuditDefinition.model_validate({**audit.model_dump(exclude=set(FILES)), **files})

@@ -91,6 +91,13 @@ class HomeInUse(Conflict):
     code = "home-in-use"
 
 
+class QuotaReached(HeadroomError):
+    """Raised when an owner's uploaded files would have more bytes than they may."""
+
+    code = "quota-reached"
+    status = 413
+
+
 class NotComparable(HeadroomError):
     """Raised when reports cannot be compared; the message names them and the reason."""
 

@@ -1,5 +1,6 @@
 """Settings from the environment variables that begin with `HEADROOM_`; read once."""
 
+import os
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,6 +25,9 @@ from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest
 
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
+DEFAULT_JOB_FILE = ByteSize(64 * 2**30)
+DEFAULT_MODEL_BYTES = ByteSize(512 * 2**30)
+DEFAULT_FILE_QUOTA = ByteSize(10 * 2**30)
 DEFAULT_UPLOADS = ByteSize(10 * 2**30)
 DEFAULT_SMALL = ByteSize(32 * 2**30)
 
@@ -78,8 +82,14 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1)
     """A job fails when it has lost its worker this many times."""
 
-    max_upload_bytes: int = Field(default=32 * 2**20, ge=1)
-    """The largest request body that the API accepts."""
+    max_upload_bytes: int = Field(default=256 * 2**20, ge=1)
+    """The largest file that can be uploaded; other request bodies have 1 MiB at most."""
+
+    file_quota_bytes: MemorySize = DEFAULT_FILE_QUOTA
+    """Uploaded files of one owner may have so many bytes together."""
+
+    file_seconds: float = Field(default=7 * 86_400.0, gt=0)
+    """An uploaded file that no job names is forgotten after this time."""
 
     requests_per_second: float = Field(default=50.0, gt=0)
     """Requests with one key that an API process answers, on average; twice as many may come at once."""
@@ -105,8 +115,34 @@ class Settings(BaseSettings):
     memory: MemorySize = DEFAULT_MEMORY
     """Hidden states of a measurement that need more than this are kept in memory-mapped files."""
 
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Directories below which a worker takes models, such as `/models:/mnt/more`; default: none, so jobs name the
+    sample or models of the hub. The embedded stack on a loopback address takes models from anywhere."""
+
+    any_model_type: bool = False
+    """Measure model types too that the layer-by-layer computation has not been shown to run exactly. The embedded
+    stack on a loopback address does."""
+
+    model_bytes: MemorySize = DEFAULT_MODEL_BYTES
+    """The largest model that a worker fetches from the hub: all its files together."""
+
+    fetch_seconds: float = Field(default=6 * 3600.0, gt=0)
+    """A model that takes longer to be fetched fails its job."""
+
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS
     """Seconds of a measurement that the loss of its worker may cost."""
+
+    job_seconds: float = Field(default=86400.0, gt=0, allow_inf_nan=False)
+    """An attempt at a job that takes longer fails."""
+
+    job_memory: Annotated[MemorySize | None, Field(ge=1)] = None
+    """Memory of a job's measurement or drawing; default: nine tenths of what the machine or the container has."""
+
+    job_file_bytes: Annotated[MemorySize, Field(ge=1)] = DEFAULT_JOB_FILE
+    """The largest file that a measurement or a drawing may write."""
+
+    measurement_user: str | None = None
+    """User that runs measurements and drawings; default: the worker's own."""
 
     webhook_networks: Annotated[tuple[Network, ...], NoDecode] = ()
     """Networks besides the public ones that webhooks may be in, such as `10.1.0.0/16,fd00::/64`."""
@@ -129,6 +165,14 @@ class Settings(BaseSettings):
             return tuple(ip_network(part.strip()) for part in given.split(",") if part.strip())
         except ValueError as error:
             raise ValueError(f"allowed: networks such as 10.1.0.0/16,fd00::/64 ({error})") from error
+
+    @field_validator("model_roots", mode="plain")
+    @classmethod
+    def _parse_roots(cls, given: str | tuple[Path, ...]) -> tuple[Path, ...]:
+        roots = tuple(map(Path, filter(None, given.split(os.pathsep)))) if isinstance(given, str) else given
+        if not all(root.is_absolute() for root in roots):
+            raise ValueError(f"allowed: absolute paths of directories, with {os.pathsep!r} between two of them")
+        return roots
 
     @field_validator("queues", mode="plain")
     @classmethod

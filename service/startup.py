@@ -22,6 +22,7 @@ from service.store.database import make_engine, upgrade
 from service.store.files.garbage import Garbage
 from service.store.files.identity import StoreIdentity
 from service.store.files.removals import Removals
+from service.store.files.uploads import UploadStore
 from service.store.hosts.event_news import EventNews
 from service.store.hosts.single_host import SingleHost
 from service.store.jobs import JobStore
@@ -38,6 +39,7 @@ class Stores(NamedTuple):
     audits: AuditStore
     alerts: AlertStore
     runs: RunStore
+    uploads: UploadStore
     removals: Removals
     garbage: Garbage
     news: EventNews
@@ -72,6 +74,7 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
         audits=audits,
         alerts=AlertStore(engine),
         runs=RunStore(engine),
+        uploads=UploadStore(engine, quota_bytes=int(settings.file_quota_bytes), keep_seconds=settings.file_seconds),
         removals=Removals(engine, audits.report_is_baseline),
         garbage=Garbage(engine, artifacts),
         news=EventNews(engine),

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable
 
 from service.contracts.audits.audit import AuditSubmission
-from service.contracts.files import PARQUET_MAGIC, StoredFile, Upload, format_of
+from service.contracts.files import StoredFile, Upload, format_of
 from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission
 from service.contracts.sizes import SizeClass
-from service.errors import InvalidRequest, ServiceUnreachable
+from service.errors import InvalidRequest, NotFound, ServiceUnreachable
+from service.file_checks import FormatCheck
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import Job, JobStore
 from service.store.statuses import Status
@@ -23,6 +24,15 @@ log = logging.getLogger(__name__)
 Send = Callable[[str, int, SizeClass], None]
 """Sends a job's id, dispatch number and size to the broker, as `service.queue.send`; raises ServiceUnreachable."""
 
+Resolve = Callable[[str], StoredFile]
+"""Returns an uploaded file by its id; raises NotFound."""
+
+
+def no_uploads(file_id: str) -> StoredFile:
+    """Know no uploaded file."""
+    raise NotFound(f"file: {file_id!r} is not the id of a file")
+
+
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"{_NAME}/{_NAME}(@[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -31,18 +41,22 @@ FILES = ("calibration", "labelled")
 _MODELS = "'sample', the absolute path of a directory, or a hub id such as 'org/name' or 'org/name@revision'"
 
 
-def validate(submission: JobSubmission, *, idempotency_key: str | None = None) -> JobRequest:
+def validate(
+    submission: JobSubmission, resolve: Resolve = no_uploads, *, idempotency_key: str | None = None
+) -> JobRequest:
     """Return the request of the job that `submit` would make, without storing anything. Raises InvalidRequest."""
     check_model(submission.model)
     _check_key(idempotency_key)
     check_labelled(submission, labelled=submission.labelled is not None)
-    return JobRequest.model_validate({**submission.model_dump(exclude=set(FILES)), **described_files(submission)})
+    files = described_files(submission, resolve)
+    return JobRequest.model_validate({**submission.model_dump(exclude=set(FILES)), **files})
 
 
 def submit(
     store: JobStore,
     artifacts: ArtifactStore,
     submission: JobSubmission,
+    resolve: Resolve = no_uploads,
     *,
     idempotency_key: str | None = None,
     send: Send | None = None,
@@ -53,7 +67,7 @@ def submit(
     Raises InvalidRequest, IdempotencyKeyReused, LimitReached, and StoreFailed when a file cannot be stored; then there
     is no job.
     """
-    request = validate(submission, idempotency_key=idempotency_key)
+    request = validate(submission, resolve, idempotency_key=idempotency_key)
     keep_files(store, artifacts, submission)
     job = store.submit(request, idempotency_key=idempotency_key, sent=send is not None)
     if send is not None:
@@ -61,21 +75,19 @@ def submit(
     return job
 
 
-def described_files(submission: JobSubmission | AuditSubmission) -> dict[str, StoredFile]:
-    """Return the name, SHA-256 and size of every uploaded file by its field.
+def described_files(submission: JobSubmission | AuditSubmission, resolve: Resolve) -> dict[str, StoredFile]:
+    """Return the name, SHA-256 and size of every file of a request by its field.
 
-    Raises InvalidRequest for an empty file, and for one that is not of the format that its name states.
+    Raises InvalidRequest for an empty file, one that is not of the format that its name states, and an unknown id.
     """
-    uploads = _uploads(submission)
-    for name, upload in uploads.items():
-        _check_upload(name, upload)
-    return {name: _description(upload) for name, upload in uploads.items()}
+    return {field: _described(field, upload, resolve) for field, upload in _uploads(submission).items()}
 
 
 def keep_files(store: JobStore, artifacts: ArtifactStore, submission: JobSubmission | AuditSubmission) -> None:
-    """Store the uploaded files. Raises StoreFailed, and LimitReached where the caller uploads too much."""
-    store.use_upload(sum(len(upload.content) for upload in _uploads(submission).values()))
-    for upload in _uploads(submission).values():
+    """Store the files inside a request. Raises StoreFailed, and LimitReached where the caller uploads too much."""
+    inside = [upload for upload in _uploads(submission).values() if upload.file is None]
+    store.use_upload(sum(len(upload.content) for upload in inside))
+    for upload in inside:
         artifacts.put(upload.content)
 
 
@@ -84,10 +96,26 @@ def _uploads(submission: JobSubmission | AuditSubmission) -> dict[str, Upload]:
     return {name: upload for name in FILES if (upload := getattr(submission, name))}
 
 
-def _description(upload: Upload) -> StoredFile:
-    """Return the name, SHA-256 and size of an uploaded file."""
-    content = upload.content
-    return StoredFile(name=upload.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+def _described(field: str, upload: Upload, resolve: Resolve) -> StoredFile:
+    """Return the name, SHA-256 and size of one file."""
+    if upload.file is None:
+        name, content = str(upload.name), upload.content
+        check_name(f"{field}.name", name)
+        _check_labelled_name(field, name)
+        _check_content(field, upload, content)
+        return StoredFile(name=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    try:
+        stored = resolve(upload.file)
+    except NotFound as error:
+        allowed = "the id of a file of yours, from POST /v1/files"
+        raise InvalidRequest(f"{field}.file", upload.file, allowed, problem="is not known") from error
+    name = upload.name or stored.name
+    check_name(f"{field}.name", name)
+    _check_labelled_name(field, name)
+    if (format_of(name) == "parquet") != (format_of(stored.name) == "parquet"):
+        allowed = f"a name with the extension of {stored.name!r}, as it was uploaded"
+        raise InvalidRequest(f"{field}.name", name, allowed)
+    return stored.model_copy(update={"name": name})
 
 
 def check_model(model: str) -> None:
@@ -115,28 +143,23 @@ def check_labelled(analysis: Analysis, *, labelled: bool) -> None:
         raise InvalidRequest("label_threshold", analysis.label_threshold, allowed, problem=problem)
 
 
-def _check_upload(field: str, upload: Upload) -> None:
-    """Refuse an empty file, and one that is not of the format that its name states."""
-    if _CONTROL.search(upload.name):
-        raise InvalidRequest(f"{field}.name", upload.name, "a file name without control characters")
-    if field == "labelled" and format_of(upload.name) == "parquet":
-        raise InvalidRequest("labelled.name", upload.name, "a JSON Lines file", problem="is a Parquet file")
-    name, value = ("text", upload.text) if upload.content_base64 is None else ("content_base64", upload.content_base64)
-    content = upload.content
-    shown = (value or "")[:20]
-    if not content.strip():
-        raise InvalidRequest(f"{field}.{name}", shown, "a file with content", problem="is empty")
-    if format_of(upload.name) == "parquet":
-        if not content.startswith(PARQUET_MAGIC):
-            allowed = f"a Parquet file in content_base64, as the name {upload.name!r} states"
-            raise InvalidRequest(f"{field}.{name}", shown, allowed, problem="is not the content of a Parquet file")
-        return
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        allowed = f"UTF-8 text, as the name {upload.name!r} states"
-        problem = f"is not UTF-8 text at byte {error.start}"
-        raise InvalidRequest(f"{field}.{name}", shown, allowed, problem=problem) from error
+def _check_content(field: str, upload: Upload, content: bytes) -> None:
+    is_text = upload.content_base64 is None
+    key = "text" if is_text else "content_base64"
+    check = FormatCheck(f"{field}.{key}", str(upload.name), in_base64=not is_text)
+    check.take(content)
+    check.end()
+
+
+def check_name(field: str, name: str) -> None:
+    """Raise InvalidRequest for a file name that cannot be stored."""
+    if _CONTROL.search(name):
+        raise InvalidRequest(field, name, "a file name without control characters")
+
+
+def _check_labelled_name(field: str, name: str) -> None:
+    if field == "labelled" and format_of(name) == "parquet":
+        raise InvalidRequest("labelled.name", name, "a JSON Lines file", problem="is a Parquet file")
 
 
 def send_message(store: JobStore, job: Job, send: Send) -> None:

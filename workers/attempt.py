@@ -9,18 +9,14 @@ and one that is whole is only drawn.
 
 import json
 import logging
-import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from service.contracts.audits.resolution import Resolution, Terms
-from service.contracts.files import format_of
+from service.contracts.files import StoredFile, format_of
 from service.contracts.progress import Failed, Finished, Progress
 from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
 from service.contracts.warnings import Warning
@@ -30,39 +26,34 @@ from service.store.job_records import Artifact, Claim
 from service.store.leases import Leases
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.checkpoints import as_here, checkpoints_of, with_batch
-from workers.children import Ended, run_child, without_secrets
-from workers.failures import KILLED, JobFailed, Unchanged, internal, unexplained
+from workers.children import Ended
+from workers.failures import (
+    DEVICE_FULL,
+    KILLED,
+    OUT_OF_MEMORY,
+    JobFailed,
+    Unchanged,
+    device_full_in_library,
+    internal,
+    unexplained,
+)
 from workers.lease import Lease
-from workers.measurement.errors import device_full
 from workers.measurement.runtime.workspace import unfinished
 from workers.model_cache import ModelCache
+from workers.model_roots import directory_within
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
 from workers.resolution import Resolved, identity
 from workers.samples import CALIBRATION, LABELLED, MODEL
+from workers.sandbox.limits import LIMIT_CODES
+from workers.sandbox.programs import Commands, Programs
+from workers.sandbox.sandbox import Sandbox
 from workers.size_classes import check_size
 
 log = logging.getLogger(__name__)
 
-_DEVICE_FULL = "device-out-of-memory"
-_OUT_OF_SPACE = ("out-of-memory", _DEVICE_FULL, "disk-full", KILLED)
+_OUT_OF_SPACE = (OUT_OF_MEMORY, DEVICE_FULL, "disk-full", KILLED, *LIMIT_CODES)
 """Codes of failures that beginning anew cannot help."""
-_DEVICE_FULL_IN_A_LIBRARY = "Error out of memory at line"
-"""How bitsandbytes ends the process when one of its own CUDA calls finds no memory."""
-
-
-def _module(name: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", name)
-
-
-@dataclass(frozen=True)
-class Commands:
-    """The programs of an attempt; their arguments are added at the end."""
-
-    hub: Sequence[str] = _module("workers.hub")
-    measurement: Sequence[str] = _module("workers.measurement")
-    reporting: Sequence[str] = _module("workers.reporting")
-    resolution: Sequence[str] = _module("workers.resolution")
 
 
 class Attempt:
@@ -77,18 +68,19 @@ class Attempt:
         directory: Path,
         settings: Settings,
         commands: Commands,
+        sandbox: Sandbox,
     ) -> None:
         self._store = store
         self._artifacts = PatientArtifacts(artifacts, lease.check)
         self._lease = lease
         self._claim = claim
         self._directory = directory
-        self._out = directory / "out"
+        self._out = directory / "measured" / "out"
         self._request_file = directory / "request.json"
         self._temporary = directory / "tmp"
-        self._settings = settings
-        self._commands = commands
-        self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, settings)
+        self._settings, self._commands, self._sandbox = settings, commands, sandbox
+        self._programs = Programs(sandbox, lease, claim, directory, settings.fetch_seconds)
+        self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, self._out, settings)
         self._models = ModelCache(settings.model_cache_bytes)
         self._layers = 0
         """That the last measurement was through with."""
@@ -105,11 +97,13 @@ class Attempt:
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
+        self._sandbox.open(self._out.parent, self._settings.home)
         asked = self._request()
         left = self._left_request(asked)
         if left is None or not self._is_measured():
             self._discard(self._out)
             with self._checkpoints:
+                self._sandbox.open(self._out.parent, self._settings.home)  # with what was fetched
                 left = self._left_request(asked)
                 self._measure(left or asked, may_halve=left is None or left == asked)
         self._draw(began)
@@ -147,6 +141,7 @@ class Attempt:
         reached, tried = -1, ""
         while True:
             self._request_file.write_text(request.model_dump_json())
+            self._sandbox.share(self._request_file, self._directory)
             goes_on = unfinished(self._out).exists()
             try:
                 return self._run_measurement()
@@ -154,14 +149,14 @@ class Attempt:
                 failed, batch = error.failed, error.failed.batch_sequences or 1
                 if failed.code == KILLED and self._layers > reached:
                     reached, how = self._layers, "on from its last checkpoint, if it has one"
-                elif failed.code == _DEVICE_FULL and batch > 1 and may_halve:
+                elif failed.code == DEVICE_FULL and batch > 1 and may_halve:
                     request, how = self._with_batch_of(batch // 2, request, failed), "anew, with half the batch"
                     may_halve, reached = False, -1
                     tried = f"with {batch} sequences in a batch, and again with half of them: "
                 elif goes_on and failed.code not in _OUT_OF_SPACE:
                     self._discard(unfinished(self._out))
                     how = "anew, for it could not go on"
-                elif failed.code == _DEVICE_FULL:
+                elif failed.code == DEVICE_FULL:
                     raise JobFailed(failed.model_copy(update={"message": tried + failed.message})) from error
                 else:
                     raise
@@ -183,7 +178,7 @@ class Attempt:
     def _run_measurement(self) -> None:
         relay = Relay(self._store, self._claim)
         command = [*self._commands.measurement, str(self._request_file), str(self._out)]
-        ended = self._child(command, without_secrets(), relay.line)
+        ended = self._programs.measure(command, relay.line)
         relay.flush()
         self._layers = relay.layers
         self._demand_success("the measurement", relay, ended)
@@ -204,9 +199,7 @@ class Attempt:
             relay.progress(Progress(stage="report", done=done, total=1, elapsed_seconds=elapsed))
 
         report(0)
-        ended = self._child([*self._commands.reporting, str(self._out)], without_secrets(), lambda _line: None)
-        if ended.status != 0:
-            raise JobFailed(unexplained("drawing the report", ended))
+        self._programs.draw([*self._commands.reporting, str(self._out)])
         report(1)
 
     def _keep(self) -> list[Artifact]:
@@ -231,6 +224,7 @@ class Attempt:
             calibration=self._calibration(),
             labelled=self._labelled(),
             device=self._settings.device,
+            any_model_type=self._settings.any_model_type,
             memory_bytes=self._settings.memory,
             checkpoint_seconds=self._settings.checkpoint_seconds,
             **analysis,
@@ -240,13 +234,14 @@ class Attempt:
         if name == SAMPLE:
             return ModelFiles(path=MODEL, source=SAMPLE)
         if name.startswith("/"):
-            return ModelFiles(path=Path(name), source=name)
+            return ModelFiles(path=directory_within(Path(name), self._settings.model_roots), source=name)
         return self._models.fetched(name, partial(self._fetched, name))
 
     def _fetched(self, name: str) -> ModelFiles:
         found = self._directory / "model.json"
         relay = Relay(self._store, self._claim)
-        ended = self._child([*self._commands.hub, name, str(found)], os.environ, relay.line)
+        fetching = [*self._commands.hub, f"--bytes={int(self._settings.model_bytes)}", name, str(found)]
+        ended = self._programs.fetch(fetching, self._temporary, relay.line)
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
 
@@ -257,10 +252,11 @@ class Attempt:
         """
         asked = self._claim.request
         target = self._directory / "resolved.json"
-        options = ["--newest-in"] if terms.newest_in else []
+        options = [f"--root={root}" for root in self._settings.model_roots]
+        options += ["--newest-in"] if terms.newest_in else []
         relay = Relay(self._store, self._claim)
         resolving = [*self._commands.resolution, asked.model, self._settings.device, str(target), *options]
-        ended = self._child(resolving, os.environ, relay.line)
+        ended = self._programs.fetch(resolving, self._temporary, relay.line)
         self._demand_success("resolving the model", relay, ended)
         found = Resolved.model_validate_json(target.read_text())
         if terms.fingerprint not in (None, found.fingerprint):
@@ -282,36 +278,23 @@ class Attempt:
         stored = self._claim.request.calibration
         if stored is None:
             return CalibrationFile(path=CALIBRATION, source=SAMPLE)
-        path = self._artifacts.path(stored.sha256)
+        path = self._readable(stored)
         return CalibrationFile(path=path, source=stored.name, format=format_of(stored.name))
 
     def _labelled(self) -> LabelledFile | None:
         stored, model = self._claim.request.labelled, self._claim.request.model
         if stored is None:
             return LabelledFile(path=LABELLED, source=SAMPLE) if model == SAMPLE else None
-        return LabelledFile(path=self._artifacts.path(stored.sha256), source=stored.name)
+        return LabelledFile(path=self._readable(stored), source=stored.name)
 
-    def _child(self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bytes], None]) -> Ended:
-        # What a child leaves in its temporary directory goes when the working directory goes.
-        environment = {**environment, "TMPDIR": str(self._temporary)}
-        ended = run_child(command, environment=environment, check=self._lease.check, on_line=on_line)
-        if ended.status != 0:
-            tail = json.dumps(ended.errors[-10:])
-            log.warning("job %s: %s ended with %d: %s", self._claim.job_id, command[0], ended.status, tail)
-        return ended
+    def _readable(self, stored: StoredFile) -> Path:
+        """Return a file from the store where the measurement can read it."""
+        return self._sandbox.share(self._artifacts.path(stored.sha256), self._directory)
 
     def _demand_success(self, what: str, relay: Relay, ended: Ended) -> None:
         if isinstance(relay.last_word, Failed):
-            raise JobFailed(relay.last_word)
+            raise JobFailed(self._sandbox.explained(relay.last_word, ended))
         if ended.status != 0 or not isinstance(relay.last_word, Finished):
-            raise JobFailed(self._device_full(relay, ended) or unexplained(what, ended))
-
-    def _device_full(self, relay: Relay, ended: Ended) -> Failed | None:
-        """Return the failure of a child that a library ended because its device had no memory left, else None."""
-        said = next((line for line in reversed(ended.errors) if _DEVICE_FULL_IN_A_LIBRARY in line), None)
-        if said is None:
-            return None
-        sequences = relay.batch_sequences
-        batch = None if sequences is None else (sequences, self._claim.request.sequence_length)
-        message = device_full("the measurement's device", said.strip(), batch)
-        return Failed(code=_DEVICE_FULL, message=message, bad_input=False, batch_sequences=sequences)
+            batch = relay.batch_sequences, self._claim.request.sequence_length
+            failed = device_full_in_library(ended, *batch) or unexplained(what, ended)
+            raise JobFailed(self._sandbox.explained(failed, ended))

@@ -20,11 +20,12 @@ _MEDIA_TYPES = {
 def report_files(directory: Path) -> dict[str, Path]:
     """Return the files of the report in `directory` by name, sorted.
 
-    Links, and files of a kind that no report has, are left out.
+    Links, files in linked directories, and files of a kind that no report has, are left out.
     """
-    matching = (path for pattern in _PATTERNS for path in directory.glob(pattern))
-    kept = (path for path in matching if path.is_file() and not path.is_symlink() and path.suffix in _MEDIA_TYPES)
-    return {path.relative_to(directory).as_posix(): path for path in sorted(kept)}
+    real = directory.resolve()
+    matching = (path for pattern in _PATTERNS for path in real.glob(pattern))
+    kept = (path for path in matching if path.is_file() and path.resolve() == path and path.suffix in _MEDIA_TYPES)
+    return {path.relative_to(real).as_posix(): path for path in sorted(kept)}
 
 
 def write_bundle(files: dict[str, Path], target: Path) -> None:

@@ -39,15 +39,17 @@ class _Stopped(Exception):
 class SharedCheckpoints:
     """The checkpoints of one attempt at a job."""
 
-    def __init__(self, jobs: Leases, storage: Storage, lease: Lease, claim: Claim, request_file: Path) -> None:
-        """`request_file` has the request of the measurement, which works beside it."""
+    def __init__(
+        self, jobs: Leases, storage: Storage, lease: Lease, claim: Claim, request_file: Path, out: Path
+    ) -> None:
+        """`request_file` has the request of the measurement, whose output will be `out`."""
         self._jobs = jobs
         self._store = CheckpointStore(storage)
         self._lease = lease
         self._claim = claim
         self._request_file = request_file
         self._directory = request_file.parent
-        self._unfinished = unfinished(self._directory / "out")
+        self._unfinished = unfinished(out)
         self._stopped = Event()
         self._thread = Thread(target=self._watch, name=f"checkpoints of {claim.job_id}", daemon=True)
 
@@ -128,12 +130,18 @@ def _made(checkpoint: Path | None) -> tuple[str, int] | None:
 
 
 def checkpoints_of(
-    jobs: Leases, artifacts: ArtifactStore, lease: Lease, claim: Claim, request_file: Path, settings: Settings
+    jobs: Leases,
+    artifacts: ArtifactStore,
+    lease: Lease,
+    claim: Claim,
+    request_file: Path,
+    out: Path,
+    settings: Settings,
 ) -> AbstractContextManager[None]:
     """Return a context in which checkpoints are shared, where the artifact store is one that other machines reach."""
     if settings.artifacts_url is None:
         return nullcontext()
-    return SharedCheckpoints(jobs, artifacts.storage, lease, claim, request_file)
+    return SharedCheckpoints(jobs, artifacts.storage, lease, claim, request_file, out)
 
 
 def as_here(kept: MeasurementRequest, asked: MeasurementRequest) -> MeasurementRequest:

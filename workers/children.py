@@ -1,11 +1,12 @@
 """Running one child process under a lease: its lines are read, and it is ended when the work must stop."""
 
-import os
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from threading import Thread
 from typing import IO
 
@@ -16,7 +17,9 @@ GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL."""
 _LONGEST_LINE = 1 << 16
 _TAIL_LINES = 20
-_SECRETS = ("HEADROOM_", "CELERY_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PGPASS", "AWS_")
+_DRAIN_SECONDS = 0.01
+_WAITING_LINES = 1000
+"""Read and not yet taken; a child that prints faster than its lines are stored waits."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Ended:
     """Exit status; -N when signal N ended it."""
     errors: tuple[str, ...]
     """The last lines of its standard error."""
+    peak_bytes: int | None = None
+    """The most memory that it and its children held, where that was watched."""
 
     @property
     def last_error(self) -> str:
@@ -40,46 +45,63 @@ def run_child(
     environment: Mapping[str, str],
     check: Callable[[], None],
     on_line: Callable[[bytes], None],
+    clear_up: Callable[[], None] = lambda: None,
+    umask: int = -1,
 ) -> Ended:
     """Run `command` to its end; its standard output goes to `on_line` line by line, in this thread.
 
     `check` is called several times a second. What it or `on_line` raises ends the child, with all it started, and is
-    passed on. Lines over 64 KiB come in pieces.
+    passed on. Lines over 64 KiB come in pieces. `clear_up` is called when the child and its group have ended, to end
+    what has left the group. `umask` is the child's; -1: this process's.
     """
     process = spawn(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(environment)
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        umask=umask,
     )
-    lines: SimpleQueue[bytes] = SimpleQueue()
+    lines: Queue[bytes] = Queue(_WAITING_LINES)
     errors: deque[bytes] = deque(maxlen=_TAIL_LINES)
-    readers = [_read(process.stdout, lines.put), _read(process.stderr, errors.append)]
+    reader, error_reader = _read(process.stdout, lines.put), _read(process.stderr, errors.append)
     try:
         while process.poll() is None:
             check()
-            try:
-                on_line(lines.get(timeout=POLL_SECONDS))
-            except Empty:
-                continue
+            with suppress(Empty, subprocess.TimeoutExpired):
+                if line := lines.get(timeout=POLL_SECONDS):
+                    on_line(line)
+                else:
+                    process.wait(POLL_SECONDS)
     finally:
         status = terminate(process, GRACE_SECONDS)
-        for reader in readers:
-            reader.join(GRACE_SECONDS)
-    while not lines.empty():
-        on_line(lines.get())
-    return Ended(status, tuple(line.decode("utf-8", "replace").rstrip() for line in errors))
+        clear_up()
+        rest = _drain(reader, lines)
+        error_reader.join(GRACE_SECONDS)
+    for line in rest:
+        on_line(line)
+    return Ended(status, tuple(line.decode("utf-8", "replace").rstrip() for line in errors if line))
 
 
-def without_secrets() -> dict[str, str]:
-    """Return this process's environment without the credentials that a measurement must not see."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
+def _drain(reader: Thread, lines: Queue[bytes]) -> list[bytes]:
+    """Return the lines that were not taken yet, and let the reader end, which may wait for room."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    rest = []
+    while time.monotonic() < deadline and (reader.is_alive() or not lines.empty()):
+        with suppress(Empty):
+            rest.append(lines.get(timeout=_DRAIN_SECONDS))
+    return [line for line in rest if line]
 
 
 def _read(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> Thread:
+    """Let `take` have every line of a stream, and at its end an empty one, in a thread."""
     assert stream is not None
 
     def read() -> None:
         with stream:
             while line := stream.readline(_LONGEST_LINE):
                 take(line)
+        take(b"")
 
     thread = Thread(target=read, daemon=True)
     thread.start()

@@ -36,7 +36,8 @@ class WorkDirectories:
                 self._remove(path)
             else:
                 _rename(path, mine)
-        mine.mkdir(parents=True, exist_ok=True)
+        for directory in (self._root, mine.parent, mine):  # mode 700: parents=True would make the first two 755
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return mine
 
     def keep_only(self, wanted: Callable[[Iterable[str]], Iterable[str]]) -> None:

@@ -1,25 +1,35 @@
 """Fetching a model from the Hugging Face hub, in a process of its own so that it can be stopped.
 
-    python -m workers.hub ORG/NAME[@REVISION] MODEL.json
+    python -m workers.hub [--bytes=N] ORG/NAME[@REVISION] MODEL.json
 
 The revision is first resolved to a commit, and that commit is fetched: what is measured can be named for ever. Only
-data is fetched (configuration, safetensors, tokenizer), no pickles and no code. `HF_ENDPOINT` is honored.
+data is fetched (configuration, safetensors, tokenizer), no pickles and no code. The sizes in the hub's list of files
+are added up before the first byte is fetched, and compared with N. `HF_ENDPOINT` is honored.
 MODEL.json gets a `ModelFiles`; standard output ends with a line `finished` or `failed`.
 """
 
 import errno
+import resource
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from service.contracts.progress import Failed, Finished
 from service.contracts.request import ModelFiles
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_OWN_BYTES = 1 << 20
+"""A file that this program or a library writes for itself is smaller."""
 _FOR_EVER = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
+
+
+class TooLarge(Exception):
+    """The model's files have more bytes than are allowed."""
 
 
 def commit_of(name: str) -> str:
@@ -34,24 +44,40 @@ def commit_of(name: str) -> str:
     return commit
 
 
-def fetch(name: str) -> ModelFiles:
+def fetch(name: str, most: int | None = None) -> ModelFiles:
     """Return where the files of `org/name` or `org/name@revision` lie on this machine, fetched if need be.
 
-    Passes on what huggingface_hub raises.
+    Raises TooLarge if they have more than `most` bytes, and passes on what huggingface_hub raises.
     """
     commit = commit_of(name)
-    path = snapshot_download(
-        name.partition("@")[0], revision=commit, allow_patterns=list(FILES), ignore_patterns=["*/*"]
-    )
+    repository = name.partition("@")[0]
+    if most is not None:
+        _check_size(repository, commit, most)
+    path = snapshot_download(repository, revision=commit, allow_patterns=list(FILES), ignore_patterns=["*/*"])
     return ModelFiles(path=Path(path), source=name, revision=commit)
+
+
+def _check_size(repository: str, commit: str, most: int) -> None:
+    listed = HfApi().list_repo_tree(repository, revision=commit)
+    wanted = (file for file in listed if isinstance(file, RepoFile) and "/" not in file.path)
+    sizes = [file.size for file in wanted if any(fnmatch(file.path, pattern) for pattern in FILES)]
+    if sum(sizes) > most:
+        raise TooLarge(
+            f"its {len(sizes)} files have {sum(sizes)} bytes; allowed: {most} (HEADROOM_MODEL_BYTES of the worker)"
+        )
+    # Should the hub send more than its list says, the system ends the file there.
+    longest = max(most, _OWN_BYTES)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest if hard == resource.RLIM_INFINITY else min(longest, hard), hard))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program; returns the exit status: 0 done, 2 bad input, 1 anything else."""
-    name, target = arguments
+    *options, name, target = arguments
+    most = next((int(option.removeprefix("--bytes=")) for option in options), None)
     try:
-        Path(target).write_text(fetch(name).model_dump_json())
-    except Exception as error:  # whatever it is, the one who waits must hear of it
+        Path(target).write_text(fetch(name, most).model_dump_json())
+    except BaseException as error:  # whatever it is, the one who waits must hear of it
         failed = failed_to_fetch(name, error)
         print(failed.model_dump_json(), flush=True)
         return 2 if failed.bad_input else 1
@@ -59,13 +85,28 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def failed_to_fetch(name: str, error: Exception) -> Failed:
-    """Return why a model could not be had from the hub; bad input where asking again cannot help."""
+def failed_to_fetch(name: str, error: BaseException) -> Failed:
+    """Return why a model could not be had from the hub; bad input where asking again cannot help.
+
+    | code              | meaning                                                        |
+    |-------------------|----------------------------------------------------------------|
+    | `model-too-large` | its files have more bytes than HEADROOM_MODEL_BYTES            |
+    | `bad-model`       | the hub does not have it, or not for this worker's token       |
+    | `disk-full`       | this machine's disk has no room for it                         |
+    | `hub-unreachable` | the hub does not answer, or fails; another try may succeed     |
+    """
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, TooLarge):
+        return Failed(code="model-too-large", message=f"model: {name!r} is too large: {reason}", bad_input=True)
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return Failed(code="disk-full", message=f"model {name!r} could not be fetched: {reason}", bad_input=False)
+    if number == errno.EFBIG:
+        reason = f"{reason}: a file is larger than the hub's list of files says"
     message = f"model: {name!r} could not be fetched from the hub: {reason}"
-    return Failed(code="bad-model", message=message, bad_input=isinstance(error, _FOR_EVER))
+    if isinstance(error, _FOR_EVER):
+        return Failed(code="bad-model", message=message, bad_input=True)
+    return Failed(code="hub-unreachable", message=message, bad_input=False)
 
 
 if __name__ == "__main__":

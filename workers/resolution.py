@@ -1,11 +1,12 @@
 """Finds out what a model reference stands for at the moment, in a process of its own so that it can be stopped.
 
-    python -m workers.resolution MODEL DEVICE RESOLVED.json [--newest-in]
+    python -m workers.resolution MODEL DEVICE RESOLVED.json [--newest-in] [--root=DIRECTORY]...
 
 A hub id is resolved to its commit, without a download. A directory is read whole, to know it again by its content.
 With --newest-in MODEL is a directory of checkpoints, and the one made last is taken: that with the latest modification
-time, among equals the last by name; hidden ones are not looked at. DEVICE is what the measurement will compute on.
-RESOLVED.json gets a `Resolved`; standard output ends with a line `finished` or `failed`.
+time, among equals the last by name; hidden ones are not looked at. Directories outside all roots are refused. DEVICE is
+what the measurement will compute on. RESOLVED.json gets a `Resolved`; standard output ends with a line `finished` or
+`failed`.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from service.contracts.progress import Failed, Finished
 from service.contracts.record import Frozen
 from service.contracts.report import DEFINITIONS_VERSION
 from service.contracts.request import SAMPLE, Analysis, JobRequest
+from workers.failures import JobFailed
+from workers.model_roots import directory_within
 from workers.samples import CALIBRATION, LABELLED, MODEL
 
 LIBRARIES = ("headroom", "torch", "transformers", "tokenizers", "bitsandbytes")
@@ -42,11 +45,11 @@ class Resolved(Frozen):
     """What computes: the model of the GPU, or the CPU's kind and instruction set."""
 
 
-def resolve(model: str, device: str, *, newest_in: bool) -> Resolved:
+def resolve(model: str, device: str, *, newest_in: bool, roots: Sequence[Path] = (Path("/"),)) -> Resolved:
     """Return what a model reference stands for, and what a device of that name computes with.
 
-    Raises BadModel for a directory that is no checkpoint, BadRequest for a device that is not there, OSError, and
-    passes on what huggingface_hub raises.
+    Raises BadModel for a directory that is no checkpoint, JobFailed for one outside the roots, BadRequest for a device
+    that is not there, OSError, and passes on what huggingface_hub raises.
     """
     from workers.measurement.runtime.device import choose_device, hardware
 
@@ -59,7 +62,7 @@ def resolve(model: str, device: str, *, newest_in: bool) -> Resolved:
     from workers.hub import FILES
     from workers.measurement.models.checkpoint import fingerprint, open_checkpoint
 
-    path = MODEL if model == SAMPLE else _newest(Path(model)) if newest_in else Path(model)
+    path = MODEL if model == SAMPLE else _directory(Path(model), roots, newest_in=newest_in)
     weights = open_checkpoint(path).weight_files
     others = {file for pattern in FILES for file in path.glob(pattern) if file.is_file()} - set(weights)
     of_weights = fingerprint(weights)
@@ -93,14 +96,25 @@ def identity(content: str, hardware: str, request: JobRequest) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the program; returns the exit status: 0 done, 2 bad input, 1 anything else."""
     model, device, target, *options = arguments
+    roots = [Path(option.removeprefix("--root=")) for option in options if option.startswith("--root=")]
     try:
-        Path(target).write_text(resolve(model, device, newest_in="--newest-in" in options).model_dump_json())
-    except Exception as error:  # whatever it is, the one who waits must hear of it
+        resolved = resolve(model, device, newest_in="--newest-in" in options, roots=roots)
+        Path(target).write_text(resolved.model_dump_json())
+    except BaseException as error:  # whatever it is, the one who waits must hear of it
         failed = _failed(model, error)
         print(failed.model_dump_json(), flush=True)
         return 2 if failed.bad_input else 1
     print(Finished().model_dump_json(), flush=True)
     return 0
+
+
+def _directory(path: Path, roots: Sequence[Path], *, newest_in: bool) -> Path:
+    """Return the directory of the checkpoint, which lies within the roots."""
+    if newest_in:
+        directory_within(path, roots)
+        path = _newest(path)
+    directory_within(path, roots)
+    return path
 
 
 def _newest(parent: Path) -> Path:
@@ -120,10 +134,12 @@ def _sha256(stored: StoredFile | None, bundled: Path | None) -> str | None:
     return hashlib.sha256(bundled.read_bytes()).hexdigest() if bundled else None
 
 
-def _failed(model: str, error: Exception) -> Failed:
+def _failed(model: str, error: BaseException) -> Failed:
     from workers.hub import failed_to_fetch
     from workers.measurement.errors import MeasurementError
 
+    if isinstance(error, JobFailed):
+        return error.failed
     if isinstance(error, MeasurementError):
         return Failed(code=error.code, message=str(error), bad_input=error.bad_input)
     if model == SAMPLE or model.startswith("/"):

@@ -9,6 +9,8 @@ Everything that can happen on the way has one end for the job:
 | a report                                         | succeeded, in one transaction with its files   |
 | the measurement is killed                        | goes on here; failed if it gets no further    |
 | its device has too little memory                 | begins here with half the batch; then failed  |
+| the drawing is killed                            | is drawn again, twice at most; then failed    |
+| a limit of memory, file size or time is reached  | failed, with the limit                        |
 | bad input, a crash, a full disk, a bug here       | failed, with the reason                       |
 | somebody asks to cancel it                       | cancelled                                     |
 | an audit's model, and all else, is as before     | cancelled, with the reason `unchanged`         |
@@ -37,10 +39,12 @@ from service.store.artifacts import ArtifactStore
 from service.store.files.checkpoints import CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
-from workers.attempt import Attempt, Commands
+from workers.attempt import Attempt
 from workers.directories import WorkDirectories
 from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
+from workers.sandbox.programs import Commands
+from workers.sandbox.sandbox import Sandbox, open_sandbox
 from workers.size_classes import LargeModel
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,7 @@ class Supervisor:
         worker: str,
         stopping: Callable[[], bool] = lambda: False,
         commands: Commands | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -70,24 +75,37 @@ class Supervisor:
         self._worker = worker
         self._stopping = stopping
         self._commands = commands or Commands()
+        self._sandbox = sandbox or open_sandbox(settings)
         self._directories = WorkDirectories(settings.home / "work")
 
-    def run(self, job_id: str, dispatch: int) -> None:
-        """Do the job whose turn it is, if there is one; the message of a job only wakes the worker.
+    def run(self, job_id: str, dispatch: int) -> str | None:
+        """Do the job whose turn it is; the message of a job only wakes the worker. Else as `run_next`."""
+        done = self.run_next()
+        if done is None:
+            log.info("the message of job %s, dispatch %d, finds nothing to do", job_id, dispatch)
+        return done
+
+    def run_next(self) -> str | None:
+        """Do the job whose turn it is, and return its id; None if there is none.
 
         Raises nothing that the job should end with.
         """
         seconds, present = self._settings.lease_seconds, self._settings
         claim = self._store.next_claim(self._worker, seconds, present.queues, most_running=present.running_jobs)
         if claim is None:
-            log.info("the message of job %s, dispatch %d, finds nothing to do", job_id, dispatch)
-            return
+            return None
         log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
         with Lease(self._store, claim, seconds, self._stopping) as lease:
             end, what = self._work(claim, lease)
             if self._settle(claim, lease, end, what):
                 self._remove_checkpoints(claim)
         self._clear_up()
+        return claim.job_id
+
+    def jobs_wait(self) -> bool:
+        """Whether there is a job that this worker may take."""
+        present = self._settings
+        return self._store.job_waits(present.queues, most_running=present.running_jobs)
 
     def _work(self, claim: Claim, lease: Lease) -> tuple[Callable[[], None] | None, str]:
         """Do the job's work; return the write that ends it, or None, and its name for the log."""
@@ -95,7 +113,8 @@ class Supervisor:
         try:
             self._clear_up()
             directory = self._directories.take(claim.job_id, claim.attempt)
-            attempt = Attempt(store, self._artifacts, lease, claim, directory, self._settings, self._commands)
+            commands, sandbox = self._commands, self._sandbox
+            attempt = Attempt(store, self._artifacts, lease, claim, directory, self._settings, commands, sandbox)
             artifacts = attempt.run()
             self._remove(claim)
             return partial(store.succeed, claim, artifacts), "succeeded"

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
-from service.api import catalog, comparisons, events, health, jobs, problems, reports
+from service.api import catalog, comparisons, events, files, health, jobs, problems, reports
 from service.api.audits import (
     alerts,
     badge,
@@ -53,7 +53,7 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         redoc_url=None,
         middleware=[
             Middleware(KeyRequired, keys=stores.keys, settings=settings),
-            Middleware(BodyLimit, limit=settings.max_upload_bytes),
+            Middleware(BodyLimit, upload_limit=settings.max_upload_bytes),
         ],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
@@ -63,6 +63,7 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         stores.artifacts,
         stores.audits,
         stores.alerts,
+        stores.uploads,
         stores.keys,
         stores.removals,
         stores.news,
@@ -74,7 +75,8 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     told = (alerts.router, deliveries.router, webhooks.router, feed.router)
     of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
-    for router in (jobs.router, events.router, reports.router, comparisons.router, *of_audits, catalog.router, openapi):
+    of_jobs = (jobs.router, files.router, events.router, reports.router, comparisons.router)
+    for router in (*of_jobs, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(requires_by_method), Depends(known_parameters_only)])
     app.include_router(keys.router, dependencies=[*keyed, Depends(requires("admin")), Depends(known_parameters_only)])
     return app

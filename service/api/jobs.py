@@ -7,7 +7,17 @@ from fastapi import APIRouter, Header, Query, Request, Response, status
 
 from service import queue, submission
 from service.api import downloads
-from service.api.dependencies import PRINTABLE, FileKey, FromApp, JobId, ModelFilter, PageSize, PageToken, UniqueKeys
+from service.api.dependencies import (
+    PRINTABLE,
+    FileKey,
+    FromApp,
+    JobId,
+    ModelFilter,
+    PageSize,
+    PageToken,
+    UniqueKeys,
+    UploadedFiles,
+)
 from service.api.verdicts import verdicts_of
 from service.api.views import JobPage, JobView
 from service.contracts.request import JobRequest, JobSubmission
@@ -25,6 +35,7 @@ router = APIRouter(prefix="/v1/jobs", route_class=UniqueKeys)
 )
 def submit(
     backend: FromApp,
+    uploaded: UploadedFiles,
     body: JobSubmission,
     response: Response,
     idempotency_key: Annotated[
@@ -43,9 +54,11 @@ def submit(
     """
     if validate_only:
         response.status_code = status.HTTP_200_OK
-        return submission.validate(body, idempotency_key=idempotency_key)
+        return submission.validate(body, uploaded, idempotency_key=idempotency_key)
     send = partial(queue.send, backend.broker) if backend.broker else None
-    job = submission.submit(backend.store, backend.artifacts, body, idempotency_key=idempotency_key, send=send)
+    job = submission.submit(
+        backend.store, backend.artifacts, body, uploaded, idempotency_key=idempotency_key, send=send
+    )
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobView.of(job, verdicts_of(backend, [job]).get(job.id))
 

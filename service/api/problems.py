@@ -7,6 +7,7 @@ field, the value and what is allowed.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,6 +28,10 @@ LARGEST_NUMBER = 1e100
 """Larger numbers, infinity and NaN are sent back as text: not every JSON parser accepts them."""
 SHOWN_CHARACTERS = 200
 """Longer values are cut to this length before they are sent back."""
+SHOWN_DEPTH = 3
+"""Deeper values are left out."""
+NAMED_ERRORS = 20
+"""A problem document names so many refused values at most; its message states how many more there are."""
 
 _HTTP_CODES = {
     400: "malformed-request",
@@ -89,8 +94,9 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if any(item["type"] == "json_invalid" for item in items):
         return problem("malformed-request", 400, f"the body is not valid JSON: {items[0]['ctx']['error']}")
     keys = (AuditSubmission if request.url.path.startswith("/v1/audits") else JobSubmission).model_fields
-    entries, sentences = zip(*(_refused(item, keys) for item in items), strict=True)
-    return problem(InvalidRequest.code, InvalidRequest.status, "; ".join(sentences), errors=entries)
+    entries, sentences = zip(*(_refused(item, keys) for item in items[:NAMED_ERRORS]), strict=True)
+    more = (f"and {len(items) - NAMED_ERRORS} more errors",) if len(items) > NAMED_ERRORS else ()
+    return problem(InvalidRequest.code, InvalidRequest.status, "; ".join((*sentences, *more)), errors=entries)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -143,6 +149,23 @@ def _shown(value: Any) -> Any:
     """Return `value` as JSON can hold it and a person can read it: simple values as they are, cut when long."""
     if value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < LARGEST_NUMBER):
         return value
-    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    length = f" ({len(value)} characters)" if isinstance(value, str) else ""
+    text = _first_items(value)
+    if not isinstance(text, str):
+        text = json.dumps(text, default=repr, ensure_ascii=False)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON can spell half a surrogate pair
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…{length}"
+
+
+def _first_items(value: Any, depth: int = SHOWN_DEPTH) -> Any:
+    """Return a value without what cannot be in its first characters, so that a large one is not written out whole."""
+    if isinstance(value, str):
+        return value[: SHOWN_CHARACTERS + 1]
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if depth == 0:
+        return "…"
+    items = list(islice(value.items() if isinstance(value, Mapping) else enumerate(value), SHOWN_CHARACTERS))
+    if isinstance(value, Mapping):
+        return {_first_items(key): _first_items(item, depth - 1) for key, item in items}
+    return [_first_items(item, depth - 1) for _, item in items]

@@ -26,7 +26,7 @@ class JobView(BaseModel):
     attempts: int
     """How often a worker has started it."""
     queue_position: int | None
-    """Queued jobs of its owner and size that are taken before it; null in lists, and unless it is queued."""
+    """Queued jobs of its owner and size that are taken before it, at most 1000; null in lists, and unless queued."""
     cancel_requested: bool
     progress: Progress | None
     """The latest progress event."""

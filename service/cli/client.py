@@ -13,6 +13,7 @@ import httpx
 
 from service.cli.options import option_of
 from service.cli.running import Refused
+from service.cli.uploads import LargeFile
 from service.errors import HeadroomError, InvalidRequest, ServiceUnreachable, StoreFailed
 
 ANSWER_SECONDS = 60.0
@@ -42,6 +43,7 @@ class Client:
             raise InvalidRequest("HEADROOM_URL", url, "http://HOST:PORT or https://HOST:PORT")
         if not (key.isascii() and key.isprintable()):
             raise InvalidRequest("HEADROOM_API_KEY", "...", "printable ASCII characters")
+        self._uploads: dict[Path, str] = {}
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
@@ -61,11 +63,11 @@ class Client:
     def post(self, path: str, body: Document | None = None, *, idempotency_key: str | None = None) -> Document:
         """Post `body` as JSON, and return the answer."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._document(self._send("POST", path, json=body, headers=headers))
+        return self._document(self._send("POST", path, json=self._with_uploads(body), headers=headers))
 
     def change(self, method: str, path: str, body: Document | None = None, **parameters: Any) -> Document:
         """Send a request to change something, with `body` as JSON, and return the answer; `{}` if it is empty."""
-        response = self._send(method, path, json=body, params=parameters)
+        response = self._send(method, path, json=self._with_uploads(body), params=parameters)
         return {} if response.status_code == httpx.codes.NO_CONTENT else self._document(response)
 
     def download(self, path: str, to: Path) -> None:
@@ -86,6 +88,22 @@ class Client:
             raise self._unreachable(error) from error
         if response.headers.get("etag", "").strip('"') != sha256:
             raise DownloadBroken(f"{self.url}{path}: the downloaded file is not what was sent; try again")
+
+    def _with_uploads(self, body: Document | None) -> Document | None:
+        """Return a body with the ids of its large files, which are uploaded first, each once."""
+        if body is None:
+            return None
+        return {key: self._reference(item) if isinstance(item, LargeFile) else item for key, item in body.items()}
+
+    def _reference(self, file: LargeFile) -> Document:
+        if file.path not in self._uploads:
+            headers = {"Content-Type": "application/octet-stream"}
+            with file.path.open("rb") as content:
+                response = self._send(
+                    "POST", "/v1/files", params={"name": file["name"]}, content=content, headers=headers
+                )
+            self._uploads[file.path] = self._document(response)["id"]
+        return {**file, "file": self._uploads[file.path]}
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

@@ -1,6 +1,5 @@
 """Checks the arguments of `headroom analyze`, and makes the job request from them."""
 
-import base64
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,8 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from service.cli.connection import WorkerOptions
+from service.cli.uploads import upload
 from service.contracts import refusals
-from service.contracts.files import PARQUET_MAGIC, format_of
 from service.contracts.record import Frozen
 from service.contracts.refusals import nearest
 from service.contracts.request import SAMPLE, Analysis
@@ -124,10 +123,7 @@ def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: 
     if options.calibration is not None:
         body["calibration"] = upload("--calibration", options.calibration, largest_file)
     if options.labelled is not None:
-        body["labelled"] = {
-            "name": options.labelled.name,
-            "text": read_text("--labelled", options.labelled, largest_file),
-        }
+        body["labelled"] = upload("--labelled", options.labelled, largest_file)
     body |= thresholds(options.thresholds)
     if options.harm:
         body["harm"] = body.get("harm", {}) | harm(options.harm)
@@ -173,45 +169,6 @@ def _similar(path: Path) -> str:
     except OSError:
         names = [SAMPLE]
     return nearest(path.name, names)
-
-
-def upload(option: str, path: Path, largest: int) -> dict[str, str]:
-    """Return the file that `option` names as an upload: text as it is, Parquet in base64. Raises InvalidRequest."""
-    if format_of(path.name) != "parquet":
-        return {"name": path.name, "text": read_text(option, path, largest)}
-    content = _read(option, path, largest // 4 * 3, "a Parquet file")  # base64 makes four bytes of three
-    if not content.startswith(PARQUET_MAGIC):
-        raise InvalidRequest(
-            option, str(path), "a file that begins with the bytes PAR1", problem="is not a Parquet file"
-        )
-    return {"name": path.name, "content_base64": base64.b64encode(content).decode()}
-
-
-def read_text(option: str, path: Path, largest: int) -> str:
-    """Return the text in the file that `option` names. Raises InvalidRequest.
-
-    It must be UTF-8 and hold something, and have at most `largest` bytes.
-    """
-    content = _read(option, path, largest, "a file of UTF-8 text")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        allowed = f"a file of UTF-8 text, 1 to {largest} bytes"
-        raise InvalidRequest(option, str(path), allowed, problem=f"is not UTF-8 at byte {error.start}") from error
-
-
-def _read(option: str, path: Path, largest: int, what: str) -> bytes:
-    allowed = f"{what}, 1 to {largest} bytes"
-    try:
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-    except OSError as error:
-        raise InvalidRequest(option, str(path), allowed, problem=f"cannot be read ({error.strerror})") from error
-    if not content.strip():
-        raise InvalidRequest(option, str(path), allowed, problem="is empty")
-    if len(content) > largest:
-        raise InvalidRequest(option, str(path), allowed, problem="is too large")
-    return content
 
 
 def thresholds(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

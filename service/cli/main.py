@@ -166,15 +166,23 @@ def serve(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def worker(context: typer.Context, memory: Memory = None, device: Device = None) -> None:
+def worker(
+    context: typer.Context,
+    memory: Memory = None,
+    device: Device = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Take one job from the database, without broker, and end.")
+    ] = False,
+) -> None:
     """Run one Celery worker for the queue at HEADROOM_BROKER_URL. Options of `celery worker` may follow.
 
-    A worker uses one device. On a machine with several GPUs, start one worker for each.
+    A worker uses one device. On a machine with several GPUs, start one worker for each. With --once the exit code is
+    0 if the job ended, 1 if it failed, 5 if no job waited, and 6 if the job went back to the queue.
     """
     from service.cli import serving
     from service.cli.connection import WorkerOptions
 
-    serving.worker(context.args, WorkerOptions(memory, device))
+    serving.worker(context.args, WorkerOptions(memory, device), once=once)
 
 
 def main() -> None:

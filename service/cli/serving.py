@@ -34,11 +34,15 @@ def serve(*, host: str | None, port: int | None, workers: int | None, options: W
         print("stopped", file=sys.stderr)
 
 
-def worker(arguments: list[str], options: WorkerOptions) -> None:
-    """Become a Celery worker; `arguments` go to it."""
+def worker(arguments: list[str], options: WorkerOptions, *, once: bool) -> None:
+    """Become a Celery worker, to which `arguments` go, or a worker for one job."""
     chosen = with_options(settings(), options)
     require_worker()
-    if chosen.broker_url is None:
+    if once:
+        if arguments:
+            raise InvalidRequest("--once", " ".join(arguments), "no options of `celery worker` beside it")
+        arguments = ["--once"]
+    elif chosen.broker_url is None:
         raise InvalidRequest(
             "HEADROOM_BROKER_URL",
             None,

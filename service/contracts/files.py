@@ -14,6 +14,11 @@ FileFormat = Literal["text", "jsonl", "parquet"]
 PARQUET_MAGIC = b"PAR1"
 """The first bytes of every Parquet file."""
 
+LONGEST_CONTENT = 1 << 20
+"""Characters of a file inside a request."""
+FILE_ID = r"^[0-9a-f]{32}$"
+"""Pattern of the id of an uploaded file."""
+
 _BY_EXTENSION: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -23,14 +28,16 @@ def format_of(name: str) -> FileFormat:
 
 
 class Upload(Frozen):
-    """A file inside a job request, as text or as base64: exactly one of the two."""
+    """A file of a job: text or base64 inside the request, or the id of an uploaded file; exactly one of them."""
 
-    name: Annotated[str, Field(min_length=1, max_length=255)]
-    """File name, for the report; its extension states the format."""
-    text: str | None = None
+    name: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """File name, for the report; its extension states the format. Default: that of the uploaded file."""
+    text: Annotated[str, Field(max_length=LONGEST_CONTENT)] | None = None
     """The content; UTF-8 text."""
-    content_base64: str | None = None
-    """The content in standard base64; required for Parquet."""
+    content_base64: Annotated[str, Field(max_length=LONGEST_CONTENT)] | None = None
+    """The content in standard base64; for Parquet."""
+    file: Annotated[str, Field(pattern=FILE_ID)] | None = None
+    """Id of a file from `POST /v1/files`; required for larger ones."""
 
     @field_validator("text")
     @classmethod
@@ -53,20 +60,22 @@ class Upload(Frozen):
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:
-        if (self.text is None) == (self.content_base64 is None):
-            raise ValueError("give either text or content_base64, and only one of them")
+        if sum(content is not None for content in (self.text, self.content_base64, self.file)) != 1:
+            raise ValueError("give either text or content_base64, or the id of an uploaded file, and only one of them")
+        if self.name is None and self.file is None:
+            raise ValueError("give the file's name too; it states the format")
         return self
 
     @property
     def content(self) -> bytes:
-        """The file's bytes."""
+        """The file's bytes, where it is inside the request."""
         return base64.b64decode(self.content_base64 or "") if self.text is None else self.text.encode()
 
 
 class StoredFile(Frozen):
     """A file of a job request, in the artifact store."""
 
-    name: str
+    name: Annotated[str, Field(max_length=255)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: Annotated[int, Field(ge=0)]
     """Bytes."""

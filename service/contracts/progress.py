@@ -44,8 +44,10 @@ class Failed(Frozen):
 
     kind: Literal["failed"] = "failed"
     code: str
-    """Stable: `bad-model`, `model-changed`, `bad-calibration`, `bad-labelled`, `bad-request`, `out-of-memory`
-    (the host's), `device-out-of-memory`, `missing-library`, `disk-full`, `killed`, `worker-lost`, `internal`."""
+    """Stable: `bad-model`, `model-changed`, `model-not-allowed`, `model-too-large`, `hub-unreachable`, `hub-timeout`,
+    `bad-calibration`, `bad-labelled`, `bad-request`, `out-of-memory` (the host's), `device-out-of-memory`,
+    `missing-library`, `disk-full`, `memory-limit`, `file-size-limit`, `cpu-limit`, `deadline`, `killed`,
+    `worker-lost`, `internal`."""
     message: str
     bad_input: bool
     """True when the request, the model or the text is at fault, so that trying again cannot help."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 
 def no_boolean(value: Any) -> Any:
@@ -15,6 +15,18 @@ def no_boolean(value: Any) -> Any:
 
 NoBoolean = BeforeValidator(no_boolean)
 """Refuses true and false in place of a number."""
+
+
+def at_most(items: int) -> BeforeValidator:
+    """Refuse a list of more than so many items before any is looked at, and named if it is wrong."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) > items:
+            context = {"field_type": "List", "max_length": items, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", context)
+        return value
+
+    return BeforeValidator(check)
 
 
 class Frozen(BaseModel):

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+LONGEST_NAME = 255
+"""Nothing is similar to a longer name."""
 _ALLOWED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "boolean": lambda _: "a number, not true or false",
     "bool_parsing": lambda _: "true or false",
@@ -71,6 +73,8 @@ def sentence(field: str, shown: str, error: Mapping[str, Any]) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `. Did you mean 'x'?` for the most similar of the names; nothing where none is similar."""
+    if len(name) > LONGEST_NAME:  # the search takes time that grows with the name
+        return ""
     similar = difflib.get_close_matches(name, list(names), n=1)
     return f". Did you mean {similar[0]!r}?" if similar else ""
 

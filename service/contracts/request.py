@@ -20,10 +20,10 @@ from pydantic_core import PydanticCustomError
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.harm.settings import HarmSettings
-from service.contracts.record import Frozen, no_boolean
+from service.contracts.record import Frozen, at_most, no_boolean
 from service.contracts.record import NoBoolean as NoBoolean
 from service.contracts.schemes import SCHEMES, Scheme
-from service.contracts.variants import Asked, Kept, Variant, check_names
+from service.contracts.variants import MOST_VARIANTS, Asked, Kept, Variant, check_names
 
 SAMPLE = "sample"
 """The model name of the bundled sample checkpoint."""
@@ -153,7 +153,10 @@ class VerdictLimits(Frozen):
 class Analysis(Frozen):
     """The settings of an analysis, the same in a job and in a measurement."""
 
-    schemes: tuple[Asked, ...] = (Variant(scheme="int8"), Variant(scheme="nf4"))
+    schemes: Annotated[tuple[Asked, ...], Field(max_length=MOST_VARIANTS), at_most(MOST_VARIANTS)] = (
+        Variant(scheme="int8"),
+        Variant(scheme="nf4"),
+    )
     """Variants of schemes, `[LABEL=]SCHEME[:KEY=VALUE,...]` or objects, with different names; empty: measure only the
     reference."""
     keep: Kept = ()
@@ -312,6 +315,8 @@ class MeasurementRequest(Analysis):
     calibration: CalibrationFile
     labelled: LabelledFile | None = None
     device: Device = "auto"
+    any_model_type: bool = True
+    """False: refuse model types that the layer-by-layer computation has not been shown to run exactly."""
     memory_bytes: MemorySize = DEFAULT_MEMORY
     """Hidden states that need more than this are kept in memory-mapped files."""
     checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS

@@ -20,13 +20,21 @@ from pydantic import (
     field_validator,
 )
 
-from service.contracts.record import Frozen
+from service.contracts.record import Frozen, at_most
 from service.contracts.refusals import nearest
 from service.contracts.scheme_settings import Settings, Value, written
 from service.contracts.schemes import SCHEMES
 
 LONGEST_NAME = 32
 NAME = re.compile(rf"[a-z0-9-]{{1,{LONGEST_NAME}}}")
+LONGEST_NAME_TYPED = 255
+"""Longer names are refused without naming a similar one."""
+LONGEST_TEXT = 1 << 16
+"""Characters of the text form."""
+MOST_PATTERNS = 1000
+"""Patterns of kept modules in one variant."""
+MOST_VARIANTS = 64
+"""Variants in one request."""
 RESERVED = "reference"
 """Name of the unquantized stream, with which the schemes are compared."""
 _SHOWN = 120
@@ -34,7 +42,7 @@ _KEEP = "keep"
 _FORM = "[LABEL=]SCHEME[:KEY=VALUE,...]"
 
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
-Kept = Annotated[tuple[Pattern, ...], Field(max_length=1000)]
+Kept = Annotated[tuple[Pattern, ...], Field(max_length=MOST_PATTERNS), at_most(MOST_PATTERNS)]
 """Modules that are not quantized: a full name (`model.layers.11.mlp.down_proj`), a component of a layer
 (`layers.11.mlp.down`), or a component of every layer (`mlp.down`)."""
 
@@ -42,12 +50,12 @@ Kept = Annotated[tuple[Pattern, ...], Field(max_length=1000)]
 class Variant(Frozen):
     """A scheme, the settings that a job gives it, and the modules that stay in 16 bits."""
 
-    scheme: str
+    scheme: Annotated[str, Field(max_length=LONGEST_NAME_TYPED)]
     """A name from `SCHEMES`."""
-    settings: Settings = Field(default_factory=dict)
+    settings: Annotated[Settings, Field(max_length=16)] = Field(default_factory=dict)
     """Settings that differ from the scheme's own, in the order of the request."""
     keep: Kept = ()
-    name: Annotated[str, Field(validate_default=True)] = ""
+    name: Annotated[str, Field(validate_default=True, max_length=LONGEST_NAME_TYPED)] = ""
     """Name of the variant: `[a-z0-9-]{1,32}`; default: the scheme and its settings."""
 
     @field_validator("scheme")
@@ -161,7 +169,11 @@ def _shown(value: Any) -> str:
 
 
 def _of_text(variant: Any) -> Any:
-    return parse(variant) if isinstance(variant, str) else variant
+    if not isinstance(variant, str):
+        return variant
+    if len(variant) > LONGEST_TEXT:
+        raise ValueError(f"{_shown(variant)} has {len(variant)} characters; allowed: at most {LONGEST_TEXT}")
+    return parse(variant)
 
 
 def _short(variant: Variant) -> str | Variant:

@@ -49,9 +49,10 @@ def _sequence(rows: Iterable[tuple[Any, ...]]) -> ScoredSequence:
     token_ids, positions, references = [], {}, []
     for place, token_id, reference, nll, kl, same in rows:
         token_ids.append(int(token_id))
-        if _finite(reference):
-            references.append(float(reference))
-        if all(map(_finite, (reference, nll, kl, same))):
+        if not _finite(reference):
+            continue
+        references.append(float(reference))
+        if _finite(nll) and _finite(kl) and _finite(same):
             positions[int(place)] = Position(kl, nll - reference, float(same), nll, reference)
     return ScoredSequence(tuple(token_ids), positions, tuple(references))
 

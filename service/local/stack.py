@@ -32,6 +32,7 @@ GRACE_SECONDS = 5.0
 """How long a child other than a worker may take to end before it is killed."""
 SOCKET_PATH_BYTES = 100
 """Unix sockets' paths must be shorter than 104 bytes on some systems, 108 on others."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_SHORT_LIVES = 3
 """Of a worker in a stack that a command waits for."""
 
@@ -90,6 +91,7 @@ class Stack:
             else:
                 self._check_broker()
             self._programs.environment["HEADROOM_BROKER_URL"] = self._broker_url or ""
+            self._programs.environment |= trusting(self._address[0])
         self._start_api()
         if self._workers is not None:
             self._start_program("scheduler", ["-m", "service.scheduler"])
@@ -155,6 +157,18 @@ class Stack:
         with _uninterrupted():
             for name in ("scheduler", "api", "broker"):
                 self._programs.stop([name], GRACE_SECONDS)
+
+
+def trusting(host: str) -> dict[str, str]:
+    """Return the environment variables of a worker whose jobs come from this machine's users alone.
+
+    They may name any directory and model type, as they can read the directories themselves. Variables that are set
+    already stay, and on an address that others reach there are none.
+    """
+    if host not in LOOPBACK:
+        return {}
+    wanted = {"HEADROOM_MODEL_ROOTS": "/", "HEADROOM_ANY_MODEL_TYPE": "true"}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def _listen(host: str, port: int) -> socket.socket:

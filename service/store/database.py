@@ -6,9 +6,11 @@ fails half way because another came between its read and its write; and a busy t
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY, OperationalError
 from sqlite3 import Connection as SQLiteConnection
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -24,6 +26,9 @@ BUSY_SECONDS = 30
 MIGRATION_LOCK = 0x48454144
 """Key of the PostgreSQL advisory lock that a migration holds."""
 _WRITES = "headroom_writes"
+_turns: dict[str, AbstractContextManager[object]] = {}
+"""Locks of this process by the URLs of SQLite files."""
+_turns_lock = Lock()
 _ALLOWED = "sqlite:////absolute/file.db or postgresql://user:password@host:port/database"
 
 
@@ -57,6 +62,18 @@ def public_url(url: URL) -> str:
 def writer(engine: Engine) -> Engine:
     """Return the same engine for transactions that write."""
     return engine.execution_options(**{_WRITES: True})
+
+
+def turn_to_write(engine: Engine) -> AbstractContextManager[object]:
+    """Return what the writers of this process hold one after the other, on SQLite.
+
+    A writer that finds the file locked sleeps and looks again, for longer each time; threads that wait for each other
+    here go on at once.
+    """
+    if engine.dialect.name != "sqlite":
+        return nullcontext()
+    with _turns_lock:
+        return _turns.setdefault(str(engine.url), Lock())
 
 
 def is_writer(bind: Engine | Connection) -> bool:

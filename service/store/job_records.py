@@ -43,7 +43,7 @@ class Job:
     error: Failed | None
     progress: Progress | None
     queue_position: int | None
-    """Queued jobs of its owner and size that are taken before it. None in lists, and unless queued."""
+    """Queued jobs of its owner and size that are taken before it, at most 1000. None in lists, and unless queued."""
     report_expired_at: datetime | None
     """When its report went; None while it has one, and where it never had."""
 

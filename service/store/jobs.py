@@ -26,6 +26,8 @@ from service.store.transactions import end_cancelled, enqueue, insert_job, locke
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
 MAX_PAGE_SIZE = 1000
+MOST_AHEAD = 1000
+"""A job's position in the queue is counted up to here."""
 
 
 class JobStore(Leases, Dispatches, Usage):
@@ -246,11 +248,13 @@ def _same(session: Session, row: JobRow, request: JobRequest, key: str) -> Job:
 def _job(session: Session, row: JobRow) -> Job:
     """Return the record of a row; of a queued job with the number of its owner's that are taken before it.
 
-    The index of the queue is read from the first of them to the job, and no row of the table.
+    The index of the queue is read from the first of them to the job or to `MOST_AHEAD`.
     """
     position = None
     if row.status is Status.queued:
         before = tuple_(JobRow.queued_at, JobRow.id) < (row.queued_at, row.id)
         queue = (JobRow.status == Status.queued, JobRow.owner == row.owner, JobRow.size == row.size)
-        position = session.scalar(select(func.count()).where(*queue, before))
+        # In order and with a limit, so that PostgreSQL reads the index, and no more of it than this.
+        ahead = select(JobRow.id).where(*queue, before).order_by(JobRow.queued_at, JobRow.id).limit(MOST_AHEAD)
+        position = session.scalar(select(func.count()).select_from(ahead.subquery()))
     return job_of(row, position)

@@ -54,6 +54,11 @@ class Leases(Transactions):
             if claim is not None:  # else another worker was faster
                 return claim
 
+    def job_waits(self, sizes: Sequence[SizeClass], *, most_running: int | None = None) -> bool:
+        """Whether `next_claim` with these arguments would take a job."""
+        with self._read() as session:
+            return next_job(session, sizes, most_running) is not None
+
     def claim(self, job_id: str, dispatch: int, worker: str, lease_seconds: float) -> Claim | None:
         """Take a queued job for `lease_seconds`.
 

@@ -182,6 +182,21 @@ class ArtifactRow(Base):
     media_type: Mapped[str] = mapped_column(String(255))
 
 
+class FileRow(Base):
+    """One uploaded file that jobs may name; it keeps its content in the artifact store until it expires."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(255), index=True)
+    name: Mapped[str] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    """It is forgotten then, unless it is uploaded again or a request names it before."""
+
+
 class StoreRow(Base):
     """The artifact store that belongs to this database; one row at most."""
 

@@ -17,7 +17,7 @@ from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.errors import Gone, NotFound, TransitionNotAllowed
-from service.store.database import writer
+from service.store.database import turn_to_write, writer
 from service.store.hosts.clock import Clock, clock_of
 from service.store.job_records import new_id
 from service.store.owners.access import EVERYTHING, Access
@@ -34,6 +34,7 @@ class Transactions:
         """`clock` replaces the database's in tests."""
         self._reader = engine
         self._writer = writer(engine)
+        self._turn = turn_to_write(engine)
         self._clock = clock or clock_of(engine)
         self._access = EVERYTHING
 
@@ -59,7 +60,7 @@ class Transactions:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with OwnedSession(self._writer, self._access) as session, session.begin():
+        with self._turn, OwnedSession(self._writer, self._access) as session, session.begin():
             yield session
 
 

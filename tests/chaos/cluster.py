@@ -43,7 +43,7 @@ import sys
 from service import queue
 from service.settings import settings
 from workers.app import make_worker
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 python = (sys.executable, "-I", "-S", "-c")
 commands = Commands(measurement=(*python, sys.argv[1]), reporting=(*python, ""))
 make_worker(settings(), commands).worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO"])

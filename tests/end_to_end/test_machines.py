@@ -45,7 +45,7 @@ import sys
 from service import queue
 from service.settings import settings
 from workers.app import make_worker
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 commands = Commands(measurement=(sys.executable, "-c", sys.argv[1]))
 make_worker(settings(), commands).worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO"])
 """

@@ -216,10 +216,12 @@ class TestStack:
         }
 
     def test_the_api_key_reaches_the_api_alone(self, settings, monkeypatch):
-        monkeypatch.setenv("HEADROOM_API_KEY", "secret-of-the-user")
+        monkeypatch.setenv("HEADROOM_API_KEY", "secret-of-the-user-of-this-machine")
         with stack_of(Settings(home=settings.home), workers=True) as stack:
-            assert stack.key == "secret-of-the-user"
-            holders = [child for child in children() if "secret-of-the-user" in told(child.environ).values()]
+            assert stack.key == "secret-of-the-user-of-this-machine"
+            holders = [
+                child for child in children() if "secret-of-the-user-of-this-machine" in told(child.environ).values()
+            ]
             assert ["service.api" in told(child.cmdline) for child in holders] == [True]
 
     def test_memory_and_device_reach_the_worker_alone(self, settings):

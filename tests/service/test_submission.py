@@ -179,8 +179,11 @@ def test_an_upload_must_be_what_its_name_says(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({}, "give either text or content_base64, and only one of them"),
-        ({"text": "a", "content_base64": "YQ=="}, "give either text or content_base64, and only one of them"),
+        ({}, "give either text or content_base64, or the id of an uploaded file, and only"),
+        (
+            {"text": "a", "content_base64": "YQ=="},
+            "give either text or content_base64, or the id of an uploaded file, and only",
+        ),
         ({"content_base64": "YQ="}, "standard base64"),
         ({"content_base64": "Y Q=="}, "standard base64"),
         ({"content_base64": "Y-_="}, "standard base64"),

@@ -11,7 +11,7 @@ from service.settings import Settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine, upgrade
 from service.store.jobs import Job, JobStore
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 from workers.supervisor import Supervisor
 
 REQUEST = JobRequest(model="sample")
@@ -49,7 +49,7 @@ class Bench:
     """A store with one queued job, and a supervisor whose programs can be chosen."""
 
     def __init__(self, home: Path, request: JobRequest = REQUEST) -> None:
-        self.settings = Settings(home=home / "home", lease_seconds=LEASE, device="cpu")
+        self.settings = Settings(home=home / "home", lease_seconds=LEASE, device="cpu", model_roots=(Path("/"),))
         self.engine = make_engine(f"sqlite:///{home / 'headroom.db'}")
         upgrade(self.engine)
         self.store = JobStore(self.engine)

@@ -22,7 +22,7 @@ progress('sweep', 5, 9)
 time.sleep(600)
 """
 COUNTED = """
-with (target.parents[3] / "runs").open("a") as runs: print("measured", file=runs)
+with (target.parents[4] / "runs").open("a") as runs: print("measured", file=runs)
 """
 WHOLE = COUNTED + MEASURE.replace(
     "write_text(request)", f'write_text(\'{{"headroom_version": "{version("headroom")}"}}\')'
@@ -59,7 +59,7 @@ def stop_in_the_middle(bench: Bench, measure: str = BROKEN_OFF, draw: str = DRAW
 def left_by(bench: Bench, job_id: str, attempt: int = 0) -> Path:
     """Make a working directory with something in it."""
     directory = bench.settings.home / "work" / job_id / f"attempt-{attempt}"
-    (directory / ".out.unfinished").mkdir(parents=True)
+    (directory / "measured" / ".out.unfinished").mkdir(parents=True)
     return directory
 
 
@@ -166,14 +166,14 @@ def test_a_claim_removes_what_ended_and_unknown_jobs_left(bench: Bench) -> None:
     kept = [left_by(bench, ids["queued"]), left_by(bench, ids["running"], 1)]
     for job_id in (ids["cancelled"], "0" * 32):
         left_by(bench, job_id)
-    listed = "sorted(p.name for p in target.parents[2].iterdir())"
+    listed = "sorted(p.name for p in target.parents[3].iterdir())"
     bench.run(f"say(kind='warning', code='seen', message=json.dumps({listed}))\n" + MEASURE)
     (seen,) = [event.data["message"] for event in bench.store.events(bench.job_id) if event.kind == "warning"]
     assert all((job_id in seen) == (name != "cancelled") for name, job_id in ids.items())
     assert "0" * 32 not in seen
     work = bench.settings.home / "work"
     assert sorted(path.name for path in work.iterdir()) == sorted(path.parent.name for path in kept)
-    assert all((path / ".out.unfinished").is_dir() for path in kept)
+    assert all((path / "measured" / ".out.unfinished").is_dir() for path in kept)
 
 
 def test_a_job_is_done_though_the_database_cannot_say_what_is_left(

@@ -43,6 +43,8 @@ class Hub(BaseHTTPRequestHandler):
     """Answers for org/name at the branch main, and for nothing else."""
 
     asked: list[str]
+    listed: dict[str, int] = {}  # noqa: RUF012
+    """Sizes that the list of files tells in place of the true ones."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -58,7 +60,8 @@ class Hub(BaseHTTPRequestHandler):
             siblings = [{"rfilename": file} for file in FILES]
             self.reply(200, json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode(), body)
         elif self.path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
-            tree = [{"type": "file", "path": f, "size": len(c), "oid": oid(c)} for f, c in FILES.items()]
+            sizes = {name: len(content) for name, content in FILES.items()} | self.listed
+            tree = [{"type": "file", "path": f, "size": sizes[f], "oid": oid(c)} for f, c in FILES.items()]
             self.reply(200, json.dumps(tree).encode(), body)
         elif self.path.startswith(start) and name in FILES:
             self.reply(200, FILES[name], body)
@@ -105,7 +108,7 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def fetch(name: str, endpoint: str, directory: Path) -> Fetched:
+def fetch(name: str, endpoint: str, directory: Path, *options: str) -> Fetched:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -113,7 +116,7 @@ def fetch(name: str, endpoint: str, directory: Path) -> Fetched:
         "HF_HUB_DISABLE_XET": "1",
     }
     target = directory / "model.json"
-    command = [sys.executable, "-m", "workers.hub", name, str(target)]
+    command = [sys.executable, "-m", "workers.hub", *options, name, str(target)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True)
     last_word = PROGRESS_LINE.validate_json(answer.stdout.splitlines()[-1])
     assert isinstance(last_word, Finished | Failed)
@@ -144,10 +147,34 @@ def test_what_the_hub_does_not_give_is_bad_input(hub: str, tmp_path: Path, name:
 def test_a_hub_in_trouble_is_not_bad_input(hub: str, tmp_path: Path) -> None:
     fetched = fetch("org/broken", hub, tmp_path)
     assert isinstance(fetched.last_word, Failed)
-    assert (fetched.status, fetched.last_word.code, fetched.last_word.bad_input) == (1, "bad-model", False)
+    assert (fetched.status, fetched.last_word.code, fetched.last_word.bad_input) == (1, "hub-unreachable", False)
 
 
 def test_a_hub_that_is_away_is_not_bad_input(tmp_path: Path) -> None:
     fetched = fetch("org/name", "http://127.0.0.1:1", tmp_path)
     assert isinstance(fetched.last_word, Failed)
-    assert (fetched.status, fetched.last_word.code, fetched.last_word.bad_input) == (1, "bad-model", False)
+    assert (fetched.status, fetched.last_word.code, fetched.last_word.bad_input) == (1, "hub-unreachable", False)
+
+
+@pytest.mark.parametrize("left", [0, -1])
+def test_a_model_over_the_limit_is_refused_before_anything_is_fetched(hub: str, tmp_path: Path, left: int) -> None:
+    size = sum(len(FILES[name]) for name in WANTED)
+    fetched = fetch("org/name", hub, tmp_path, f"--bytes={size + left}")
+    if left == 0:
+        assert fetched.last_word == Finished()
+        return
+    assert isinstance(fetched.last_word, Failed)
+    assert (fetched.status, fetched.last_word.code, fetched.last_word.bad_input) == (2, "model-too-large", True)
+    assert f"its 5 files have {size} bytes; allowed: {size - 1}" in fetched.last_word.message
+    assert not any("/resolve/" in path for path in Hub.asked)
+
+
+def test_a_file_that_is_larger_than_listed_is_not_kept(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, "model.safetensors", b"x" * (3 << 20))
+    monkeypatch.setattr(Hub, "listed", {"model.safetensors": 7})
+    fetched = fetch("org/name", hub, tmp_path, "--bytes=1000")
+    assert isinstance(fetched.last_word, Failed)
+    assert (fetched.status, fetched.last_word.code) == (1, "hub-unreachable")
+    assert max(path.stat().st_size for path in (tmp_path / "hf").rglob("*") if path.is_file()) <= 1 << 20

@@ -29,7 +29,7 @@ import sys
 from service import queue
 from service.settings import settings
 from workers.app import make_worker
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 python = (sys.executable, "-I", "-S", "-c")
 measurement = (*python, sys.argv[1], str(settings().home))
 commands = Commands(measurement=measurement, reporting=(*python, ""), resolution=(*python, sys.argv[2]))
@@ -56,7 +56,7 @@ def test_the_run_of_a_killed_worker_ends_once(site: Site) -> None:
     site.command = (sys.executable, "-c", WORKER, measure, RESOLVE)
     artifacts = ArtifactStore(site.settings.artifacts)
     audits, alerts = AuditStore(site.engine, artifacts), AlertStore(site.engine)
-    definition = AuditDefinition(name="watch", model="/models/llama", limits=(LIMIT,), reruns=0)
+    definition = AuditDefinition(name="watch", model="sample", limits=(LIMIT,), reruns=0)
     audit = audits.create(definition)
     asked = audits.request_run("watch")
     site.hold()

@@ -17,7 +17,7 @@ from bench import Bench, alive, program
 from service.contracts.request import JobRequest
 from service.store.jobs import Job, JobStore
 from service.store.statuses import Status
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 from workers.supervisor import Supervisor
 
 SMALL = JobRequest(model="sample", sequences=2, sequence_length=32, schemes=("nf4",))
@@ -28,7 +28,7 @@ say = ProgressReporter._say
 def say_and_wait(self, line):
     say(self, line)
     if (getattr(line, "stage", None), getattr(line, "done", None)) == ("sweep", 4):
-        home = pathlib.Path(sys.argv[-1]).parents[3]
+        home = pathlib.Path(sys.argv[-1]).parents[4]
         (home / "reached").write_text(f"{os.getpid()}\\n")
         while not (home / "go").exists(): time.sleep(0.05)
 ProgressReporter._say = say_and_wait
@@ -58,7 +58,7 @@ from service.settings import settings
 from service.store.artifacts import ArtifactStore
 from service.store.database import make_engine
 from service.store.jobs import JobStore
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 from workers.supervisor import Supervisor
 store = JobStore(make_engine(sys.argv[1]))
 commands = Commands(measurement=(sys.executable, "-c", sys.argv[3]))
@@ -170,7 +170,7 @@ def test_a_device_that_is_full_gives_the_report_of_half_the_batch(bench: Bench, 
 
 def test_what_other_software_left_is_not_gone_on_from(bench: Bench) -> None:
     kill_in_the_middle(bench)
-    left = bench.settings.home / "work" / bench.job_id / "attempt-1/.out.unfinished/identity.json"
+    left = bench.settings.home / "work" / bench.job_id / "attempt-1/measured/.out.unfinished/identity.json"
     identity = json.loads(left.read_text())
     identity["software"]["torch"] = "1.0"
     left.write_text(json.dumps(identity))

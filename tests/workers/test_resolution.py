@@ -193,7 +193,7 @@ def test_a_hub_that_does_not_answer_is_not_the_models_fault(made: Any, monkeypat
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     error = made("org/name").run(UNWANTED).error
     assert error is not None
-    assert (error.code, error.bad_input) == ("bad-model", False)
+    assert (error.code, error.bad_input) == ("hub-unreachable", False)
 
 
 def test_pinned_weights_that_are_gone_fail_the_job(made: Any, checkpoint: Path) -> None:

@@ -26,8 +26,8 @@ from service.errors import NotFound, StoreFailed
 from service.store.artifacts import ArtifactStore
 from service.store.jobs import JobStore
 from service.store.statuses import Status
-from workers.attempt import Commands
 from workers.samples import CALIBRATION, LABELLED, MODEL
+from workers.sandbox.programs import Commands
 from workers.supervisor import Supervisor
 
 
@@ -109,7 +109,7 @@ def test_files_are_passed_on_with_their_names_and_formats(tmp_path: Path) -> Non
 def test_a_hub_model_is_fetched_by_a_process_of_its_own(tmp_path: Path) -> None:
     bench = Bench(tmp_path, JobRequest(model="org/name@main"))
     fetch = """
-name = sys.argv[1]
+name = sys.argv[-2]
 target.write_text(json.dumps({"path": "/cache/abc", "source": name, "revision": "abc"}))
 say(kind="finished")
 """
@@ -149,18 +149,6 @@ os.symlink("/etc/passwd", target / "tables" / "passwd.parquet")
 """
     bench.run(draw=DRAW + stray)
     assert [row.name for row in bench.store.artifacts(bench.job_id)] == NAMES
-
-
-def test_the_programs_see_no_credentials(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = {"HEADROOM_BROKER_URL", "HEADROOM_API_KEY", "HF_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY"}
-    for name in secret:
-        monkeypatch.setenv(name, "hidden")
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    bench.run(MEASURE.replace("write_text(request)", "write_text(json.dumps(dict(os.environ)))"))
-    row = bench.store.artifact(bench.job_id, "report.json")
-    seen = json.loads(bench.artifacts.path(row.sha256).read_bytes())
-    assert secret & set(seen) == set()
-    assert seen["OMP_NUM_THREADS"] == "2"
 
 
 def test_progress_is_stored_sparingly_and_the_last_of_each_stage_always(bench: Bench) -> None:
@@ -438,6 +426,85 @@ def test_a_drawing_that_fails_fails_the_job(bench: Bench) -> None:
     assert bench.nothing_is_left()
 
 
+@pytest.mark.parametrize(("kills", "drawn", "status"), [(1, 2, Status.succeeded), (2, 3, Status.succeeded),
+                                                        (3, 3, Status.failed)])  # fmt: skip
+def test_a_drawing_that_is_killed_is_drawn_again_without_measuring_again(
+    bench: Bench, tmp_path: Path, kills: int, drawn: int, status: Status
+) -> None:
+    (tmp_path / "measure").mkdir()
+    measuring, measured = counts(tmp_path / "measure")
+    drawing, runs = counts(tmp_path)
+    job = bench.run(measuring + MEASURE, drawing + f"if number < {kills}: os.kill(os.getpid(), 9)\n" + DRAW)
+    assert (job.status, job.attempts, runs(), measured()) == (status, 1, drawn, 1)
+    assert job.error is None or job.error.code == "killed"
+
+
+ALLOCATE = """
+kept = []
+while True:
+    kept.append(bytearray(os.urandom(1 << 16) * 256))
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("step", ["measurement", "drawing"])
+def test_a_job_that_reaches_the_memory_limit_fails_at_once(bench: Bench, tmp_path: Path, step: str) -> None:
+    bench.settings = bench.settings.model_copy(update={"job_memory": 128 << 20})
+    count, runs = counts(tmp_path)
+    left = '(target.parent / f".{target.name}.unfinished").mkdir(exist_ok=True)\nprogress("sweep", 3, 9)\n'
+    programs = {"measure": count + left + ALLOCATE} if step == "measurement" else {"draw": count + ALLOCATE}
+    job = bench.run(**programs)
+    assert job.error is not None
+    assert (job.error.code, job.error.bad_input, runs()) == ("memory-limit", False, 1)
+    assert "128.0MiB (HEADROOM_JOB_MEMORY)" in job.error.message
+    assert bench.nothing_is_left()
+
+
+@pytest.mark.parametrize("step", ["measure", "draw", "hub"])
+def test_a_job_that_takes_too_long_fails(tmp_path: Path, step: str) -> None:
+    bench = Bench(tmp_path, JobRequest(model="org/name") if step == "hub" else JobRequest(model="sample"))
+    bench.settings = bench.settings.model_copy(update={"job_seconds": 1.0})
+    job = bench.run(**{step: "time.sleep(600)"})
+    message = "the job took longer than a job may, 1 s (HEADROOM_JOB_SECONDS)"
+    assert job.error == Failed(code="deadline", message=message, bad_input=False)
+    assert bench.nothing_is_left()
+    bench.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise MemoryError", "MemoryError"),
+        ("print('memory allocation of 9 bytes failed', file=sys.stderr); os.abort()", "memory allocation of 9 bytes"),
+    ],
+)
+def test_a_measurement_without_memory_says_what_a_job_may_have(bench: Bench, code: str, message: str) -> None:
+    bench.settings = bench.settings.model_copy(update={"job_memory": 128 << 20})
+    error = bench.run(code).error
+    assert error is not None
+    assert error.code == "out-of-memory"
+    assert error.message.startswith(f"the measurement ran out of memory: {message}")
+    assert "a job may have 128.0MiB (HEADROOM_JOB_MEMORY)" in error.message
+
+
+def test_a_file_that_is_too_large_fails_the_job(bench: Bench) -> None:
+    bench.settings = bench.settings.model_copy(update={"job_file_bytes": 1 << 20})
+    error = bench.run("target.mkdir(); (target / 'large').write_bytes(bytes((1 << 20) + 1))").error
+    assert error is not None
+    assert (error.code, "1.0MiB (HEADROOM_JOB_FILE_BYTES)" in error.message) == ("file-size-limit", True)
+    assert bench.nothing_is_left()
+
+
+def test_files_in_linked_directories_are_not_stored(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.json").write_text("{}")
+    link = f"os.symlink({str(tmp_path / 'elsewhere')!r}, target / 'figures')\n"
+    draw = link + "(target / 'report.html').write_text('')"
+    bench.run(draw=draw)
+    assert "figures/secret.json" not in [row.name for row in bench.store.artifacts(bench.job_id)]
+    assert "report.html" in [row.name for row in bench.store.artifacts(bench.job_id)]
+
+
 def test_a_program_that_cannot_be_started_fails_the_job(bench: Bench) -> None:
     commands = Commands(measurement=("/no/such/program",))
     supervisor = Supervisor(bench.store, bench.artifacts, bench.settings, worker="host:1", commands=commands)
@@ -656,6 +723,7 @@ def test_a_full_disk_fails_the_job_and_leaves_nothing_half_written(bench: Bench)
 
 @pytest.mark.parametrize("step", ["put", "bundle", "mkdir"])
 def test_no_space_at_any_step_fails_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    supervisor = bench.supervisor()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def no_space(*_: object, **__: object) -> None:
@@ -669,8 +737,9 @@ def test_no_space_at_any_step_fails_the_job(bench: Bench, monkeypatch: pytest.Mo
         monkeypatch.setattr(f"{place}.{name}", no_space)
     else:
         monkeypatch.setattr(place, name, no_space)
-    job = bench.run()
+    supervisor.run(bench.job_id, 1)
     monkeypatch.undo()
+    job = bench.job
     assert job.error is not None
     assert job.error.code == "disk-full"
     assert bench.store.artifacts(bench.job_id) == []

@@ -52,7 +52,7 @@ import sys
 from service import queue
 from service.settings import settings
 from workers.app import make_worker
-from workers.attempt import Commands
+from workers.sandbox.programs import Commands
 python = (sys.executable, "-I", "-S", "-c")
 commands = Commands(measurement=(*python, sys.argv[1], str(settings().home)), reporting=(*python, ""))
 make_worker(settings(), commands).worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO"])
@@ -220,6 +220,7 @@ def test_a_worker_without_its_broker_says_for_what_it_waits(tmp_path: Path) -> N
     )
     try:
         assert worker.stderr is not None
+        assert worker.stderr.readline().startswith(b"headroom worker: jobs run with")
         line = worker.stderr.readline().decode()
         assert line.startswith("headroom worker: HEADROOM_BROKER_URL: the broker at redis+socket://:**@")
         assert line.endswith("it is tried again until it answers\n")

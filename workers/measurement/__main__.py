@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     except MeasurementError as error:
         reporter.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
-    except Exception as error:  # a supervisor must always be told
+    except BaseException as error:  # a supervisor must always be told; a panic of a library is no Exception
         if isinstance(error, torch.AcceleratorError) and _WITHOUT_KERNELS not in os.environ:
             _restart_without_kernels(reporter, arguments, error)
         traceback.print_exc()
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _restart_without_kernels(reporter: ProgressReporter, arguments: list[str], error: Exception) -> NoReturn:
+def _restart_without_kernels(reporter: ProgressReporter, arguments: list[str], error: BaseException) -> NoReturn:
     """Begin anew with plain torch in place of the CUDA kernels: after such an error a process cannot use the device."""
     why = first_line(error)
     print(f"the device failed, so the measurement begins anew without CUDA kernels: {why}", file=sys.stderr, flush=True)
@@ -124,9 +124,11 @@ def _private_stdout() -> TextIO:
     return lines
 
 
-def _code(error: Exception) -> str:
+def _code(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk-full"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "file-size-limit"
     return "out-of-memory" if ran_out(error) else "internal"
 
 

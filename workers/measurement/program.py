@@ -1,6 +1,7 @@
 """Runs the measurement from beginning to end: load, calibrate, sweep, compare predictions, write."""
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.mixes.stage import Measured, check_targets, run_mixes
 from workers.measurement.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from workers.measurement.models.components import ARCHITECTURES
+from workers.measurement.models.config import check_model_type
 from workers.measurement.models.decoder import Decoder, load_decoder
 from workers.measurement.models.kept_modules import kept_modules
 from workers.measurement.predictions.comparison import Predictions, compare_predictions, first_scored
@@ -89,11 +91,16 @@ def measure(request: MeasurementRequest, out: Path, reporter: ProgressReporter) 
     """
     with reporter.stage("load"):
         checkpoint = open_checkpoint(request.model.path)
+        if not request.any_model_type:
+            check_model_type(checkpoint)
         model_fingerprint = fingerprint(checkpoint.weight_files)
+        tokenizer = load_tokenizer(checkpoint.path)
         device = choose_device(request.device)
-    with workspace(out, identity_of(request, model_fingerprint, card_name(device))) as work:
+    identity = identity_of(request, model_fingerprint, card_name(device))
+    with closing(tokenizer), workspace(out, identity) as work:
         with device_memory(device):
-            subject = _load(request, checkpoint, model_fingerprint, device, work / "offloaded", reporter)
+            decoder = _load(request, checkpoint, device, work / "offloaded", reporter)
+        subject = Subject(model_fingerprint, decoder, tokenizer)
         calibration = _calibrate(request, subject, reporter)
         prompts = _prompts(request, subject)
         batches = _batches(request, subject, calibration, prompts)
@@ -120,11 +127,10 @@ def measure(request: MeasurementRequest, out: Path, reporter: ProgressReporter) 
 def _load(
     request: MeasurementRequest,
     checkpoint: Checkpoint,
-    model_fingerprint: str,
     device: torch.device,
     scratch: Path,
     reporter: ProgressReporter,
-) -> Subject:
+) -> Decoder:
     with reporter.stage("load"):
         decoder = load_decoder(checkpoint, device, scratch)
         if device.type == "cuda":
@@ -138,7 +144,7 @@ def _load(
             )
         if decoder.config.model_type not in ARCHITECTURES:
             warn_unknown_architecture(type(decoder.model).__name__, reporter)
-        return Subject(model_fingerprint, decoder, load_tokenizer(checkpoint.path))
+        return decoder
 
 
 def _calibrate(request: MeasurementRequest, subject: Subject, reporter: ProgressReporter) -> Calibration:

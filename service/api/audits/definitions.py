@@ -4,13 +4,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response, status
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from service import submission
 from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
-from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys
+from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys, UploadedFiles
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen
@@ -33,7 +33,7 @@ Force = Annotated[
 class Pause(Frozen):
     """Why an audit is paused."""
 
-    reason: str = "paused by request"
+    reason: Annotated[str, Field(max_length=1024)] = "paused by request"
     """1 to 1024 characters."""
 
 
@@ -43,13 +43,14 @@ _BY_REQUEST = Pause()
 @router.post("", status_code=status.HTTP_201_CREATED, response_model=AuditView | AuditDefinition)
 def create(
     backend: FromApp,
+    uploaded: UploadedFiles,
     body: AuditSubmission,
     response: Response,
     validate_only: ValidateOnly = False,
     force: Force = False,
 ) -> AuditView | AuditDefinition:
     """Make an audit. The header Location of the answer has its path."""
-    definition = defined(body)
+    definition = defined(body, uploaded)
     if validate_only:
         response.status_code = status.HTTP_200_OK
         if _exists(backend, definition.name):
@@ -82,6 +83,7 @@ def show(backend: FromApp, audit: AuditName) -> AuditView:
 )
 def put(
     backend: FromApp,
+    uploaded: UploadedFiles,
     audit: AuditName,
     body: AuditSubmission,
     response: Response,
@@ -89,7 +91,7 @@ def put(
     force: Force = False,
 ) -> AuditView | AuditDefinition:
     """Make the audit, or replace all that it is asked to do (200). No time that has passed fires by that."""
-    definition = defined(body)
+    definition = defined(body, uploaded)
     is_new = not _exists(backend, audit)
     if is_new and definition.name != audit:
         raise InvalidRequest("name", definition.name, repr(audit), problem="is not the name in the path")
@@ -107,6 +109,7 @@ def put(
 @router.patch("/{audit}", response_model=AuditView | AuditDefinition)
 def change(
     backend: FromApp,
+    uploaded: UploadedFiles,
     audit: AuditName,
     body: Annotated[
         dict[str, Any],
@@ -124,7 +127,7 @@ def change(
         wanted, kept = changed(backend.audits.get(audit).definition, body)
     except ValidationError as error:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
-    definition = defined(wanted, kept)
+    definition = defined(wanted, uploaded, kept)
     if validate_only:
         backend.audits.check(definition, force=force, replaced=audit)
         return definition

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from service.audits import definition
 from service.cli.audits.yaml_lines import Document, Place, read
-from service.cli.inputs import read_text, upload
+from service.cli.uploads import read_text, upload
 from service.contracts import refusals
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.refusals import nearest

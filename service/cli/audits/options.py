@@ -5,7 +5,8 @@ from typing import Any
 from service.cli.audits.audit_file import FILES
 from service.cli.audits.yaml_lines import read
 from service.cli.commands.audit_options import AuditOptions
-from service.cli.inputs import model_name, upload
+from service.cli.inputs import model_name
+from service.cli.uploads import upload
 from service.errors import InvalidRequest
 
 _AS_TYPED = ("sequences", "sequence_length", "seed", "schedule", "timezone", "baseline", "reruns")

@@ -23,9 +23,10 @@ from service.cli.gating.context import Gated
 from service.cli.gating.limits_file import LimitsFile, read_limits
 from service.cli.gating.outcome import exit_code, run_document
 from service.cli.gating.table import show
-from service.cli.inputs import model_name, upload
+from service.cli.inputs import model_name
 from service.cli.output import Display
 from service.cli.running import DONE, JOB_FAILED, interruptible
+from service.cli.uploads import upload
 from service.contracts.request import SAMPLE
 from service.errors import InvalidRequest
 from service.settings import settings
@@ -121,7 +122,7 @@ def _files(asked: Asked, source: Source, service: Service, directory: Path) -> t
         into.mkdir()
         path = into / (Path(file.name).name or key)
         service.client.download(file.path, path)
-        files[key] = {**upload(f"--baseline: {key}", path, largest), "name": file.name}
+        files[key] = upload(f"--baseline: {key}", path, largest, name=file.name)
     if asked.calibration is None:
         if source.text not in (None, SAMPLE):
             message = (

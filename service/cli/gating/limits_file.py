@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from service.audits.limits import Limit, parse, parse_all
 from service.cli.audits.yaml_lines import read
-from service.cli.inputs import read_text
+from service.cli.uploads import read_text
 from service.errors import InvalidRequest
 
 _COMMENT = re.compile(r"(^|\s)#.*")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from service.contracts.files import StoredFile, Upload
-from service.contracts.record import Frozen, Record
+from service.contracts.record import Frozen, Record, at_most
 from service.contracts.report import Estimate
 from service.contracts.request import Analysis, NoBoolean, allowing
 
@@ -34,6 +34,10 @@ _ID = re.compile("[0-9a-f]{32}")
 """Form of the ids of audits, which are addressed by name or id."""
 
 Seconds = Annotated[int, Field(ge=0, le=31 * 86400), NoBoolean]
+
+Receiver = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=4096)]], Field(max_length=8)
+]
 
 
 class NewestIn(Frozen):
@@ -76,12 +80,12 @@ class AuditSettings(Analysis):
     """A run that would measure what the last completed run did ends as `unchanged`, without a measurement."""
     baseline: Annotated[str, Field(max_length=128)] = "last-passing"
     """`last-passing`, `median:K` or `report:ID`."""
-    limits: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=256)] = ()
+    limits: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=256), at_most(256)] = ()
     """What the report is held to, such as `int8.kl_divergence.mean <= baseline * 1.2`; none is there twice."""
     reruns: Annotated[int, Field(ge=0, le=16), NoBoolean] = 1
     """Other calibration seeds on which a figure that breaks its limit beyond its noise is measured again. With 0 the
     first measurement decides."""
-    notify: tuple[dict[str, str], ...] = ()
+    notify: Annotated[tuple[Receiver, ...], Field(max_length=64), at_most(64)] = ()
     """Whom to tell, such as {"webhook": "https://example.org/hook"}."""
 
     @field_validator("name")

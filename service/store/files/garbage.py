@@ -20,7 +20,7 @@ from service.store.artifacts import ArtifactStore
 from service.store.files.checkpoints import CheckpointStore
 from service.store.hosts.clock import Clock
 from service.store.statuses import Status
-from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, Document, JobRow, StoreRow
+from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, Document, FileRow, JobRow, StoreRow
 from service.store.transactions import Transactions
 
 GRACE = timedelta(days=1)
@@ -79,13 +79,14 @@ class Garbage(Transactions):
         return than if started is None else min(than, started - RENEWED)
 
     def _uploads(self) -> set[str]:
-        """Return the SHA-256 of the files that requests brought.
+        """Return the SHA-256 of the files that were uploaded or that requests brought.
 
         In this order: a row that takes over a file from another is written before that other may be deleted, so one of
         the two is seen.
         """
         with self._read() as session:
-            return {
+            kept = session.scalars(select(FileRow.sha256).where(FileRow.expires_at > self._clock()).distinct()).all()
+            return set(kept) | {
                 sha256
                 for column in (AuditRow.definition, AuditRunRow.definition, JobRow.request)
                 for name in _UPLOADS

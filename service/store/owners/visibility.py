@@ -2,7 +2,7 @@
 
 A session has the access of its caller, and each SELECT, UPDATE and DELETE of it is limited to the rows that the access
 includes, in subqueries too. Rows that are not seen are not there: looked up by id they are not found, and lists leave
-them out. Tables that are not named here are a mistake, which `test_ownership` finds.
+them out. Tables that are not named here are a mistake, which `test_visibility` finds.
 """
 
 from collections.abc import Iterator
@@ -25,12 +25,13 @@ from service.store.tables import (
     DeletedJobRow,
     DispatchRow,
     EventRow,
+    FileRow,
     HostRow,
     JobRow,
     StoreRow,
 )
 
-OWNED: tuple[type[Base], ...] = (JobRow, DeletedJobRow, AuditRow)
+OWNED: tuple[type[Base], ...] = (JobRow, DeletedJobRow, AuditRow, FileRow)
 """Rows with an owner."""
 OF_OWNED: dict[type[Base], tuple[str, ...]] = {
     EventRow: ("job_id",),

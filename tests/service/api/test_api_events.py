@@ -1,6 +1,7 @@
 """Events over HTTP: the list, the stream, and a stream taken up again."""
 
 import json
+import threading
 from dataclasses import dataclass
 
 import anyio
@@ -11,6 +12,7 @@ from sqlalchemy import delete
 from service.api import events
 from service.contracts.progress import Progress
 from service.contracts.warnings import Warning
+from service.store.owners.access import EVERYTHING
 from service.store.tables import JobRow
 from service.store.transactions import Transactions
 
@@ -109,6 +111,22 @@ def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(world, monk
 
     lines = anyio.run(follow).split("\n")
     assert [event.event for event in parse(lines)] == ["queued", "started", "succeeded"]
+
+
+def test_all_streams_are_woken_by_one_thread(world):
+    jobs = [world.submit() for _ in range(3)]
+
+    async def follow():
+        streams = [events._stream(world.app.state.backend.seen_by(EVERYTHING), job.id, 0) for job in jobs]
+        for stream in streams:
+            for _ in range(2):
+                await anext(stream)
+        names = [thread.name for thread in threading.enumerate()]
+        for stream in streams:
+            await stream.aclose()
+        return names
+
+    assert anyio.run(follow).count("news of events") == 1
 
 
 def test_the_stream_of_a_job_that_is_deleted_ends(world):

@@ -21,7 +21,7 @@ AUDIT = {
     "notify": [{"webhook": HOOK}],
     "calibration": FILE,
 }
-MAKING = {("POST", "/v1/jobs"), ("POST", "/v1/audits"), ("POST", "/v1/keys")}
+MAKING = {("POST", "/v1/jobs"), ("POST", "/v1/audits"), ("POST", "/v1/files"), ("POST", "/v1/keys")}
 """Routes that make something: `test_two_owners_use_the_same_names`."""
 BODIES = {
     "/v1/alerts/{alert_id}/acknowledge": {"author": "ben"},
@@ -87,6 +87,7 @@ def owned(world, ann, files):
     world.finish(world.store.get(job), files | stored)
     audit = ann.post("/v1/audits", json=AUDIT).json()["id"]
     run = ann.post(f"/v1/audits/{audit}/runs").json()["id"]
+    file = ann.post("/v1/files", params={"name": "c.txt"}, content=b"Guten Tag.").json()["id"]
     engine = make_engine(world.settings.database)
     end_run(engine, Present(), "broken", audit=audit)
     engine.dispose()
@@ -95,7 +96,7 @@ def owned(world, ann, files):
     (webhook,) = ann.get("/v1/audits/shipping/webhooks").json()["webhooks"]
     return Owned(
         {"job_id": job, "audit": audit, "run_id": run, "alert_id": alert["id"], "delivery_id": delivery["id"],
-         "webhook_id": webhook["id"]}
+         "webhook_id": webhook["id"], "file_id": file}
     )  # fmt: skip
 
 
@@ -123,7 +124,8 @@ def test_every_route_hides_what_another_owns(world, ann, ben, client, owned):
     for path in reading:
         if not path.endswith("/comparison"):  # the run has no report
             assert before[path].status_code == 200, (path, before[path].text)
-        for caller in (ann, client):
+        callers = (ann,) if path.startswith("/v1/files") else (ann, client)  # of files everybody sees their own
+        for caller in callers:
             again = ask(caller, "GET", path, owned)
             assert again.status_code == before[path].status_code, path
             assert caller is client or again.content == before[path].content, path

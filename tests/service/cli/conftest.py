@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from service.startup import stores_on
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
 from service.store.audits import AuditStore
-from service.store.database import make_engine, upgrade
+from service.store.database import make_engine
 from service.store.job_records import Artifact, Claim
 from service.store.jobs import JobStore
 
@@ -82,12 +83,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+def remote(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     """A running service, which the command line is told of."""
     settings = Settings(home=tmp_path / "remote", api_key=SecretStr(KEY))
     settings.artifacts.mkdir(parents=True)
     engine = make_engine(settings.database)
-    upgrade(engine)
+    shutil.copy(migrated, str(engine.url.database))
     stores = stores_on(engine, settings)
     with served(make_app(settings, stores)) as url:
         monkeypatch.setenv("HEADROOM_URL", url)

@@ -17,6 +17,7 @@ import pytest
 
 from service.cli.inputs import thresholds
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
+from service.cli.uploads import INLINE_BYTES
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, schemes_for
@@ -71,7 +72,8 @@ def test_analyze_downloads_the_report_and_sums_it_up(headroom, remote, work, rep
 
 def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_path):
     work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
-    (tmp_path / "c.parquet").write_bytes(b"PAR1\xff")
+    large = b"PAR1\xff" + bytes(INLINE_BYTES)
+    (tmp_path / "c.parquet").write_bytes(large)
     (tmp_path / "p.jsonl").write_text("{}")
     files = ("--calibration", str(tmp_path / "c.parquet"), "--labelled", str(tmp_path / "p.jsonl"))
     chosen = ("--bos", "never", "--score", "second_half", "--text-field", "body", "--int8-threshold", "0")
@@ -89,7 +91,7 @@ def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_pa
     assert [scheme.settings.get("threshold") for scheme in schemes_for(asked)] == [None, 4.0, 0.0]
     assert (asked.label_threshold, asked.label_depth, asked.label_dimensions) == (-0.5, 3, 2)
     assert (asked.calibration.name, asked.labelled.name) == ("c.parquet", "p.jsonl")
-    assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == b"PAR1\xff"
+    assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == large
     assert remote.artifacts.path(asked.labelled.sha256).read_bytes() == b"{}"
 
 

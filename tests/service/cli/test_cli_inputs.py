@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.inputs import AnalyzeOptions, check, check_out, model_name, read_text, submission, thresholds, upload
+from service.cli.inputs import AnalyzeOptions, check, check_out, model_name, submission, thresholds
+from service.cli.uploads import INLINE_BYTES, LargeFile, read_text, upload
 from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
 
@@ -220,15 +221,38 @@ def test_a_parquet_file_that_cannot_be_sent_is_refused(tmp_path):
     file = tmp_path / "c.parquet"
     for content, reason in (
         (b"", "is empty"),
-        (b"PAR1" + bytes(72), "is too large"),
+        (b"PAR1" + bytes(97), "is too large"),
         (b"text", "is not a Parquet file"),
     ):
         file.write_bytes(content)
         with pytest.raises(InvalidRequest, match=rf"--calibration: '.*c\.parquet'.*{reason}"):
             upload("--calibration", file, 100)
-    file.write_bytes(b"PAR1" + bytes(71))
-    assert len(upload("--calibration", file, 100)["content_base64"]) == 100
+    file.write_bytes(b"PAR1" + bytes(96))
+    assert len(base64.b64decode(upload("--calibration", file, 100)["content_base64"])) == 100
     with pytest.raises(
-        InvalidRequest, match=r"cannot be read \(No such file or directory\); allowed: a Parquet file, 1 to 75 bytes"
+        InvalidRequest, match=r"cannot be read \(No such file or directory\); allowed: a Parquet file, 1 to 100 bytes"
     ):
         upload("--calibration", tmp_path / "none.parquet", 100)
+
+
+def test_a_larger_file_is_checked_and_uploaded_by_itself(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes("größer ".encode() * (INLINE_BYTES // 9))
+    assert "text" in upload("--calibration", file, 10**6)
+    file.write_bytes("größer ".encode() * INLINE_BYTES)
+    sent = upload("--calibration", file, 10**6, name="mine.jsonl")
+    assert isinstance(sent, LargeFile)
+    assert (sent["name"], sent.path) == ("mine.jsonl", file)
+    assert JobSubmission.model_validate({"model": "sample", "calibration": sent}).calibration.name == "mine.jsonl"
+    for content, reason in (
+        (b"x" * 10**6 + b"y", "is too large; allowed: a file of UTF-8 text, 1 to 1000000 bytes"),
+        (b" " * (INLINE_BYTES + 1), "is empty"),
+        (b"x" * (INLINE_BYTES + 1) + b"\xff", f"is not UTF-8 text at byte {INLINE_BYTES + 1}"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InvalidRequest, match=rf"--calibration: '.*c\.jsonl' {reason}"):
+            upload("--calibration", file, 10**6)
+    parquet = tmp_path / "c.parquet"
+    parquet.write_bytes(b"PAR2" * INLINE_BYTES)
+    with pytest.raises(InvalidRequest, match="is not the content of a Parquet file"):
+        upload("--calibration", parquet, 10**6)

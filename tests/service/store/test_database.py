@@ -22,24 +22,31 @@ from service.store.tables import Base, JobRow
 PROCESSES = 6
 
 
+@pytest.fixture
+def own_engine(empty_engine: Engine) -> Engine:
+    """Engine of a database at the newest schema that no other test uses."""
+    upgrade(empty_engine)
+    return empty_engine
+
+
 def test_the_migrations_make_the_models(engine: Engine) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_a_model_without_migration_is_noticed(engine: Engine) -> None:
-    with writer(engine).begin() as connection:
+def test_a_model_without_migration_is_noticed(own_engine: Engine) -> None:
+    with writer(own_engine).begin() as connection:
         connection.execute(text("ALTER TABLE jobs DROP COLUMN losses"))
-    with engine.connect() as connection:
+    with own_engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert [difference[0] for difference in compare_metadata(context, Base.metadata)] == ["add_column"]
 
 
-def test_downgrade_takes_everything_back(engine: Engine) -> None:
-    with writer(engine).begin() as connection:
+def test_downgrade_takes_everything_back(own_engine: Engine) -> None:
+    with writer(own_engine).begin() as connection:
         command.downgrade(migrations(connection), "base")
-    assert inspect(engine).get_table_names() == ["alembic_version"]
+    assert inspect(own_engine).get_table_names() == ["alembic_version"]
 
 
 def test_a_migration_that_fails_leaves_nothing(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +98,9 @@ def _in_processes(target: object, arguments: list[tuple[object, ...]]) -> None:
     assert [child.exitcode for child in children] == [0] * len(children)
 
 
-def test_several_processes_may_upgrade_at_once(url: str) -> None:
-    _in_processes(_upgrade, [(url,)] * PROCESSES)
-    engine = make_engine(url)
+def test_several_processes_may_upgrade_at_once(empty_url: str) -> None:
+    _in_processes(_upgrade, [(empty_url,)] * PROCESSES)
+    engine = make_engine(empty_url)
     assert JobStore(engine).counts()[Status.queued] == PROCESSES
     engine.dispose()
 

@@ -1,5 +1,6 @@
 """News of events: followers are woken by what other processes write, and nothing runs without followers."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,18 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def without_notifications(engine: Engine):
+    def turn(what: str) -> None:
+        with writer(engine).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(text(f"ALTER TABLE events {what} TRIGGER notify_of_event"))
+
+    turn("DISABLE")
+    yield
+    turn("ENABLE")
 
 
 def test_what_another_process_writes_wakes_the_followers_of_that_job_alone(
@@ -74,11 +87,8 @@ def test_events_from_before_it_was_followed_and_missed_notifications_are_noticed
 ) -> None:
     monkeypatch.setattr(event_news, "FALLBACK_SECONDS", 0.02)
     job = other.submit(REQUEST)
-    if engine.dialect.name == "postgresql":
-        with writer(engine).begin() as connection:
-            connection.execute(text("DROP TRIGGER notify_of_event ON events"))
     news, woken = EventNews(engine), threading.Event()
-    with news.follow(job.id, woken.set, 0) as follower:
+    with without_notifications(engine), news.follow(job.id, woken.set, 0) as follower:
         assert woken.wait(WAIT)
         follower.seen = 1
         woken.clear()

@@ -196,6 +196,15 @@ def test_positions_follow_the_time_of_queueing(store: JobStore, clock) -> None:
     assert [job.queue_position for job in store.list().jobs] == [None] * 4
 
 
+def test_positions_are_counted_up_to_a_limit(store: JobStore, clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.jobs.MOST_AHEAD", 2)
+    ids = []
+    for _ in range(4):
+        ids.append(store.submit(REQUEST).id)
+        clock.move(1)
+    assert [store.get(job_id).queue_position for job_id in ids] == [0, 1, 2, 2]
+
+
 def test_canceling_a_queued_job_ends_it_and_voids_its_message(store: JobStore, clock) -> None:
     job = store.submit(REQUEST)
     cancelled = store.cancel(job.id)

@@ -201,4 +201,7 @@ def _isolated_error(quantized: nn.Module, call: _Call) -> torch.Tensor:
 
 def _dot(gradient: torch.Tensor | None, error: torch.Tensor) -> float:
     """Return the inner product, 0 where the output of the layer does not depend on the module's."""
-    return 0.0 if gradient is None else float((gradient.float() * error).sum(dtype=torch.float64))
+    if gradient is None:
+        return 0.0
+    # Channels are few enough for float32; tokens need not be.
+    return float(torch.linalg.vecdot(gradient.float(), error).sum(dtype=torch.float64))

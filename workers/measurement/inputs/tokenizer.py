@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
-from workers.measurement.errors import BadModel, BadRequest, first_line
+from workers.measurement.errors import BadModel, BadRequest
+from workers.measurement.inputs.tokenizer_process import TokenizerProcess
 
 
 class Tokenizer(Protocol):
@@ -27,46 +27,56 @@ class Tokenizer(Protocol):
         """Return an object whose `input_ids` are the text's."""
 
 
+class Encoded(NamedTuple):
+    """A text as tokens."""
+
+    input_ids: NDArray[np.int64]
+
+
 class LazyTokenizer:
-    """The tokenizer in a directory. Whatever asks it for something raises BadModel if there is none."""
+    """The tokenizer in a directory, which a process of its own loads when it is first needed.
+
+    Whatever asks it for something raises BadModel if there is none, or if it fails or takes too much memory or time.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._process = TokenizerProcess(path)
 
     @cached_property
-    def _loaded(self) -> Any:
-        try:
-            return AutoTokenizer.from_pretrained(self._path, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # tokenizer files fail in as many ways as there are tokenizers
-            raise BadModel(f"model: {self._path} has no tokenizer that can be loaded: {first_line(error)}") from error
+    def _facts(self) -> dict[str, int | None]:
+        return self._process.facts()
 
     @property
     def bos_token_id(self) -> int | None:
         """Id of the token that begins a text."""
-        token_id: int | None = self._loaded.bos_token_id
-        return token_id
+        return self._facts["bos"]
 
     @property
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text."""
-        token_id: int | None = self._loaded.eos_token_id
-        return token_id
+        return self._facts["eos"]
 
-    def __call__(self, text: str, **options: Any) -> Any:
+    def __call__(self, text: str, **options: Any) -> Encoded:
         """Return an object whose `input_ids` are the text's."""
-        return self._loaded(text, **options)
+        return Encoded(self._process.encode(text, options))
 
     def decode(self, ids: Sequence[int]) -> str | None:
         """Return the text of some token ids; None where the directory has no tokenizer that can be loaded."""
         try:
-            text: str = self._loaded.decode(ids)
+            return self._process.decode(ids)
         except BadModel:
             return None
-        return text
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
 
 
 def load_tokenizer(path: Path) -> LazyTokenizer:
-    """Return the tokenizer of a checkpoint directory; nothing is read before it is needed."""
+    """Return the tokenizer of a checkpoint directory; nothing is read before it is needed.
+
+    A process is forked at once, so call it before the device is in use.
+    """
     return LazyTokenizer(path)
 
 

@@ -6,7 +6,7 @@ whole: every safetensors file is opened, which reads its header and compares it 
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from workers.measurement.errors import BadModel, shown
+from workers.measurement.models.permitted import keys_that_load_code
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -23,6 +24,8 @@ _SIZES = (
     *("n_embd", "n_layer", "n_head"),
 )
 """Fields of a config that some architecture divides by, or makes tensors of; none of them may be 0."""
+_SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""Files beside config.json that transformers reads for settings."""
 _CHUNK = 1 << 22
 
 
@@ -34,8 +37,8 @@ class Checkpoint:
     config: dict[str, Any]
     weight_files: tuple[Path, ...]
     """In order of their names."""
-    tensors: int
-    """Tensors in all the weight files."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of every tensor in the weight files, by name."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -47,14 +50,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise BadModel(f"model: {str(path)!r} is not a directory; give a directory with config.json and *.safetensors")
     config = _read_object(path / "config.json", "a model directory needs one")
-    if "auto_map" in config:
-        raise BadModel(
-            f"model: {path / 'config.json'} has auto_map, so the model needs Python code of its own; "
-            "custom code is never run; give a model whose architecture is part of transformers"
-        )
+    _check_code(path / "config.json", config)
+    for name in _SETTINGS:
+        if (path / name).is_file():
+            _check_code(path / name, _read_object(path / name, "one JSON object is needed"))
     _check_fields(path / "config.json", config)
     files = _weight_files(path)
-    return Checkpoint(path, config, files, tensors=sum(_count_tensors(file) for file in files))
+    shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
+    return Checkpoint(path, config, files, shapes)
 
 
 def fingerprint(files: Iterable[Path]) -> str:
@@ -70,6 +73,14 @@ def fingerprint(files: Iterable[Path]) -> str:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _check_code(file: Path, config: dict[str, Any]) -> None:
+    for key in keys_that_load_code(config):
+        raise BadModel(
+            f"model: {file} has {key[-80:]}, so the model needs Python code of its own; "
+            "custom code is never run; give a model whose architecture is part of transformers"
+        )
 
 
 def _check_fields(file: Path, config: dict[str, Any]) -> None:
@@ -138,12 +149,13 @@ def _read_object(file: Path, why: str) -> dict[str, Any]:
     return content
 
 
-def _count_tensors(file: Path) -> int:
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors by their names, from its header."""
     try:
         with safe_open(file, framework="pt") as weights:
-            count = len(list(weights.keys()))
+            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise BadModel(f"model: {file} is not a complete safetensors file: {error}") from error
-    if count == 0:
+    if not shapes:
         raise BadModel(f"model: {file} holds no tensors")
-    return count
+    return shapes

@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workers.measurement.errors import BadModel, first_line
 from workers.measurement.models.checkpoint import Checkpoint
+from workers.measurement.models.permitted import MODEL_TYPES, unknown_types
 
 _LANGUAGE_MODEL = re.compile("CausalLM|LMHead")
 """In the name of most causal decoders' architectures."""
@@ -25,14 +26,23 @@ def read_config(checkpoint: Checkpoint) -> Any:
         raise BadModel(f"model: {checkpoint.path / 'config.json'}: {reason(error, checkpoint)}") from error
     _check_causal(config)
     asked = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    if asked > checkpoint.tensors:
+    if asked > len(checkpoint.shapes):
         raise BadModel(
             f"model: {checkpoint.path / 'config.json'} asks for {asked} layers; the weight files hold only "
-            f"{checkpoint.tensors} tensors"
+            f"{len(checkpoint.shapes)} tensors"
         )
     if getattr(config, "quantization_config", None):
         raise BadModel(f"model: {checkpoint.path} is already quantized; give the checkpoint before quantization")
     return config
+
+
+def check_model_type(checkpoint: Checkpoint) -> None:
+    """Refuse a model type that the layer-by-layer computation has not been shown to run exactly. Raises BadModel."""
+    for said in unknown_types(checkpoint.config):
+        raise BadModel(
+            f"model: {checkpoint.path / 'config.json'}: {said[:120]}; allowed on this worker: "
+            f"{', '.join(sorted(MODEL_TYPES))} (HEADROOM_ANY_MODEL_TYPE=true of the worker allows all)"
+        )
 
 
 def _check_causal(config: PreTrainedConfig) -> None:

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from workers.measurement.errors import BadModel, first_line
 from workers.measurement.models.checkpoint import Checkpoint
 from workers.measurement.models.config import read_config, reason
+from workers.measurement.models.headers import check_headers
 from workers.measurement.models.kept_precision import keep_in_float32
 from workers.measurement.models.layer_reader import LayerReader, check_finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
@@ -252,6 +253,7 @@ def _plan(config: PreTrainedConfig, checkpoint: Checkpoint, device: str) -> tupl
     lists = {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists or max(len(module) for module in lists.values()) == 0:
         raise BadModel(f"model: {type(skeleton).__name__} has no decoder layers")
+    check_headers(skeleton, checkpoint)
     layers = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
     outside = dict.fromkeys(_modules_beside(skeleton, layers), device)
     return f"{layers}.", outside | {f"{layers}.{i}": "disk" for i in range(len(lists[layers]))}

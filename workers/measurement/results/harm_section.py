@@ -15,14 +15,17 @@ from workers.measurement.predictions.metrics import Comparison, kl_divergence
 from workers.measurement.results.harm_dimensions import write_dimensions
 from workers.measurement.results.harm_parts import Part, column, full_name, layer_parts, module_parts
 from workers.measurement.results.report import MeasurementResults
+from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableWriter
 
 MOST = 10
 """Modules that the section names."""
+ADDITIVE = (0.8, 1.25)
+"""Additivity within which harms of single modules add up."""
 
 
 def write_harm(
-    results: MeasurementResults, outliers: Outliers, tables: Mapping[str, TableWriter]
+    results: MeasurementResults, outliers: Outliers, tables: Mapping[str, TableWriter], reporter: ProgressReporter
 ) -> dict[str, HarmFacts] | None:
     """Write the tables on harm, and return the section by scheme; None where no harm was asked for.
 
@@ -30,6 +33,7 @@ def write_harm(
         results: of the measurement.
         outliers: what each definition flags.
         tables: writers by name.
+        reporter: is warned where single harms say little of several together.
     """
     if not results.request.harm.measures:
         return None
@@ -46,7 +50,24 @@ def write_harm(
         facts = _facts(harm, results.harm, results.predictions.comparisons[scheme], modules, layers)
         dimensions = write_dimensions(scheme, harm, flagged, tables)
         section[scheme] = facts.model_copy(update={"dimensions": dimensions})
+        _warn_additivity(scheme, facts, len(modules), reporter)
     return section
+
+
+def _warn_additivity(scheme: str, facts: HarmFacts, modules: int, reporter: ProgressReporter) -> None:
+    low, high = ADDITIVE
+    if facts.additivity is None or low <= facts.additivity <= high:
+        return
+    advice = "Rely on what was measured together, such as a variant with keep=MODULE."
+    if facts.additivity_of == "estimates":
+        advice = f"Measure every module: --harm modules --set harm.top_modules={modules}."
+    reporter.warn(
+        "harm-not-additive",
+        f"The KL divergence of {scheme} is {facts.additivity:.3g} times the sum of its parts' harms, outside of "
+        f"{low} to {high}: harms of single modules say little of what several do together",
+        advice,
+        where=scheme,
+    )
 
 
 def _write_interactions(scheme: str, products: InnerProducts, positions: int, prefix: str, table: TableWriter) -> None:

@@ -52,7 +52,7 @@ def write_report(
     warn_fp16_columns(assembled.fp16_columns, thresholds, reporter)
     profile = pick_profile(state.streams.sequence(REFERENCE, number) for number in range(state.sequences))
     tables["profile"].append({"dimension": np.arange(len(profile.vector)), "value": profile.vector})
-    harm = write_harm(results, assembled.outliers, tables)
+    harm = write_harm(results, assembled.outliers, tables, reporter)
     if recommended is not None:
         write_mixes(recommended, tables["mixes"])
     report = build_report(results, assembled, profile, harm, reporter)

@@ -27,7 +27,7 @@ LIBRARIES = ("headroom", "torch", "transformers", "bitsandbytes")
 IDENTITY = "identity.json"
 """File in which a measurement signs its directory."""
 _ELSEWHERE: dict[str, IncEx | bool] = {
-    **dict.fromkeys(("job_id", "memory_bytes", "checkpoint_seconds", "device"), True),
+    **dict.fromkeys(("job_id", "memory_bytes", "checkpoint_seconds", "device", "any_model_type"), True),
     **{name: {"path"} for name in ("model", "calibration", "labelled")},
 }
 """What of a request may differ between the machines that do one measurement. The device counts by its model."""
@@ -78,7 +78,7 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
         try:
             yield directory
             (directory / "result").replace(out)
-        except Exception:
+        except BaseException:  # a panic of a library is no Exception
             _remove(directory)
             raise
         _remove(directory)

@@ -25,6 +25,7 @@ from service.store.files.checkpoints import CheckpointStore
 from service.store.files.garbage import GRACE, RENEWED, Garbage
 from service.store.files.identity import StoreIdentity
 from service.store.files.removals import Removals
+from service.store.files.uploads import UploadStore
 from service.store.jobs import Artifact, Claim, JobStore
 from service.submission import submit
 
@@ -221,3 +222,17 @@ def test_one_scheduler_collects_in_an_interval(garbage: Garbage, present: Presen
     assert not garbage.take_turn(HOUR)
     present.ahead = HOUR
     assert garbage.take_turn(HOUR)
+
+
+def test_an_uploaded_file_stays_until_it_expires(
+    garbage: Garbage, artifacts: ArtifactStore, engine: Engine, present: Present
+) -> None:
+    week = 7 * 86_400.0
+    uploads = UploadStore(engine, quota_bytes=100, keep_seconds=week, clock=present)
+    digest, size = artifacts.put(b"uploaded")
+    uploads.add("", StoredFile(name="a.txt", sha256=digest, size=size))
+    present.ahead = timedelta(seconds=week) - HOUR
+    assert garbage.collect().files == 0
+    present.ahead += 2 * HOUR
+    assert garbage.collect().files == 1
+    assert names(artifacts) == set()

@@ -152,6 +152,12 @@ def test_the_section_follows_from_the_table(measured: tuple[Path, Report]) -> No
     assert section.additivity == pytest.approx(kl.mean / parts)
 
 
+def test_harms_that_do_not_add_up_are_warned_of(measured: tuple[Path, Report]) -> None:
+    warned = {warning.where for warning in measured[1].warnings if warning.code == "harm-not-additive"}
+    apart = {name for name, of in (measured[1].harm or {}).items() if not 0.8 <= (of.additivity or 1) <= 1.25}
+    assert warned == apart
+
+
 @pytest.mark.parametrize(("done", "memory_bytes"), [(0, 0), (6, 2**31), (7, 0), (10, 2**31), (13, 0)])
 def test_tables_are_the_same_after_a_kill(
     done: int, memory_bytes: int, everything: MeasurementRequest, measured: tuple[Path, Report], tmp_path: Path

@@ -128,7 +128,7 @@ def _draw_panel(source: Source, axes: Any, ranked: Sequence[Ranked], x: str, y: 
     axes.set_xlim(0.9, max(len(one.shares) for one in ranked) * 1.1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.axhline(0, color=style.MUTED, linewidth=0.6)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.08), fontsize=8)
 
 
 def _caption(source: Source, modules: Sequence[Ranked], dimensions: Sequence[Ranked]) -> Caption:
