@@ -90,7 +90,9 @@ def _with_workers(home: Home, options: WorkerOptions, chosen: Settings) -> Itera
     """Yield the address of a stack with workers, and what raises when that has stopped."""
 
     def join(running: Running) -> None:
-        _check_own_worker(options, f"The stack at {running.url} is already running")
+        hint = f"; give {' and '.join(f'--{name}' for name in options.given)} to `headroom serve`"
+        serving = running.purpose == "serve"
+        _check_own_worker(options, f"The stack at {running.url} is already running{hint if serving else ''}")
 
     def start() -> None:
         require_worker()
