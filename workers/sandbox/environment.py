@@ -5,16 +5,13 @@ its temporary directory are new, mode 700, and removed when it ends. Compiled ke
 kept outside, in a directory of the worker's, so that the next job does not make them again.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
-import platformdirs
-
+from workers.measurement.runtime.environment import kernel_cache, kernels_version
 from workers.sandbox.user import User, hand_over
 
 _NAMES = frozenset(
@@ -29,7 +26,6 @@ _PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_"
 _PREFIXES_OF_KERNELS = ("NUMBA_", "TRITON_")
 _CACHES = {"NUMBA_CACHE_DIR": "numba", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda", "MPLCONFIGDIR": "fonts"}
 """Variable that names a cache, and its directory below the worker's."""
-_KERNELS = Path(__file__).parents[1] / "measurement" / "statistics"
 
 
 def allowed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -41,16 +37,15 @@ def allowed(environment: Mapping[str, str]) -> dict[str, str]:
 def cache_directory(home: Path, user: User | None) -> Path:
     """Return the directory of what programs compile, made if need be: mode 700, of the user who compiles.
 
-    It is that of this version of the kernels: numba looks only at the file of a kernel, and not at what that imports,
-    to see whether it has changed. It lies in the worker's cache directory, or in `home` (HEADROOM_HOME) for another
+    It is that of this version of the kernels, in the worker's cache directory, or in `home` (HEADROOM_HOME) for another
     user or where the other cannot be written. Raises OSError.
     """
     if user is None:
         try:
-            return _make(platformdirs.user_cache_path("headroom", appauthor=False) / _version(), None)
-        except OSError:
-            return _make(home / "cache" / _version(), None)
-    return _make(home / "cache" / f"{_version()}-{user.uid}", user)
+            return _make(kernel_cache(), None)
+        except (OSError, RuntimeError):
+            return _make(home / "cache" / kernels_version(), None)
+    return _make(home / "cache" / f"{kernels_version()}-{user.uid}", user)
 
 
 @contextmanager
@@ -75,12 +70,3 @@ def _make(directory: Path, user: User | None) -> Path:
         raise PermissionError(f"{directory} cannot be written")
     hand_over(directory, user)
     return directory
-
-
-@cache
-def _version() -> str:
-    """Return a name for the source of the kernels."""
-    digest = hashlib.sha256()
-    for file in sorted(_KERNELS.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return f"kernels-{digest.hexdigest()[:16]}"

@@ -4,7 +4,8 @@ numba keeps compiled code beside the module or in the user's cache directory, an
 is to be cached where it can write to neither (a read-only image with no home). Such a machine compiles at every start.
 
 A cached kernel is compiled again when its own file has changed, but not when only a function that it calls from
-another file has: whoever edits `bit_patterns.decode`, or what `columns` emits, empties `__pycache__`.
+another file has. The measurement therefore has a cache for each version of the kernels (`runtime.environment`); whoever
+edits them and runs them elsewhere empties `__pycache__`.
 """
 
 from collections.abc import Callable
