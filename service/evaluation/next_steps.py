@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
+from service.evaluation.decision import to_ship
 from service.evaluation.uncertainty import MIN_UNITS
 from service.evaluation.verdict import verdict_of
 
@@ -77,7 +78,7 @@ def next_steps(report: Report) -> tuple[str, ...]:
     # A worse scheme is worth a sentence only where it makes the model smaller than the best one does.
     smaller = [one for one in schemes if best is None or one.model_bytes < best.model_bytes]
     return (
-        *_use(best, text),
+        *(_use(best, text) if _agrees(report, best) else ()),
         *_test(smaller),
         *_leave(smaller),
         *_leave_simulated(schemes),
@@ -118,6 +119,14 @@ def _smallest_negligible(schemes: Sequence[SchemeOutcome]) -> SchemeOutcome | No
     """Return the deployable scheme of settled negligible effect that makes the model smallest; None without any."""
     negligible = [one for one in schemes if one.ready and one.level == "negligible"]
     return min(negligible, key=lambda one: (one.model_bytes, one.mean_kl), default=None)
+
+
+def _agrees(report: Report, best: SchemeOutcome | None) -> bool:
+    """Whether nothing else than this scheme as it is was decided on."""
+    if report.recommendation is None:
+        return True
+    shipped = to_ship(report)
+    return best is not None and shipped is not None and shipped.mix is None and shipped.scheme == best.name
 
 
 def _use(best: SchemeOutcome | None, text: MeasuredText) -> Iterator[str]:

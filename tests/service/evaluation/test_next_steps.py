@@ -184,3 +184,13 @@ def test_predictions_that_are_all_destroyed_are_severe():
     assert of(content) == ("Do not deploy int8 as it is: its effect is severe.",)
     content["reference"]["perplexity"] = None
     assert of(content)[0].startswith("Check the model's weights: ")
+
+
+@pytest.mark.parametrize("most", [None, 8000, 4000])
+def test_no_scheme_is_to_be_used_but_the_one_that_was_decided_on(most):
+    content = content_of([scheme("int8", "negligible"), scheme("nf4", "severe")])
+    content["recommendation"] = {name: {"reason": "No mix is better."} for name in ("int8", "nf4")}
+    content["analysis"]["recommend"] = {"enabled": True, "max_bytes": most}
+    content["analysis"]["harm"] = {"estimate": True}
+    used = [step for step in of(content) if step.startswith("Use int8")]
+    assert len(used) == (most != 4000)
