@@ -18,10 +18,10 @@ def topics(report: Report) -> tuple[Topic, ...]:
         return ()
     measured = {name: one for name, one in recommendations.items() if one.mixes}
     notes = (
-        "A mix keeps some modules of a scheme in 16 bits. Mixes were selected by the predicted KL divergence with "
-        "interactions, and measured on held-out sequences, which selected nothing, beside controls of at most the same "
-        "bytes. A mix is recommended if its KL divergence, paired by sequence, is below the best control's at 5% "
-        "divided by the mixes tried. ± is one standard error.",
+        "A mix keeps some modules of a scheme in 16 bits. Mixes were selected by the predicted KL divergence, which "
+        "counts interactions in part because they are uncertain, and measured on held-out sequences, which selected "
+        "nothing, beside controls of at most the same bytes. A mix is recommended if its KL divergence, paired by "
+        "sequence, is below the best control's at 5% divided by the mixes tried. ± is one standard error.",
     )
     return (
         Topic(
