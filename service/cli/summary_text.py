@@ -8,13 +8,14 @@ from rich.table import Table
 
 from service.cli.output import line
 from service.cli.summary import flagging
+from service.contracts.harm.facts import HarmFacts
 from service.contracts.labelled import Labelled
 from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension
 from service.contracts.report import Estimate, Report, SchemeFacts
 from service.contracts.warnings import Warning
 from service.evaluation import decision
 from service.evaluation.next_steps import next_steps
-from service.evaluation.numbers import claim
+from service.evaluation.numbers import claim, number
 from service.evaluation.shown_warnings import by_code
 from service.evaluation.verdict import verdict_of
 
@@ -43,6 +44,7 @@ def show(console: Console, report: Report) -> None:
         _lines(console, _notes(report.schemes))
         _lines(console, _not_quantised(report.schemes))
     _lines(console, _outliers(report))
+    _lines(console, _harm(report.harm or {}))
     _lines(console, _separation(report.labelled))
     _lines(console, _next(next_steps(report)))
 
@@ -146,6 +148,21 @@ def _prominence(flagged: LlmInt8Dimension | LayerwiseDimension) -> tuple[float, 
     return flagged.layers_fraction, flagged.abs_max
 
 
+def _harm(harms: Mapping[str, HarmFacts]) -> Iterable[str]:
+    """Say how far the harms of single modules can be trusted."""
+    for name, facts in harms.items():
+        figures = []
+        if facts.check is not None:
+            count, parts = facts.check.swaps, facts.check.of if facts.check.swaps != 1 else facts.check.of[:-1]
+            figures.append(f"Spearman {number(facts.check.spearman)} of estimates and {count} measured {parts}")
+        if facts.additivity is not None:
+            figures.append(f"additivity {number(facts.additivity)}")
+        if floors := [floor for floor in facts.noise_floor or () if floor is not None]:
+            figures.append(f"noise floor up to {number(max(floors))} nats")
+        if figures:
+            yield f"Harm of {name}: {', '.join(figures)}"
+
+
 def _separation(labelled: Labelled | None) -> Iterable[str]:
     if labelled is None or not labelled.dimensions:
         return
@@ -159,8 +176,8 @@ def _separation(labelled: Labelled | None) -> Iterable[str]:
 
 
 def _next(steps: Iterable[str]) -> Iterable[str]:
-    for number, step in enumerate(steps):
-        yield f"Next: {step}" if number == 0 else f"      {step}"
+    for place, step in enumerate(steps):
+        yield f"Next: {step}" if place == 0 else f"      {step}"
 
 
 def _some(names: Iterable[str]) -> str:

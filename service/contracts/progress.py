@@ -30,7 +30,7 @@ class Progress(Frozen):
     """Sequences in a batch, in the first line of `sweep`; left out elsewhere. Where a library ends the process for want
     of device memory, nothing else tells which batch was too large."""
     cost: Annotated[str | None, Field(exclude_if=lambda cost: cost is None)] = None
-    """What the stage is going to take, in the first line of `harm`; left out elsewhere."""
+    """What the stage is going to take, in the first line of `harm` and `mixes`; left out elsewhere."""
 
 
 class Finished(Frozen):

@@ -1,6 +1,8 @@
 """Decides from measured mixes what to ship, in sentences, and states its configuration.
 
-What is shipped is the smallest option of the mildest effect: a scheme as it is, or a mix that beat its controls.
+What is shipped is the smallest option of the mildest effect: a scheme as it is, or a mix that beat its controls. Under
+a target of the KL divergence it is the smallest one that meets the target; what is larger than a target in bytes is not
+shipped.
 """
 
 import json
@@ -9,13 +11,13 @@ from typing import Any, NamedTuple
 
 from service.contracts.harm.recommendation import KeptComponent, MixFacts, Recommendation
 from service.contracts.report import Report
+from service.evaluation.numbers import megabytes, number
 from service.evaluation.verdict import Level, verdict_of
 
 UNIFORM = "uniform"
 """Name of the control that keeps nothing."""
 LISTED_MODULES = 12
 """A mix that keeps more modules is not told module by module."""
-_MEGABYTE = 1e6
 
 
 class Option(NamedTuple):
@@ -33,18 +35,31 @@ def decision(report: Report) -> tuple[str, ...]:
     """Return what to ship and what every recommended mix needs and gives; empty without a recommendation."""
     if report.recommendation is None:
         return ()
-    shipped = to_ship(report)
-    sentences = [] if shipped is None else [_shipping(shipped)]
-    return (*sentences, *(_of_scheme(*pair) for pair in report.recommendation.items()))
+    return (*_shipping(report), *(_of_scheme(*pair) for pair in report.recommendation.items()))
 
 
 def to_ship(report: Report) -> Option | None:
-    """Return the smallest deployable option of the mildest effect; None where no effect could be judged."""
-    judged = [option for option in _options(report) if option.level is not Level.unjudged]
-    return min(judged, key=lambda option: (option.level, option.bytes, option.kl), default=None)
+    """Return what to ship; None where no option is within the target, judged and, without a target of KL, mild."""
+    options = [option for option in _judged(report) if _within(report, option)]
+    if report.analysis.recommend.max_kl is not None:
+        return min(options, key=lambda option: (option.bytes, option.kl), default=None)
+    mild = [option for option in options if option.level is not Level.severe]
+    return min(mild, key=lambda option: (option.level, option.bytes, option.kl), default=None)
+
+
+def _within(report: Report, option: Option) -> bool:
+    """Whether an option meets the target that was asked for."""
+    target = report.analysis.recommend
+    fits = target.max_bytes is None or option.bytes <= target.max_bytes
+    return fits and (target.max_kl is None or option.kl <= target.max_kl)
+
+
+def _judged(report: Report) -> list[Option]:
+    return [option for option in _options(report) if option.level is not Level.unjudged]
 
 
 def _options(report: Report) -> Iterator[Option]:
+    """Yield what can be deployed."""
     for name, facts in report.schemes.items():
         if facts.simulated or facts.analysis_only or facts.kl_divergence is None:
             continue
@@ -56,11 +71,16 @@ def _options(report: Report) -> Iterator[Option]:
             yield Option(name, mix, Level[mix.level], mix.bytes, mix.kl.value)
 
 
-def _shipping(shipped: Option) -> str:
-    if shipped.level is Level.severe:
-        return "Ship none of what was measured: every effect is severe."
-    kept = f" with {in_words(shipped.mix.kept)} in 16 bits" if shipped.mix is not None else ""
-    return f"Ship {shipped.scheme}{kept} (KL {shipped.kl:.3g}, {shipped.level.name})."
+def _shipping(report: Report) -> Iterator[str]:
+    """Say what to ship; nothing where no effect could be judged."""
+    shipped, judged = to_ship(report), _judged(report)
+    if shipped is not None:
+        kept = f" with {in_words(shipped.mix.kept)} in 16 bits" if shipped.mix is not None else ""
+        yield f"Ship {shipped.scheme}{kept} (KL {shipped.kl:.3g}, {shipped.level.name})."
+    elif judged:
+        within = [option for option in judged if _within(report, option)]
+        which = "every effect" if len(within) == len(judged) else "every effect within the target"
+        yield f"Ship none of what was measured: {f'{which} is severe' if within else 'none meets the target'}."
 
 
 def _of_scheme(scheme: str, recommended: Recommendation) -> str:
@@ -71,10 +91,18 @@ def _of_scheme(scheme: str, recommended: Recommendation) -> str:
     change = "still" if mix.level == uniform.level else "now"
     only = " For analysis only: BitsAndBytesConfig cannot express it." if recommended.analysis_only else ""
     return (
-        f"{scheme} needs {(mix.bytes - uniform.bytes) / _MEGABYTE:.3g} MB more: keep {in_words(mix.kept)} in 16 bits: "
+        f"{scheme} needs {megabytes(mix.bytes - uniform.bytes)} more: keep {in_words(mix.kept)} in 16 bits: "
         f"KL {uniform.kl.value:.3g} -> {mix.kl.value:.3g}{error} (predicted {mix.predicted_kl:.3g}), "
-        f"{change} {mix.level}.{only}"
+        f"{change} {mix.level}{_missed(recommended, mix)}.{only}"
     )
+
+
+def _missed(recommended: Recommendation, mix: MixFacts) -> str:
+    """Say that a mix, which is selected by its prediction, has more than the target of the KL divergence."""
+    target = recommended.target
+    if target is None or target.kind != "max_kl" or target.value is None or mix.kl.value <= target.value:
+        return ""
+    return f", above the target of {number(target.value)}"
 
 
 def in_words(kept: tuple[KeptComponent, ...]) -> str:
@@ -97,7 +125,7 @@ def configuration(report: Report) -> tuple[str, Mapping[str, Any]] | None:
     None where nothing is, or where its configuration was not verified.
     """
     shipped = to_ship(report)
-    if shipped is None or shipped.level is Level.severe:
+    if shipped is None:
         return None
     recommended = (report.recommendation or {}).get(shipped.scheme)
     if recommended is None or recommended.config is None or not recommended.config_verified:

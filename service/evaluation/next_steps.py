@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from service.contracts.report import Report
 from service.contracts.request import SAMPLE
+from service.evaluation.decision import to_ship
 from service.evaluation.uncertainty import MIN_UNITS
 from service.evaluation.verdict import verdict_of
 
@@ -73,13 +74,13 @@ def next_steps(report: Report) -> tuple[str, ...]:
         return ("Rerun with --scheme int8 --scheme nf4 to measure what quantization does to this model.",)
     schemes = [_outcome(report, name) for name in report.schemes]
     text = _measured_text(report)
-    best = _smallest_negligible(schemes)
+    best, decided = _smallest_negligible(schemes), _decided(report)
     # A worse scheme is worth a sentence only where it makes the model smaller than the best one does.
     smaller = [one for one in schemes if best is None or one.model_bytes < best.model_bytes]
     return (
-        *_use(best, text),
+        *(_use(best, text) if report.recommendation is None or (best and best.name == decided) else ()),
         *_test(smaller),
-        *_leave(smaller),
+        *_leave([one for one in smaller if one.name != decided]),
         *_leave_simulated(schemes),
         *_settle(schemes, text),
         *_measure_on_kernel(schemes),
@@ -118,6 +119,12 @@ def _smallest_negligible(schemes: Sequence[SchemeOutcome]) -> SchemeOutcome | No
     """Return the deployable scheme of settled negligible effect that makes the model smallest; None without any."""
     negligible = [one for one in schemes if one.ready and one.level == "negligible"]
     return min(negligible, key=lambda one: (one.model_bytes, one.mean_kl), default=None)
+
+
+def _decided(report: Report) -> str | None:
+    """Return the scheme that a recommendation ships as it is; None without one, and where it ships something else."""
+    shipped = to_ship(report) if report.recommendation is not None else None
+    return shipped.scheme if shipped is not None and shipped.mix is None else None
 
 
 def _use(best: SchemeOutcome | None, text: MeasuredText) -> Iterator[str]:

@@ -23,6 +23,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
+def megabytes(size: int) -> str:
+    """Return bytes as `3.8 MB` or `5,284 MB`."""
+    value = size / 1e6
+    return f"{value:,.0f} MB" if abs(value) >= 1000 else f"{value:.3g} MB"
+
+
 def exact(value: float) -> str:
     """Return the shortest digits that read back as `value`, as somebody wrote it: `1.0001`, `5`, `1e-07`."""
     return repr(float(value)).removesuffix(".0")

@@ -81,7 +81,7 @@ class HarmFacts(Record):
     check: EstimateCheck | None
     """None where nothing has both an estimate and a measurement."""
     modules: tuple[ModuleHarm, ...]
-    """The ten most harmful, by the measured harm where there is one, else by the estimate."""
+    """The ten most harmful, by the measured harm less its noise floor where there is one, else by the estimate."""
     dimensions: DimensionShares | None
     """None where it was not asked for, or the scheme also rounds inputs."""
     no_estimate: str | None = None

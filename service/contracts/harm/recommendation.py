@@ -69,7 +69,8 @@ class MixFacts(Record):
     bytes: int
     """Of the model: weights, scales and embeddings."""
     predicted_kl: float
-    """Nats; times one factor for all, with which the uniform scheme's is what was measured."""
+    """Harms and a quarter of the interactions, nats; times one factor for all, with which the uniform scheme's is
+    what was measured."""
     kl: HeldOutFigure
     """Measured mean KL divergence from the reference, nats."""
     level: Literal["negligible", "noticeable", "severe", "unjudged"]

@@ -69,7 +69,9 @@ MIXES = Table(
         _SCHEME,
         Column("mix", "string", "name of the mix"),
         Column("bytes", "int64", "bytes of the model's weights, scales and embeddings"),
-        Column("predicted_kl", "float64", "KL divergence predicted for it, nats"),
+        Column(
+            "predicted_kl", "float64", "predicted KL divergence, nats: harms and a quarter of the interactions, scaled"
+        ),
         Column("kl", "float64", "mean KL divergence on held-out sequences, nats"),
         Column("standard_error", "float64", "of kl, by sequence"),
         Column("control", "bool", "a control, which the recommendation must beat"),

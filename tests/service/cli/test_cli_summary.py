@@ -238,3 +238,16 @@ def test_labelled_prompts_are_told_with_the_probability(report, printed, probabi
     assert ("permutation probability" in line) is (probability is not None)
     report["labelled"] = None
     assert not any(line.startswith("Labeled prompts") for line in printed())
+
+
+def test_how_far_harms_can_be_trusted_is_shown(report, printed):
+    check = {"of": "modules", "swaps": 36, "spearman": 0.94, "measured_over_estimated": 1.1}
+    facts = {
+        "whole": None, "predicted_whole": None, "scale_factor": None, "additivity": 0.93,
+        "additivity_of": "estimates", "noise_floor": [0.001, None, 0.002], "check": check, "modules": [],
+        "dimensions": None,
+    }  # fmt: skip
+    trusted = "Spearman 0.940 of estimates and 36 measured modules, additivity 0.930, noise floor up to 0.00200 nats"
+    report["schema_version"] = "1.2"
+    report["harm"] = {"nf4": facts, "int8": facts | {"check": None, "additivity": None, "noise_floor": None}}
+    assert [line for line in printed() if line.startswith("Harm of ")] == [f"Harm of nf4: {trusted}"]

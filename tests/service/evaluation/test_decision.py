@@ -95,6 +95,50 @@ def test_nothing_is_shipped_that_is_severe():
     assert configuration(severe) is None
 
 
+def under(target, **changed):
+    """The report of a job that asked for this target."""
+    asked = report(**changed)
+    recommend = asked.analysis.recommend.model_copy(update={"enabled": True} | target)
+    return asked.model_copy(update={"analysis": asked.analysis.model_copy(update={"recommend": recommend})})
+
+
+def test_what_is_larger_than_the_target_is_not_shipped():
+    mild = {"int8": "negligible", "mixed": "noticeable"}
+    assert decision(under({"max_bytes": 163_500_000}, **mild))[0].startswith("Ship int8 (")
+    smaller = under({"max_bytes": 163_499_999}, **mild)
+    assert decision(smaller)[0].startswith("Ship nf4 with mlp.down of layers 2, 11, 28 in 16 bits (")
+    assert configuration(smaller) == ("nf4", CONFIG)
+    none = under({"max_bytes": 116_000_000}, **mild)
+    assert decision(none)[0] == "Ship none of what was measured: none meets the target."
+    assert configuration(none) is None
+    severe = under({"max_bytes": 121_000_000})
+    assert decision(severe)[0] == "Ship none of what was measured: every effect within the target is severe."
+
+
+@pytest.mark.parametrize(
+    ("most", "shipped"),
+    [
+        (0.267, "Ship nf4 (KL 0.267, severe)."),
+        (0.25, "Ship nf4 with mlp.down of layers 2, 11, 28 in 16 bits (KL 0.226, severe)."),
+        (0.1, "Ship int8 (KL 0.0239, noticeable)."),
+        (0.02, "Ship none of what was measured: none meets the target."),
+    ],
+)
+def test_the_smallest_that_meets_a_target_of_the_divergence_is_shipped(most, shipped):
+    assert decision(under({"max_kl": most}))[0] == shipped
+
+
+def test_a_mix_that_misses_the_target_held_out_says_so():
+    target = {"kind": "max_kl", "value": 0.2255, "bytes": 120_400_000}
+    assert decision(report(target=target))[1].endswith("still severe, above the target of 0.226.")
+    assert decision(report(target=target | {"value": 0.226}))[1].endswith("still severe.")
+
+
+def test_sizes_of_large_models_are_written_out():
+    mixes = [mix("mix-1", 0.226, "severe", size=5_400_000_000, modules=DOWN), mix("uniform", 0.268, "severe")]
+    assert decision(report(mixes=mixes))[1].startswith("nf4 needs 5,284 MB more: ")
+
+
 def test_a_configuration_that_transformers_reads_otherwise_is_not_offered():
     assert configuration(report(int8="severe", mixed="noticeable", config_verified=False)) is None
 

@@ -184,3 +184,17 @@ def test_predictions_that_are_all_destroyed_are_severe():
     assert of(content) == ("Do not deploy int8 as it is: its effect is severe.",)
     content["reference"]["perplexity"] = None
     assert of(content)[0].startswith("Check the model's weights: ")
+
+
+@pytest.mark.parametrize(
+    ("target", "use_int8", "leave_nf4"),
+    [({}, True, True), ({"max_bytes": 8000}, True, True), ({"max_bytes": 4000}, False, True),
+     ({"max_kl": 0.3}, False, False)],
+)  # fmt: skip
+def test_the_steps_agree_with_what_was_decided(target, use_int8, leave_nf4):
+    content = content_of([scheme("int8", "negligible"), scheme("nf4", "severe", mean_kl=0.2)])
+    content["recommendation"] = {name: {"reason": "No mix is better."} for name in ("int8", "nf4")}
+    content["analysis"] |= {"recommend": {"enabled": True} | target, "harm": {"estimate": True}}
+    steps = of(content)
+    assert any(step.startswith("Use int8") for step in steps) == use_int8
+    assert any(step.startswith("Do not deploy nf4") for step in steps) == leave_nf4

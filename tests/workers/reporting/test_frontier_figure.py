@@ -87,6 +87,8 @@ def test_the_section_lists_what_was_measured_and_the_configuration(recommended):
     assert [row[0] for row in grid.rows] == ["mix-1 (recommended)", "mix-2", "uniform (control)", "random (control)"]
     assert grid.rows[0][1:] == ("1.90 MB", "0.135", "0.150 ± 0.010", "mlp.down of layer 3")
     assert grid.rows[2][-1] == "nothing"
+    ((_, target),) = topic.terms
+    assert target.endswith("; mixes of at most 2.00 MB, measured on 16 held-out sequences")
     ((title, code),) = topic.codes
     assert title == "Configuration of nf4, mix-1"
     assert code.startswith("BitsAndBytesConfig(\n    load_in_4bit=True,")

@@ -47,6 +47,11 @@ class Plan(NamedTuple):
     """Forward passes of the whole text that cost as much, about."""
     disk_bytes: int
 
+    @property
+    def storages(self) -> tuple[Storage, Storage]:
+        """Where streams lie, in memory or in files."""
+        return self.states, self.working
+
     def says(self) -> str:
         """Say what it costs."""
         return f"harm takes about {self.forwards:.0f} forward passes of the text and {_size(self.disk_bytes)} of disk"
@@ -82,12 +87,13 @@ def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: 
 
 
 def check_disk(plan: Plan, directory: Path) -> None:
-    """Make sure that the disk of a directory has room.
+    """Make sure that the disk of a directory has room; what a killed measurement left there is written over.
 
     Raises:
         DiskTooSmall: says how much is needed, and how much there is.
     """
-    free = shutil.disk_usage(directory).free
+    left = sum(file.stat().st_blocks * _BLOCK for storage in plan.storages for file in storage.directory.glob("*"))
+    free = shutil.disk_usage(directory).free + left
     if plan.disk_bytes > free:
         raise DiskTooSmall(
             f"harm: its hidden states need {_size(plan.disk_bytes)} of disk in {directory}, which has {_size(free)} "
@@ -134,5 +140,7 @@ def _size(count: int) -> str:
     return f"{count:,} bytes"
 
 
+_BLOCK = 512
+"""Bytes of a block, in which POSIX counts what a file takes of the disk."""
 _FEW = 16
 """Swaps in a group for which it pays to read the layers once more."""

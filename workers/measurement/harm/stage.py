@@ -1,5 +1,6 @@
 """Runs the harm measurement as a stage: says what it costs, refuses what does not fit, and warns of what is missing."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def run_harm(
             passed=_Passes(progress).add,
         )
         results = measure_harm(task)
+        for storage in plan.storages:  # mixes need the room
+            shutil.rmtree(storage.directory, ignore_errors=True)
         return_pages()
     _warn(results, reporter)
     return results

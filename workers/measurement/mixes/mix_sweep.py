@@ -67,7 +67,8 @@ def measure_mixes(
         directory=directory,
         kept={mix.stream: mix.kept for mix in mixes},
     )
-    with reporter.stage("mixes", total=len(decoder.layers), batch_sequences=len(batches[0])) as progress:
+    cost = f"mixes and controls take about {len(mixes) + 1} forward passes of the held-out text"
+    with reporter.stage("mixes", total=len(decoder.layers), batch_sequences=len(batches[0]), cost=cost) as progress:
         for index in range(len(decoder.layers)):
             with decoder.resident(index) as layer:
                 _advance(state, index, layer, mixes)

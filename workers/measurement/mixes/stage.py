@@ -106,12 +106,12 @@ def run_mixes(
         for scheme in schemes
         if harm is not None and missing[scheme.name] is None
     }
-    found: dict[str, contract.Recommendation] = {}
+    recommended: dict[str, contract.Recommendation] = {}
     if plans:
-        found = _measure(plans, request, measured, held_out, work, reporter)
+        recommended = _measure(plans, request, measured, held_out, work, reporter)
     return {
-        scheme.name: found[scheme.name]
-        if scheme.name in found
+        scheme.name: recommended[scheme.name]
+        if scheme.name in recommended
         else without_mixes(missing[scheme.name] or "", scheme, measured.quantized(scheme.name), measured.state.decoder)
         for scheme in schemes
     }

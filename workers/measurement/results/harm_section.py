@@ -92,7 +92,7 @@ def _facts(
         additivity_of=of,
         noise_floor=None if results.noise_floor is None else tuple(map(_known, results.noise_floor)),
         check=check,
-        modules=tuple(map(_named, sorted(shown, key=lambda part: -_rank(part))[:MOST])),
+        modules=tuple(map(_named, most_harmful(shown))),
         dimensions=None,
         no_estimate=results.no_estimate,
     )
@@ -151,11 +151,16 @@ def _net(parts: Sequence[Part]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return less_floor(column(parts, "harm"), np.nan_to_num(column(parts, "noise_floor")))
 
 
-def _rank(part: Part) -> float:
-    """Return the measured harm where there is one, else the estimate; a part without either comes last."""
-    if part.measured:
-        return part.harm
-    return part.estimated_harm if part.estimated else -1.0
+def most_harmful(parts: Sequence[Part]) -> list[Part]:
+    """Return the ten most harmful parts: by the measured harm less the noise floor, else by the estimate.
+
+    An estimate holds no noise floor, so that measured parts would stand before others of more harm. A part without
+    either figure comes last.
+    """
+    known = np.where(
+        [part.measured for part in parts], _net(parts), np.nan_to_num(column(parts, "estimated_harm"), nan=-1)
+    )
+    return [parts[place] for place in np.argsort(-known, kind="stable")[:MOST]]
 
 
 def _named(part: Part) -> ModuleHarm:

@@ -53,12 +53,10 @@ def _sentences(report: Report, name: str, facts: HarmFacts) -> list[str]:
             f"{facts.check.of} is {number(facts.check.spearman)}."
         )
     if facts.additivity is not None:
-        parts = {"estimates": "the modules' estimated harms"}.get(
-            facts.additivity_of or "", f"the {facts.additivity_of}"
-        )
+        parts = "modules' estimated harms" if facts.additivity_of == "estimates" else f"{facts.additivity_of}' harms"
         low, high = _SPAN
         trust = "" if low <= facts.additivity <= high else "; single harms say little of several together"
-        said.append(f"{who}: the whole is {number(facts.additivity)} times the sum of {parts}{trust}.")
+        said.append(f"{who}: the whole is {number(facts.additivity)} times the sum of the {parts}{trust}.")
     if facts.dimensions is not None:
         said.append(f"{who}: {_outliers(facts.dimensions)}")
     if facts.no_estimate:
@@ -69,8 +67,9 @@ def _sentences(report: Report, name: str, facts: HarmFacts) -> list[str]:
 def _outliers(shares: DimensionShares) -> str:
     """Say how much of the harm the outlier dimensions carry."""
     single = ", ".join(str(one.dimension) for one in shares.dimensions) or "no single dimension"
+    carry = "carries" if shares.flagged_dimensions == 1 else "carry"
     return (
-        f"{counted(shares.flagged_dimensions, 'dimension')} that a definition of outliers flags carry "
+        f"{counted(shares.flagged_dimensions, 'dimension')} that a definition of outliers flags {carry} "
         f"{_share(shares.flagged)} of the estimated harm, the others {_share(shares.unflagged)}, inputs other than the "
         f"residual stream {_share(shares.other_inputs)}; significant by Holm's method: {single}."
     )

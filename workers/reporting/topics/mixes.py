@@ -8,7 +8,7 @@ from service.evaluation.decision import as_json, as_python, in_words
 from workers.reporting.text import counted, data_size, number
 from workers.reporting.topics.records import Grid, Topic
 
-_TARGETS = {"max_bytes": "bytes at most", "max_kl": "KL divergence at most", "knee": "none: the knee of the frontier"}
+_TARGETS = {"max_bytes": "size at most", "max_kl": "KL divergence at most", "knee": "none: the knee of the frontier"}
 
 
 def topics(report: Report) -> tuple[Topic, ...]:
@@ -18,10 +18,10 @@ def topics(report: Report) -> tuple[Topic, ...]:
         return ()
     measured = {name: one for name, one in recommendations.items() if one.mixes}
     notes = (
-        "A mix keeps some modules of a scheme in 16 bits. Mixes were selected by the predicted KL divergence with "
-        "interactions, and measured on held-out sequences, which selected nothing, beside controls of at most the same "
-        "bytes. A mix is recommended if its KL divergence, paired by sequence, is below the best control's at 5% "
-        "divided by the mixes tried. ± is one standard error.",
+        "A mix keeps some modules of a scheme in 16 bits. Mixes were selected by the predicted KL divergence, which "
+        "counts interactions in part because they are uncertain, and measured on held-out sequences, which selected "
+        "nothing, beside controls of at most the same bytes. A mix is recommended if its KL divergence, paired by "
+        "sequence, is below the best control's at 5% divided by the mixes tried. ± is one standard error.",
     )
     return (
         Topic(
@@ -40,9 +40,11 @@ def _target(recommended: Recommendation) -> str:
     target = recommended.target
     if target is None:
         return "none"
-    asked = "" if target.value is None else f" {number(target.value)}"
+    asked = ""
+    if target.value is not None:
+        asked = f" {data_size(int(target.value)) if target.kind == 'max_bytes' else number(target.value)}"
     held_out = counted(recommended.held_out_sequences, "held-out sequence")
-    return f"{_TARGETS[target.kind]}{asked}; {data_size(target.bytes)}, measured on {held_out}"
+    return f"{_TARGETS[target.kind]}{asked}; mixes of at most {data_size(target.bytes)}, measured on {held_out}"
 
 
 def _grid(scheme: str, recommended: Recommendation) -> Grid:

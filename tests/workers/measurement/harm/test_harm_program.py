@@ -92,9 +92,9 @@ def test_every_module_has_an_estimate_and_the_chosen_ones_are_measured(measured:
     assert all(row["harm"] is not None and not row["at_random"] for row in ranked[:5])
     assert all(row["noise_floor"] >= 0 for row in chosen)
     assert {row["noise_floor"] for row in of_nf4 if row["harm"] is None} == {None}
-    assert [one.module for one in facts(report).modules] == [
-        row["module"] for row in sorted(of_nf4, key=lambda row: -(row["harm"] or row["estimated_harm"]))[:10]
-    ]
+    net = [row["estimated_harm"] if row["harm"] is None else max(row["harm"] - row["noise_floor"], 0) for row in of_nf4]
+    worst = sorted(zip(net, of_nf4, strict=True), key=lambda pair: -pair[0])[:10]
+    assert [one.module for one in facts(report).modules] == [row["module"] for _, row in worst]
 
 
 def test_saved_bytes_are_those_of_the_scheme(measured: tuple[Path, Report]) -> None:

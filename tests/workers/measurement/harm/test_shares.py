@@ -1,5 +1,7 @@
 """Shares of dimensions, Holm's method and rank correlation against plain formulas and SciPy."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,9 +11,11 @@ from workers.measurement.errors import BadRequest
 from workers.measurement.harm.agreement import less_floor, ratio, spearman
 from workers.measurement.harm.copies import Module
 from workers.measurement.harm.dimensions import Division, Shares, significant
-from workers.measurement.harm.plan import Size, grouped, make_plan
+from workers.measurement.harm.plan import DiskTooSmall, Size, check_disk, grouped, make_plan
 from workers.measurement.harm.selection import by_estimate, of_component
 from workers.measurement.harm.swaps import Swap
+from workers.measurement.results.harm_parts import NAN, Part
+from workers.measurement.results.harm_section import most_harmful
 
 RANDOM = np.random.default_rng(11)
 
@@ -87,3 +91,25 @@ def test_what_memory_cannot_hold_lies_on_disk(budget: int, group: int, disk: int
     groups = list(grouped(swaps, 12))
     assert sorted(swap for of_group in groups for swap in of_group) == swaps
     assert [min(swap.layer for swap in of_group) for of_group in groups] == [18, 6, 0]
+
+
+def test_what_a_killed_measurement_left_counts_as_free(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Size(layers=3, schemes=1, divided_schemes=0, modules=21, stream_bytes=1 << 16)
+    plan = make_plan(HarmSettings(estimate=True, draws=1), size, 0, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(DiskTooSmall, match="has 1 bytes free"):
+        check_disk(plan, tmp_path)
+    plan.states.directory.mkdir()
+    (plan.states.directory / "0.stream").write_bytes(bytes(plan.disk_bytes))
+    check_disk(plan, tmp_path)
+
+
+def test_measured_harms_rank_among_estimates_without_the_noise_floor() -> None:
+    figures = {"unknown": (NAN, NAN), "small": (1.7, 0.2), "estimated": (NAN, 0.5), "large": (2.6, 1.0)}
+    parts = [
+        Part(0, name, name, harm, NAN, estimate, NAN, 1.6 if harm == harm else NAN, 0, False)
+        for name, (harm, estimate) in figures.items()
+    ]
+    assert [part.module for part in most_harmful(parts)] == ["large", "estimated", "small", "unknown"]
+    assert len(most_harmful(parts * 3)) == 10
+    assert most_harmful([]) == []

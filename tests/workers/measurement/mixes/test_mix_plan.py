@@ -7,6 +7,7 @@ from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.schemes import SCHEMES
 from workers.measurement.errors import BadRequest
 from workers.measurement.mixes.plan import MixInputs, plan_mixes
+from workers.measurement.mixes.recommendation import uniform_suffices
 from workers.measurement.mixes.units import QuantizedModule
 
 SIZES = {"attn.q": 9, "attn.k": 3, "attn.v": 3, "attn.o": 9, "mlp.gate": 20, "mlp.up": 20, "mlp.down": 20}
@@ -79,3 +80,8 @@ def test_modules_without_harm_give_no_mix() -> None:
     plan = plan_mixes(harm_of(np.zeros((8, 4, len(MODULES)))), settings(max_bytes=14_000), seed=0)
     assert plan.mixes == {}
     assert "uniform" in plan.controls
+
+
+@pytest.mark.parametrize(("measured", "meets"), [(0.1, True), (0.1001, False)])
+def test_a_target_that_every_module_quantized_misses_held_out_is_not_called_met(measured: float, meets: bool) -> None:
+    assert ("but not on held-out text" in uniform_suffices("nf4", 0.1, measured)) != meets
