@@ -13,6 +13,11 @@ def check_size(model: Path, settings: Settings) -> None:
     """Raise LargeModel for a checkpoint with more weights than the worker takes."""
     if "large" in settings.queues:
         return
-    weights = sum(file.stat().st_size for file in model.glob("*.safetensors") if file.is_file())
+    weights = weights_bytes(model)
     if weights > settings.small_bytes:
         raise LargeModel(f"{weights} bytes of weights; this worker takes {int(settings.small_bytes)} at most")
+
+
+def weights_bytes(model: Path) -> int:
+    """Return the size of a checkpoint's weight files, in bytes."""
+    return sum(file.stat().st_size for file in model.glob("*.safetensors") if file.is_file())
