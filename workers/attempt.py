@@ -48,7 +48,7 @@ from workers.samples import CALIBRATION, LABELLED, MODEL
 from workers.sandbox.limits import LIMIT_CODES
 from workers.sandbox.programs import Commands, Programs
 from workers.sandbox.sandbox import Sandbox
-from workers.size_classes import check_size, weights_bytes
+from workers.size_classes import check_fetched, check_size, fetch_options, weights_bytes
 
 log = logging.getLogger(__name__)
 
@@ -238,10 +238,10 @@ class Attempt:
         return self._models.fetched(name, partial(self._fetched, name))
 
     def _fetched(self, name: str) -> ModelFiles:
-        found = self._directory / "model.json"
-        relay = Relay(self._store, self._claim)
-        fetching = [*self._commands.hub, f"--bytes={int(self._settings.model_bytes)}", name, str(found)]
+        found, relay = self._directory / "model.json", Relay(self._store, self._claim)
+        fetching = [*self._commands.hub, *fetch_options(self._settings), name, str(found)]
         ended = self._programs.fetch(fetching, self._temporary, relay.line)
+        check_fetched(relay.last_word)
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
 
