@@ -61,8 +61,10 @@ def test_double_stale_and_unknown_messages_find_nothing_to_do(store: JobStore, c
     assert store.claim(claim.job_id, 2, "host:2", LEASE) is not None
 
 
-def test_a_job_that_cannot_be_read_fails_and_the_next_one_has_its_turn(store: JobStore, engine: Engine) -> None:
-    unreadable, readable = store.submit(REQUEST).id, store.submit(REQUEST).id
+def test_a_job_that_cannot_be_read_fails_and_the_next_one_has_its_turn(store: JobStore, engine: Engine, clock) -> None:
+    unreadable = store.submit(REQUEST).id
+    clock.move(1)
+    readable = store.submit(REQUEST).id
     with Session(engine) as session, session.begin():
         row = session.get_one(JobRow, unreadable)
         row.request = {**row.request, "of_a_later_version": 1}
