@@ -48,7 +48,7 @@ from workers.samples import CALIBRATION, LABELLED, MODEL
 from workers.sandbox.limits import LIMIT_CODES
 from workers.sandbox.programs import Commands, Programs
 from workers.sandbox.sandbox import Sandbox
-from workers.size_classes import check_size
+from workers.size_classes import check_fetched, check_size, fetch_options, weights_bytes
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Attempt:
             self._sandbox.share(self._request_file, self._directory)
             goes_on = unfinished(self._out).exists()
             try:
-                return self._run_measurement()
+                return self._run_measurement(request.model.path)
             except JobFailed as error:
                 failed, batch = error.failed, error.failed.batch_sequences or 1
                 if failed.code == KILLED and self._layers > reached:
@@ -175,10 +175,10 @@ class Attempt:
         Relay(self._store, self._claim).warning(Warning(code="smaller-batch", message=message, advice=advice))
         return with_batch(request, sequences)
 
-    def _run_measurement(self) -> None:
+    def _run_measurement(self, model: Path) -> None:
         relay = Relay(self._store, self._claim)
         command = [*self._commands.measurement, str(self._request_file), str(self._out)]
-        ended = self._programs.measure(command, relay.line)
+        ended = self._programs.measure(command, relay.line, weights_bytes(model))
         relay.flush()
         self._layers = relay.layers
         self._demand_success("the measurement", relay, ended)
@@ -238,10 +238,10 @@ class Attempt:
         return self._models.fetched(name, partial(self._fetched, name))
 
     def _fetched(self, name: str) -> ModelFiles:
-        found = self._directory / "model.json"
-        relay = Relay(self._store, self._claim)
-        fetching = [*self._commands.hub, f"--bytes={int(self._settings.model_bytes)}", name, str(found)]
+        found, relay = self._directory / "model.json", Relay(self._store, self._claim)
+        fetching = [*self._commands.hub, *fetch_options(self._settings), name, str(found)]
         ended = self._programs.fetch(fetching, self._temporary, relay.line)
+        check_fetched(relay.last_word)
         self._demand_success("fetching the model", relay, ended)
         return ModelFiles.model_validate_json(found.read_text())
 

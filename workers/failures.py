@@ -13,6 +13,8 @@ KILLED = "killed"
 OUT_OF_MEMORY = "out-of-memory"
 """Code of the failure of a child that the host refused memory."""
 DEVICE_FULL = "device-out-of-memory"
+LARGE_MODEL = "large-model"
+"""Code of what fetches a model that is left to workers for large ones."""
 _DEVICE_FULL_IN_A_LIBRARY = "Error out of memory at line"
 """How bitsandbytes ends the process when one of its own CUDA calls finds no memory."""
 _NO_MEMORY = ("MemoryError", "std::bad_alloc", "memory allocation of", "allocate memory")

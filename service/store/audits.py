@@ -8,7 +8,7 @@ import re
 import secrets
 from datetime import datetime
 
-from sqlalchemy import Engine, and_, select
+from sqlalchemy import Engine, and_, exists, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -31,11 +31,11 @@ from service.store.audit_records import (
 from service.store.baselines import PassedRuns, cautions, hold, is_in_use, may_be_chosen, passed_runs, pinned
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
-from service.store.owners.access import EVERYTHING, OWNER, access_of_owner
+from service.store.owners.access import EVERYTHING, NOBODY, OWNER, access_of_owner
 from service.store.owners.visibility import seeing
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
-from service.store.tables import AuditRow, AuditRunRow
+from service.store.tables import AuditRow, AuditRunRow, JobRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
@@ -221,12 +221,13 @@ class AuditStore(Transactions):
             report_id: The id of the job that made it.
             session: Of a transaction that is to see the same, such as one that deletes the report.
 
-        Audits of other owners count too.
+        Audits of other owners count too, if their owners see the report: nobody keeps what belongs to another.
         """
         if session is None:
             with self._read() as session:
                 return self.report_is_baseline(report_id, session)
-        pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}").limit(1)
+        is_seen = or_(AuditRow.owner == NOBODY, exists().where(JobRow.id == report_id, JobRow.owner == AuditRow.owner))
+        pinning = select(AuditRow.id).where(AuditRow.baseline == f"report:{report_id}", is_seen).limit(1)
         with seeing(session, EVERYTHING):
             if session.scalar(pinning) is not None:
                 return True

@@ -10,6 +10,7 @@ Leases are set and compared by the clock of the database, so the clocks of the m
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -63,7 +64,8 @@ class Leases(Transactions):
         """Take a queued job for `lease_seconds`.
 
         Returns None when there is nothing to do: no such job, it is not queued, or `dispatch` is not its present
-        one, as with a message that came twice or late.
+        one, as with a message that came twice or late. A job whose request this version cannot read fails, and None
+        is returned: if it stayed in the queue, no other job would have its turn.
         """
         with self._write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
@@ -78,8 +80,12 @@ class Leases(Transactions):
             row.lease_expires_at = now + timedelta(seconds=lease_seconds)
             begin(session, row.owner, now)
             move(session, row, Status.running, "started", now, {"attempt": row.attempts, "worker": worker})
-            terms = None if row.terms is None else Terms.model_validate(row.terms)
-            return Claim(row.id, row.fence, JobRequest.model_validate(row.request), row.attempts, terms)
+            try:
+                terms = None if row.terms is None else Terms.model_validate(row.terms)
+                return Claim(row.id, row.fence, JobRequest.model_validate(row.request), row.attempts, terms)
+            except ValidationError as error:
+                end_failed(session, row, _unreadable(error), now)
+                return None
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Hold the job for another `lease_seconds` from now; True when a cancellation was asked for.
@@ -156,6 +162,13 @@ class Leases(Transactions):
         """Give the job back to the queue, because this worker stops. Raises LeaseLost."""
         with self._write() as session:
             requeue(session, _held(session, claim), self._clock(), "worker-stopped")
+
+
+def _unreadable(error: ValidationError) -> Failed:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    message = f"the request was stored by another version of the service: {where}: {first['msg']}; submit it again"
+    return Failed(code="bad-request", message=message, bad_input=True)
 
 
 def _held(session: Session, claim: Claim) -> JobRow:

@@ -55,12 +55,13 @@ class Runs:
         self.sandbox = sandbox
         self.lines: list[bytes] = []
 
-    def __call__(self, code: str, check: Callable[[], None] = lambda: None) -> Ended:
-        return self.program([sys.executable, "-I", "-S", "-c", IMPORTS + code], check)
+    def __call__(self, code: str, check: Callable[[], None] = lambda: None, *, weights: int = 0) -> Ended:
+        return self.program([sys.executable, "-I", "-S", "-c", IMPORTS + code], check, weights=weights)
 
-    def program(self, command: list[str], check: Callable[[], None] = lambda: None) -> Ended:
+    def program(self, command: list[str], check: Callable[[], None] = lambda: None, *, weights: int = 0) -> Ended:
+        what, take = "the measurement", self.lines.append
         try:
-            return self.sandbox.run(command, "the measurement", self.directory, check, self.lines.append)
+            return self.sandbox.run(command, what, self.directory, check, take, weights=weights)
         finally:
             assert sorted(path.name for path in self.directory.iterdir()) == []
 
@@ -120,6 +121,16 @@ def test_a_mapped_file_larger_than_the_memory_is_allowed(runs: Runs, tmp_path: P
         weights.truncate(64 << 30)
     code = f"mmap.mmap(os.open({str(tmp_path / 'weights')!r}, os.O_RDONLY), 64 << 30, prot=mmap.PROT_READ)"
     assert runs(code).status == 0
+
+
+def test_weight_files_may_be_mapped_as_safetensors_does_for_every_tensor(runs: Runs, tmp_path: Path) -> None:
+    """Such mappings are private and writable, so RLIMIT_DATA counts each of them."""
+    with (tmp_path / "weights").open("wb") as weights:
+        weights.truncate(2 << 30)
+    place = str(tmp_path / "weights")
+    code = f"maps = [mmap.mmap(os.open({place!r}, os.O_RDONLY), 2 << 30, flags=mmap.MAP_PRIVATE) for _ in range(300)]"
+    assert runs(code).status == 1
+    assert runs(code, weights=2 << 30).status == 0
 
 
 @pytest.mark.parametrize("how", ["python", "signal"])

@@ -169,6 +169,21 @@ def test_a_model_over_the_limit_is_refused_before_anything_is_fetched(hub: str, 
     assert not any("/resolve/" in path for path in Hub.asked)
 
 
+@pytest.mark.parametrize("left", [0, -1])
+def test_a_model_that_is_not_small_is_left_to_others_before_anything_is_fetched(
+    hub: str, tmp_path: Path, left: int
+) -> None:
+    size = sum(len(FILES[name]) for name in WANTED if name.endswith(".safetensors"))
+    fetched = fetch("org/name", hub, tmp_path, f"--bytes={1 << 30}", f"--small={size + left}")
+    if left == 0:
+        assert fetched.last_word == Finished()
+        return
+    assert isinstance(fetched.last_word, Failed)
+    assert fetched.last_word.code == "large-model"
+    assert f"{size} bytes of weights; this worker takes {size - 1} at most" in fetched.last_word.message
+    assert not any("/resolve/" in path for path in Hub.asked)
+
+
 def test_a_file_that_is_larger_than_listed_is_not_kept(
     hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

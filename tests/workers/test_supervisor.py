@@ -547,6 +547,14 @@ def test_a_large_model_is_left_to_another_worker_at_no_cost(bench: Bench) -> Non
     assert bench.run().status is Status.succeeded
 
 
+def test_a_large_model_of_the_hub_is_left_to_another_worker_before_it_is_fetched(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, JobRequest(model="org/name"))
+    bench.settings = bench.settings.model_copy(update={"queues": ("small",), "small_bytes": 7})
+    says = "assert '--small=7' in sys.argv; say(kind='failed', code='large-model', message='large', bad_input=False)"
+    job = bench.run(hub=f"{says}; sys.exit(1)")
+    assert (job.status, job.size) == (Status.queued, "large")
+
+
 def test_a_cancelled_job_takes_its_processes_with_it(bench: Bench) -> None:
     write_pid, pid = writes_pid(bench)
     grandchild = "import subprocess; subprocess.Popen(['sleep', '600'])\n"

@@ -55,7 +55,11 @@ class Delegated:
         Raises OSError when it cannot be made.
         """
         group = Group(self.root / name)
-        group.path.mkdir(exist_ok=True)
+        if (
+            group.path.exists()
+        ):  # of a worker with this id that was killed: what was counted there is not this program's
+            _remove(group.path)
+        group.path.mkdir()
         try:
             (group.path / "memory.max").write_text(str(memory))
             for file, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):

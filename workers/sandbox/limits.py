@@ -28,6 +28,10 @@ LIMIT_CODES = (MEMORY_LIMIT, FILE_SIZE_LIMIT, CPU_LIMIT, DEADLINE)
 _SHARE_OF_MACHINE = 0.9
 _UNTOUCHED_BYTES = 8 << 30
 """What RLIMIT_DATA allows beyond the memory limit: stacks, pools and reservations of CUDA that are never written to."""
+_MAPPINGS = 1024
+"""How often RLIMIT_DATA allows a weight file to be mapped: safetensors maps the whole file, privately and writable,
+each time that it is opened. Every tensor in use holds such a mapping, and a layer of experts has hundreds of tensors.
+"""
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -40,8 +44,11 @@ class Limits:
     seconds: float
     """Of one attempt at a job."""
 
-    def rlimits(self, *, in_cgroup: bool) -> dict[str, int]:
-        """Return the resource limits of a process; those of memory only where no cgroup holds it."""
+    def rlimits(self, *, in_cgroup: bool, weights: int = 0) -> dict[str, int]:
+        """Return the resource limits of a process; those of memory only where no cgroup holds it.
+
+        `weights` is the size of the weight files that the process maps, in bytes.
+        """
         cpus = os.cpu_count() or 1
         limits = {
             "RLIMIT_CORE": 0,
@@ -49,7 +56,8 @@ class Limits:
             # No process uses more within the deadline; one that escapes the worker's eyes ends by this.
             "RLIMIT_CPU": math.ceil(self.seconds * cpus),
         }
-        return limits if in_cgroup else limits | {"RLIMIT_DATA": self.memory_bytes + _UNTOUCHED_BYTES}
+        data = self.memory_bytes + _UNTOUCHED_BYTES + _MAPPINGS * weights
+        return limits if in_cgroup else limits | {"RLIMIT_DATA": data}
 
     def memory_reached(self, what: str, bytes_: int | None, by: str) -> Failed:
         """Return the failure of a program that was ended because it used too much memory.

@@ -62,9 +62,9 @@ class Programs:
         )
         return self._logged(command, ended)
 
-    def measure(self, command: Sequence[str], on_line: Callable[[bytes], None]) -> Ended:
-        """Run the measurement in the sandbox."""
-        return self._confined(command, "the measurement", on_line)
+    def measure(self, command: Sequence[str], on_line: Callable[[bytes], None], weights: int) -> Ended:
+        """Run the measurement in the sandbox; `weights` is the size of the model's weight files, in bytes."""
+        return self._confined(command, "the measurement", on_line, weights)
 
     def draw(self, command: Sequence[str]) -> None:
         """Draw the report in the sandbox, again where that was killed. Raises JobFailed too for another end."""
@@ -77,8 +77,9 @@ class Programs:
             if failed.code != KILLED or drawing == DRAWINGS:
                 raise JobFailed(failed)
 
-    def _confined(self, command: Sequence[str], what: str, on_line: Callable[[bytes], None]) -> Ended:
-        return self._logged(command, self._sandbox.run(command, what, self._directory, self._check, on_line))
+    def _confined(self, command: Sequence[str], what: str, on_line: Callable[[bytes], None], weights: int = 0) -> Ended:
+        ended = self._sandbox.run(command, what, self._directory, self._check, on_line, weights=weights)
+        return self._logged(command, ended)
 
     def _logged(self, command: Sequence[str], ended: Ended) -> Ended:
         if ended.status != 0:

@@ -70,6 +70,8 @@ class Sandbox:
         directory: Path,
         check: Callable[[], None],
         on_line: Callable[[bytes], None],
+        *,
+        weights: int = 0,
     ) -> Ended:
         """Run a program to its end, as `children.run_child` does; nothing that it started outlives it.
 
@@ -79,6 +81,7 @@ class Sandbox:
             directory: Gets the private home, for the time of the run.
             check: Called several times a second; what it raises ends the program.
             on_line: Gets every line of standard output.
+            weights: Size of the weight files that it maps, in bytes.
 
         Raises JobFailed for a program that reached a limit, and what `check` and `on_line` raise.
         """
@@ -89,7 +92,7 @@ class Sandbox:
                 program,
                 network=self.offer.network,
                 cgroup=None if group is None else group.path,
-                rlimits=self.limits.rlimits(in_cgroup=group is not None),
+                rlimits=self.limits.rlimits(in_cgroup=group is not None, weights=weights),
                 user=self.user,
             )
 

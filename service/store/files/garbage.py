@@ -85,7 +85,9 @@ class Garbage(Transactions):
         the two is seen.
         """
         with self._read() as session:
-            kept = session.scalars(select(FileRow.sha256).where(FileRow.expires_at > self._clock()).distinct()).all()
+            # Some that expired just now may be named by a request that has not made its job yet.
+            expired = self._clock() - GRACE
+            kept = session.scalars(select(FileRow.sha256).where(FileRow.expires_at > expired).distinct()).all()
             return set(kept) | {
                 sha256
                 for column in (AuditRow.definition, AuditRunRow.definition, JobRow.request)

@@ -1,7 +1,7 @@
 """Uploaded files that jobs may name: calibration texts and labeled prompts too large for the body of a request.
 
-A row keeps a file of the artifact store for its owner until it expires. A job that names the file keeps its content
-by itself, so a job outlives the upload that it was made with.
+A row keeps a file of the artifact store for its owner until it expires, and for a grace period more. A job that names
+the file keeps its content by itself, so a job outlives the upload that it was made with.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.contracts.files import StoredFile
 from service.errors import InvalidRequest, NotFound, QuotaReached
+from service.store.files.garbage import GRACE
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
 from service.store.tables import FileRow
@@ -72,11 +73,12 @@ class UploadStore(Transactions):
         """
         now = self._clock()
         with self._write() as session:
-            session.execute(delete(FileRow).where(FileRow.expires_at <= now))
+            session.execute(delete(FileRow).where(FileRow.expires_at <= now - GRACE))
             same = (FileRow.owner == owner, FileRow.sha256 == file.sha256, FileRow.name == file.name)
             row = session.scalar(select(FileRow).where(*same))
-            if row is None:
+            if row is None or row.expires_at <= now:
                 self._check_room(session, owner, file.size)
+            if row is None:
                 row = FileRow(id=new_id(now), owner=owner, **file.model_dump(), created_at=now)
                 session.add(row)
             row.expires_at = now + self._kept

@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.settings import Settings
+from service.store.files.garbage import GRACE
 from service.store.tables import FileRow
 
 TEXT = "größer".encode()
@@ -132,6 +133,7 @@ def test_a_file_expires_unless_it_is_named(client, world, problem):
     clock += timedelta(seconds=1)
     assert [file["id"] for file in client.get("/v1/files").json()["files"]] == ids[:1]
     problem(client.get(f"/v1/files/{ids[1]}"), 404, "not-found")
+    clock += GRACE
     uploaded(client, name="c")
     assert row_of(world, ids[1]) is None
 

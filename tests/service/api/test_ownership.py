@@ -196,6 +196,7 @@ def test_a_report_of_another_owner_is_no_baseline(world, ben, client, owned, pro
     assert "There is no such report" not in client.post("/v1/audits", json=body).text
     forced = ben.post("/v1/audits?force=true", json=body)
     assert forced.json()["baseline_cautions"] == ["There is no such report."]
+    assert not world.stores.audits.report_is_baseline(body["baseline"].removeprefix("report:"))
     run = ben.post("/v1/audits/theirs/runs").json()["id"]
     world.stores.runs.start(run)
     job = world.store.get(ben.get(f"/v1/audits/theirs/runs/{run}").json()["job_id"])

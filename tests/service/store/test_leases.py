@@ -4,7 +4,9 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest
@@ -12,6 +14,7 @@ from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.jobs import Artifact, Claim, Dispatch, JobStore
 from service.store.statuses import Status
+from service.store.tables import JobRow
 
 REQUEST = JobRequest(model="sample")
 LEASE = 60.0
@@ -56,6 +59,22 @@ def test_double_stale_and_unknown_messages_find_nothing_to_do(store: JobStore, c
     assert store.claim("0" * 32, 1, "host:2", LEASE) is None
     assert store.get(claim.job_id).attempts == 1
     assert store.claim(claim.job_id, 2, "host:2", LEASE) is not None
+
+
+def test_a_job_that_cannot_be_read_fails_and_the_next_one_has_its_turn(store: JobStore, engine: Engine, clock) -> None:
+    unreadable = store.submit(REQUEST).id
+    clock.move(1)
+    readable = store.submit(REQUEST).id
+    with Session(engine) as session, session.begin():
+        row = session.get_one(JobRow, unreadable)
+        row.request = {**row.request, "of_a_later_version": 1}
+    claim = store.next_claim("host:1", LEASE, ("small",))
+    assert claim is not None
+    assert claim.job_id == readable
+    assert store.status(unreadable) is Status.failed
+    last = store.events(unreadable)[-1]
+    assert (last.kind, last.data["code"]) == ("failed", "bad-request")
+    assert "of_a_later_version" in last.data["message"]
 
 
 def test_renewing_moves_the_end_of_the_lease(store: JobStore, clock, claim: Claim) -> None:
