@@ -124,12 +124,13 @@ class Submitter:
         self.thread = Thread(target=self._run)
 
     def _run(self) -> None:
-        for number in range(self._jobs):
-            key = f"{number}-{secrets.token_hex(8)}"
-            self.accepted[key] = self._submit(key)
-            if number % 5 == 0 and self._submit(key) != self.accepted[key]:
-                self.changed.append(key)
-            time.sleep(self._pause)
+        with self._client:
+            for number in range(self._jobs):
+                key = f"{number}-{secrets.token_hex(8)}"
+                self.accepted[key] = self._submit(key)
+                if number % 5 == 0 and self._submit(key) != self.accepted[key]:
+                    self.changed.append(key)
+                time.sleep(self._pause)
 
     def _submit(self, key: str) -> str:
         while True:

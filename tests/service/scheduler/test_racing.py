@@ -12,6 +12,7 @@ from sqlalchemy import Engine, func, insert, select, update
 
 from service.processes import spawn, terminate
 from service.store.database import writer
+from service.store.audit_records import owned_name
 from service.store.hosts.clock import utcnow
 from service.store.job_records import new_id
 from service.store.tables import AuditRow, AuditRunRow, JobRow
@@ -31,9 +32,10 @@ def add_audits(engine: Engine, service: Service, due_at: datetime) -> None:
         first = {column.name: row[column.name] for column in columns}
         others = []
         for number in range(1, AUDITS):
-            tokens = {name: f"{name} {number}" for name in ("badge_token", "feed_token")}
-            own = {"id": new_id(utcnow()), "name": f"a{number}", **tokens}
-            others.append({**first, **own, "definition": {**first["definition"], "name": own["name"]}})
+            name = f"a{number}"
+            tokens = {kind: f"{kind} {number}" for kind in ("badge_token", "feed_token")}
+            own = {"id": new_id(utcnow()), "owned_name": owned_name(row["owner"], name), **tokens}
+            others.append({**first, **own, "definition": {**first["definition"], "name": name}})
         connection.execute(insert(AuditRow), others)
 
 

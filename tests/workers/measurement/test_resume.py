@@ -23,8 +23,8 @@ from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: no handler of the program's is meant to see it."""
+class Killed(KeyboardInterrupt):
+    """Stands for the end of the process: the program leaves its work as it is, as it does at an interrupt."""
 
 
 class Mortal(ProgressReporter):

@@ -31,7 +31,7 @@ def test_every_value_comes_back_whatever_its_layout(tmp_path):
         **{name: random.normal(size=width) for name in ("min", "max", "abs_max", "mean", "variance")},
     }  # fmt: skip
     columns["mean"][5] = np.nan
-    with table_writers(tmp_path / "tables", ["channels"], []) as writers:
+    with table_writers(tmp_path / "tables", [TABLES["channels"]], []) as writers:
         writers["channels"].append(columns)
     table = pq.read_table(tmp_path / "tables" / "channels.parquet")
     assert table.column_names == [column.name for column in TABLES["channels"].columns]

@@ -78,6 +78,8 @@ def workspace(out: Path, identity: Identity) -> Iterator[Path]:
         try:
             yield directory
             (directory / "result").replace(out)
+        except (KeyboardInterrupt, SystemExit):  # what is done stays for the next time
+            raise
         except BaseException:  # a panic of a library is no Exception
             _remove(directory)
             raise

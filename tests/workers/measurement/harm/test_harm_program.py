@@ -28,8 +28,8 @@ MODULES = 7
 EVERYTHING = {"exact": "modules", "dimensions": True, "draws": 3, "top_modules": 5, "random_modules": 4}
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
+class Killed(KeyboardInterrupt):
+    """Stands for the end of the process: the program leaves its work as it is, as it does at an interrupt."""
 
 
 class Mortal(ProgressReporter):
