@@ -11,8 +11,8 @@ from audited import Service
 from sqlalchemy import Engine, func, insert, select, update
 
 from service.processes import spawn, terminate
-from service.store.database import writer
 from service.store.audit_records import owned_name
+from service.store.database import writer
 from service.store.hosts.clock import utcnow
 from service.store.job_records import new_id
 from service.store.tables import AuditRow, AuditRunRow, JobRow
