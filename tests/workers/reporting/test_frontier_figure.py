@@ -68,6 +68,8 @@ def test_frontier_mixes_controls_and_target_are_drawn(recommended, draw_with):
     for container, kind in zip(axes.containers, ([0.15, 0.17], [0.3, 0.28]), strict=True):
         spans = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
         assert spans == [[pytest.approx(kl - 0.02), pytest.approx(kl + 0.02)] for kl in kind]
+    names = {text.get_text(): text.xy[0] for text in axes.texts}
+    assert names == {"uniform": 1.5, "random": 1.9}
     assert "16 held-out sequences" in drawing.caption
     low, high = axes.get_ylim()
     assert low == 0

@@ -4,7 +4,7 @@ One figure for each scheme. The line is the least predicted KL divergence of all
 measured on held-out sequences, with 95% intervals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from service.contracts.harm.recommendation import MixFacts, Recommendation
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, provenance
+from workers.reporting.drawing.label_placement import spread
 from workers.reporting.loading import Source
 from workers.reporting.text import counted, data_size, number
 
 _MEGABYTE = 1e6
+_NAME_HEIGHT = 0.04
+"""Of a control's name, as a part of the figure's height."""
 
 
 def draw(source: Source) -> Iterator[Drawing]:
@@ -36,6 +39,7 @@ def _drawing(source: Source, scheme: str, recommended: Recommendation) -> Drawin
         _draw_points(axes, mixes, label, style.mark(place + 1))
     _mark_chosen(axes, recommended)
     axes.set_ylim(bottom=0)
+    _name_controls(axes, [mix for mix in recommended.mixes if mix.control])
     axes.legend(loc="upper right", fontsize=8)
     return Drawing(
         name=f"frontier_{scheme}",
@@ -85,6 +89,17 @@ def _draw_points(axes: Any, mixes: list[MixFacts], label: str, look: style.Mark)
         elinewidth=1,
         label=label,
     )
+
+
+def _name_controls(axes: Any, controls: Sequence[MixFacts]) -> None:
+    """Write the name of every control beside its point, moved up or down where names would overlap."""
+    top = axes.get_ylim()[1]
+    heights = spread([mix.kl.value for mix in controls], [top * _NAME_HEIGHT] * len(controls), 0, top)
+    for mix, height in zip(controls, heights, strict=True):
+        place = (mix.bytes / _MEGABYTE, height)
+        axes.annotate(
+            mix.name, place, (14, 0), textcoords="offset points", fontsize=7.5, va="center", color=style.MUTED
+        )
 
 
 def _mark_chosen(axes: Any, recommended: Recommendation) -> None:
