@@ -28,12 +28,13 @@ def make_llama(
     dtype: torch.dtype = torch.bfloat16,
 ) -> int:
     """Save a checkpoint with a byte tokenizer; returns its parameters. `hidden` is at least 64."""
+    heads = hidden // 64
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=max(1, hidden // 256),
+        num_attention_heads=heads,
+        num_key_value_heads=next(n for n in range(max(1, heads // 4), 0, -1) if heads % n == 0),
         vocab_size=vocabulary,
         max_position_embeddings=4096,
         bos_token_id=None,

@@ -1,11 +1,12 @@
 """What harm costs beside the report that it stands in.
 
-    python tests/benchmarks/harm_cost.py [MODEL] [--sequences 16] [--length 256] [--runs 3] [--only WHICH]
+    python tests/benchmarks/harm_cost.py [MODEL] [--dtype bfloat16] [--sequences 16] [--length 256]
+        [--runs 3] [--only KIND]
 
 Of each: the seconds of the harm stage over those of a report without harm, on the same text and the same scheme, and
 the peak of resident memory over that report's. `layers` is also held against its passes: the seconds of as many
 forward passes of the model as its swaps are worth, measured by hand. Without MODEL a Llama of the size of SmolLM2 is
-made. Every measurement is a process of its own; the runs take turns.
+made, of type DTYPE. Every measurement is a process of its own; the runs take turns.
 """
 
 import argparse
@@ -70,6 +71,9 @@ def main() -> None:
     for name, default in (("sequences", 16), ("length", 256), ("runs", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--scheme", default="nf4")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the model that is made"
+    )
     parser.add_argument("--only", choices=list(KINDS), action="append")
     options = parser.parse_args()
     kinds = ["plain", *(options.only or [kind for kind in KINDS if kind != "plain"])]
@@ -78,7 +82,8 @@ def main() -> None:
         root = Path(directory)
         model = options.model or root / "model"
         if options.model is None:
-            make_llama(model, layers=30, hidden=576, intermediate=1536, vocabulary=49152)
+            dtype = getattr(torch, options.dtype)
+            make_llama(model, layers=30, hidden=576, intermediate=1536, vocabulary=49152, dtype=dtype)
         request = {
             "model": {"path": str(model)},
             "calibration": {"path": str(CALIBRATION)},
