@@ -47,6 +47,7 @@ class AnalyzeOptions:
     max_kl: float | None = None
     split_groups: bool = False
     batch_sequences: int | None = None
+    retention_days: int | None = None
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     """For the worker, where it is the command's own."""
 
@@ -71,6 +72,7 @@ _SETTINGS = (
     "label_depth",
     "label_dimensions",
     "int8_threshold",
+    "retention_days",
 )
 """What goes into the request as it was typed."""
 HARM: Mapping[str, Mapping[str, Any]] = {
