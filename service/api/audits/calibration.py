@@ -11,7 +11,8 @@ from service import audit_calibration, queue
 from service.api import comparisons
 from service.api.audits.baseline import present_baseline
 from service.api.audits.names import AuditName
-from service.api.dependencies import Backend, FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import Backend, FromApp
 from service.contracts.audits.audit import Calibration
 from service.contracts.record import Frozen
 from service.contracts.request import NoBoolean

@@ -10,7 +10,8 @@ from service import submission
 from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
-from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys, UploadedFiles
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UploadedFiles
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen

@@ -15,6 +15,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+SUBMISSIONS = {("POST", "/v1/jobs"): {"model": "sample"}}
+"""Bodies of calls that make what others need."""
 BOUNDED = settings(
     max_examples=6,
     deadline=None,
@@ -59,3 +61,32 @@ def test_every_operation_answers_as_described(world, client, job_ids):
         check(operation)
     assert len(operations) > 40
     assert len(succeeded) >= 12, succeeded
+
+
+@pytest.mark.usefixtures("job_ids")
+@pytest.mark.filterwarnings("default")
+def test_chains_of_calls_answer_as_described(world, client):
+    """Calls with what earlier calls answered, such as the id of a job that was submitted."""
+    headers = {"Authorization": client.headers["Authorization"]}
+    schema = schemathesis.openapi.from_asgi("/openapi.json", world.app, headers=headers)
+    chained = set()
+
+    class Calls(schema.as_state_machine()):
+        def before_call(self, case):
+            if (case.method, case.path) in SUBMISSIONS:
+                case.body, case.query = SUBMISSIONS[case.method, case.path] | {"sequences": len(chained) + 1}, {}
+
+        def get_call_kwargs(self, case):  # noqa: ARG002
+            return {"headers": headers}
+
+        def validate_response(self, response, case, **_):
+            case.validate_response(response, checks=CHECKS)
+
+        def step(self, input):
+            output = super().step(input)
+            if input.transition is not None and input.is_applied and output.response.status_code < 300:
+                chained.add((input.case.method, input.case.path))
+            return output
+
+    Calls.run(settings=settings(BOUNDED, max_examples=12, stateful_step_count=12))
+    assert len(chained) >= 5, chained
