@@ -16,12 +16,13 @@ from service.contracts import refusals
 from service.contracts.request import (
     DEFAULT_CHECKPOINT_SECONDS,
     DEFAULT_MEMORY,
+    SIZE_CLASSES,
     CheckpointSeconds,
     Device,
     MemorySize,
     RetentionDays,
+    SizeClass,
 )
-from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest
 
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)

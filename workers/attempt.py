@@ -39,16 +39,16 @@ from workers.failures import (
 )
 from workers.lease import Lease
 from workers.measurement.runtime.workspace import unfinished
-from workers.model_cache import ModelCache
-from workers.model_roots import directory_within
+from workers.model_files.cache import ModelCache
+from workers.model_files.resolution import Resolved, identity
+from workers.model_files.roots import directory_within
+from workers.model_files.size_classes import check_fetched, check_size, fetch_options, weights_bytes
 from workers.patience import PatientArtifacts
 from workers.relay import Relay
-from workers.resolution import Resolved, identity
 from workers.samples import CALIBRATION, LABELLED, MODEL
 from workers.sandbox.limits import LIMIT_CODES
 from workers.sandbox.programs import Commands, Programs
 from workers.sandbox.sandbox import Sandbox
-from workers.size_classes import check_fetched, check_size, fetch_options, weights_bytes
 
 log = logging.getLogger(__name__)
 

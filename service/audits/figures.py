@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import Report, SchemeFacts, SchemeVerdict
+from service.contracts.sections.outliers import DEFINITIONS
 
 Kind = Literal["number", "level", "dimensions"]
 """What a figure is: a number, a scheme's verdict, or a set of outlier dimensions."""

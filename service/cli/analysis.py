@@ -12,14 +12,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from service.cli import inputs, output, summary_text
+from service.cli import inputs, output
 from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
 from service.cli.gating.level import checked_level, reaching
 from service.cli.inputs import AnalyzeOptions
 from service.cli.options import check_body
+from service.cli.reports import summary_text
+from service.cli.reports.summary import summarize
 from service.cli.running import DONE, LIMIT_BROKEN, JobCancelled, JobFailed, interruptible
-from service.cli.summary import summarize
 from service.contracts.report import Report
 from service.errors import ReportUnreadable, ServiceUnreachable
 from service.evaluation.stored_report import read_report

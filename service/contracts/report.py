@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field
 
 from service.contracts.harm.facts import HarmFacts
 from service.contracts.harm.recommendation import Recommendation
-from service.contracts.labelled import Labelled
-from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
-from service.contracts.provenance import CalibrationFacts, Environment, ModelFacts, Timing
 from service.contracts.record import Record
 from service.contracts.request import Analysis
+from service.contracts.sections.labelled import Labelled
+from service.contracts.sections.outliers import HeadFacts, MassiveActivation, Outliers
+from service.contracts.sections.provenance import CalibrationFacts, Environment, ModelFacts, Timing
 from service.contracts.warnings import Warning
 
 SCHEMA_VERSION = "1.2"

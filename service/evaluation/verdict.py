@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from service.contracts.report import Estimate, Fp16ColumnFacts, KlDivergence, Report, SchemeFacts, SchemeVerdict
-from service.contracts.request import VerdictLimits
+from service.contracts.thresholds import VerdictLimits
 from service.evaluation.numbers import claim, short_percent
 
 SHARE_STATED_BELOW = 0.9

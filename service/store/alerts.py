@@ -17,11 +17,11 @@ from service.contracts.audits.alert import Acknowledgement, Alert, AlertStatus, 
 from service.contracts.audits.audit import AuditDefinition, AuditRun, Finding
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.audit_records import audit_row
+from service.store.audit_tables import AuditRow
 from service.store.job_records import new_id
 from service.store.notifications.endpoints import Endpoints, keep_endpoints
 from service.store.notifications.outbox import Outbox, owe
 from service.store.notifications.tables import AlertRow, AnnouncementRow
-from service.store.tables import AuditRow
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from service.contracts.request import JobRequest
 from service.errors import InvalidRequest
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import last_passed, past_run_of
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRerunRow, AuditRow, AuditRunRow, JobRow
+from service.store.tables import ArtifactRow, JobRow
 
 NO_REPORT = "There is no such report."
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest
-from service.contracts.sizes import SizeClass
+from service.contracts.request import JobRequest, SizeClass
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
 

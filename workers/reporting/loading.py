@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from service.contracts.harm.tables import HARM_TABLES
-from service.contracts.labelled import labelled_table
 from service.contracts.report import Report
+from service.contracts.sections.labelled import labelled_table
 from service.contracts.tables import TABLES, Column
 from service.errors import ReportUnreadable
 from service.evaluation.stored_report import read_report

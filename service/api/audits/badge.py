@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from service.api.dependencies import FromApp
-from service.api.downloads import PAGE_POLICY
+from service.api.reports.downloads import PAGE_POLICY
 from service.notifications.badge import badge
 
 router = APIRouter(prefix="/v1/badges")

@@ -7,10 +7,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
 from service import submission
-from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
 from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys, UploadedFiles
+from service.api.reports import downloads
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen

@@ -5,9 +5,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.dependencies import Backend, FromApp
+from service.api.reports import downloads
 from service.notifications.feed import MEDIA_TYPE, feed
 from service.store.audits import Audit
 

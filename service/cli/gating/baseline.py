@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from service.audits.baseline import mismatches
 from service.audits.limits import Limit, compared_figures
 from service.cli.client import Client, Document, fetch
-from service.cli.drawing import check_report, is_directory
+from service.cli.reports.drawing import check_report, is_directory
 from service.cli.running import Refused
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audits.audit import AuditSettings

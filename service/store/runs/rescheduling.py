@@ -10,9 +10,9 @@ from service.audits.definition import next_start
 from service.audits.schedule import Due
 from service.contracts.audits.audit import AuditDefinition
 from service.errors import InvalidRequest
+from service.store.audit_tables import AuditRow
 from service.store.runs.firing import due_times, skip_earlier
 from service.store.runs.rows import skip
-from service.store.tables import AuditRow
 
 REPLACED = "The schedule was changed before the run for this time had been made."
 _FIELDS = ("schedule", "timezone", "jitter_seconds")

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.contracts.report import Estimate
 from workers.measurement.harm.copies import Module, component_of
-from workers.measurement.harm.estimate import estimated_harm
+from workers.measurement.harm.estimates.estimate import estimated_harm
 from workers.measurement.harm.estimation import estimate
 from workers.measurement.harm.products import InnerProducts
 from workers.measurement.harm.reference_states import ReferenceStates, record_states

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from workers.measurement.models.decoder import Arguments
+from workers.measurement.models.stand_ins import Arguments
 
 
 class SharedTensors:

@@ -21,7 +21,8 @@ from workers.measurement.layers.layer_pass import LayerPass
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.streams import REFERENCE, Layout, Streams
 from workers.measurement.layers.sweep_state import Batch, SweepState
-from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.models.stand_ins import Arguments
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.runtime.memory import drop_code_pages, keep_what_is_loaded, return_pages
 

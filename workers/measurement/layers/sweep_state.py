@@ -11,8 +11,9 @@ from service.contracts.schemes import Scheme
 from workers.measurement.layers.copies.outer_projections import QuantizedOutside, in_place
 from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.streams import Streams
-from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.projections import Projection
+from workers.measurement.models.stand_ins import Arguments
 from workers.measurement.runtime.memory import PageReturn
 
 

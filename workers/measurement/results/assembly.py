@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from service.contracts import report as contract
-from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
 from service.contracts.request import Analysis
+from service.contracts.sections.outliers import HeadFacts, MassiveActivation, Outliers
 from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.results import layer_summary
 from workers.measurement.results.layer_files import LayerFiles

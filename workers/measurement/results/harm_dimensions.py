@@ -7,8 +7,8 @@ import numpy as np
 
 from service.contracts.harm.facts import DimensionHarm, DimensionShares, HarmFigure
 from service.contracts.harm.tables import OTHER_INPUTS, RESIDUAL_STREAM
-from service.contracts.outliers import Definition
-from workers.measurement.harm.dimensions import Division, Shares, significant
+from service.contracts.sections.outliers import Definition
+from workers.measurement.harm.estimates.dimensions import Division, Shares, significant
 from workers.measurement.harm.measuring import SchemeHarm
 from workers.measurement.runtime.table_writer import TableWriter
 

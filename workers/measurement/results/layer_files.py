@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import feather
 
-from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
+from service.contracts.thresholds import HeadThresholds
 from service.contracts.warnings import Warning
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.sites import BLOCK_OUTPUT

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from service.contracts import provenance
 from service.contracts import report as contract
 from service.contracts.harm.facts import HarmFacts
 from service.contracts.harm.tables import MIXES, harm_tables
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
+from service.contracts.sections import provenance
 from service.contracts.tables import TABLES
 from service.evaluation.verdict import with_verdicts
 from workers.measurement.harm.measuring import HarmResults

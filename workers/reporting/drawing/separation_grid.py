@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from service.contracts.labelled import REFERENCE, Separation
+from service.contracts.sections.labelled import REFERENCE, Separation
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import name_bins
 from workers.reporting.drawing.svg import Hover

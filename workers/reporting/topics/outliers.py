@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from service.contracts.outliers import (
+from service.contracts.report import Report
+from service.contracts.sections.outliers import (
     Definition,
     LayerwiseDimension,
     LlmInt8Dimension,
@@ -13,7 +14,6 @@ from service.contracts.outliers import (
     MassiveActivation,
     Outliers,
 )
-from service.contracts.report import Report
 from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, listing, number, percent, ranges
 from workers.reporting.topics.records import Fact, Grid, Topic, joined

@@ -3,11 +3,11 @@
 from typing import Any
 
 from service.contracts.harm.recommendation import Recommendation
-from service.contracts.labelled import Labelled
-from service.contracts.outliers import Definition
 from service.contracts.record import Record
 from service.contracts.report import Report, SchemeFacts, SchemeVerdict
-from service.contracts.request import VerdictLimits
+from service.contracts.sections.labelled import Labelled
+from service.contracts.sections.outliers import Definition
+from service.contracts.thresholds import VerdictLimits
 from service.evaluation.decision import decision
 from service.evaluation.next_steps import next_steps
 from service.evaluation.verdict import verdict_of

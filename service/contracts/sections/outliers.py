@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from service.contracts.record import Record
-from service.contracts.request import (
+from service.contracts.thresholds import (
     HeadThresholds,
     LlmInt8RelativeThresholds,
     LlmInt8Thresholds,

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from workers.reporting.drawing.figure import Saved, joined
-from workers.reporting.inline_svg import inline
+from workers.reporting.html.inline_svg import inline
 from workers.reporting.text import counted, visible
 
 _HERE = Path(__file__).parent

@@ -1,6 +1,6 @@
 """Finds out what a model reference stands for at the moment, in a process of its own so that it can be stopped.
 
-    python -m workers.resolution MODEL DEVICE RESOLVED.json [--newest-in] [--root=DIRECTORY]...
+    python -m workers.model_files.resolution MODEL DEVICE RESOLVED.json [--newest-in] [--root=DIRECTORY]...
 
 A hub id is resolved to its commit, without a download. A directory is read whole, to know it again by its content.
 With --newest-in MODEL is a directory of checkpoints, and the one made last is taken: that with the latest modification
@@ -23,7 +23,7 @@ from service.contracts.record import Frozen
 from service.contracts.report import DEFINITIONS_VERSION
 from service.contracts.request import SAMPLE, Analysis, JobRequest
 from workers.failures import JobFailed
-from workers.model_roots import directory_within
+from workers.model_files.roots import directory_within
 from workers.samples import CALIBRATION, LABELLED, MODEL
 
 LIBRARIES = ("headroom", "torch", "transformers", "tokenizers", "bitsandbytes")
@@ -55,12 +55,12 @@ def resolve(model: str, device: str, *, newest_in: bool, roots: Sequence[Path] =
 
     computes = hardware(choose_device(device))
     if model != SAMPLE and not model.startswith("/"):
-        from workers.hub import commit_of
+        from workers.model_files.hub import commit_of
 
         commit = commit_of(model)
         return Resolved(model=model, revision=commit, content=commit, hardware=computes)
-    from workers.hub import FILES
     from workers.measurement.models.checkpoint import fingerprint, open_checkpoint
+    from workers.model_files.hub import FILES
 
     path = MODEL if model == SAMPLE else _directory(Path(model), roots, newest_in=newest_in)
     weights = open_checkpoint(path).weight_files
@@ -135,8 +135,8 @@ def _sha256(stored: StoredFile | None, bundled: Path | None) -> str | None:
 
 
 def _failed(model: str, error: BaseException) -> Failed:
-    from workers.hub import failed_to_fetch
     from workers.measurement.errors import MeasurementError
+    from workers.model_files.hub import failed_to_fetch
 
     if isinstance(error, JobFailed):
         return error.failed

@@ -1,6 +1,6 @@
 """Fetching a model from the Hugging Face hub, in a process of its own so that it can be stopped.
 
-    python -m workers.hub [--bytes=N [--small=N]] ORG/NAME[@REVISION] MODEL.json
+    python -m workers.model_files.hub [--bytes=N [--small=N]] ORG/NAME[@REVISION] MODEL.json
 
 The revision is first resolved to a commit, and that commit is fetched: what is measured can be named for ever. Only
 data is fetched (configuration, safetensors, tokenizer), no pickles and no code. The sizes in the hub's list of files

@@ -12,8 +12,8 @@ from service.evaluation.shown_warnings import by_code, most_important
 from workers.reporting.drawing.figure import Saved
 from workers.reporting.drawing.figure import calibrated as measured_on
 from workers.reporting.figures.gallery import Gallery
+from workers.reporting.html.templates import Placed, environment, placed_figure, style_sheet
 from workers.reporting.loading import Source
-from workers.reporting.templates import Placed, environment, placed_figure, style_sheet
 from workers.reporting.text import short_name
 from workers.reporting.topics import (
     divergence,

@@ -7,11 +7,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from service.cli.output import line
-from service.cli.summary import flagging
+from service.cli.reports.summary import flagging
 from service.contracts.harm.facts import HarmFacts
-from service.contracts.labelled import Labelled
-from service.contracts.outliers import LayerwiseDimension, LlmInt8Dimension
 from service.contracts.report import Estimate, Report, SchemeFacts
+from service.contracts.sections.labelled import Labelled
+from service.contracts.sections.outliers import LayerwiseDimension, LlmInt8Dimension
 from service.contracts.warnings import Warning
 from service.evaluation import decision
 from service.evaluation.next_steps import next_steps

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api import downloads
 from service.api.dependencies import Backend, FromApp
+from service.api.reports import downloads
 from service.comparison.comparable_report import MAX_REPORTS, ComparableReport, check_count
 from service.comparison.compare import compare
 from service.comparison.stored import stored_report

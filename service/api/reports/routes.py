@@ -7,9 +7,9 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from service.api import downloads
 from service.api.dependencies import FromApp, JobId, ModelFilter, PageSize, PageToken
-from service.api.verdicts import verdicts_of
+from service.api.reports import downloads
+from service.api.reports.verdicts import verdicts_of
 from service.api.views import ReportPage, ReportView
 from service.errors import NotFound
 
