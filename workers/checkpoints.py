@@ -22,8 +22,7 @@ from service.store.files.checkpoints import Checkpoint, CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
 from workers.lease import Lease
-from workers.measurement.runtime.checkpoint_files import checkpoint_files, latest_checkpoint, layers_done
-from workers.measurement.runtime.workspace import unfinished
+from workers.measurement.runtime.workspace import checkpoint_files, latest_checkpoint, layers_done, unfinished
 from workers.relay import Relay
 
 log = logging.getLogger(__name__)

@@ -15,21 +15,24 @@ from rich.console import Console
 from service.cli import inputs, output
 from service.cli.client import Client, Document, DownloadBroken, fetch
 from service.cli.connection import Service, connect, with_options
-from service.cli.gating.level import checked_level, reaching
 from service.cli.inputs import AnalyzeOptions
 from service.cli.options import check_body
 from service.cli.reports import summary_text
 from service.cli.reports.summary import summarize
 from service.cli.running import DONE, LIMIT_BROKEN, JobCancelled, JobFailed, interruptible
+from service.contracts.refusals import nearest
 from service.contracts.report import Report
-from service.errors import ReportUnreadable, ServiceUnreachable
+from service.errors import InvalidRequest, ReportUnreadable, ServiceUnreachable
 from service.evaluation.stored_report import read_report
+from service.evaluation.verdict import Level, verdict_of
 from service.settings import settings
 
 POLL_SECONDS = 0.4
 """Pause between two questions to the service."""
 MAX_OUTAGE_SECONDS = 30.0
 """How long the service may be away before the command gives up watching."""
+LEVELS = (Level.noticeable.name, Level.severe.name)
+"""Values of `--fail-on`."""
 
 
 def analyze(options: AnalyzeOptions, *, as_json: bool, fail_on: str | None = None) -> int:
@@ -60,6 +63,20 @@ def analyze(options: AnalyzeOptions, *, as_json: bool, fail_on: str | None = Non
         summary_text.show(results, report)
         output.line(results, f"Report: {out / 'report.html'}")
     return DONE if level is None else _gate(report, level)
+
+
+def checked_level(text: str) -> str:
+    """Return the level that `--fail-on` names. Raises InvalidRequest."""
+    if text not in LEVELS:
+        raise InvalidRequest("--fail-on", text, " or ".join(LEVELS) + nearest(text, LEVELS))
+    return text
+
+
+def reaching(report: Report, level: str) -> tuple[list[str], list[str]]:
+    """Return the schemes whose effect is at `level` or worse, and those whose effect cannot be judged."""
+    levels = {name: Level[(facts.verdict or verdict_of(report, facts)).level] for name, facts in report.schemes.items()}
+    unjudged = [name for name, one in levels.items() if one is Level.unjudged]
+    return [name for name, one in levels.items() if Level[level] <= one < Level.unjudged], unjudged
 
 
 def _gate(report: Report, level: str) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service.comparison.comparable_report import ComparableReport
-from service.comparison.stored import stored_report
+from service.comparison.comparable_report import ComparableReport, stored_report
 from service.scheduler.judging import Reports, advance
 from service.settings import Settings
 from service.startup import Stores

@@ -13,9 +13,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.dependencies import Backend, FromApp
 from service.api.reports import downloads
-from service.comparison.comparable_report import MAX_REPORTS, ComparableReport, check_count
+from service.comparison.comparable_report import MAX_REPORTS, ComparableReport, check_count, stored_report
 from service.comparison.compare import compare
-from service.comparison.stored import stored_report
 from service.contracts.comparison import Comparison
 from service.contracts.request import JOB_ID
 from service.errors import InvalidRequest, NotComparable, SchemaVersionUnknown

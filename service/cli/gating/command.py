@@ -19,9 +19,8 @@ from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.gating import baseline as baselines
 from service.cli.gating import measuring, written
 from service.cli.gating.baseline import Chosen, Source
-from service.cli.gating.context import Gated
 from service.cli.gating.limits_file import LimitsFile, read_limits
-from service.cli.gating.outcome import exit_code, run_document
+from service.cli.gating.outcome import Gated, exit_code, run_document
 from service.cli.gating.table import show
 from service.cli.inputs import model_name
 from service.cli.output import Display
