@@ -14,8 +14,8 @@ from rich.console import Console
 
 from service.cli import inputs, output
 from service.cli.client import Client, Document, DownloadBroken, fetch
-from service.cli.connection import Service, connect, with_options
-from service.cli.inputs import AnalyzeOptions
+from service.cli.commands.analyze_options import AnalyzeOptions
+from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.options import check_body
 from service.cli.reports import summary_text
 from service.cli.reports.summary import summarize
@@ -35,21 +35,22 @@ LEVELS = (Level.noticeable.name, Level.severe.name)
 """Values of `--fail-on`."""
 
 
-def analyze(options: AnalyzeOptions, *, as_json: bool, fail_on: str | None = None) -> int:
+def analyze(options: AnalyzeOptions, *, as_json: bool) -> int:
     """Run one job to its end and print a summary of its report; return the exit status.
 
-    It is LIMIT_BROKEN where the effect of a scheme is at the level `fail_on` or worse. Raises JobFailed and
+    It is LIMIT_BROKEN where the effect of a scheme is at the level `options.fail_on` or worse. Raises JobFailed and
     JobCancelled.
     """
     inputs.check(options)
-    level = None if fail_on is None else checked_level(fail_on)
+    level = None if options.fail_on is None else checked_level(options.fail_on)
+    worker = WorkerOptions(options.memory, options.device)
     messages = Console(stderr=True)
     here = not settings().url
     body = inputs.submission(options, on_this_machine=here, largest_file=settings().max_upload_bytes)
-    with_options(settings(), options.worker)  # checks them before a stack is started
+    with_options(settings(), worker)  # checks them before a stack is started
     if here:
         check_body(body)
-    with interruptible(), connect(workers=True, options=options.worker) as service:
+    with interruptible(), connect(workers=True, options=worker) as service:
         with output.display(messages) as shown:
             job = run_job(service, body, shown)
         check_succeeded(job)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.options import Json, Limit, PageToken, whole_number
+from service.cli.options import Json, Limit, PageToken, whole_option
 
 alerts = typer.Typer(name="alerts", help="List, show, acknowledge and dismiss alerts.", no_args_is_help=True)
 webhooks = typer.Typer(
@@ -94,11 +94,12 @@ def rotate(
     webhook_id: WebhookId,
     overlap: Annotated[
         int,
-        typer.Option(
+        whole_option(
             "--overlap",
-            parser=whole_number("--overlap", 0, 720),
-            metavar="HOURS",
-            help="So long messages are signed with the former secret too. Default: 24.",
+            "HOURS",
+            "So long messages are signed with the former secret too. Default: 24.",
+            least=0,
+            most=720,
         ),
     ] = 24,
     as_json: Json = False,

@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from service.cli.options import Calibration, Device, Json, Memory, whole_number
+from service.cli.options import Calibration, Device, Json, Memory, Model, whole_option
 
 
 def gate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
-    ],
+    model: Model,
     baseline: Annotated[
         str,
         typer.Option(
@@ -30,11 +28,12 @@ def gate(
     calibration: Calibration = None,
     reruns: Annotated[
         int | None,
-        typer.Option(
+        whole_option(
             "--reruns",
-            parser=whole_number("--reruns", 0, 16),
-            metavar="N",
-            help="Other calibration seeds on which a broken figure is measured again. Default: the audit's, else 1.",
+            "N",
+            "Other calibration seeds on which a broken figure is measured again. Default: the audit's, else 1.",
+            least=0,
+            most=16,
         ),
     ] = None,
     force: Annotated[
