@@ -252,15 +252,20 @@ def build_report(
         figures=(),
         labelled=labelled.section if labelled else None,
         harm=harm,
-        tables=tuple(
-            contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",))
-            for t in (
-                *TABLES.values(),
-                *harm_tables(request.harm),
-                *((MIXES,) if request.recommend.enabled else ()),
-                *((labelled.table,) if labelled else ()),
-            )
-        ),
+        tables=_table_entries(request, labelled),
         timing=timing(reporter, decoder.device),
     )
     return with_verdicts(report)
+
+
+def _table_entries(request: MeasurementRequest, labelled: LabelSeparation | None) -> tuple[contract.Entry, ...]:
+    """Return the entries of the tables that the request asks for."""
+    tables = (
+        *TABLES.values(),
+        *harm_tables(request.harm),
+        *((MIXES,) if request.recommend.enabled else ()),
+        *((labelled.table,) if labelled else ()),
+    )
+    return tuple(
+        contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",)) for t in tables
+    )
