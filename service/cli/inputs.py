@@ -100,7 +100,7 @@ def _recommend(options: RecommendOptions) -> dict[str, Any]:
 
 
 def model_name(model: str, *, on_this_machine: bool) -> str:
-    """Return the model as the service must be told it: a local directory becomes an absolute path."""
+    """Return the model's name in the request: a local directory becomes an absolute path."""
     if model == SAMPLE:
         return model
     path = Path(model).expanduser()

@@ -61,7 +61,7 @@ def check_count(count: int) -> None:
 
 
 def labels(sides: Sequence[ComparableReport]) -> list[str]:
-    """Return what to call each report: its model, with as much more as tells the reports apart."""
+    """Return the label of each report: its model, and where that is not unique the end of its id, and a number."""
     plain = [_model_name(side.report) for side in sides]
     called = [
         model if plain.count(model) == 1 else f"{model} ({_short(side.name)})"

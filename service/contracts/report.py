@@ -1,4 +1,4 @@
-"""`report.json`: what a finished job leaves. The names are a contract with other programs.
+"""The records of `report.json`. The names are a contract with other programs.
 
 Keys may be added; none changes without a new major `SCHEMA_VERSION`. Figures are defined in the README's
 glossary; `DEFINITIONS_VERSION` names the set of definitions.
@@ -76,10 +76,10 @@ class DeltaP(Record):
 
 
 class SchemeVerdict(Record):
-    """What a scheme does to the predictions, in one word, and why."""
+    """The effect of a scheme on the predictions: one of four levels, and the reasons."""
 
     level: Literal["negligible", "noticeable", "severe", "unjudged"]
-    """`unjudged` where the figures cannot tell."""
+    """`unjudged` where the figures do not determine it."""
     reasons: tuple[str, ...]
     """A sentence for each measure that was judged, and what else the reader must know of it."""
     not_ruled_out: tuple[Literal["negligible", "noticeable", "severe"], ...]

@@ -15,7 +15,7 @@ class Thresholds(Frozen):
 
 
 class LlmInt8Thresholds(Thresholds):
-    """When a hidden dimension is an outlier after LLM.int8() (arXiv 2208.07339, section 4.1)."""
+    """When a hidden dimension is an outlier by LLM.int8() (arXiv 2208.07339, section 4.1)."""
 
     magnitude: Annotated[float, Field(gt=0), NoBoolean] = 6.0
     """abs(x) at or above this counts."""
@@ -42,14 +42,14 @@ class MassiveThresholds(Thresholds):
 
 
 class MedianQuantileThresholds(Thresholds):
-    """When a hidden dimension is an outlier after Macocco et al."""
+    """When a hidden dimension is an outlier by Macocco et al."""
 
     quantile: Annotated[float, Field(ge=0, le=1), NoBoolean] = 0.99
     """The dimension's median magnitude over tokens must be above this quantile of all magnitudes of the layer."""
 
 
 class VarianceThresholds(Thresholds):
-    """When a hidden dimension is an outlier after Rudman et al."""
+    """When a hidden dimension is an outlier by Rudman et al."""
 
     ratio: Annotated[float, Field(gt=0), NoBoolean] = 5.0
     """The dimension's variance must be at least so many times the mean variance of the layer's dimensions."""

@@ -1,4 +1,4 @@
-"""The calibration of an audit's limits: begun, and shown once its jobs have ended."""
+"""The calibration of an audit's limits: starts its jobs, and shows the result once they have ended."""
 
 from datetime import UTC, datetime
 from functools import partial

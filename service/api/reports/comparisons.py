@@ -37,7 +37,7 @@ def comparison(backend: FromApp, request: Request, report: ReportIds) -> Respons
         raise InvalidRequest("report", report, str(error), message=str(error)) from error
     content = differences.model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
-    if downloads.holds(request, etag):
+    if downloads.has_current(request, etag):
         return downloads.not_modified(etag)
     return Response(content, media_type="application/json", headers=downloads.headers(etag))
 

@@ -44,8 +44,8 @@ def route(router: APIRouter, path: str) -> Callable[[Handler], Handler]:
     return register
 
 
-class FewTurns(FileResponse):
-    """Sends a file in large chunks, and a small one at once: each turn of a thread costs as much as many bytes."""
+class LargeChunkResponse(FileResponse):
+    """Sends a file in chunks of 4 MiB, and a smaller file at once: each chunk costs a switch to a thread and back."""
 
     chunk_size = SMALL
     content: bytes | None = None
@@ -77,7 +77,7 @@ def uploaded(backend: Backend, request: Request, file: StoredFile | None, key: s
 
 def _file(backend: Backend, request: Request, sha256: str, media_type: str, filename: str) -> Response:
     etag = f'"{sha256}"'
-    if holds(request, etag):
+    if has_current(request, etag):
         return not_modified(etag)
     if backend.settings.presigned_downloads and request.method == "GET" and "if-none-match" not in request.headers:
         url = backend.artifacts.signed(sha256, SIGNED_SECONDS)
@@ -87,8 +87,8 @@ def _file(backend: Backend, request: Request, sha256: str, media_type: str, file
     return send(request, backend.artifacts.path(sha256), etag, media_type, filename)
 
 
-def holds(request: Request, etag: str) -> bool:
-    """Return whether If-None-Match states that the client has the file with this tag."""
+def has_current(request: Request, etag: str) -> bool:
+    """Whether If-None-Match states that the client has the file with this entity tag."""
     tags = request.headers.get("if-none-match", "")
     return tags.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in tags.split(",")}
 
@@ -107,7 +107,7 @@ def send(
     """
     facts = path.stat()
     _check_range(request, etag, facts.st_size)
-    response = FewTurns(
+    response = LargeChunkResponse(
         path,
         headers=headers(etag),
         media_type=media_type,

@@ -72,7 +72,7 @@ def table(backend: FromApp, request: Request, job_id: JobId, name: Name, form: s
         raise NotFound(f"table: {form!r} is not a format; allowed: {name}.parquet, {name}.csv")
     row = backend.store.artifact(job_id, f"tables/{name}.parquet")
     etag = downloads.csv_tag(row.sha256)
-    if downloads.holds(request, etag):
+    if downloads.has_current(request, etag):
         return downloads.not_modified(etag)
     written = downloads.write_csv(backend.artifacts.path(row.sha256))
     cleanup = BackgroundTask(os.unlink, written)

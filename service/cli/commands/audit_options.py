@@ -58,10 +58,10 @@ class AuditOptions:
         ),
     ] = None
     webhook: Annotated[
-        list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that is told of alerts. Repeatable.")
+        list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that gets the alerts. Repeatable.")
     ] = None
     email: Annotated[
-        list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that is told of alerts. Repeatable.")
+        list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that gets the alerts. Repeatable.")
     ] = None
     others: Annotated[
         list[str] | None,

@@ -17,7 +17,8 @@ app.add_typer(alerts)
 app.add_typer(webhooks)
 
 Force = Annotated[
-    bool, typer.Option("--force", help="Take a pinned baseline that does not fit; the audit then says why.")
+    bool,
+    typer.Option("--force", help="Accept a pinned baseline that does not fit; the audit then states why."),
 ]
 
 
@@ -111,7 +112,7 @@ def pause(
 
 @app.command()
 def resume(name: Name, as_json: Json = False) -> None:
-    """Let an audit's scheduled runs start again; what was missed stays missed."""
+    """Let an audit's scheduled runs start again; missed runs are not made up for."""
     from service.cli.audits import resources
 
     resources.resume(name, as_json=as_json)

@@ -36,7 +36,7 @@ _BAD_INPUT = 2
 
 
 class DrawingMissing(HeadroomError):
-    """The installation can talk to a service, but not draw."""
+    """The installation lacks the libraries that draw."""
 
     code = "drawing-not-installed"
     status = 422

@@ -13,11 +13,11 @@ REFERENCE = "reference"
 
 
 MAX_CHANCE_PROBABILITY = 0.05
-"""A best dimension that is so good by chance with a larger probability than this says nothing."""
+"""Largest permutation probability at which a best dimension counts as more than chance."""
 
 
 class Separation(Record):
-    """How one dimension goes with the labels under one variant."""
+    """How well one dimension separates the labels under one variant."""
 
     spearman_rho: float | None
     """With the score, or with the label as 0 and 1; None where either is constant."""
@@ -62,7 +62,7 @@ class Labelled(Record):
 
     @property
     def by_chance(self) -> bool:
-        """Whether chance alone gives a best dimension as good as this too often: none separates beyond chance."""
+        """Whether a best dimension as good as this comes by chance more often than MAX_CHANCE_PROBABILITY."""
         return self.permutation_probability is not None and self.permutation_probability > MAX_CHANCE_PROBABILITY
 
 

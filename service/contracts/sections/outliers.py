@@ -14,7 +14,7 @@ from service.contracts.thresholds import (
 
 
 def discriminating(flagged: int, dimensions: int) -> bool:
-    """Whether a definition tells outlier dimensions from others: it flags no more than half of them."""
+    """Whether a definition separates outlier dimensions from others: it flags no more than half of them."""
     return 2 * flagged <= dimensions
 
 
@@ -26,7 +26,7 @@ class FlaggedDimensions(Record):
 
 
 class LlmInt8Dimension(Record):
-    """One outlier dimension after LLM.int8()."""
+    """One outlier dimension by the definition of LLM.int8()."""
 
     dimension: int
     layers_fraction: float
@@ -38,14 +38,14 @@ class LlmInt8Dimension(Record):
 
 
 class LlmInt8Outliers(FlaggedDimensions):
-    """The outlier dimensions after LLM.int8(), and the thresholds used."""
+    """The outlier dimensions by the definition of LLM.int8(), and the thresholds used."""
 
     thresholds: LlmInt8Thresholds
     dimensions: tuple[LlmInt8Dimension, ...]
 
 
 class LlmInt8RelativeOutliers(FlaggedDimensions):
-    """The outlier dimensions after LLM.int8() by magnitudes relative to their token's, and the thresholds used."""
+    """The outlier dimensions by LLM.int8()'s definition on magnitudes relative to their token's, and the thresholds."""
 
     thresholds: LlmInt8RelativeThresholds
     dimensions: tuple[LlmInt8Dimension, ...]
@@ -69,14 +69,14 @@ class MassiveOutliers(FlaggedDimensions):
 
 
 class MedianQuantileOutliers(FlaggedDimensions):
-    """Outlier dimensions after Macocco et al., and the threshold used."""
+    """Outlier dimensions by the definition of Macocco et al., and the threshold used."""
 
     thresholds: MedianQuantileThresholds
     dimensions: tuple[LayerwiseDimension, ...]
 
 
 class VarianceOutliers(FlaggedDimensions):
-    """Outlier dimensions after Rudman et al., and the threshold used."""
+    """Outlier dimensions by the definition of Rudman et al., and the threshold used."""
 
     thresholds: VarianceThresholds
     dimensions: tuple[LayerwiseDimension, ...]
@@ -106,7 +106,7 @@ class Outliers(Record):
         return {name: of for name, of in definitions.items() if of is not None}
 
     def named(self, hidden_size: int) -> dict[str, Definition]:
-        """Return those that discriminate among so many dimensions: whose dimensions a reader is told by name."""
+        """Return the definitions that discriminate among so many dimensions; reports name the dimensions of these."""
         return {
             name: of
             for name, of in self.present().items()

@@ -49,9 +49,9 @@ def patterns(x: torch.Tensor) -> Patterns:
 
 def rows(x: torch.Tensor, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Return some of the tokens of x [T, d], in host memory, as float32, [p, d]."""
-    found = np.empty((len(positions), x.shape[1]), np.uint32)
-    _decode_rows(*patterns(x), positions, found)
-    return found.view(np.float32)
+    decoded = np.empty((len(positions), x.shape[1]), np.uint32)
+    _decode_rows(*patterns(x), positions, decoded)
+    return decoded.view(np.float32)
 
 
 @compiled()
