@@ -71,21 +71,21 @@ class Decoder:
 
     @property
     def widest(self) -> int:
-        """The most channels that a weight of the layers takes or gives."""
+        """The largest dimension of any weight matrix of the layers."""
         return max((max(p.shape[-2:]) for p in self.layers.parameters() if p.ndim > 1), default=1)
 
     @contextmanager
     def resident(self, index: int, step: int = 1) -> Iterator[nn.Module]:
-        """Hold layer `index` in memory; afterwards its weights are freed. Mapped ones need no room once they were used.
+        """Load the weights of layer `index` within the context; pages of mapped weights are dropped after use.
 
-        `step`: 1 where the next layer follows, -1 where it is the one before.
+        `step`: 1 where layer `index + 1` is needed next, -1 where it is `index - 1`.
 
         Raises:
-            BadModel: a weight is NaN or infinite; names it.
+            BadModel: a weight has a NaN or infinite element; the message names the weight.
         """
         layer = self.layers[index]
         names = [name for name, _ in layer.named_parameters()]
-        handles = [module.register_forward_hook(_let_go) for module in layer.modules() if module._parameters]
+        handles = [module.register_forward_hook(_drop_weight_pages) for module in layer.modules() if module._parameters]
         try:
             self._place(layer, index, step)
             yield layer
@@ -97,16 +97,16 @@ class Decoder:
 
     def _place(self, layer: nn.Module, index: int, step: int) -> None:
         for name, tensor in self.reader.take(index, step).items():
-            # The device's allocator keeps what the layer before has left: giving it back would make the device wait.
+            # clear_cache=False: the allocator reuses the memory of the layer before; returning it would synchronize.
             set_module_tensor_to_device(layer, name, self.device, value=tensor, clear_cache=False)
 
-    def rest(self) -> None:
-        """Let go of the file pages of what lies outside the layers, and of what loading read beside it."""
+    def drop_pages(self) -> None:
+        """Drop the mapped file pages of all weights outside the layers, and of what loading read beside them."""
         for parameter in self.model.parameters():
             drop_file_pages(parameter, whole_file=True)
 
     def record(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
-        """Return what enters the first layer, [B, S, d], and every layer's own arguments, for token_ids [B, S]."""
+        """Return the input of the first layer, [B, S, d], and every layer's other arguments, for token_ids [B, S]."""
         stand_ins = [Recorder(layer, self.answer_length) for layer in self.layers]
         stand_ins[-1].last = True
         with standing_in(self.layers, stand_ins), torch.no_grad(), contextlib.suppress(Recorded):
@@ -122,12 +122,12 @@ class Decoder:
         return logits
 
     def logits_of(self, head_input: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the model's logits, [B, S, V], with head_input [B, S, e] in place of what `hidden` would lead to."""
+        """Return the model's logits, [B, S, V], for head_input [B, S, e]; of `hidden` only the shape matters."""
         logits: torch.Tensor = self._end(hidden, lambda *_: (head_input,)).logits
         return logits
 
     def head_input(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what enters the output head, [B, S, e]: hidden states [B, S, d] after the final norm."""
+        """Return the input of the output head, [B, S, e], for hidden states [B, S, d] after the last layer."""
         entered: list[torch.Tensor] = []
 
         def take(_: nn.Module, positional: tuple[torch.Tensor, ...]) -> None:
@@ -139,7 +139,7 @@ class Decoder:
         return entered[0]
 
     def _end(self, hidden: torch.Tensor, before_head: Callable[..., Any]) -> Any:
-        """Return what the model does after its last layer, with a hook before the output head."""
+        """Return the model's output for last hidden states, with a forward pre-hook on the output head."""
         stand_ins = [Injector(layer, self.answer_length, hidden) for layer in self.layers]
         token_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         handle = self.model.get_output_embeddings().register_forward_pre_hook(before_head)  # type: ignore[operator]
@@ -150,14 +150,14 @@ class Decoder:
             handle.remove()
 
 
-def _let_go(module: nn.Module, *_: object) -> None:
-    """Let go of the file pages of the weights that a module has just used."""
+def _drop_weight_pages(module: nn.Module, *_: object) -> None:
+    """Drop the mapped file pages of a module's own weights, after its forward pass."""
     for parameter in module.parameters(recurse=False):
         drop_file_pages(parameter)
 
 
 def run_layer(layer: Callable[..., Any], hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
-    """Return the hidden states after a layer, [B, S, d], with the arguments that the model would hand it.
+    """Return the output of a layer, [B, S, d], for hidden states [B, S, d] and the layer's recorded arguments.
 
     They can be differentiated where those before the layer require gradients.
     """

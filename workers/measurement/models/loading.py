@@ -1,4 +1,4 @@
-"""Loads a checkpoint as a `Decoder`: everything but the decoder layers by transformers, and what reads the layers.
+"""Loads a checkpoint as a `Decoder`, with the decoder layers left on disk and a reader for them.
 
 transformers loads the embedding, the final norm and the head, and notes where in the safetensors files each layer's
 tensors lie. The decoder layers are the model's largest list of modules, so no step knows the architecture.
@@ -38,8 +38,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
         scratch: a directory for weights whose form in memory differs from that on disk.
 
     Raises:
-        BadModel: no causal decoder, or config and weights disagree; names what. Also a model whose layers cannot
-            be called one by one.
+        BadModel: not a causal decoder, config and weights disagree, or the layers cannot be called one by one.
     """
     config = read_config(checkpoint)
     prefix, placement = _plan(config, checkpoint, str(device))
@@ -124,7 +123,7 @@ def _modules_beside(model: nn.Module, layers: str) -> Iterator[str]:
 
 
 def _reader(checkpoint: Checkpoint, model: PreTrainedModel, prefix: str, device: torch.device) -> LayerReader:
-    """Return what reads the layers, in the place of accelerate's hooks, which are removed."""
+    """Return a reader of the layers, which replaces accelerate's hooks; these are removed."""
     layers = _layers(model, prefix)
     weights = _weights_on_disk(layers)
     remove_hook_from_module(model, recurse=True)

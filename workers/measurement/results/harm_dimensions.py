@@ -1,4 +1,4 @@
-"""Writes which dimensions of the residual stream carry a scheme's estimated harm, and sums up whether outliers do."""
+"""Writes the share of every dimension of the residual stream in a scheme's estimated harm, and the outliers' share."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

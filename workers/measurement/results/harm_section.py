@@ -1,4 +1,4 @@
-"""Makes of the measured and estimated harms the report's section on harm, and its tables."""
+"""Writes the report's section on harm and its tables from measured and estimated harms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal

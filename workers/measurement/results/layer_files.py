@@ -1,4 +1,4 @@
-"""Writes and reads what each layer leaves on disk: its rows of the tables, and the inputs of later definitions.
+"""Writes and reads the files of each layer: its rows of the tables, and the inputs of definitions over all layers.
 
 A layer's files stand in a directory of their own, which takes its name when they are whole. The report is put
 together from them at the end, layer by layer, so a measurement that was broken off and went on again leaves the

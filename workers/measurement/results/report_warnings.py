@@ -1,4 +1,4 @@
-"""Warns the reader of a report: what the numbers do not show by themselves, and what to do next."""
+"""Makes the warnings of a report: conditions that limit what its numbers mean, with advice."""
 
 import itertools
 import math

@@ -38,7 +38,7 @@ _ELSEWHERE: dict[str, IncEx | bool] = {
 
 
 def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str | None) -> Identity:
-    """Return what decides a measurement's tables: the request, what its files hold, the hardware and the software.
+    """Return all that determines a measurement's tables: request, content of the files, hardware and software.
 
     `card` is the model of the GPU that computes; None for the CPU.
     """

@@ -1,4 +1,4 @@
-"""Says how far estimated harms can be trusted: their ranks against measured ones, and how far harms add up.
+"""Measures the agreement of estimated with measured harms: rank correlation and ratios.
 
 k parts that have both figures
 """
@@ -21,11 +21,11 @@ def spearman(measured: F64, estimated: F64) -> float | None:
 
 
 def ratio(above: float, below: float) -> float | None:
-    """Return a ratio; None where it is none."""
+    """Return above / below; None where that is not finite."""
     value = above / below if below else float("nan")
     return value if np.isfinite(value) else None
 
 
 def less_floor(harm: F64, floor: F64) -> F64:
-    """Return harms without what any change costs by rounding alone, and 0 where nothing is left."""
+    """Return the harms less the noise floor, at least 0."""
     return np.maximum(harm - floor, 0)

@@ -27,16 +27,16 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares, and how sure they are."""
+    """Shares, with their standard errors."""
 
     values: F64
     errors: F64
-    """By sequence; NaN with fewer than 2."""
+    """Standard errors, clustered by sequence; NaN with fewer than 2."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a scheme's harm divides."""
+    """The estimated harm of a scheme by sequence, divided among input channels."""
 
     channels: F64
     """C, [N, d]."""

@@ -2,7 +2,7 @@
 
 bfloat16 is the upper half of a float32, so a shift decodes it. A float16 needs its exponent moved by 112, and its
 subnormals, which float32 holds as normal numbers, are whole multiples of 2^-24. Magnitudes order as their patterns
-do, so the largest pattern of a row, sign aside, tells in passing whether all of the row is finite.
+do, so the largest pattern of a row, sign aside, also shows whether all of the row is finite.
 
     d channels
 """
