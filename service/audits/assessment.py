@@ -1,4 +1,4 @@
-"""One limit checked on a report: value, baseline, bound, and whether the value is within it.
+"""Assesses one limit on a report: value, baseline, bound, and whether the value is within it.
 
 What comes out is a finding whose verdict is `pass`, `warn` or `broken` by effect size, with a p-value where noise can
 be told apart; `judgment` weighs the p-values of all limits together. Noise is told apart for means over token

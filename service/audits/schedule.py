@@ -1,4 +1,4 @@
-"""When an audit runs: cron expressions in a time zone, on both sides of every clock change.
+"""Computes the scheduled times of an audit: cron expressions in a time zone, across clock changes.
 
 The expression is read and evaluated by cronsim on plain local times, without a zone. Placing those on the time line
 follows cron(8) of Debian:

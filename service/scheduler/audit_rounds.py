@@ -1,4 +1,4 @@
-"""One round for audits: fires the times that have come, starts runs that wait, and judges runs that were measured.
+"""One round for audits: inserts the runs of scheduled times, starts waiting runs, and judges measured ones.
 
 Every step is a transaction of its own that leaves a run where the next round finds it. What goes wrong with one audit
 is logged and keeps no other from its turn; only a database that does not answer breaks off the round.

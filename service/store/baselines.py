@@ -1,4 +1,4 @@
-"""What the baselines of audits are chosen from: runs that passed, and reports that are pinned."""
+"""Reads the candidates for the baselines of audits: runs that passed, and pinned reports."""
 
 from typing import NamedTuple
 

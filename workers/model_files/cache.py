@@ -1,4 +1,4 @@
-"""The models of the hub that this machine keeps: the least recently used ones go when they take too much room.
+"""Limits the size of the cache of hub models: removes the least recently used snapshots.
 
 They lie in the cache of huggingface_hub, which other programs use too. Only snapshots that a worker has used count, and
 only they go. Two kinds of locks, which the kernel frees when their process dies, keep what is in use:

@@ -1,4 +1,4 @@
-"""What a program that asks the hub may see, and how long it may take."""
+"""The environment variables and the deadline of programs that access the hub."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ _PREFIXES = ("HF_", "LC_", "CUDA_", "NVIDIA_")
 
 
 def hub_environment(present: Mapping[str, str]) -> dict[str, str]:
-    """Return those variables that such a program needs, with the hub's token and no other credential."""
+    """Return the variables that such a program needs, with the hub's token and no other credential."""
     return {
         name: value for name, value in present.items() if name.upper() in _NAMES or name.upper().startswith(_PREFIXES)
     }

@@ -1,8 +1,8 @@
-"""Fetching a model from the Hugging Face hub, in a process of its own so that it can be stopped.
+"""Fetches a model from the Hugging Face hub, in a process of its own so that it can be stopped.
 
     python -m workers.model_files.hub [--bytes=N [--small=N]] ORG/NAME[@REVISION] MODEL.json
 
-The revision is first resolved to a commit, and that commit is fetched: what is measured can be named for ever. Only
+The revision is first resolved to a commit, and that commit is fetched: what is measured keeps its name. Only
 data is fetched (configuration, safetensors, tokenizer), no pickles and no code. The sizes in the hub's list of files
 are added up before the first byte is fetched, and compared with N of --bytes, those of the weights with N of --small.
 `HF_ENDPOINT` is honored.
@@ -27,7 +27,7 @@ from workers.failures import LARGE_MODEL
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _OWN_BYTES = 1 << 20
 """A file that this program or a library writes for itself is smaller."""
-_FOR_EVER = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
+_PERMANENT = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
 class TooLarge(Exception):
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def failed_to_fetch(name: str, error: BaseException) -> Failed:
-    """Return why a model could not be had from the hub; bad input where asking again cannot help.
+    """Return the failure of fetching a model from the hub; it is bad input where another try cannot succeed.
 
     | code              | meaning                                                        |
     |-------------------|----------------------------------------------------------------|
@@ -118,7 +118,7 @@ def failed_to_fetch(name: str, error: BaseException) -> Failed:
     if number == errno.EFBIG:
         reason = f"{reason}: a file is larger than the hub's list of files says"
     message = f"model: {name!r} could not be fetched from the hub: {reason}"
-    if isinstance(error, _FOR_EVER):
+    if isinstance(error, _PERMANENT):
         return Failed(code="bad-model", message=message, bad_input=True)
     return Failed(code="hub-unreachable", message=message, bad_input=False)
 

@@ -1,4 +1,4 @@
-"""Finds out what a model reference stands for at the moment, in a process of its own so that it can be stopped.
+"""Resolves a model reference to the commit or directory that it names now, in a process that can be stopped.
 
     python -m workers.model_files.resolution MODEL DEVICE RESOLVED.json [--newest-in] [--root=DIRECTORY]...
 

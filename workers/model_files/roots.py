@@ -1,6 +1,6 @@
-"""Which directories of this machine jobs may measure: those under HEADROOM_MODEL_ROOTS, symbolic links resolved.
+"""Checks that a model's directory is below HEADROOM_MODEL_ROOTS, with symbolic links resolved.
 
-One message stands for everything outside, so that it tells nobody which files the machine has.
+All directories outside get the same message, which does not reveal whether they exist.
 """
 
 from collections.abc import Sequence

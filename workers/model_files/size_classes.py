@@ -1,4 +1,4 @@
-"""Whether a model is one of the small ones that a worker takes."""
+"""Checks that a model is small enough for a worker that takes only small ones."""
 
 from pathlib import Path
 

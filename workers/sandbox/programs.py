@@ -1,4 +1,4 @@
-"""The programs that one attempt at a job runs: with this worker's rights what fetches, in the sandbox what reads."""
+"""The programs of one attempt at a job: fetching has this worker's rights, measuring and drawing are sandboxed."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The messages that are owed: claimed under a lease, tried again with growing delays, and kept for a while afterwards.
+"""The outbox: messages are claimed under a lease, retried with growing delays, and kept for a while afterwards.
 
 A message is a row from the transaction that gave rise to it. Whoever sends it claims it first, so that of several
 schedulers one sends it; if that one dies, the lease runs out and the message is sent again, under the same id. Of

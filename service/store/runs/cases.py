@@ -1,4 +1,4 @@
-"""Records of what a scheduler judges: a run whose jobs have ended, and what it writes when it has judged."""
+"""Records for judging a run: its ended jobs, and what the scheduler writes after judging."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

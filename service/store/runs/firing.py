@@ -1,4 +1,4 @@
-"""Makes runs of scheduled times that have come: one for each audit and time, however many schedulers look."""
+"""Inserts the runs of scheduled times: one for each audit and time, however many schedulers run."""
 
 import logging
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What a change of its schedule does to an audit's times: those that have come without a run are skipped."""
+"""Handles a change of an audit's schedule: scheduled times that have passed without a run are skipped."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -33,7 +33,7 @@ def is_rescheduled(audit: AuditRow, definition: AuditDefinition) -> bool:
 
 
 def missed_times(audit: AuditRow, definition: AuditDefinition, now: datetime) -> Missed | None:
-    """Return the times that come to nothing if a definition replaces the audit's at `now`; None without any.
+    """Return the times that are skipped if a definition replaces the audit's at `now`; None without any.
 
     After a long outage there are many to go through, so this does not belong into a transaction that writes.
     """

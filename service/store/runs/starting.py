@@ -1,4 +1,4 @@
-"""Starts runs that wait: the run's job is inserted in the transaction that starts the run."""
+"""Starts waiting runs: the run's job is inserted in the transaction that starts the run."""
 
 from datetime import datetime
 

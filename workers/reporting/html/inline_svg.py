@@ -1,4 +1,4 @@
-"""Fits a figure's SVG into the page: themed, named for screen readers, and without ids that clash.
+"""Embeds a figure's SVG in the page: with theme colors, a name for screen readers, and unique ids.
 
 The neutral colors of the house style become variables of the page, which differ between light and dark. Colors
 that carry data stay as they are.

@@ -1,4 +1,4 @@
-"""`report.html`: a page in one file, for screens of any size, light or dark, and for paper."""
+"""Builds `report.html`: one file, for screens of any size, light or dark, and for print."""
 
 import itertools
 from collections.abc import Sequence

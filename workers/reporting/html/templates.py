@@ -1,8 +1,7 @@
 """The template engine, the style sheet and the embedding of figures that all pages share.
 
-Whatever came with the job (model names, tokens, warnings, module names) is foreign text: the templates escape all of
-it, and unprintable characters are shown as escapes. A content security policy in the page forbids scripts and
-requests, should anything slip through.
+Text from the job (model names, tokens, warnings, module names) is not trusted: the templates escape all of it, and
+unprintable characters are shown as escapes. A content security policy in the page forbids scripts and requests too.
 """
 
 import itertools

@@ -53,7 +53,7 @@ def topic(source: Source) -> Topic:
 def flagged_dimensions(report: Report) -> Flagged:
     """Return what every definition says of the dimensions that it flags; those that do not discriminate are left out.
 
-    One that flags more than half of the dimensions tells nothing of any of them.
+    One that flags more than half of the dimensions does not distinguish outliers.
     """
     named = report.outliers.named(report.model.hidden_size)
     return {name: {one.dimension: one for one in of.dimensions} for name, of in named.items()}

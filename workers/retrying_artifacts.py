@@ -1,4 +1,4 @@
-"""The artifact store as an attempt uses it: while the store does not answer, it is asked again."""
+"""The artifact store as an attempt uses it: calls are repeated while the store does not answer."""
 
 import logging
 import time
@@ -15,8 +15,8 @@ RETRY_SECONDS = 2.0
 Result = TypeVar("Result")
 
 
-class PatientArtifacts:
-    """Waits for a store that does not answer, for as long as the work may go on."""
+class RetryingArtifacts:
+    """Repeats calls to a store that does not answer, until `check` raises."""
 
     def __init__(self, artifacts: ArtifactStore, check: Callable[[], None]) -> None:
         """`check` raises when the work must stop."""
@@ -25,16 +25,16 @@ class PatientArtifacts:
 
     def put(self, content: Path | bytes) -> tuple[str, int]:
         """Do as `ArtifactStore.put`."""
-        return self._patiently(lambda: self._artifacts.put(content))
+        return self._repeated(lambda: self._artifacts.put(content))
 
     def path(self, sha256: str) -> Path:
         """Do as `ArtifactStore.path`."""
-        return self._patiently(lambda: self._artifacts.path(sha256))
+        return self._repeated(lambda: self._artifacts.path(sha256))
 
-    def _patiently(self, ask: Callable[[], Result]) -> Result:
+    def _repeated(self, call: Callable[[], Result]) -> Result:
         while True:
             try:
-                return ask()
+                return call()
             except StoreUnreachable as error:
                 log.warning("the artifact store is asked again: %s", error)
             self._check()

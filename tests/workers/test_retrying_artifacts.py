@@ -10,9 +10,9 @@ from service.storage import bucket
 from service.storage.cache import FileCache
 from service.storage.opening import open_storage
 from service.store.artifacts import ArtifactStore
-from workers import patience
+from workers import retrying_artifacts
 from workers.lease import CancelAsked
-from workers.patience import PatientArtifacts
+from workers.retrying_artifacts import RetryingArtifacts
 
 
 class Outage(ArtifactStore):
@@ -39,16 +39,16 @@ class Outage(ArtifactStore):
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(retrying_artifacts, "RETRY_SECONDS", 0.0)
 
 
 def test_an_outage_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, checks = Outage(tmp_path, 3), []
-    patient = PatientArtifacts(store, lambda: checks.append(None))
-    name, size = patient.put(b"content")
+    retrying = RetryingArtifacts(store, lambda: checks.append(None))
+    name, size = retrying.put(b"content")
     assert (size, len(checks)) == (7, 3)
     store.times = 2
-    assert patient.path(name).read_bytes() == b"content"
+    assert retrying.path(name).read_bytes() == b"content"
     assert len(checks) == 5
     assert caplog.messages == ["the artifact store is asked again: the store does not answer"] * 5
 
@@ -58,7 +58,7 @@ def test_work_that_must_stop_does_not_wait(tmp_path: Path) -> None:
         raise CancelAsked
 
     store = Outage(tmp_path, 1)
-    for ask in (PatientArtifacts(store, check).put, PatientArtifacts(store, check).path):
+    for ask in (RetryingArtifacts(store, check).put, RetryingArtifacts(store, check).path):
         store.times = 1
         with pytest.raises(CancelAsked):
             ask(b"x" if ask.__name__ == "put" else "0" * 64)
@@ -67,7 +67,7 @@ def test_work_that_must_stop_does_not_wait(tmp_path: Path) -> None:
 def test_a_store_that_fails_for_good_is_not_asked_again(tmp_path: Path) -> None:
     store = Outage(tmp_path, 2, StoreFailed)
     with pytest.raises(StoreFailed):
-        PatientArtifacts(store, lambda: None).put(b"content")
+        RetryingArtifacts(store, lambda: None).put(b"content")
     assert store.times == 1
 
 
@@ -92,7 +92,7 @@ def test_a_real_server_that_comes_back_takes_what_was_kept_waiting(
                 server.start()
                 assert httpx.put(f"{server.url}/{name}", trust_env=False).is_success
 
-        sha256, _ = PatientArtifacts(store, start_again).put(b"content")
+        sha256, _ = RetryingArtifacts(store, start_again).put(b"content")
         assert checks
         assert store.path(sha256).read_bytes() == b"content"
     finally:
