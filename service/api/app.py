@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
-from service.api import catalog, comparisons, events, files, health, jobs, problems, reports
+from service.api import catalog, events, files, health, jobs, problems
 from service.api.audits import (
     alerts,
     badge,
@@ -28,6 +28,8 @@ from service.api.dependencies import Backend, known_parameters_only
 from service.api.keys import routes as keys
 from service.api.keys.checking import KeyRequired, requires, requires_by_method
 from service.api.middleware import BodyLimit
+from service.api.reports import comparisons
+from service.api.reports import routes as reports
 from service.settings import Settings
 from service.startup import Stores
 

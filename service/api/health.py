@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.dependencies import Backend, FromApp
-from service.contracts.sizes import SizeClass
+from service.contracts.request import SizeClass
 from service.errors import OtherStore, StoreFailed
 
 log = logging.getLogger(__name__)

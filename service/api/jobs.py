@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response, status
 
 from service import queue, submission
-from service.api import downloads
 from service.api.bodies import UniqueKeys
 from service.api.dependencies import (
     PRINTABLE,
@@ -18,7 +17,8 @@ from service.api.dependencies import (
     PageToken,
     UploadedFiles,
 )
-from service.api.verdicts import verdicts_of
+from service.api.reports import downloads
+from service.api.reports.verdicts import verdicts_of
 from service.api.views import JobPage, JobView, sent
 from service.contracts.request import JobRequest, JobSubmission
 from service.store.job_records import Job

@@ -1,4 +1,4 @@
-"""What the baselines of audits are chosen from: runs that passed, and reports that are pinned."""
+"""Reads the candidates for the baselines of audits: runs that passed, and pinned reports."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,10 @@ from service.contracts.report import Report
 from service.errors import InvalidRequest
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import last_passed, past_run_of
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.job_records import job_of
 from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRerunRow, AuditRow, AuditRunRow, JobRow
+from service.store.tables import ArtifactRow, JobRow
 
 NO_REPORT = "There is no such report."
 

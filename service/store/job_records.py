@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest
-from service.contracts.sizes import SizeClass
+from service.contracts.request import JobRequest, SizeClass
 from service.errors import JobUnreadable
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow

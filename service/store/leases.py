@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 
 from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest
-from service.contracts.sizes import SizeClass
+from service.contracts.request import JobRequest, SizeClass
 from service.contracts.warnings import Warning
 from service.errors import LeaseLost
 from service.store.job_records import Artifact, Claim, first_problem

@@ -18,7 +18,7 @@ def create_key(
     ],
     owner: Annotated[
         str | None,
-        typer.Option(help="Whose what it makes is; keys with the same owner see the same. Default: NAME."),
+        typer.Option(help="Owner of what is made with the key; keys with the same owner see the same. Default: NAME."),
     ] = None,
     expires: Annotated[
         str | None,
@@ -60,7 +60,7 @@ def list_keys(as_json: Json = False) -> None:
 def revoke_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the key.")], as_json: Json = False
 ) -> None:
-    """Let a key be accepted no more. What it made stays, and belongs to its owner."""
+    """Revoke a key. What was made with it stays, and belongs to its owner."""
     from service.cli import api_keys
 
     api_keys.revoke(name, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Copying an artifact store to another place, such as from a directory to a bucket, with the checkpoints in it.
+"""Copies an artifact store to another place, such as from a directory to a bucket, with the checkpoints in it.
 
 Every file is checked against the SHA-256 that is its name before it is put. The store's id comes last: until then no
 process starts with the copy. Files that are there already, with their size, are not sent again, so a copy that was

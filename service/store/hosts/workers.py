@@ -14,7 +14,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from service.contracts.sizes import SIZE_CLASSES, SizeClass
+from service.contracts.request import SIZE_CLASSES, SizeClass
 from service.contracts.warnings import Warning
 from service.store.statuses import Status
 from service.store.tables import EventRow, JobRow, WorkerRow

@@ -19,7 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.contracts.sizes import SizeClass
+from service.contracts.request import SizeClass
 from service.store.job_records import Dispatch
 from service.store.owners.tables import KeyRow, OwnerRow
 from service.store.statuses import Status

@@ -13,14 +13,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, event, exists, false
 from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.notifications.tables import AlertRow, AnnouncementRow, AttemptRow, EndpointRow, MessageRow
 from service.store.owners.access import EVERYTHING, Access
 from service.store.owners.tables import KeyRow, OwnerRow
 from service.store.tables import (
     ArtifactRow,
-    AuditRerunRow,
-    AuditRow,
-    AuditRunRow,
     Base,
     DeletedJobRow,
     DispatchRow,
