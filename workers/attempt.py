@@ -259,10 +259,9 @@ class Attempt:
         ended = self._programs.fetch(resolving, self._temporary, relay.line)
         self._demand_success("resolving the model", relay, ended)
         resolved = Resolved.model_validate_json(target.read_text())
-        if terms.fingerprint not in (None, resolved.fingerprint):
-            message = (
-                f"model: {resolved.model!r} has other weights, {resolved.fingerprint}; needed: {terms.fingerprint}"
-            )
+        fingerprint, needed = resolved.fingerprint, terms.fingerprint
+        if needed not in (None, fingerprint):
+            message = f"model: {resolved.model!r} has other weights, {fingerprint}; needed: {needed}"
             raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
         resolution = Resolution(
             identity=identity(resolved.content, resolved.hardware, asked),
