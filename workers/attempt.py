@@ -53,7 +53,7 @@ from workers.sandbox.sandbox import Sandbox
 log = logging.getLogger(__name__)
 
 _OUT_OF_SPACE = (OUT_OF_MEMORY, DEVICE_FULL, "disk-full", KILLED, *LIMIT_CODES)
-"""Codes of failures that beginning anew cannot help."""
+"""Codes of failures after which starting over cannot succeed."""
 
 
 class Attempt:

@@ -28,7 +28,7 @@ class Copied:
 def copy(source: ArtifactStore, target: ArtifactStore, report: Callable[[Copied], None]) -> Copied:
     """Copy every file of `source` that `target` lacks, and the store's id; `report` is called after each file.
 
-    Checkpoints of unfinished measurements are not copied: their jobs begin anew.
+    Checkpoints of unfinished measurements are not copied: their jobs start over.
 
     Raises Conflict where one of the two is no store, or `target` another database's; StoreFailed where one fails or a
     file is damaged; OSError.

@@ -130,7 +130,7 @@ def applied(salt: str = "headroom") -> Iterator[None]:
 
 @contextmanager
 def laid_out(figure: Figure) -> Iterator[None]:
-    """Place everything in `figure` once: what is saved inside has one layout, and saving need not find it anew."""
+    """Place everything in `figure` once: what is saved inside has one layout, and saving need not compute it again."""
     figure.draw_without_rendering()
     with mpl.rc_context({"figure.constrained_layout.use": False}):
         # "none" would keep an engine in place, for which saving draws twice.
