@@ -82,8 +82,7 @@ class Attempt:
         self._programs = Programs(sandbox, lease, claim, directory, settings.fetch_seconds)
         self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, self._out, settings)
         self._models = ModelCache(settings.model_cache_bytes)
-        self._layers = 0
-        """That the last measurement was through with."""
+        self._layers = 0  # that the last measurement has done
 
     def run(self) -> list[Artifact]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
