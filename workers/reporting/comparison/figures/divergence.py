@@ -5,7 +5,7 @@ the order of the reports.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def _points(gathered: Gathered, figure_of: Callable[[SchemeFacts], Estimate | No
     return [Point(report, scheme, figure) for report, scheme, figure in figures if figure is not None]
 
 
-def _plot(axes: Axes, points: Sequence[Point], gathered: Gathered) -> None:
+def _plot(axes: Any, points: Sequence[Point], gathered: Gathered) -> None:
     count = len(gathered.sources)
     for report, label in enumerate(gathered.labels):
         own = [point for point in points if point.report == report]
