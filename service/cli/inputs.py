@@ -28,6 +28,7 @@ _SETTINGS = (
     "label_depth",
     "label_dimensions",
     "int8_threshold",
+    "retention_days",
 )
 """What goes into the request as it was typed."""
 HARM: Mapping[str, Mapping[str, Any]] = {

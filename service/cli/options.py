@@ -13,12 +13,16 @@ _OPTIONS = {"model": "MODEL", "schemes": "--scheme", "page_size": "--limit"}
 """Options that are not named for their field."""
 _GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm|recommend)(\.|$)")
 """Fields that `--set` sets."""
+_KEY_LIMIT = re.compile(r"limits\.([a-z_]+)")
+"""A limit of a key, which has an option of its own."""
 
 
 def option_of(field: str) -> str:
     """Return the option that sets a field of a request: `--sequence-length` for `sequence_length`."""
     if _GROUP.match(field):
         return f"--set {field}"
+    if of_key := _KEY_LIMIT.fullmatch(field):
+        field = of_key[1]
     name = field.partition(".")[0]
     return _OPTIONS.get(name, "--" + name.replace("_", "-"))
 
@@ -157,6 +161,14 @@ SplitGroups = Annotated[
     ),
 ]
 
+RetentionDays = Annotated[
+    int | None,
+    whole_option(
+        "--retention-days",
+        "N",
+        "Days after its end for which the service keeps the report. Default: HEADROOM_RETENTION_DAYS of the service.",
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option(

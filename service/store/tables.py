@@ -223,3 +223,16 @@ class HostRow(Base):
     """Id of the kernel since it was booted."""
     seen_at: Mapped[datetime]
     """When a process there last wrote it."""
+
+
+class WorkerRow(Base):
+    """A worker that was there a while ago."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """`HOST:PID:DEVICE`, as its jobs show it."""
+    sizes: Mapped[Sentences]
+    """The classes of jobs that it takes."""
+    seen_at: Mapped[datetime]
+    """When it last wrote this row."""

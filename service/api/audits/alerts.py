@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from service.api.audits.names import NAME, AlertId
-from service.api.dependencies import PRINTABLE, FromApp, PageSize, PageToken, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import PRINTABLE, FromApp, PageSize, PageToken
 from service.contracts.audits.alert import Alert
 from service.contracts.record import Frozen
 

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from service.api.audits.names import AuditName
-from service.api.dependencies import Backend, FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import Backend, FromApp
 from service.api.reports import comparisons
 from service.audits.baseline import choose, rule
 from service.audits.figures import NotALimit, figure

@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 from service import audit_calibration, queue
 from service.api.audits.baseline import present_baseline
 from service.api.audits.names import AuditName
-from service.api.dependencies import Backend, FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import Backend, FromApp
 from service.api.reports import comparisons
 from service.contracts.audits.audit import Calibration
 from service.contracts.record import Frozen, NoBoolean

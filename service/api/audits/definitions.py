@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError
 from service import submission
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
-from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys, UploadedFiles
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UploadedFiles
 from service.api.reports import downloads
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission

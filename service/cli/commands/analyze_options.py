@@ -20,6 +20,7 @@ from service.cli.options import (
     Memory,
     Model,
     Out,
+    RetentionDays,
     Schemes,
     Score,
     Seed,
@@ -56,6 +57,7 @@ class AnalyzeOptions:
     """NAME=VALUE each."""
     harm: Harm = None
     """Keys of `inputs.HARM`."""
+    retention_days: RetentionDays = None
     memory: Memory = None
     """For the worker, as is `device`, where the command starts it."""
     device: Device = None

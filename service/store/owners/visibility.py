@@ -27,6 +27,7 @@ from service.store.tables import (
     HostRow,
     JobRow,
     StoreRow,
+    WorkerRow,
 )
 
 OWNED: tuple[type[Base], ...] = (JobRow, DeletedJobRow, AuditRow, FileRow)
@@ -44,7 +45,7 @@ OF_OWNED: dict[type[Base], tuple[str, ...]] = {
     AttemptRow: ("message_id", "audit_id"),
 }
 """Rows that belong to another row: the foreign keys that lead to the one with an owner."""
-HIDDEN: tuple[type[Base], ...] = (HostRow, KeyRow, OwnerRow, StoreRow)
+HIDDEN: tuple[type[Base], ...] = (HostRow, KeyRow, OwnerRow, StoreRow, WorkerRow)
 """Rows of the service itself, which nobody sees but who sees everything."""
 
 _ACCESS = "access"
