@@ -41,5 +41,8 @@ markers=""
 for marker in ${left_out[@]+"${left_out[@]}"}; do
     markers+="${markers:+ and }$marker"
 done
-# In two processes, file by file from the first on, which hold the longest tests.
-check "tests" pytest -n 2 --dist loadfile --no-loadscope-reorder ${markers:+-m "$markers"} --cov --cov-report=term:skip-covered
+# In two processes, file by file from the first on, which hold the longest tests. Each has one core for its arithmetic.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+coverage=()
+[ -z "${HEADROOM_COVERAGE:-}" ] || coverage=(--cov --cov-report=term:skip-covered)
+check "tests" pytest -n 2 --dist loadfile --no-loadscope-reorder ${markers:+-m "$markers"} ${coverage[@]+"${coverage[@]}"}

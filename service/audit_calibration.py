@@ -15,8 +15,8 @@ from service.audits.schedule import runs_per_year
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audits.audit import AuditDefinition, Calibration, NewestIn
 from service.contracts.audits.resolution import Terms
-from service.contracts.provenance import ModelFacts
 from service.contracts.request import JobRequest
+from service.contracts.sections.provenance import ModelFacts
 from service.errors import InvalidRequest
 from service.store.audit_records import Audit
 from service.store.job_records import Job

@@ -115,6 +115,13 @@ class SchemaVersionUnknown(ReportUnreadable):
     """Raised when a stored report is of another major schema version."""
 
 
+class JobUnreadable(HeadroomError):
+    """Raised for a stored job that this version cannot read; the message says which part, and how to remove it."""
+
+    code = "job-unreadable"
+    status = 409
+
+
 class LeaseLost(HeadroomError):
     """Raised when a worker writes to a job that went to another worker, or ended, while it held it."""
 

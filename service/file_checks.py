@@ -1,4 +1,4 @@
-"""Checks that a file holds something, and is of the format that its name states, while it passes by in pieces."""
+"""Checks piece by piece that a file is not empty, and is of the format that its name states."""
 
 import codecs
 
@@ -32,7 +32,7 @@ class FormatCheck:
         self._seen += len(piece)
 
     def end(self) -> None:
-        """Check what only the whole file tells. Raises InvalidRequest."""
+        """Check what only the whole file shows. Raises InvalidRequest."""
         if self._blank:
             raise self._refused("is empty", "a file with content")
         if not self._parquet:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from service.contracts.sizes import SIZE_CLASSES, SizeClass
+from service.contracts.request import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest, ServiceUnreachable
 from service.settings import Settings
 

@@ -16,12 +16,13 @@ from service.contracts import refusals
 from service.contracts.request import (
     DEFAULT_CHECKPOINT_SECONDS,
     DEFAULT_MEMORY,
+    SIZE_CLASSES,
     CheckpointSeconds,
     Device,
     MemorySize,
     RetentionDays,
+    SizeClass,
 )
-from service.contracts.sizes import SIZE_CLASSES, SizeClass
 from service.errors import InvalidRequest
 
 DEFAULT_ARTIFACT_CACHE = ByteSize(4 * 2**30)
@@ -158,26 +159,26 @@ class Settings(BaseSettings):
 
     @field_validator("webhook_networks", mode="plain")
     @classmethod
-    def _parse_networks(cls, given: str | tuple[Network, ...]) -> tuple[Network, ...]:
-        if isinstance(given, tuple):
-            return given
+    def _parse_networks(cls, value: str | tuple[Network, ...]) -> tuple[Network, ...]:
+        if isinstance(value, tuple):
+            return value
         try:
-            return tuple(ip_network(part.strip()) for part in given.split(",") if part.strip())
+            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
         except ValueError as error:
             raise ValueError(f"allowed: networks such as 10.1.0.0/16,fd00::/64 ({error})") from error
 
     @field_validator("model_roots", mode="plain")
     @classmethod
-    def _parse_roots(cls, given: str | tuple[Path, ...]) -> tuple[Path, ...]:
-        roots = tuple(map(Path, filter(None, given.split(os.pathsep)))) if isinstance(given, str) else given
+    def _parse_roots(cls, value: str | tuple[Path, ...]) -> tuple[Path, ...]:
+        roots = tuple(map(Path, filter(None, value.split(os.pathsep)))) if isinstance(value, str) else value
         if not all(root.is_absolute() for root in roots):
             raise ValueError(f"allowed: absolute paths of directories, with {os.pathsep!r} between two of them")
         return roots
 
     @field_validator("queues", mode="plain")
     @classmethod
-    def _parse_queues(cls, given: str | tuple[SizeClass, ...]) -> tuple[SizeClass, ...]:
-        names = given.split(",") if isinstance(given, str) else given
+    def _parse_queues(cls, value: str | tuple[SizeClass, ...]) -> tuple[SizeClass, ...]:
+        names = value.split(",") if isinstance(value, str) else value
         wanted = {name.strip() for name in names}
         if not wanted or wanted - set(SIZE_CLASSES):
             raise ValueError(f"allowed: one or more of {', '.join(SIZE_CLASSES)}, with a comma between them")
@@ -185,14 +186,14 @@ class Settings(BaseSettings):
 
     @field_validator("mail_from")
     @classmethod
-    def _check_mailbox(cls, given: str | None) -> str | None:
-        if given is not None and not is_mailbox(given):
+    def _check_mailbox(cls, value: str | None) -> str | None:
+        if value is not None and not is_mailbox(value):
             raise ValueError("allowed: a mailbox such as headroom@example.org")
-        return given
+        return value
 
     @property
     def reach(self) -> Reach:
-        """Whom this service can tell of alerts."""
+        """The receivers of alerts that this service can send to."""
         return Reach(self.webhook_networks, self.smtp_url is not None and self.mail_from is not None)
 
     @property

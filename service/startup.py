@@ -25,6 +25,7 @@ from service.store.files.removals import Removals
 from service.store.files.uploads import UploadStore
 from service.store.hosts.event_news import EventNews
 from service.store.hosts.single_host import SingleHost
+from service.store.hosts.workers import WorkerStore
 from service.store.jobs import JobStore
 from service.store.owners.keys import KeyStore
 from service.store.runs.store import RunStore
@@ -43,6 +44,7 @@ class Stores(NamedTuple):
     removals: Removals
     garbage: Garbage
     news: EventNews
+    workers: WorkerStore
 
 
 def open_stores(settings: Settings) -> Stores:
@@ -52,9 +54,11 @@ def open_stores(settings: Settings) -> Stores:
     an SQLite file that another host uses; ServiceUnreachable and StoreFailed when one does not answer.
     """
     engine = make_engine(settings.database)
+    host = SingleHost(engine) if engine.dialect.name == "sqlite" else None
+    if host is not None:
+        host.check()  # before a migration, which would change what the other host uses
     upgrade(engine)
-    if engine.dialect.name == "sqlite":
-        host = SingleHost(engine)
+    if host is not None:
         host.write()
         host.keep()
     stores = stores_on(engine, settings)
@@ -78,6 +82,7 @@ def stores_on(engine: Engine, settings: Settings) -> Stores:
         removals=Removals(engine, audits.report_is_baseline),
         garbage=Garbage(engine, artifacts),
         news=EventNews(engine),
+        workers=WorkerStore(engine),
     )
 
 

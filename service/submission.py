@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.files import StoredFile, Upload, format_of
-from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission
-from service.contracts.sizes import SizeClass
+from service.contracts.request import SAMPLE, Analysis, JobRequest, JobSubmission, SizeClass
 from service.errors import InvalidRequest, NotFound, ServiceUnreachable
 from service.file_checks import FormatCheck
 from service.store.artifacts import ArtifactStore

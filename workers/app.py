@@ -46,6 +46,7 @@ def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
     idle = IdleWatch(supervisor.jobs_wait, renewal())
     app.task(name=queue.TASK)(idle.working(supervisor.run))
     idle.start()
+    stores.workers.keep(worker_name(present), present.queues)
     return app
 
 
@@ -112,6 +113,7 @@ def _once() -> int:
         present = settings()
         stores = open_stores(present)
         supervisor = _supervisor(present, stores, stop.is_set)
+        stores.workers.keep(worker_name(present), present.queues)
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     return run_once(supervisor, stores.jobs)
 

@@ -39,16 +39,16 @@ from workers.failures import (
 )
 from workers.lease import Lease
 from workers.measurement.runtime.workspace import unfinished
-from workers.model_cache import ModelCache
-from workers.model_roots import directory_within
-from workers.patience import PatientArtifacts
+from workers.model_files.cache import ModelCache
+from workers.model_files.resolution import Resolved, identity
+from workers.model_files.roots import directory_within
+from workers.model_files.size_classes import check_fetched, check_size, fetch_options, weights_bytes
 from workers.relay import Relay
-from workers.resolution import Resolved, identity
+from workers.retrying_artifacts import RetryingArtifacts
 from workers.samples import CALIBRATION, LABELLED, MODEL
 from workers.sandbox.limits import LIMIT_CODES
 from workers.sandbox.programs import Commands, Programs
 from workers.sandbox.sandbox import Sandbox
-from workers.size_classes import check_fetched, check_size, fetch_options, weights_bytes
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Attempt:
         sandbox: Sandbox,
     ) -> None:
         self._store = store
-        self._artifacts = PatientArtifacts(artifacts, lease.check)
+        self._artifacts = RetryingArtifacts(artifacts, lease.check)
         self._lease = lease
         self._claim = claim
         self._directory = directory
@@ -121,8 +121,8 @@ class Attempt:
     def _is_measured(self) -> bool:
         """Whether an earlier attempt left a whole measurement by the same version."""
         try:
-            found = json.loads((self._out / "report.json").read_bytes())
-            return bool(found["headroom_version"] == version("headroom"))
+            report = json.loads((self._out / "report.json").read_bytes())
+            return bool(report["headroom_version"] == version("headroom"))
         except (OSError, ValueError, LookupError):
             return False
 
@@ -163,7 +163,7 @@ class Attempt:
                 log.warning("job %s is measured %s: %s", self._claim.job_id, how, error)
 
     def _with_batch_of(self, sequences: int, request: MeasurementRequest, full: Failed) -> MeasurementRequest:
-        """Return the request with a batch that may fit, and tell who watches the job.
+        """Return the request with a smaller batch, and warn in the job's events.
 
         Another batch is another measurement, with other last digits and streams that are laid out otherwise: what the
         one before left, if anything, cannot be gone on from.
@@ -238,15 +238,15 @@ class Attempt:
         return self._models.fetched(name, partial(self._fetched, name))
 
     def _fetched(self, name: str) -> ModelFiles:
-        found, relay = self._directory / "model.json", Relay(self._store, self._claim)
-        fetching = [*self._commands.hub, *fetch_options(self._settings), name, str(found)]
+        target, relay = self._directory / "model.json", Relay(self._store, self._claim)
+        fetching = [*self._commands.hub, *fetch_options(self._settings), name, str(target)]
         ended = self._programs.fetch(fetching, self._temporary, relay.line)
         check_fetched(relay.last_word)
         self._demand_success("fetching the model", relay, ended)
-        return ModelFiles.model_validate_json(found.read_text())
+        return ModelFiles.model_validate_json(target.read_text())
 
     def _resolved(self, terms: Terms) -> ModelFiles:
-        """Return the model of an audit's job as it is now, fetched if need be, and keep what it was found to be.
+        """Return the model of an audit's job as it is now, fetched if need be, and store its resolution.
 
         Raises Unchanged for a job that would measure what the terms say is known.
         """
@@ -258,21 +258,23 @@ class Attempt:
         resolving = [*self._commands.resolution, asked.model, self._settings.device, str(target), *options]
         ended = self._programs.fetch(resolving, self._temporary, relay.line)
         self._demand_success("resolving the model", relay, ended)
-        found = Resolved.model_validate_json(target.read_text())
-        if terms.fingerprint not in (None, found.fingerprint):
-            message = f"model: {found.model!r} has other weights, {found.fingerprint}; needed: {terms.fingerprint}"
+        resolved = Resolved.model_validate_json(target.read_text())
+        if terms.fingerprint not in (None, resolved.fingerprint):
+            message = (
+                f"model: {resolved.model!r} has other weights, {resolved.fingerprint}; needed: {terms.fingerprint}"
+            )
             raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
         resolution = Resolution(
-            identity=identity(found.content, found.hardware, asked),
-            **found.model_dump(exclude={"content", "hardware"}),
+            identity=identity(resolved.content, resolved.hardware, asked),
+            **resolved.model_dump(exclude={"content", "hardware"}),
         )
         self._store.resolved(self._claim, resolution)
         if resolution.identity == terms.unless_identity:
             raise Unchanged
-        if found.revision is None:
-            return self._model(found.model)
-        fetched = self._model(f"{found.model.partition('@')[0]}@{found.revision}")
-        return fetched.model_copy(update={"source": found.model})
+        if resolved.revision is None:
+            return self._model(resolved.model)
+        fetched = self._model(f"{resolved.model.partition('@')[0]}@{resolved.revision}")
+        return fetched.model_copy(update={"source": resolved.model})
 
     def _calibration(self) -> CalibrationFile:
         stored = self._claim.request.calibration

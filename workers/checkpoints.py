@@ -1,4 +1,4 @@
-"""An attempt's checkpoints in the artifact store: another machine's is fetched at the start, this one's are kept.
+"""Shares an attempt's checkpoints through the artifact store: fetches another machine's, and stores this one's.
 
 A thread watches the measurement's directory. A new checkpoint is linked beside it, for the measurement removes it
 when the next is whole, and put into the store from there. What fails is tried again with the next checkpoint: it may
@@ -22,8 +22,7 @@ from service.store.files.checkpoints import Checkpoint, CheckpointStore
 from service.store.job_records import Claim
 from service.store.leases import Leases
 from workers.lease import Lease
-from workers.measurement.runtime.checkpoint_files import checkpoint_files, latest_checkpoint, layers_done
-from workers.measurement.runtime.workspace import unfinished
+from workers.measurement.runtime.workspace import checkpoint_files, latest_checkpoint, layers_done, unfinished
 from workers.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ _STOP_SECONDS = 5.0
 
 
 class _Stopped(Exception):
-    """The measurement has ended, so that its checkpoint is of no more use."""
+    """The measurement has ended, so that its checkpoint is no longer needed."""
 
 
 class SharedCheckpoints:
@@ -122,7 +121,7 @@ class SharedCheckpoints:
 
 
 def _made(checkpoint: Path | None) -> tuple[str, int] | None:
-    """Return what tells a checkpoint from one of the same name that an earlier measurement made."""
+    """Return the name and the time of a checkpoint; one of an earlier measurement may have the same name."""
     try:
         return None if checkpoint is None else (checkpoint.name, checkpoint.stat().st_mtime_ns)
     except FileNotFoundError:
@@ -145,7 +144,7 @@ def checkpoints_of(
 
 
 def as_here(kept: MeasurementRequest, asked: MeasurementRequest) -> MeasurementRequest:
-    """Return a request that an earlier attempt kept, with what may differ between machines as it is on this one."""
+    """Return the request of an earlier attempt with the paths, the memory and the device of this machine."""
     update = {
         "model": kept.model.model_copy(update={"path": asked.model.path}),
         "calibration": kept.calibration.model_copy(update={"path": asked.calibration.path}),

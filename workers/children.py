@@ -1,4 +1,4 @@
-"""Running one child process under a lease: its lines are read, and it is ended when the work must stop."""
+"""Runs one child process under a lease: reads its lines, and ends it when the work must stop."""
 
 import subprocess
 import time

@@ -1,4 +1,4 @@
-"""Why a job ends without a report, where the child that failed did not say so itself."""
+"""The failures of jobs: their codes and messages, where the child process did not report one itself."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ class JobFailed(Exception):
 
 
 def unexplained(what: str, ended: Ended) -> Failed:
-    """Return why a child that did not say so itself ended."""
+    """Return the failure of a child that reported none itself."""
     if ended.status == -signal.SIGKILL:
         message = f"{what} was ended by SIGKILL; most often that is the system, out of memory"
         return Failed(code=KILLED, message=message, bad_input=False)
@@ -61,5 +61,5 @@ def device_full_in_library(ended: Ended, sequences: int | None, sequence_length:
 
 
 def internal(message: str) -> Failed:
-    """Return a failure that is nobody's input's fault."""
+    """Return a failure that no input caused."""
     return Failed(code="internal", message=message, bad_input=False)

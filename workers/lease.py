@@ -27,7 +27,7 @@ class CancelAsked(Exception):
 
 
 class WorkerStopping(Exception):
-    """The worker was told to stop."""
+    """The worker got a signal to stop."""
 
 
 class Lease:
@@ -67,7 +67,7 @@ class Lease:
             raise WorkerStopping
 
     def check_owned(self) -> None:
-        """Raise LeaseLost alone; for the last steps, which nothing else is worth breaking off for."""
+        """Raise LeaseLost when the lease is lost; the last steps of a job are interrupted by nothing else."""
         if self._lost or time.monotonic() - self._renewed > self.seconds:
             raise LeaseLost(f"the lease of job {self._claim.job_id} could not be kept")
 

@@ -1,7 +1,7 @@
-"""How long a worker lives: until it is stopped, for one job, or until it hears of no job although some wait.
+"""The lifetime of a worker: one job with --once, else until it is stopped, or restarts since it gets no messages.
 
-A worker that sits idle beside a queue has lost its broker in a way that neither side noticed. It becomes a new process
-of the same id.
+A worker that is idle although jobs wait has lost its connection to the broker without an error. It replaces itself by a
+new process of the same id.
 """
 
 import logging
@@ -22,7 +22,7 @@ from workers.supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 120.0
-"""How long a worker may sit idle while jobs wait."""
+"""Seconds for which a worker may be idle while jobs wait."""
 POLL_SECONDS = 10.0
 
 DONE, FAILED, NONE_WAITING, NOT_ENDED = 0, 1, 5, 6
@@ -64,7 +64,7 @@ class IdleWatch:
         return task
 
     def start(self, poll_seconds: float = POLL_SECONDS) -> Thread:
-        """Look every `poll_seconds`, in a thread that ends with the process or with `stop`."""
+        """Check every `poll_seconds`, in a thread that ends with the process or with `stop`."""
 
         def watch() -> None:
             while not self._stopped.wait(poll_seconds):
@@ -75,7 +75,7 @@ class IdleWatch:
         return thread
 
     def stop(self) -> None:
-        """End the thread at its next look."""
+        """End the thread at its next check."""
         self._stopped.set()
 
     def look(self, now: float) -> None:

@@ -56,7 +56,7 @@ class Relay:
             self.last_word = said
 
     def progress(self, said: Progress) -> None:
-        """Take how far the work has come. Raises LeaseLost."""
+        """Store progress, at most twice a second. Raises LeaseLost."""
         if said.stage == "sweep":
             self.layers = said.done
             self.batch_sequences = said.batch_sequences or self.batch_sequences
@@ -72,7 +72,7 @@ class Relay:
         self._store_line(said)
 
     def warning(self, said: Warning) -> None:
-        """Take what the reader must know. Raises LeaseLost."""
+        """Store a warning. Raises LeaseLost."""
         self.flush()
         self._store_line(said)
 

@@ -43,9 +43,9 @@ from workers.attempt import Attempt
 from workers.directories import WorkDirectories
 from workers.failures import JobFailed, Unchanged
 from workers.lease import CancelAsked, Lease, WorkerStopping
+from workers.model_files.size_classes import LargeModel
 from workers.sandbox.programs import Commands
 from workers.sandbox.sandbox import Sandbox, open_sandbox
-from workers.size_classes import LargeModel
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,14 @@ Every call except the health checks, badges and open feeds needs an API key. The
 runs no model. A job answered with 202 is recorded, whether or not a worker or the queue can be reached.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
-from service.api import catalog, comparisons, events, files, health, jobs, problems, reports
+from service.api import catalog, events, files, health, jobs, problems
 from service.api.audits import (
     alerts,
     badge,
@@ -27,6 +28,8 @@ from service.api.dependencies import Backend, known_parameters_only
 from service.api.keys import routes as keys
 from service.api.keys.checking import KeyRequired, requires, requires_by_method
 from service.api.middleware import BodyLimit
+from service.api.reports import comparisons
+from service.api.reports import routes as reports
 from service.settings import Settings
 from service.startup import Stores
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 openapi = APIRouter()
+_MOST_CALLERS = 1024
+"""Callers whose views of the stores are kept between their requests."""
 
 
 @openapi.get("/openapi.json", include_in_schema=False)
@@ -57,7 +62,7 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         ],
         responses={"4XX": {"description": "Problem document, RFC 9457", "content": {problems.MEDIA_TYPE: {}}}},
     )
-    app.state.backend = Backend(
+    backend = Backend(
         settings,
         stores.jobs,
         stores.artifacts,
@@ -67,8 +72,10 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
         stores.keys,
         stores.removals,
         stores.news,
+        stores.workers,
         broker,
     )
+    app.state.backend, app.state.backend_seen_by = backend, lru_cache(maxsize=_MOST_CALLERS)(backend.seen_by)
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)

@@ -1,15 +1,10 @@
-"""Defines the parameters of several routes, access to the parts of the service, and the strict reading of bodies."""
+"""Defines the parameters of several routes, and access to the parts of the service."""
 
-import asyncio
-import json
 import re
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import Depends, Path, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Depends, Path, Query, Request
 
 from service.api.keys.checking import access_of
 from service.contracts.refusals import nearest
@@ -22,6 +17,7 @@ from service.store.audits import AuditStore
 from service.store.files.removals import Removals
 from service.store.files.uploads import UploadStore
 from service.store.hosts.event_news import EventNews
+from service.store.hosts.workers import WorkerStore
 from service.store.jobs import JobStore
 from service.store.owners.access import Access
 from service.store.owners.keys import KeyStore
@@ -34,12 +30,6 @@ if TYPE_CHECKING:
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters: PostgreSQL cannot store NUL, and no parameter needs the others."""
 MAX_PAGE_SIZE = 200
-SMALL_BODY = 16 << 10
-"""Bytes of a body that is parsed in the event loop."""
-_LARGE_BODIES = CapacityLimiter(1)
-"""Larger ones are parsed one at a time: more threads would only keep the event loop from its turn."""
-MOST_KEYS = 2000
-"""Keys that the objects of one body may have together."""
 SHOWN_CHARACTERS = 200
 """A longer name of a parameter is cut to this length in the message."""
 
@@ -87,6 +77,7 @@ class Backend:
     keys: KeyStore
     removals: Removals
     news: EventNews
+    workers: WorkerStore
     broker: "Celery | None"
     """Sends messages to the queue; None: only the scheduler sends them."""
 
@@ -100,9 +91,9 @@ class Backend:
 
 
 async def _backend(request: Request) -> Backend:
-    backend = request.app.state.backend
+    backend = request.app.state.backend_seen_by(access_of(request))
     assert isinstance(backend, Backend)
-    return backend.seen_by(access_of(request))
+    return backend
 
 
 FromApp = Annotated[Backend, Depends(_backend)]
@@ -116,53 +107,9 @@ async def _owner(backend: FromApp) -> str:
 Owner = Annotated[str, Depends(_owner)]
 
 
-async def _resolve(backend: FromApp, owner: Owner) -> Resolve:
+async def _resolve(backend: FromApp) -> Resolve:
     """Return what finds the uploaded files that a request names."""
-    return lambda file_id: backend.uploads.use(owner, file_id).stored
+    return lambda file_id: backend.uploads.use(file_id).stored
 
 
 UploadedFiles = Annotated[Resolve, Depends(_resolve)]
-
-
-class UniqueKeys(APIRoute):
-    """A route that answers 400 to a body with a duplicate key, or with too many keys.
-
-    A large body is parsed and validated in a thread, one at a time: the event loop answers others meanwhile.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return a handler that reads the request's body strictly."""
-        handle = super().get_route_handler()
-
-        async def handle_strictly(request: Request) -> Response:
-            strict = _StrictRequest(request.scope, request.receive)
-            if len(await strict.body()) <= SMALL_BODY:
-                return await handle(strict)
-            return await to_thread.run_sync(asyncio.run, handle(strict), limiter=_LARGE_BODIES)
-
-        return handle_strictly
-
-
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        """Return the body. Raises json.JSONDecodeError, also for a duplicate key and for too many keys."""
-        return json.loads(await self.body(), object_pairs_hook=_Keys().object)
-
-
-class _Keys:
-    """Makes the objects of one body, and counts their keys: a validator names every unknown one."""
-
-    def __init__(self) -> None:
-        self._left = MOST_KEYS
-
-    def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Return an object of these keys and values."""
-        self._left -= len(pairs)
-        if self._left < 0:
-            raise json.JSONDecodeError(f"it has more than {MOST_KEYS} keys", "", 0)
-        fields: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in fields:
-                raise json.JSONDecodeError(f"the key {key[:SHOWN_CHARACTERS]!r} occurs twice in one object", "", 0)
-            fields[key] = value
-        return fields

@@ -1,7 +1,8 @@
 """Sends the events of a job: as a list, or as a stream of server-sent events that a client can resume.
 
 The `id:` line has the event's number. A client that lost the connection sends the number of the last event that it
-received as `Last-Event-ID`. The stream ends after the event that ended the job.
+received as `Last-Event-ID`. The stream ends after the event that ended the job, and when the key that opened it is no
+longer valid.
 """
 
 import asyncio
@@ -10,12 +11,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
-import anyio.to_thread
+from anyio import to_thread
 from anyio.lowlevel import RunVar
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from service.api.dependencies import Backend, FromApp, JobId
+from service.api.keys.checking import presented_key
 from service.api.views import EventList, EventView
 from service.errors import InvalidRequest, NotFound
 from service.store.jobs import JobStore
@@ -40,6 +42,7 @@ router = APIRouter()
 )
 def events(
     backend: FromApp,
+    request: Request,
     job_id: JobId,
     after: Annotated[int, Query(ge=0, le=LARGEST_SEQUENCE, description="Return only events after this number.")] = 0,
     accept: Annotated[str, Header()] = "",
@@ -51,7 +54,8 @@ def events(
     start = _resume_point(last_event_id) if last_event_id else after
     backend.store.status(job_id)  # an unknown job is an answer of its own, not a stream that breaks off
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(_stream(backend, job_id, start), headers=headers)
+    key = presented_key(request.headers)
+    return EventSourceResponse(_stream(backend, job_id, start, key), headers=headers)
 
 
 def _look(store: JobStore, job_id: str, after: int) -> EventList:
@@ -62,8 +66,24 @@ def _look(store: JobStore, job_id: str, after: int) -> EventList:
     return EventList(events=views, ended=has_ended and complete)
 
 
-async def _stream(backend: Backend, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield the events after `after` in the event-stream format, those to come as soon as they are there."""
+def _look_with(backend: Backend, key: str | None, job_id: str, after: int) -> EventList | None:
+    """Return the events after `after`; None where there is nothing to be seen any more, or the key is not valid."""
+    if not _is_valid(backend, key):
+        return None
+    with contextlib.suppress(NotFound):  # the job was deleted
+        return _look(backend.store, job_id, after)
+    return None
+
+
+def _is_valid(backend: Backend, key: str | None) -> bool:
+    return key is None or (backend.keys.verified(key) or backend.keys.verify(key)) is not None
+
+
+async def _stream(backend: Backend, job_id: str, after: int, key: str | None = None) -> AsyncIterator[bytes]:
+    """Yield the events after `after` in the event-stream format, those to come as soon as they are there.
+
+    Ends where `key` is not valid any more, which is looked at with each event and each heartbeat.
+    """
     yield format_sse_event(retry=RECONNECT_MILLISECONDS)
     loop, news = asyncio.get_running_loop(), asyncio.Event()
 
@@ -74,9 +94,8 @@ async def _stream(backend: Backend, job_id: str, after: int) -> AsyncIterator[by
     with backend.news.follow(job_id, wake, after) as follower:
         while True:
             news.clear()
-            try:
-                seen = await anyio.to_thread.run_sync(_look, backend.store, job_id, follower.seen, limiter=_limiter())
-            except NotFound:  # the job was deleted
+            seen = await to_thread.run_sync(_look_with, backend, key, job_id, follower.seen, limiter=_limiter())
+            if seen is None:
                 return
             for event in seen.events:
                 yield format_sse_event(id=str(event.sequence), event=event.kind, data_str=event.model_dump_json())
@@ -87,6 +106,8 @@ async def _stream(backend: Backend, job_id: str, after: int) -> AsyncIterator[by
                 with anyio.move_on_after(HEARTBEAT_SECONDS) as waiting:
                     await news.wait()
                 if waiting.cancelled_caught:
+                    if not await to_thread.run_sync(_is_valid, backend, key, limiter=_limiter()):
+                        return
                     yield KEEPALIVE_COMMENT
 
 

@@ -41,6 +41,8 @@ class FileView(BaseModel):
 
     id: str
     """A job names the file by it: `"calibration": {"file": ID}`."""
+    owner: str
+    """Owner of the key that uploaded it; empty for the bootstrap key."""
     name: str
     bytes: int
     sha256: str
@@ -83,22 +85,22 @@ async def upload(backend: FromApp, owner: Owner, request: Request, name: FileNam
 
 
 @router.get("")
-def list_files(backend: FromApp, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None) -> FilePageView:
-    """Return your uploaded files, newest first."""
-    page = backend.uploads.list(owner, page_size=page_size, page_token=page_token)
+def list_files(backend: FromApp, page_size: PageSize = 50, page_token: PageToken = None) -> FilePageView:
+    """Return your uploaded files, and to an administrator those of all owners, newest first."""
+    page = backend.uploads.list(page_size=page_size, page_token=page_token)
     return FilePageView(files=[FileView.of(file) for file in page.files], next_page_token=page.next_page_token)
 
 
 @router.get("/{file_id}")
-def show(backend: FromApp, owner: Owner, file_id: str) -> FileView:
+def show(backend: FromApp, file_id: str) -> FileView:
     """Return what is known of one file."""
-    return FileView.of(backend.uploads.get(owner, file_id))
+    return FileView.of(backend.uploads.get(file_id))
 
 
 @router.delete("/{file_id}", status_code=status.HTTP_204_NO_CONTENT)
-def delete(backend: FromApp, owner: Owner, file_id: str) -> None:
+def delete(backend: FromApp, file_id: str) -> None:
     """Forget a file. Jobs that were made with it keep its content."""
-    backend.uploads.delete(owner, file_id)
+    backend.uploads.delete(file_id)
 
 
 async def _receive(request: Request, file: IO[bytes], check: FormatCheck) -> None:

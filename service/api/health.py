@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.dependencies import Backend, FromApp
+from service.contracts.request import SizeClass
 from service.errors import OtherStore, StoreFailed
 
 log = logging.getLogger(__name__)
@@ -32,24 +33,37 @@ class Readiness(BaseModel):
     artifacts: Literal["ok", "failed", "other"]
     """`other`: it answers, and is not the store that the process started with."""
     broker: Literal["ok", "failed", "none"]
+    unserved: list[SizeClass]
+    """Classes of jobs that wait in the queue while no worker takes them. Not required: these jobs are kept."""
 
 
 @router.get("/healthz")
-def healthz() -> Alive:
+async def healthz() -> Alive:
     """Return 200: the process answers."""
     return Alive()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 def readyz(backend: FromApp, response: Response) -> Readiness:
-    """Return 200 if jobs can be recorded and reports downloaded, else 503."""
+    """Return 200 if jobs can be recorded and reports downloaded, else 503. `unserved` names queues without a worker."""
     database = _database(backend)
     artifacts = _artifacts(backend)
     ready = database == "ok" and artifacts == "ok"
     response.status_code = 200 if ready else 503
     return Readiness(
-        status="ready" if ready else "not ready", database=database, artifacts=artifacts, broker=_broker(backend)
+        status="ready" if ready else "not ready",
+        database=database,
+        artifacts=artifacts,
+        broker=_broker(backend),
+        unserved=_unserved(backend),
     )
+
+
+def _unserved(backend: Backend) -> list[SizeClass]:
+    try:
+        return backend.workers.unserved()
+    except SQLAlchemyError:  # which `database` says
+        return []
 
 
 def _database(backend: Backend) -> Literal["ok", "failed"]:

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response, status
 
 from service import queue, submission
-from service.api import downloads
+from service.api.bodies import UniqueKeys
 from service.api.dependencies import (
     PRINTABLE,
     FileKey,
@@ -15,11 +15,11 @@ from service.api.dependencies import (
     ModelFilter,
     PageSize,
     PageToken,
-    UniqueKeys,
     UploadedFiles,
 )
-from service.api.verdicts import verdicts_of
-from service.api.views import JobPage, JobView
+from service.api.reports import downloads
+from service.api.reports.verdicts import verdicts_of
+from service.api.views import JobPage, JobView, sent
 from service.contracts.request import JobRequest, JobSubmission
 from service.store.job_records import Job
 from service.store.statuses import Status
@@ -71,7 +71,7 @@ def list_jobs(
     status: Status | None = None,
     model: ModelFilter = None,
 ) -> JobPage:
-    """Return jobs, newest first."""
+    """Return jobs, newest first. Jobs that this version of the service cannot read are left out."""
     page = backend.store.list(status=status, model=model, page_size=page_size, page_token=page_token)
     verdicts = verdicts_of(backend, page.jobs)
     return JobPage(
@@ -79,11 +79,11 @@ def list_jobs(
     )
 
 
-@router.get("/{job_id}")
-def show(backend: FromApp, job_id: JobId) -> JobView:
-    """Return one job."""
+@router.get("/{job_id}", response_model=JobView)
+def show(backend: FromApp, job_id: JobId) -> Response:
+    """Return one job. Answers 409 for one that this version of the service cannot read."""
     job = backend.store.get(job_id)
-    return JobView.of(job, verdicts_of(backend, [job]).get(job.id))
+    return sent(JobView.of(job, verdicts_of(backend, [job]).get(job.id)))
 
 
 @downloads.route(router, "/{job_id}/files/{key}")

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from service.api.bodies import BodyRefused
 from service.contracts import refusals
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.request import JobSubmission
@@ -62,6 +63,7 @@ def install(app: FastAPI) -> None:
     """Make `app` answer every error with a problem document."""
     app.add_exception_handler(HeadroomError, _headroom_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(BodyRefused, _body_refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _database_error)
     app.add_exception_handler(Exception, _unforeseen_error)
@@ -97,6 +99,11 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     entries, sentences = zip(*(_refused(item, keys) for item in items[:NAMED_ERRORS]), strict=True)
     more = (f"and {len(items) - NAMED_ERRORS} more errors",) if len(items) > NAMED_ERRORS else ()
     return problem(InvalidRequest.code, InvalidRequest.status, "; ".join((*sentences, *more)), errors=entries)
+
+
+def _body_refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BodyRefused)
+    return _validation_error(request, error.validation)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

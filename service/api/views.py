@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any, Self
 
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict
 
 from service.contracts.progress import Failed, Progress
@@ -43,6 +44,11 @@ class JobView(BaseModel):
         """Return the view of `job`, with the verdicts of its report if it has one."""
         report = f"/v1/reports/{job.id}" if job.has_report else None
         return cls.model_validate(vars(job) | {"report": report, "verdicts": verdicts})
+
+
+def sent(view: BaseModel) -> Response:
+    """Return the answer with a document, written in the thread of its route: FastAPI would check it once more."""
+    return Response(view.model_dump_json(), media_type="application/json")
 
 
 class JobPage(BaseModel):

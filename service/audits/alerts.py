@@ -1,15 +1,16 @@
-"""Alerts: a figure that broke its limit, told of when that begins and when it ends, and not in between.
+"""Alerts: one for every figure that breaks a limit; messages go out when it opens and when it closes.
 
 An alert is known by its audit, figure, site and direction. It opens with a run that failed on the figure. It stays open
 until a later run passes every limit on that figure in that direction: a run that was skipped, failed to measure, found
 the model unchanged or could not judge the limit neither opens nor closes anything. A gate in a pipeline judges another
 model than the audit's, so it does not either.
 
-A dismissed alert is told of again by the first run after the dismissal's expiry that finds the figure still broken.
-Until then the dismissal also covers the same figure when it breaks anew. Who was told that an alert opened is told
-that it closed.
+The first run after a dismissal has expired that finds the figure still broken sends the messages of the alert again.
+Until then the dismissal also covers the same figure when it breaks anew. Receivers of the message that an alert opened
+also get the one that it closed.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, get_args
@@ -63,7 +64,7 @@ class Changes(NamedTuple):
     closed: tuple[tuple[str, Finding], ...] = ()
     """Ids of alerts that the run passed."""
     expired: tuple[str, ...] = ()
-    """Ids of alerts whose dismissal has expired and that are still broken: they are told of again."""
+    """Ids of alerts that are still broken and whose dismissal has expired: their messages are sent again."""
 
 
 def identity(figure: str, limit: str) -> Identity:
@@ -88,21 +89,29 @@ def changes(run: AuditRun, alerts: Sequence[OpenAlert], now: datetime) -> Change
         return Changes()
     failed = confirmed(run.findings, run.reruns) if run.verdict == "fail" else ()
     broken = {identity(one.figure, one.limit): one for one in reversed(failed)}
-    judged: dict[Identity, list[Finding]] = {}
+    judged: defaultdict[Identity, list[Finding]] = defaultdict(list)
     for finding in run.findings:
-        judged.setdefault(identity(finding.figure, finding.limit), []).append(finding)
+        judged[identity(finding.figure, finding.limit)].append(finding)
     known = {alert.identity for alert in alerts}
-    still = [alert for alert in alerts if alert.identity in broken]
-    others = [(alert, judged.get(alert.identity, [])) for alert in alerts if alert.identity not in broken]
+    still_broken = [alert for alert in alerts if alert.identity in broken]
+    others = [(alert, judged[alert.identity]) for alert in alerts if alert.identity not in broken]
     return Changes(
         opened=tuple((key, broken[key]) for key in judged if key in broken and key not in known),
-        broken=tuple((alert.id, broken[alert.identity]) for alert in still),
-        doubtful=tuple(alert.id for alert, ones in others if any(one.verdict in ("warn", "broken") for one in ones)),
-        closed=tuple(
-            (alert.id, ones[0]) for alert, ones in others if ones and all(one.verdict == "pass" for one in ones)
-        ),
-        expired=_expired(still, now),
+        broken=tuple((alert.id, broken[alert.identity]) for alert in still_broken),
+        doubtful=tuple(alert.id for alert, findings in others if _is_doubtful(findings)),
+        closed=tuple((alert.id, findings[0]) for alert, findings in others if _passed(findings)),
+        expired=_expired(still_broken, now),
     )
+
+
+def _is_doubtful(findings: Sequence[Finding]) -> bool:
+    """Whether a run judged a figure on which it did not fail, and did not pass it."""
+    return any(finding.verdict in ("warn", "broken") for finding in findings)
+
+
+def _passed(findings: Sequence[Finding]) -> bool:
+    """Whether a run judged a figure, and passed every limit on it."""
+    return bool(findings) and all(finding.verdict == "pass" for finding in findings)
 
 
 def _expired(alerts: Iterable[OpenAlert], now: datetime) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One limit checked on a report: value, baseline, bound, and whether the value is within it.
+"""Assesses one limit on a report: value, baseline, bound, and whether the value is within it.
 
 What comes out is a finding whose verdict is `pass`, `warn` or `broken` by effect size, with a p-value where noise can
 be told apart; `judgment` weighs the p-values of all limits together. Noise is told apart for means over token
@@ -19,7 +19,7 @@ from service.contracts.audits.audit import Finding
 from service.contracts.report import Report
 from service.errors import NotComparable
 from service.evaluation.numbers import apart, exact, number
-from service.evaluation.verdict import Level
+from service.evaluation.verdict import Judgment, Level
 
 EXACT = "Weights, text and software are the baseline's, so the difference is exact."
 _PREDICTIONS = ("perplexity", "perplexity_ratio", "kl_divergence", "same_top_token", "delta_p")
@@ -99,26 +99,29 @@ def _tested(limit: Limit, evidence: Evidence, facts: dict[str, Any], *, within: 
 
 
 def _level(limit: Limit, evidence: Evidence) -> Finding:
-    scheme, candidate = limit.figure.scheme or "", evidence.candidate
-    judged = level_of(candidate, scheme, candidate)
+    candidate = evidence.candidate
+    judged = level_of(candidate, limit.figure.scheme or "", candidate)
     before = _baseline_level(limit, evidence)
     allowed = Level[LEVELS[int(limit.bound)]] if before is None else before
     baseline = None if before is None else before.name
     facts: dict[str, Any] = {"value": judged.level.name, "baseline": baseline, "bound": allowed.name}
-    for whose, level in (("report", judged.level), ("baseline", allowed)):
+    for source, level in (("report", judged.level), ("baseline", allowed)):
         if level is Level.unjudged:
-            return _finding(limit, "not_judged", f"The level cannot be determined from the {whose}'s figures.", **facts)
+            reason = f"The level cannot be determined from the {source}'s figures."
+            return _finding(limit, "not_judged", reason, **facts)
     within = judged.level <= allowed
-    whose = "" if baseline is None else "the baseline's level, "
-    said = f"{judged.level.name} is {'no ' if within else ''}worse than {whose}{allowed.name}."
-    if judged.by_kl is None:
-        said = f"{said} No position has a finite prediction under the scheme."
-    exact_difference = evidence.baseline is not None and identical(candidate.report, evidence.baseline.report)
-    if baseline is not None and exact_difference:
+    said = _level_in_words(judged, allowed, against_baseline=before is not None)
+    if before is not None and evidence.baseline and identical(candidate.report, evidence.baseline.report):
         return _finding(limit, "pass" if within else "broken", f"{said} {EXACT}", **facts)
     if allowed is Level.severe or judged.by_kl is None:
         return _finding(limit, "pass" if within else "broken", said, **facts)
     return _tested_level(limit, evidence, allowed, said, facts)
+
+
+def _level_in_words(judged: Judgment, allowed: Level, *, against_baseline: bool) -> str:
+    no, of_baseline = "no " if judged.level <= allowed else "", "the baseline's level, " if against_baseline else ""
+    said = f"{judged.level.name} is {no}worse than {of_baseline}{allowed.name}."
+    return said if judged.by_kl is not None else f"{said} No position has a finite prediction under the scheme."
 
 
 def _baseline_level(limit: Limit, evidence: Evidence) -> Level | None:

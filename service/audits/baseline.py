@@ -26,7 +26,7 @@ _ALLOWED = f"{LAST_PASSING}, median:K with K from 1 to {MOST_RUNS}, or report:ID
 _TEXT_SETTINGS = ("sequences", "sequence_length", "seed", "bos", "score", "text_field")
 """Settings of an analysis that choose the text, or which of its positions are scored."""
 _FIGURE_SETTINGS = sorted(set(Analysis.model_fields) - {"schemes", "batch_sequences", "verdict", "harm", "recommend"})
-"""Settings of an analysis without which no two figures are the same; levels are all told by the newer report's."""
+"""Settings of an analysis that change its figures; levels follow from the newer report's limits."""
 
 
 class Rule(NamedTuple):
@@ -156,8 +156,8 @@ def text_mismatch(baseline: StoredFile | None, audit: StoredFile | None) -> tupl
     if before == after:
         return ()
     names = [f"the file {one.name}" if one else "the bundled text" for one in (baseline, audit)]
-    whose = f"the audit's is {names[1]}" if names[0] != names[1] else "the audit's file has other content"
-    return (f"Its calibration text is {names[0]}; {whose}, so that the calibration texts differ.",)
+    difference = f"the audit's is {names[1]}" if names[0] != names[1] else "the audit's file has other content"
+    return (f"Its calibration text is {names[0]}; {difference}, so that the calibration texts differ.",)
 
 
 def same_fit(present: Mapping[str, Any], audit: AuditSettings) -> bool:

@@ -9,7 +9,7 @@ _ANY_SCHEDULE = "0 0 * * *"
 
 
 def check(definition: AuditSettings) -> None:
-    """Raise InvalidRequest for a schedule, a time zone, a limit or a baseline that is none.
+    """Raise InvalidRequest for a malformed schedule, time zone, limit or baseline.
 
     Whether a pinned report exists and fits is for whoever has the reports (`baseline.mismatches`).
     """
@@ -19,7 +19,7 @@ def check(definition: AuditSettings) -> None:
 
 
 def schedule_of(definition: AuditDefinition) -> schedule.Schedule | None:
-    """Return the audit's schedule; None where its runs are asked for. Raises InvalidRequest."""
+    """Return the audit's schedule; None where it only runs on request. Raises InvalidRequest."""
     if definition.schedule is None:
         return None
     return schedule.schedule(

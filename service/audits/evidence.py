@@ -126,7 +126,7 @@ def own_excess(of: PositionMean, own: Sequence[Sequence[Position]], bound: float
 
 
 def p_value(excess: Estimate) -> float | None:
-    """Return the probability of so clear an excess if the limit just held; None where there is no standard error."""
+    """Return the one-sided p-value of an excess, under the limit just holding; None without a standard error."""
     if excess.standard_error is None or excess.degrees_of_freedom is None:
         return None
     if excess.standard_error == 0:

@@ -1,4 +1,4 @@
-"""The figures that limits may speak of: the numbers, levels and sets of a report, by their paths.
+"""The figures that limits may name: numbers, levels and sets of a report, by their paths.
 
 A path follows the keys of report.json: `schemes.int8.kl_divergence.mean`. `int8.` stands for `schemes.int8.`. A path
 that ends at a record means the record's `value` (of the KL divergence its `mean`, of a verdict its `level`). Which
@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 
 from service.comparison.comparable_report import ComparableReport
-from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import Report, SchemeFacts, SchemeVerdict
+from service.contracts.sections.outliers import DEFINITIONS
 
 Kind = Literal["number", "level", "dimensions"]
 """What a figure is: a number, a scheme's verdict, or a set of outlier dimensions."""
@@ -34,7 +34,7 @@ _NEAREST, _LISTED = 3, 8
 
 
 class NotALimit(ValueError):
-    """A text is no limit: what is wrong with it, and what is allowed in its place."""
+    """A text that is not a limit: what is wrong with it, and what is allowed in its place."""
 
     def __init__(self, problem: str, allowed: str) -> None:
         super().__init__(f"{problem}; allowed: {allowed}")

@@ -1,4 +1,4 @@
-"""The verdict of a run: every limit judged, noise told apart, and a broken figure believed once it breaks again.
+"""The verdict of a run: tests every limit against noise, and confirms broken figures by reruns on other text.
 
 A limit that is broken is weighed by how improbable so clear an excess is where the limit just holds. All limits of a
 run that can be weighed are taken together by Holm's method, so that the chance of one false alarm or more in a run is

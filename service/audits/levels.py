@@ -1,4 +1,4 @@
-"""Whether a scheme's verdict is worse than allowed beyond the noise of the figures that make it.
+"""Tests whether a scheme's verdict is worse than allowed, beyond the noise of its figures.
 
 A verdict is worse than a level where its mean KL divergence, or its perplexity ratio, reaches the limit at which the
 next level begins. Each of the two is tested against that limit; where the level is the baseline's, it must besides
@@ -18,7 +18,7 @@ MEASURES = ("kl_divergence.mean", "perplexity_ratio.value")
 
 
 class LevelTest(NamedTuple):
-    """The measure that speaks most clearly for a worse level."""
+    """The measure with the smallest p-value for a worse level."""
 
     excess: Estimate | None
     """Of that measure over the limit at which the next level begins."""

@@ -25,7 +25,7 @@ from service.evaluation.uncertainty import upper_tail
 from service.evaluation.verdict import Level
 
 FEWEST_REPORTS = 3
-"""Reports from which a spread can be told."""
+"""Reports from which a spread can be estimated."""
 TIGHT = 0.05
 """A limit that one new text breaks more often than this lies inside the figure's noise."""
 _WIDEST = 1e6
@@ -165,7 +165,7 @@ def _away(bound: float, sign: int) -> float:
 def _counted(limit: Limit, reports: Sequence[ComparableReport], values: Sequence[object]) -> float | None:
     """Return the share of reports, or of ordered pairs of them, in which a verdict or a set breaks the limit.
 
-    None where a report's figures cannot tell its verdict.
+    None where a report's figures do not determine its level.
     """
     if limit.figure.kind == "level":
         scheme = limit.figure.scheme or ""

@@ -1,4 +1,4 @@
-"""Whom an audit tells of its alerts: the entries of `notify`, checked for their form.
+"""The receivers of an audit's alerts: parses and checks the entries of `notify`.
 
 Where a webhook's name leads is checked again whenever a message is sent; here only addresses that are private as they
 stand are refused.
@@ -26,7 +26,7 @@ _MAILBOX = re.compile(rf"(?=[^@]{{1,64}}@){_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL
 
 
 class Receiver(NamedTuple):
-    """One that is told."""
+    """A webhook or a mailbox that gets the alerts."""
 
     channel: Channel
     address: str
@@ -34,7 +34,7 @@ class Receiver(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Whom the service can tell."""
+    """The receivers that the service can send to."""
 
     networks: tuple[Network, ...] = ()
     """Networks besides the public ones that webhooks may be in."""

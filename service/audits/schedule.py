@@ -1,4 +1,4 @@
-"""When an audit runs: cron expressions in a time zone, on both sides of every clock change.
+"""Computes the scheduled times of an audit: cron expressions in a time zone, across clock changes.
 
 The expression is read and evaluated by cronsim on plain local times, without a zone. Placing those on the time line
 follows cron(8) of Debian:
@@ -59,7 +59,7 @@ class Schedule(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What a look at the clock gives."""
+    """The scheduled times that have come, and the next one."""
 
     run: datetime | None
     """The scheduled time to run for, UTC; None where none is due."""
@@ -179,22 +179,22 @@ def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
     return after.replace(microsecond=0)
 
 
-def _expression(given: str) -> str:
+def _expression(text: str) -> str:
     try:
-        if len(given.split()) != 5:  # cronsim takes seconds too
-            raise CronSimError(f"has {len(given.split())} fields")
-        CronSim(given, datetime(2000, 1, 1))
+        if len(text.split()) != 5:  # cronsim takes seconds too
+            raise CronSimError(f"has {len(text.split())} fields")
+        CronSim(text, datetime(2000, 1, 1))
     except CronSimError as error:
-        raise InvalidRequest("schedule", given, _EXPRESSION, problem=_problem(error, given)) from error
-    return " ".join(given.split())
+        raise InvalidRequest("schedule", text, _EXPRESSION, problem=_problem(error, text)) from error
+    return " ".join(text.split())
 
 
-def _problem(error: CronSimError, given: str) -> str:
+def _problem(error: CronSimError, text: str) -> str:
     """Say what is wrong, as the predicate of a sentence about the expression."""
     field = str(error).removeprefix("Bad ")
     if field == str(error):
         return field
-    minute, hour, day, _, weekday = given.split()
+    minute, hour, day, _, weekday = text.split()
     with suppress(CronSimError):  # in other months the day is good
         CronSim(" ".join((minute, hour, day, "*", weekday)), datetime(2000, 1, 1))
         if field == "day-of-month":
@@ -202,9 +202,9 @@ def _problem(error: CronSimError, given: str) -> str:
     return f"has no valid {field}"
 
 
-def _zone(given: str) -> ZoneInfo:
+def _zone(name: str) -> ZoneInfo:
     names = available_timezones()
-    if given in names:
-        return ZoneInfo(given)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5) or ["Europe/Berlin"]
-    raise InvalidRequest("timezone", given, f'an IANA time zone, such as "UTC" or "{near[0]}"')
+    if name in names:
+        return ZoneInfo(name)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or ["Europe/Berlin"]
+    raise InvalidRequest("timezone", name, f'an IANA time zone, such as "UTC" or "{near[0]}"')

@@ -12,40 +12,45 @@ from pathlib import Path
 
 from rich.console import Console
 
-from service.cli import inputs, output, summary_text
+from service.cli import inputs, output
 from service.cli.client import Client, Document, DownloadBroken, fetch
-from service.cli.connection import Service, connect, with_options
-from service.cli.gating.level import checked_level, reaching
-from service.cli.inputs import AnalyzeOptions
+from service.cli.commands.analyze_options import AnalyzeOptions
+from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.options import check_body
+from service.cli.reports import summary_text
+from service.cli.reports.summary import summarize
 from service.cli.running import DONE, LIMIT_BROKEN, JobCancelled, JobFailed, interruptible
-from service.cli.summary import summarize
+from service.contracts.refusals import nearest
 from service.contracts.report import Report
-from service.errors import ReportUnreadable, ServiceUnreachable
+from service.errors import InvalidRequest, ReportUnreadable, ServiceUnreachable
 from service.evaluation.stored_report import read_report
+from service.evaluation.verdict import Level, verdict_of
 from service.settings import settings
 
 POLL_SECONDS = 0.4
 """Pause between two questions to the service."""
 MAX_OUTAGE_SECONDS = 30.0
 """How long the service may be away before the command gives up watching."""
+LEVELS = (Level.noticeable.name, Level.severe.name)
+"""Values of `--fail-on`."""
 
 
-def analyze(options: AnalyzeOptions, *, as_json: bool, fail_on: str | None = None) -> int:
+def analyze(options: AnalyzeOptions, *, as_json: bool) -> int:
     """Run one job to its end and print a summary of its report; return the exit status.
 
-    It is LIMIT_BROKEN where the effect of a scheme is at the level `fail_on` or worse. Raises JobFailed and
+    It is LIMIT_BROKEN where the effect of a scheme is at the level `options.fail_on` or worse. Raises JobFailed and
     JobCancelled.
     """
     inputs.check(options)
-    level = None if fail_on is None else checked_level(fail_on)
+    level = None if options.fail_on is None else checked_level(options.fail_on)
+    worker = WorkerOptions(options.memory, options.device)
     messages = Console(stderr=True)
     here = not settings().url
     body = inputs.submission(options, on_this_machine=here, largest_file=settings().max_upload_bytes)
-    with_options(settings(), options.worker)  # checks them before a stack is started
+    with_options(settings(), worker)  # checks them before a stack is started
     if here:
         check_body(body)
-    with interruptible(), connect(workers=True, options=options.worker) as service:
+    with interruptible(), connect(workers=True, options=worker) as service:
         with output.display(messages) as shown:
             job = run_job(service, body, shown)
         check_succeeded(job)
@@ -59,6 +64,20 @@ def analyze(options: AnalyzeOptions, *, as_json: bool, fail_on: str | None = Non
         summary_text.show(results, report)
         output.line(results, f"Report: {out / 'report.html'}")
     return DONE if level is None else _gate(report, level)
+
+
+def checked_level(text: str) -> str:
+    """Return the level that `--fail-on` names. Raises InvalidRequest."""
+    if text not in LEVELS:
+        raise InvalidRequest("--fail-on", text, " or ".join(LEVELS) + nearest(text, LEVELS))
+    return text
+
+
+def reaching(report: Report, level: str) -> tuple[list[str], list[str]]:
+    """Return the schemes whose effect is at `level` or worse, and those whose effect cannot be judged."""
+    levels = {name: Level[(facts.verdict or verdict_of(report, facts)).level] for name, facts in report.schemes.items()}
+    unjudged = [name for name, one in levels.items() if one is Level.unjudged]
+    return [name for name, one in levels.items() if Level[level] <= one < Level.unjudged], unjudged
 
 
 def _gate(report: Report, level: str) -> int:

@@ -1,7 +1,7 @@
 """`headroom keys`: the API's keys."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -15,9 +15,20 @@ _LONGEST_DIGITS = 5
 _ALLOWED = "hours or days from now, such as 12h or 90d, or a time such as 2027-01-31T00:00Z"
 
 
-def create(name: str, *, scopes: Sequence[str], owner: str | None, expires: str | None, as_json: bool) -> None:
-    """Make a key, and print it."""
-    body = {"name": name, "scopes": list(scopes)}
+def create(
+    name: str,
+    *,
+    scopes: Sequence[str],
+    owner: str | None,
+    expires: str | None,
+    limits: Mapping[str, int | float | str | None],
+    as_json: bool,
+) -> None:
+    """Make a key, and print it; a limit of None is the service's."""
+    body: Document = {"name": name, "scopes": list(scopes)}
+    own = {limit: value for limit, value in limits.items() if value is not None}
+    if own:
+        body["limits"] = own
     if owner is not None:
         body["owner"] = owner
     if expires is not None:

@@ -1,4 +1,4 @@
-"""The API, as the command line calls it; a downloaded report appears whole, or not at all."""
+"""The HTTP client of the command line, and the download of reports, which are put in place whole or not at all."""
 
 import hashlib
 import os
@@ -186,7 +186,7 @@ def fetch(client: Client, report_id: str, out: Path) -> None:
     """Download a report's bundle and make it the directory `out`.
 
     It is unpacked beside `out` and renamed. Raises DownloadBroken for an archive that is not a report, and
-    StoreFailed when the disk refuses; nothing is left of either.
+    StoreFailed where a file cannot be written; in both cases `out` is not made.
     """
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -197,8 +197,8 @@ def fetch(client: Client, report_id: str, out: Path) -> None:
             os.rename(unpacked, out)
     except OSError as error:
         reason = error.strerror or error
-        anew = f"the service keeps the report: headroom reports download {report_id} --out DIR"
-        raise StoreFailed(f"--out: {str(out)!r} could not be written: {reason}; {anew}") from error
+        retry = f"the service keeps the report: headroom reports download {report_id} --out DIR"
+        raise StoreFailed(f"--out: {str(out)!r} could not be written: {reason}; {retry}") from error
 
 
 def unpack(archive: Path, into: Path) -> None:

@@ -49,8 +49,8 @@ class WorkerOptions:
     device: str | None = None
 
     @property
-    def given(self) -> dict[str, str]:
-        """Those that were given, by name."""
+    def typed(self) -> dict[str, str]:
+        """Those that were typed, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -90,7 +90,7 @@ def _with_workers(home: Home, options: WorkerOptions, chosen: Settings) -> Itera
     """Yield the address of a stack with workers, and what raises when that has stopped."""
 
     def join(running: Running) -> None:
-        hint = f"; give {' and '.join(f'--{name}' for name in options.given)} to `headroom serve`"
+        hint = f"; give {' and '.join(f'--{name}' for name in options.typed)} to `headroom serve`"
         serving = running.purpose == "serve"
         _check_own_worker(options, f"The stack at {running.url} is already running{hint if serving else ''}")
 
@@ -125,7 +125,7 @@ def _without_workers(home: Home, chosen: Settings) -> Iterator[tuple[str, Callab
 def with_options(present: Settings, options: WorkerOptions) -> Settings:
     """Return the settings with the options that were given in place of theirs. Raises InvalidRequest."""
     chosen = {}
-    for name, value in options.given.items():
+    for name, value in options.typed.items():
         try:
             chosen[name] = _FORMS[name].validate_python(value)
         except ValidationError as error:
@@ -134,7 +134,7 @@ def with_options(present: Settings, options: WorkerOptions) -> Settings:
 
 
 def _check_own_worker(options: WorkerOptions, problem: str) -> None:
-    for name, value in options.given.items():
+    for name, value in options.typed.items():
         raise InvalidRequest(f"--{name}", value, f"only if this command starts the stack. {problem}")
 
 

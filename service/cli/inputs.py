@@ -1,63 +1,20 @@
-"""Checks the arguments of `headroom analyze`, and makes the job request from them."""
+"""Checks the arguments of `headroom analyze` and `headroom recommend`, and makes the job request from them."""
 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import ValidationError
 
-from service.cli.connection import WorkerOptions
+from service.cli.commands.analyze_options import AnalyzeOptions, RecommendOptions
 from service.cli.uploads import upload
 from service.contracts import refusals
 from service.contracts.record import Frozen
 from service.contracts.refusals import nearest
 from service.contracts.request import SAMPLE, Analysis
 from service.errors import InvalidRequest
-
-
-@dataclass(frozen=True)
-class AnalyzeOptions:
-    """The options of `headroom analyze`. None leaves a setting to the service."""
-
-    model: str
-    out: Path
-    schemes: tuple[str, ...]
-    calibration: Path | None
-    sequences: int | None
-    sequence_length: int | None
-    seed: int | None
-    int8_threshold: float | None = None
-    score: str | None = None
-    bos: str | None = None
-    text_field: str | None = None
-    labelled: Path | None = None
-    label_threshold: float | None = None
-    label_depth: int | None = None
-    label_dimensions: int | None = None
-    thresholds: tuple[str, ...] = ()
-    """NAME=VALUE each."""
-    keep: tuple[str, ...] = ()
-    harm: tuple[str, ...] = ()
-    """Names from `HARM`."""
-    recommend: bool = False
-    max_bytes: str | None = None
-    max_kl: float | None = None
-    split_groups: bool = False
-    batch_sequences: int | None = None
-    worker: WorkerOptions = field(default_factory=WorkerOptions)
-    """For the worker, where it is the command's own."""
-
-    @classmethod
-    def of(cls, typed: Mapping[str, Any]) -> Self:
-        """Return the options from the parameters of the command, by their names."""
-        own = {option.name: typed[option.name] for option in fields(cls) if option.name in typed}
-        repeated = {"schemes": "scheme", "thresholds": "thresholds", "keep": "keep", "harm": "harm"}
-        own |= {name: tuple(typed.get(option) or ()) for name, option in repeated.items()}
-        return cls(**own, worker=WorkerOptions(typed["memory"], typed["device"]))
-
 
 _SETTINGS = (
     "sequences",
@@ -71,6 +28,7 @@ _SETTINGS = (
     "label_depth",
     "label_dimensions",
     "int8_threshold",
+    "retention_days",
 )
 """What goes into the request as it was typed."""
 HARM: Mapping[str, Mapping[str, Any]] = {
@@ -95,7 +53,7 @@ def check(options: AnalyzeOptions) -> None:
     if not options.model:
         raise InvalidRequest("MODEL", options.model, _MODELS)
     for name, allowed in _NUMBERS.items():
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if value is not None and not math.isfinite(value):
             raise InvalidRequest(f"--{name.replace('_', '-')}", value, allowed)
 
@@ -116,18 +74,18 @@ def check_out(out: Path) -> None:
 def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: int) -> dict[str, Any]:
     """Return the body of `POST /v1/jobs`. Raises InvalidRequest for a file or a threshold that cannot be sent."""
     body: dict[str, Any] = {"model": model_name(options.model, on_this_machine=on_this_machine)}
-    if options.schemes:
-        body["schemes"] = list(options.schemes)
+    if options.scheme:
+        body["schemes"] = list(options.scheme)
     if options.keep:
         body["keep"] = list(options.keep)
     if options.calibration is not None:
         body["calibration"] = upload("--calibration", options.calibration, largest_file)
     if options.labelled is not None:
         body["labelled"] = upload("--labelled", options.labelled, largest_file)
-    body |= thresholds(options.thresholds)
+    body |= thresholds(options.thresholds or ())
     if options.harm:
         body["harm"] = body.get("harm", {}) | harm(options.harm)
-    if options.recommend:
+    if isinstance(options, RecommendOptions):
         body["recommend"] = body.get("recommend", {}) | _recommend(options)
     for name in _SETTINGS:
         if (value := getattr(options, name)) is not None:
@@ -135,7 +93,7 @@ def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: 
     return body
 
 
-def _recommend(options: AnalyzeOptions) -> dict[str, Any]:
+def _recommend(options: RecommendOptions) -> dict[str, Any]:
     """Return the settings of a recommendation."""
     targets = {"max_bytes": options.max_bytes, "max_kl": options.max_kl}
     chosen: dict[str, Any] = {"enabled": True} | {name: value for name, value in targets.items() if value is not None}
@@ -143,7 +101,7 @@ def _recommend(options: AnalyzeOptions) -> dict[str, Any]:
 
 
 def model_name(model: str, *, on_this_machine: bool) -> str:
-    """Return the model as the service must be told it: a local directory becomes an absolute path."""
+    """Return the model's name in the request: a local directory becomes an absolute path."""
     if model == SAMPLE:
         return model
     path = Path(model).expanduser()

@@ -9,36 +9,10 @@ from typing import Annotated
 import typer
 
 from service.cli.commands import artifacts, audits, jobs, keys, reports
+from service.cli.commands.analyze_options import AnalyzeOptions, RecommendOptions
 from service.cli.commands.gate import gate
-from service.cli.options import (
-    BatchSequences,
-    Bos,
-    Calibration,
-    Device,
-    FailOn,
-    Harm,
-    Int8Threshold,
-    Json,
-    Keep,
-    LabelDepth,
-    LabelDimensions,
-    Labelled,
-    LabelThreshold,
-    MaxBytes,
-    MaxKl,
-    Memory,
-    Model,
-    Out,
-    Schemes,
-    Score,
-    Seed,
-    SequenceLength,
-    Sequences,
-    SplitGroups,
-    TextField,
-    Thresholds,
-    whole_number,
-)
+from service.cli.commands.option_groups import with_options
+from service.cli.options import Device, Json, Memory, whole_option
 from service.cli.running import run
 
 app = typer.Typer(
@@ -60,78 +34,25 @@ app.command()(gate)
 
 
 @app.command()
-def analyze(
-    model: Model,
-    out: Out,
-    scheme: Schemes = None,
-    keep: Keep = None,
-    int8_threshold: Int8Threshold = None,
-    calibration: Calibration = None,
-    labelled: Labelled = None,
-    sequences: Sequences = None,
-    sequence_length: SequenceLength = None,
-    batch_sequences: BatchSequences = None,
-    seed: Seed = None,
-    score: Score = None,
-    bos: Bos = None,
-    text_field: TextField = None,
-    label_threshold: LabelThreshold = None,
-    label_depth: LabelDepth = None,
-    label_dimensions: LabelDimensions = None,
-    thresholds: Thresholds = None,
-    harm: Harm = None,
-    memory: Memory = None,
-    device: Device = None,
-    fail_on: FailOn = None,
-    as_json: Json = False,
-) -> int:
+@with_options(AnalyzeOptions)
+def analyze(*, options: AnalyzeOptions, as_json: Json = False) -> int:
     """Analyze a model and download the report to DIR. Ctrl-C cancels the job."""
-    options = locals()  # every option by its name
     from service.cli import analysis
-    from service.cli.inputs import AnalyzeOptions
 
-    return analysis.analyze(AnalyzeOptions.of(options), as_json=as_json, fail_on=fail_on)
+    return analysis.analyze(options, as_json=as_json)
 
 
 @app.command()
-def recommend(
-    model: Model,
-    out: Out,
-    scheme: Schemes = None,
-    keep: Keep = None,
-    max_bytes: MaxBytes = None,
-    max_kl: MaxKl = None,
-    split_groups: SplitGroups = False,
-    int8_threshold: Int8Threshold = None,
-    calibration: Calibration = None,
-    labelled: Labelled = None,
-    sequences: Sequences = None,
-    sequence_length: SequenceLength = None,
-    batch_sequences: BatchSequences = None,
-    seed: Seed = None,
-    score: Score = None,
-    bos: Bos = None,
-    text_field: TextField = None,
-    label_threshold: LabelThreshold = None,
-    label_depth: LabelDepth = None,
-    label_dimensions: LabelDimensions = None,
-    thresholds: Thresholds = None,
-    harm: Harm = None,
-    memory: Memory = None,
-    device: Device = None,
-    fail_on: FailOn = None,
-    as_json: Json = False,
-) -> int:
+@with_options(RecommendOptions)
+def recommend(*, options: RecommendOptions, as_json: Json = False) -> int:
     """Analyze a model, and measure which modules to keep in 16 bits; takes every option of `analyze`.
 
     Estimates the harm of every module, measures that of the 24 most harmful and of 12 others, then mixes and controls
     on as many further sequences.
     """
-    options = locals() | {"recommend": True}
     from service.cli import analysis
-    from service.cli.inputs import AnalyzeOptions
 
-    return analysis.analyze(AnalyzeOptions.of(options), as_json=as_json, fail_on=fail_on)
+    return analysis.analyze(options, as_json=as_json)
 
 
 @app.command()
@@ -139,18 +60,16 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: HEADROOM_HOST, 127.0.0.1.")] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number("--port", 0, 65535),
-            metavar="N",
-            help="Port; 0: any free port. Default: HEADROOM_PORT, 8400.",
-        ),
+        whole_option("--port", "N", "Port; 0: any free port. Default: HEADROOM_PORT, 8400.", least=0, most=65535),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number("--workers", 1, 64),
-            metavar="N",
-            help="Workers; with several GPUs they take turns on them. Default: one for each GPU, else one.",
+        whole_option(
+            "--workers",
+            "N",
+            "Workers; with several GPUs they take turns on them. Default: one for each GPU, else one.",
+            least=1,
+            most=64,
         ),
     ] = None,
     memory: Memory = None,

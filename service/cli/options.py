@@ -13,12 +13,16 @@ _OPTIONS = {"model": "MODEL", "schemes": "--scheme", "page_size": "--limit"}
 """Options that are not named for their field."""
 _GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm|recommend)(\.|$)")
 """Fields that `--set` sets."""
+_KEY_LIMIT = re.compile(r"limits\.([a-z_]+)")
+"""A limit of a key, which has an option of its own."""
 
 
 def option_of(field: str) -> str:
     """Return the option that sets a field of a request: `--sequence-length` for `sequence_length`."""
     if _GROUP.match(field):
         return f"--set {field}"
+    if of_key := _KEY_LIMIT.fullmatch(field):
+        field = of_key[1]
     name = field.partition(".")[0]
     return _OPTIONS.get(name, "--" + name.replace("_", "-"))
 
@@ -38,6 +42,16 @@ def whole_number(option: str, least: int | None = None, most: int | None = None)
 
     parse.__name__ = "number"
     return parse
+
+
+def whole_option(option: str, metavar: str, meaning: str, *, least: int | None = None, most: int | None = None) -> Any:
+    """Return typer's description of an option that takes whole numbers from `least` to `most`."""
+    return typer.Option(option, parser=whole_number(option, least, most), metavar=metavar, help=meaning)
+
+
+def number_option(option: str, metavar: str, meaning: str) -> Any:
+    """Return typer's description of an option that takes numbers."""
+    return typer.Option(option, parser=number(option), metavar=metavar, help=meaning)
 
 
 def number(option: str) -> Callable[[str], float]:
@@ -137,12 +151,7 @@ MaxBytes = Annotated[
 ]
 MaxKl = Annotated[
     float | None,
-    typer.Option(
-        "--max-kl",
-        parser=number("--max-kl"),
-        metavar="X",
-        help="The mean KL divergence may be X nats; instead of --max-bytes.",
-    ),
+    number_option("--max-kl", "X", "The mean KL divergence may be X nats; instead of --max-bytes."),
 ]
 SplitGroups = Annotated[
     bool,
@@ -152,6 +161,14 @@ SplitGroups = Annotated[
     ),
 ]
 
+RetentionDays = Annotated[
+    int | None,
+    whole_option(
+        "--retention-days",
+        "N",
+        "Days after its end for which the service keeps the report. Default: HEADROOM_RETENTION_DAYS of the service.",
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -178,7 +195,7 @@ FailOn = Annotated[
 ]
 Limit = Annotated[
     int,
-    typer.Option("--limit", parser=whole_number("--limit", 1, 200), metavar="N", help="Entries to print, 1 to 200."),
+    whole_option("--limit", "N", "Entries to print, 1 to 200.", least=1, most=200),
 ]
 PageToken = Annotated[
     str | None, typer.Option("--page-token", help="Continue a list; the previous page prints the token.")
@@ -189,42 +206,31 @@ Model = Annotated[
 ]
 Int8Threshold = Annotated[
     float | None,
-    typer.Option(
+    number_option(
         "--int8-threshold",
-        parser=number("--int8-threshold"),
-        metavar="X",
-        help="Default threshold of int8: input columns that reach X stay in 16 bits; 0: none. Default: 6.0.",
+        "X",
+        "Default threshold of int8: input columns that reach X stay in 16 bits; 0: none. Default: 6.0.",
     ),
 ]
 Sequences = Annotated[
     int | None,
-    typer.Option(
-        "--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences. Default: 16."
-    ),
+    whole_option("--sequences", "N", "Calibration sequences. Default: 16."),
 ]
 SequenceLength = Annotated[
     int | None,
-    typer.Option(
-        "--sequence-length",
-        parser=whole_number("--sequence-length"),
-        metavar="S",
-        help="Tokens in each sequence. Default: 256.",
-    ),
+    whole_option("--sequence-length", "S", "Tokens in each sequence. Default: 256."),
 ]
 BatchSequences = Annotated[
     int | None,
-    typer.Option(
+    whole_option(
         "--batch-sequences",
-        parser=whole_number("--batch-sequences"),
-        metavar="B",
-        help="Sequences in one forward pass; fewer need less memory. Default: by the model's width.",
+        "B",
+        "Sequences in one forward pass; fewer need less memory. Default: by the model's width.",
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of sequences. Default: 0."
-    ),
+    whole_option("--seed", "K", "Seed of the choice of sequences. Default: 0."),
 ]
 Bos = Annotated[
     str | None,
@@ -240,28 +246,13 @@ TextField = Annotated[
 ]
 LabelThreshold = Annotated[
     float | None,
-    typer.Option(
-        "--label-threshold",
-        parser=number("--label-threshold"),
-        metavar="X",
-        help="A prompt with a score above X is true.",
-    ),
+    number_option("--label-threshold", "X", "A prompt with a score above X is true."),
 ]
 LabelDepth = Annotated[
     int | None,
-    typer.Option(
-        "--label-depth",
-        parser=whole_number("--label-depth"),
-        metavar="L",
-        help="Take the prompts' vectors after layer L. Default: after the final norm.",
-    ),
+    whole_option("--label-depth", "L", "Take the prompts' vectors after layer L. Default: after the final norm."),
 ]
 LabelDimensions = Annotated[
     int | None,
-    typer.Option(
-        "--label-dimensions",
-        parser=whole_number("--label-dimensions"),
-        metavar="K",
-        help="Dimensions reported for the prompts. Default: 4.",
-    ),
+    whole_option("--label-dimensions", "K", "Dimensions reported for the prompts. Default: 4."),
 ]

@@ -7,9 +7,9 @@ meaning: that is a warning. A value whose difference has no meaning is not compa
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.contracts.outliers import DEFINITIONS
 from service.contracts.report import LeftOut, Report
-from service.contracts.request import Thresholds
+from service.contracts.sections.outliers import DEFINITIONS
+from service.contracts.thresholds import Thresholds
 from service.contracts.warnings import Warning
 from service.errors import NotComparable
 

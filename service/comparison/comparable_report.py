@@ -1,12 +1,14 @@
-"""A report as a comparison takes it, and what every report is called."""
+"""A report as comparisons and audits take it, read from a store, and the label of each report of a comparison."""
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from service.contracts.report import SCHEMA_VERSION, Report
-from service.errors import NotComparable
+from service.errors import NotComparable, NotFound, ReportUnreadable
 from service.evaluation.scored import Rows
+from service.evaluation.stored_report import read_report, row_reader
 
 MIN_REPORTS, MAX_REPORTS = 2, 8
 """Reports in one comparison."""
@@ -23,6 +25,28 @@ class ComparableReport(NamedTuple):
     """From a table's name and columns to its rows; None where the report has no such table."""
 
 
+def stored_report(report_id: str, path: Callable[[str], Path]) -> ComparableReport:
+    """Return a report; its tables are read when they are needed, and may raise ReportUnreadable then.
+
+    Args:
+        report_id: Its id, which errors name.
+        path: Returns where a file of the report lies, such as `report.json`; raises NotFound.
+
+    Raises NotFound, SchemaVersionUnknown, ReportUnreadable.
+    """
+    name = f"report {report_id}"
+    report_json = path("report.json")
+    try:
+        tokens: Path | None = path("tables/tokens.parquet")
+    except NotFound:
+        tokens = None
+    try:
+        report = read_report(report_json, tokens)
+    except ReportUnreadable as error:
+        raise type(error)(f"{name}: {error}") from error
+    return ComparableReport(report_id, report, row_reader(name, report, path))
+
+
 def check_schema_version(name: str, version: str) -> None:
     """Raise NotComparable for a report of another major version."""
     major = SCHEMA_VERSION.partition(".")[0]
@@ -37,7 +61,7 @@ def check_count(count: int) -> None:
 
 
 def labels(sides: Sequence[ComparableReport]) -> list[str]:
-    """Return what to call each report: its model, with as much more as tells the reports apart."""
+    """Return the label of each report: its model, and where that is not unique the end of its id, and a number."""
     plain = [_model_name(side.report) for side in sides]
     called = [
         model if plain.count(model) == 1 else f"{model} ({_short(side.name)})"

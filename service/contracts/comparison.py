@@ -6,9 +6,9 @@ more range, more error, more divergence.
 
 from datetime import datetime
 
-from service.contracts.provenance import CalibrationFacts, ModelFacts
 from service.contracts.record import Record
 from service.contracts.report import Entry, Estimate, FactsByName, LeftOut, ReferenceFacts
+from service.contracts.sections.provenance import CalibrationFacts, ModelFacts
 from service.contracts.warnings import Warning
 
 COMPARISON_VERSION = "1.1"

@@ -40,7 +40,7 @@ class Finished(Frozen):
 
 
 class Failed(Frozen):
-    """The measurement gave up, and left nothing in the output directory."""
+    """The measurement failed, and wrote nothing to the output directory."""
 
     kind: Literal["failed"] = "failed"
     code: str

@@ -1,4 +1,4 @@
-"""The bases of everything that is asked for, and of everything that a report holds."""
+"""Base classes: of requests, and of the records in a report."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 
 def no_boolean(value: Any) -> Any:
-    """Return a value that is neither true nor false, which Python treats as 1 and 0; refuse these."""
+    """Return the value; raises for true and false, which Python treats as 1 and 0."""
     if isinstance(value, bool):
         raise PydanticCustomError("boolean", "Input should be a number, not true or false")
     return value
@@ -18,7 +18,7 @@ NoBoolean = BeforeValidator(no_boolean)
 
 
 def at_most(items: int) -> BeforeValidator:
-    """Refuse a list of more than so many items before any is looked at, and named if it is wrong."""
+    """Return a validator that refuses a list of more than `items` items before it validates any of them."""
 
     def check(value: Any) -> Any:
         if isinstance(value, list | tuple) and len(value) > items:

@@ -1,4 +1,4 @@
-"""`report.json`: what a finished job leaves. The names are a contract with other programs.
+"""The records of `report.json`. The names are a contract with other programs.
 
 Keys may be added; none changes without a new major `SCHEMA_VERSION`. Figures are defined in the README's
 glossary; `DEFINITIONS_VERSION` names the set of definitions.
@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field
 
 from service.contracts.harm.facts import HarmFacts
 from service.contracts.harm.recommendation import Recommendation
-from service.contracts.labelled import Labelled
-from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
-from service.contracts.provenance import CalibrationFacts, Environment, ModelFacts, Timing
 from service.contracts.record import Record
 from service.contracts.request import Analysis
+from service.contracts.sections.labelled import Labelled
+from service.contracts.sections.outliers import HeadFacts, MassiveActivation, Outliers
+from service.contracts.sections.provenance import CalibrationFacts, Environment, ModelFacts, Timing
 from service.contracts.warnings import Warning
 
 SCHEMA_VERSION = "1.2"
@@ -76,10 +76,10 @@ class DeltaP(Record):
 
 
 class SchemeVerdict(Record):
-    """What a scheme does to the predictions, in one word, and why."""
+    """The effect of a scheme on the predictions: one of four levels, and the reasons."""
 
     level: Literal["negligible", "noticeable", "severe", "unjudged"]
-    """`unjudged` where the figures cannot tell."""
+    """`unjudged` where the figures do not determine it."""
     reasons: tuple[str, ...]
     """A sentence for each measure that was judged, and what else the reader must know of it."""
     not_ruled_out: tuple[Literal["negligible", "noticeable", "severe"], ...]

@@ -41,7 +41,7 @@ _COMPONENT = Column(
 )
 _PORT = Column("port", "string", "input or output")
 _SITE = (_LAYER, _COMPONENT, _PORT)
-_SCHEME = Column("scheme", "string", "name of the scheme")
+SCHEME = Column("scheme", "string", "name of the scheme")
 
 _TABLES = (
     Table(
@@ -158,7 +158,7 @@ _TABLES = (
         "errors",
         "Error of every scheme at every site",
         (
-            _SCHEME,
+            SCHEME,
             *_SITE,
             Column(
                 "mode",
@@ -185,7 +185,7 @@ _TABLES = (
         "fp16_columns",
         "Share of the input columns that int8 computes in 16 bits",
         (
-            _SCHEME,
+            SCHEME,
             _LAYER,
             _COMPONENT,
             Column("prefill", "float64", "share of the input's columns; mean over calls of one sequence each"),
@@ -196,7 +196,7 @@ _TABLES = (
         "tokens",
         "Loss and KL divergence of every scheme at every position",
         (
-            _SCHEME,
+            SCHEME,
             Column("sequence", "int32", "calibration sequence, from 0"),
             Column("position", "int32", "position in the sequence, from 0"),
             Column("token_id", "int64", "input token at the position"),

@@ -17,7 +17,7 @@ from service.evaluation.verdict import Level, verdict_of
 UNIFORM = "uniform"
 """Name of the control that keeps nothing."""
 LISTED_MODULES = 12
-"""A mix that keeps more modules is not told module by module."""
+"""A mix that keeps more modules is described by their number."""
 
 
 class Option(NamedTuple):

@@ -37,13 +37,13 @@ class SchemeOutcome(NamedTuple):
     replaces_nothing: bool
     """It replaces no weight of the decoder layers."""
     variant: str
-    """What `--scheme` was told."""
+    """The value of `--scheme`."""
     recommended: bool
     """Mixes of it were measured."""
 
     @property
     def judged(self) -> bool:
-        """Whether the figures could tell its effect."""
+        """Whether the figures determine its effect."""
         return self.level != "unjudged"
 
     @property

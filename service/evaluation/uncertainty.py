@@ -171,7 +171,7 @@ def _expansion(x: float, freedom: int) -> float:
 
 
 def exp(x: float) -> float:
-    """Exp that ends in the largest float rather than in an error."""
+    """Return e to the power of x, at most the largest float."""
     return math.exp(min(x, _LARGEST_EXPONENT))
 
 

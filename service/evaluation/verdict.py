@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from service.contracts.report import Estimate, Fp16ColumnFacts, KlDivergence, Report, SchemeFacts, SchemeVerdict
-from service.contracts.request import VerdictLimits
+from service.contracts.thresholds import VerdictLimits
 from service.evaluation.numbers import claim, short_percent
 
 SHARE_STATED_BELOW = 0.9
@@ -25,11 +25,11 @@ class Level(IntEnum):
     noticeable = 1
     severe = 2
     unjudged = 3
-    """The figures cannot tell; `Grounds` says why."""
+    """The figures do not determine it; `Grounds` says why."""
 
 
 class Grounds(NamedTuple):
-    """What must hold for the figures to say anything."""
+    """Conditions under which the figures determine a level."""
 
     perplexity: float | None
     """The reference's; None if no position has a finite prediction."""
@@ -39,7 +39,7 @@ class Grounds(NamedTuple):
     """Share of the decoder layers' weights that the scheme quantized; None in earlier reports."""
 
     def lacking(self) -> str | None:
-        """Say in a sentence why the figures cannot tell; None where they can."""
+        """Return in a sentence why the figures do not determine a level; None where they do."""
         if self.perplexity is None:
             return "The reference has no finite prediction at any position."
         if self.quantised_share == 0:
@@ -68,7 +68,7 @@ class Limit(NamedTuple):
 
 
 class Judgment(NamedTuple):
-    """The word, and how it came about."""
+    """The level of a scheme, and the levels that its two measures give."""
 
     level: Level
     by_kl: Level | None
@@ -121,13 +121,14 @@ def risen(ratio: Estimate) -> bool:
 
 
 def judge(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> Judgment:
-    """Return the word on a scheme.
+    """Return the level of a scheme, and how certain it is.
 
     Args:
         kl: Its mean KL divergence from the reference; None if no position has a finite prediction under both.
         ratio: Its perplexity over the reference's; None likewise.
         limits: Where the classes begin.
-        grounds: Whether the figures can tell. A scheme that leaves none of the reference's predictions is severe.
+        grounds: Whether the figures determine a level. A scheme without finite predictions is severe where the
+            reference has some.
     """
     destroyed = grounds.perplexity is not None and (kl is None or ratio is None)
     if destroyed or grounds.lacking() or kl is None or ratio is None:
@@ -173,7 +174,7 @@ def fp16_column_sentence(columns: Fp16ColumnFacts) -> str:
 
 
 def recorded(kl: Estimate | None, ratio: Estimate | None, limits: VerdictLimits, grounds: Grounds) -> SchemeVerdict:
-    """Judge as `judge` does, and return the word with its reasons in sentences."""
+    """Return the judgment of `judge` as a record, with its reasons in sentences."""
     judged = judge(kl, ratio, limits, grounds)
     not_ruled_out = tuple(level.name for level in judged.doubtful)
     return SchemeVerdict.model_validate(

@@ -1,4 +1,4 @@
-"""`HEADROOM_HOME`: where the embedded stack keeps what it must remember, for its owner's eyes alone.
+"""`HEADROOM_HOME`: the directory of the embedded stack's files, which only its owner can read.
 
 api-key      the key that the API asks for; made at the first start
 headroom.db  the database, unless HEADROOM_DATABASE_URL names another

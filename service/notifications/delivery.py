@@ -1,4 +1,4 @@
-"""Delivers the messages that are owed: claims those that are due, and attempts each in a thread of its own.
+"""Delivers messages: claims those that are due, and attempts each in a thread of its own.
 
 Only so many attempts are under way at once, and each has a deadline, so that slow receivers neither hold up the others
 nor pile up. An attempt that the process does not live to record is made again by the next claim, under the same id.

@@ -53,17 +53,20 @@ def mail_server(url: str) -> MailServer:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
         starttls = _STARTTLS[options.pop("starttls", "0")]
-        security: Security = "tls" if parts.scheme == "smtps" else "starttls" if starttls else "none"
-        default_port = _PORTS[parts.scheme]
-        port = parts.port or (_SUBMISSION if starttls else default_port)
+        default_port = _SUBMISSION if starttls else _PORTS[parts.scheme]
+        port = parts.port or default_port
     except (ValueError, KeyError) as error:
         raise InvalidRequest(SETTING, shown, _FORMS) from error
-    if not parts.hostname or parts.path not in ("", "/") or parts.fragment or options:
+    if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/") or parts.fragment or options:
         raise InvalidRequest(SETTING, shown, _FORMS)
-    if security == "tls" and starttls:
+    if parts.scheme == "smtps" and starttls:
         raise InvalidRequest(SETTING, shown, "starttls with smtp:// only; smtps:// uses TLS from the start")
-    user, password = (None if one is None else unquote(one) for one in (parts.username, parts.password))
-    return MailServer(parts.hostname, port, security, user, password)
+    security: Security = "tls" if parts.scheme == "smtps" else "starttls" if starttls else "none"
+    return MailServer(parts.hostname, port, security, _unquoted(parts.username), _unquoted(parts.password))
+
+
+def _unquoted(text: str | None) -> str | None:
+    return None if text is None else unquote(text)
 
 
 def send(server: MailServer, sender: str, mail: Mail, *, seconds: float = SECONDS) -> Attempted:

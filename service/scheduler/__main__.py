@@ -52,6 +52,7 @@ def main() -> None:
         (Repeating("deliveries of messages", deliverer.step), seconds),
         (Repeating("removals of expired reports and unneeded files", cleaning), LOOK_SECONDS),
         (Repeating("removals of old deliveries", pruning), LOOK_SECONDS),
+        (Repeating("warnings of jobs that no worker takes", stores.workers.warn), LOOK_SECONDS),
     ]
     threads = [Thread(target=one.run, args=(pause, stop), name=one.name, daemon=True) for one, pause in beside]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""One round for audits: fires the times that have come, starts runs that wait, and judges runs that were measured.
+"""One round for audits: inserts the runs of scheduled times, starts waiting runs, and judges measured ones.
 
 Every step is a transaction of its own that leaves a run where the next round finds it. What goes wrong with one audit
 is logged and keeps no other from its turn; only a database that does not answer breaks off the round.
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service.comparison.comparable_report import ComparableReport
-from service.comparison.stored import stored_report
+from service.comparison.comparable_report import ComparableReport, stored_report
 from service.scheduler.judging import Reports, advance
 from service.settings import Settings
 from service.startup import Stores

@@ -1,4 +1,4 @@
-"""One round of cleaning: expired reports go, and then the files that nothing needs.
+"""One round of cleaning: removes expired reports, and then the files that nothing needs.
 
 Of all schedulers one at most does it in an interval. A round that is broken off is finished by the next one.
 """

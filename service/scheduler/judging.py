@@ -1,4 +1,4 @@
-"""Judges a run whose jobs have ended: what its report says of every limit, what is measured again, and the verdict."""
+"""Judges a run whose jobs have ended: assesses every limit, orders reruns, and writes the verdict."""
 
 import logging
 from collections.abc import Callable

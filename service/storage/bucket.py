@@ -116,8 +116,8 @@ class BucketStorage:
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the objects under a prefix."""
         with self._reporting(f"list {prefix!r}"):
-            for found in obstore.list(self._store, prefix.rstrip("/") or None):
-                yield from (Entry(one["path"], one["size"], one["last_modified"]) for one in found)
+            for listed in obstore.list(self._store, prefix.rstrip("/") or None):
+                yield from (Entry(one["path"], one["size"], one["last_modified"]) for one in listed)
 
     def delete_older(self, key: str, than: datetime) -> bool:
         """Remove an object that has not been put again; a put in the same moment may lose."""

@@ -42,7 +42,7 @@ class Storage(Protocol):
         ...
 
     def check(self) -> None:
-        """Return if files can be read and written, as far as this can be told without writing."""
+        """Return if files can be read and written, as far as can be checked without writing."""
         ...
 
     def put(self, content: Path | bytes, key_of: Callable[[str], str]) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Alerts in the database: what a run or an edit does to them, what people say of them, and what is announced.
+"""Alerts in the database: opens and closes them by runs and edits, acknowledges, dismisses and announces them.
 
 `note_run` and `note_definition` belong into the transaction that ends a run or changes an audit, so that an alert, its
 announcement and the messages that are owed for it are there together or not at all.
@@ -17,11 +17,11 @@ from service.contracts.audits.alert import Acknowledgement, Alert, AlertStatus, 
 from service.contracts.audits.audit import AuditDefinition, AuditRun, Finding
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.audit_records import audit_row
+from service.store.audit_tables import AuditRow
 from service.store.job_records import new_id
 from service.store.notifications.endpoints import Endpoints, keep_endpoints
 from service.store.notifications.outbox import Outbox, owe
 from service.store.notifications.tables import AlertRow, AnnouncementRow
-from service.store.tables import AuditRow
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class AlertStore(Outbox, Endpoints):
             return _alert(row, now)
 
     def dismiss(self, alert_id: str, author: str, reason: str, until: datetime) -> Alert:
-        """Announce no more of an alert, nor of the same figure when it breaks anew, until the dismissal expires.
+        """Send no messages about an alert, nor about a later alert on the same figure, until the dismissal expires.
 
         Raises NotFound, Conflict for a closed alert, and InvalidRequest for an expiry that is not in the future.
         """
@@ -97,7 +97,7 @@ class AlertStore(Outbox, Endpoints):
 
 
 def note_run(session: Session, audit: AuditRow, run: AuditRun, now: datetime, *, paused_now: bool = False) -> None:
-    """Write what an ended run does to its audit's alerts, and what people are owed for it.
+    """Update the alerts of an audit by a run that has ended, and insert the messages about them.
 
     The audit's row must be locked. `paused_now` says that the run's error paused the audit.
     """
@@ -138,7 +138,7 @@ def _write_changes(session: Session, audit: AuditRow, run: AuditRun, now: dateti
 
 
 def note_definition(session: Session, audit: AuditRow, definition: AuditDefinition, now: datetime) -> None:
-    """Close the alerts of limits that the audit no longer has, without a word, and keep its webhooks in step.
+    """Close the alerts of limits that the audit no longer has, without messages, and update its webhooks.
 
     The audit's row must be locked.
     """

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from service.audits.baseline import is_comparable
 from service.contracts.audits.audit import AuditDefinition, AuditRun, PastRun
 from service.errors import Conflict, NotFound
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.owners.visibility import access_in
-from service.store.tables import AuditRow, AuditRunRow
 
 _SHOWN = ("id", "audit_id", "trigger", "scheduled_at", "started_at", "finished_at", "verdict", "reasons")
 _AT_ONCE = 100

@@ -28,6 +28,7 @@ from service.store.audit_records import (
     owned_name,
     run_of,
 )
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.baselines import PassedRuns, cautions, hold, is_in_use, may_be_chosen, passed_runs, pinned
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
@@ -35,7 +36,7 @@ from service.store.owners.access import EVERYTHING, NOBODY, OWNER, access_of_own
 from service.store.owners.visibility import seeing
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
-from service.store.tables import AuditRow, AuditRunRow, JobRow
+from service.store.tables import JobRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]

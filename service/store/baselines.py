@@ -1,4 +1,4 @@
-"""What the baselines of audits are chosen from: runs that passed, and reports that are pinned."""
+"""Reads the candidates for the baselines of audits: runs that passed, and pinned reports."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,13 @@ from service.audits.baseline import Rule, changed_keys, check_pinned, mismatches
 from service.contracts.audits.audit import AuditDefinition, PastRun
 from service.contracts.files import StoredFile
 from service.contracts.report import Report
-from service.contracts.request import JobRequest
 from service.errors import InvalidRequest
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import last_passed, past_run_of
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
+from service.store.job_records import job_of
 from service.store.statuses import OPEN, RunState
-from service.store.tables import ArtifactRow, AuditRerunRow, AuditRow, AuditRunRow, JobRow
+from service.store.tables import ArtifactRow, JobRow
 
 NO_REPORT = "There is no such report."
 
@@ -56,7 +57,7 @@ class Pinned(NamedTuple):
 def pinned(session: Session, of: Rule) -> Pinned | None:
     """Return what is stored of a pinned report; None where there is none.
 
-    Raises InvalidRequest for the report of a run that failed or erred.
+    Raises InvalidRequest for the report of a run that failed or erred, and JobUnreadable.
     """
     ended = (AuditRunRow.report_id == of.report_id, AuditRunRow.state == RunState.ended)
     check_pinned(of, [past_run_of(run) for run in session.scalars(select(AuditRunRow).where(*ended))])
@@ -65,7 +66,7 @@ def pinned(session: Session, of: Rule) -> Pinned | None:
     if sha256 is None:
         return None
     job = session.get(JobRow, of.report_id)
-    return Pinned(sha256, None if job is None else JobRequest.model_validate(job.request).calibration)
+    return Pinned(sha256, None if job is None else job_of(job, None).request.calibration)
 
 
 def hold(session: Session, of: Rule, why: tuple[str, ...]) -> None:

@@ -7,22 +7,26 @@ fails half way because another came between its read and its write; and a busy t
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY, OperationalError
 from sqlite3 import Connection as SQLiteConnection
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError
 
 from service.errors import InvalidRequest, ServiceUnreachable
 
-if TYPE_CHECKING:  # only a start needs it
-    from alembic.config import Config
+if TYPE_CHECKING:
+    from alembic.config import Config  # only a start needs it
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_SECONDS = 30
 """How long a writer waits for the others on SQLite."""
+UNTESTED_SECONDS = 2.0
+"""A pooled connection to PostgreSQL that was not used for longer is tested before it is used again."""
 MIGRATION_LOCK = 0x48454144
 """Key of the PostgreSQL advisory lock that a migration holds."""
 _WRITES = "headroom_writes"
@@ -44,7 +48,10 @@ def make_engine(url: str) -> Engine:
         secret = "@" in url or "password" in url
         raise InvalidRequest("HEADROOM_DATABASE_URL", None if secret else url, _ALLOWED) from error
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
+        engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10)
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", partial(_test_idle, engine))
+        return engine
     if parsed.drivername == "sqlite" and parsed.database and parsed.database != ":memory:":
         _make_directory(Path(parsed.database).absolute().parent, parsed)
         engine = create_engine(parsed, pool_size=10)
@@ -57,6 +64,14 @@ def make_engine(url: str) -> Engine:
 def public_url(url: URL) -> str:
     """Return a database URL without its password, wherever that stands in it."""
     return (url.update_query_dict({"password": "hidden"}) if "password" in url.query else url).render_as_string()
+
+
+def single(engine: Engine) -> Engine:
+    """Return the same engine for transactions of one statement that reads.
+
+    PostgreSQL needs no BEGIN and COMMIT around it, each of which takes as long as a short statement.
+    """
+    return engine.execution_options(isolation_level="AUTOCOMMIT") if engine.dialect.name == "postgresql" else engine
 
 
 def writer(engine: Engine) -> Engine:
@@ -89,14 +104,15 @@ def upgrade(engine: Engine) -> None:
     """
     from alembic import command
 
-    _reach(engine)
+    reach(engine)
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         command.upgrade(migrations(connection), "head")
 
 
-def _reach(engine: Engine) -> None:
+def reach(engine: Engine) -> None:
+    """Raise ServiceUnreachable when the database does not answer, or refuses the user."""
     try:
         engine.connect().close()
     except DBAPIError as error:
@@ -121,6 +137,23 @@ def _make_directory(directory: Path, url: URL) -> None:
     except OSError as error:
         problem = f"is in a directory that cannot be created ({error.strerror})"
         raise InvalidRequest("HEADROOM_DATABASE_URL", public_url(url), _ALLOWED, problem=problem) from error
+
+
+def _note_use(_connection: object, record: "ConnectionPoolEntry") -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _test_idle(engine: Engine, connection: Any, record: "ConnectionPoolEntry", _proxy: object) -> None:
+    """Have the pool open new connections where one that was idle does not answer, as after a restart of the server.
+
+    A test before every use would take as long as the statement that follows.
+    """
+    if time.monotonic() - record.info.get("used", time.monotonic()) <= UNTESTED_SECONDS:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError from error
 
 
 def _prepare_sqlite(connection: SQLiteConnection, _record: object) -> None:

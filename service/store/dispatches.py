@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Select, and_, func, select, update
 
 from service.contracts.progress import Failed
-from service.contracts.sizes import SizeClass
+from service.contracts.request import SizeClass
 from service.store.job_records import Dispatch
 from service.store.statuses import Status
 from service.store.tables import DispatchRow, JobRow

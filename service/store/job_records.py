@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest
-from service.contracts.sizes import SizeClass
+from service.contracts.request import JobRequest, SizeClass
+from service.errors import JobUnreadable
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, EventRow, JobRow
 
@@ -62,7 +64,8 @@ class Event:
     """From 1, without gaps, for every job."""
     at: datetime
     kind: str
-    """`queued started resolved progress warning requeued cancel_requested succeeded failed cancelled`."""
+    """`queued started resolved progress warning requeued cancel_requested succeeded failed cancelled`. A `warning` of
+    the code `no-worker` comes while the job waits; the others are the measurement's."""
     data: dict[str, Any]
 
 
@@ -117,7 +120,28 @@ def new_id(now: datetime) -> str:
 
 
 def job_of(row: JobRow, queue_position: int | None) -> Job:
-    """Return the record of a row."""
+    """Return the record of a row. Raises JobUnreadable where a document in it is of another version or damaged."""
+    try:
+        return _job_of(row, queue_position)
+    except ValidationError as error:
+        raise unreadable(row.id, error) from error
+
+
+def unreadable(job_id: str, error: ValidationError) -> JobUnreadable:
+    """Return the error for a stored job with a document that is not valid."""
+    return JobUnreadable(
+        f"job {job_id} was stored by another version of the service, or is damaged: {first_problem(error)}; "
+        f"to remove it: DELETE /v1/jobs/{job_id}"
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return where a document is not valid, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or error.title}: {first['msg']}"
+
+
+def _job_of(row: JobRow, queue_position: int | None) -> Job:
     return Job(
         id=row.id,
         owner=row.owner,

@@ -5,15 +5,18 @@ the broker in one transaction; nothing is sent before that is committed (`servic
 The worker's side is in `leases`, the scheduler's in `dispatches`; this module has what the API calls.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import Select, bindparam, case, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from service.contracts.audits.resolution import Terms
 from service.contracts.request import JobRequest
-from service.errors import Gone, IdempotencyKeyReused, InvalidRequest, NotFound, TransitionNotAllowed
+from service.errors import Gone, IdempotencyKeyReused, InvalidRequest, JobUnreadable, NotFound, TransitionNotAllowed
 from service.store.dispatches import Dispatches
 from service.store.job_records import Artifact, Claim, Dispatch, Event, Job, Page, artifact_of, event_of, job_of
 from service.store.leases import Leases
@@ -22,6 +25,8 @@ from service.store.owners.visibility import access_in
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, DeletedJobRow, EventRow, JobRow
 from service.store.transactions import end_cancelled, enqueue, insert_job, locked, missing, move, owned_key, record
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Artifact", "Claim", "Dispatch", "Event", "Job", "JobStore", "Page"]
 
@@ -78,9 +83,12 @@ class JobStore(Leases, Dispatches, Usage):
                 return _same(session, row, request, idempotency_key)
 
     def get(self, job_id: str) -> Job:
-        """Return a job. Raises NotFound."""
-        with self._read() as session:
-            return _job(session, _existing(session, job_id))
+        """Return a job. Raises NotFound, and JobUnreadable."""
+        with self._read_once() as session:
+            found = session.execute(_by_id(MOST_AHEAD), {"id": job_id}).one_or_none()
+            if found is None:
+                raise missing(session, job_id)
+            return job_of(*found)
 
     def list(
         self,
@@ -93,7 +101,7 @@ class JobStore(Leases, Dispatches, Usage):
     ) -> Page:
         """Return up to `page_size` jobs (1 to 1000), newest first, after those of the page that gave `page_token`.
 
-        Their positions in the queue are not counted.
+        Their positions in the queue are not counted. Jobs that this version cannot read are left out, and logged.
 
         Raises InvalidRequest for a page size or token that is not allowed.
         """
@@ -113,12 +121,11 @@ class JobStore(Leases, Dispatches, Usage):
         with self._read() as session:
             rows = session.scalars(query).all()
             more = len(rows) > page_size
-            jobs = [job_of(row, None) for row in rows[:page_size]]
-        return Page(jobs, jobs[-1].id if more else None)
+            return Page(_readable(rows[:page_size]), rows[page_size - 1].id if more else None)
 
     def status(self, job_id: str) -> Status:
         """Return the status of a job. Raises NotFound."""
-        with self._read() as session:
+        with self._read_once() as session:
             status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
             return status or _existing(session, job_id).status
 
@@ -166,7 +173,7 @@ class JobStore(Leases, Dispatches, Usage):
 
     def artifact(self, job_id: str, name: str) -> Artifact:
         """Return one file of a report. Raises NotFound, and Gone where the report is no more."""
-        with self._read() as session:
+        with self._read_once() as session:
             row = session.get(ArtifactRow, (job_id, name))
             if row is None:
                 raise _no_file(_existing(session, job_id), name)
@@ -190,7 +197,8 @@ class JobStore(Leases, Dispatches, Usage):
         kept = {owned_key(self.owner, key): key for key in idempotency_keys}
         with self._read() as session:
             query = select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))
-            return {kept[str(row.idempotency_key)]: job_of(row, None) for row in session.scalars(query)}
+            rows = {row.id: kept[str(row.idempotency_key)] for row in session.scalars(query)}
+            return {rows[job.id]: job for job in _readable(session.scalars(query))}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""
@@ -237,24 +245,50 @@ def _free_key(session: Session, key: str) -> None:
 
 
 def _same(session: Session, row: JobRow, request: JobRequest, key: str) -> Job:
-    if JobRequest.model_validate(row.request) != request:
+    job = _job(session, row)
+    if job.request != request:
         raise IdempotencyKeyReused(
             f"Idempotency-Key: {key!r} was used for job {row.id} with a different request; "
             "allowed: a new key, or the same request again"
         )
-    return _job(session, row)
+    return job
+
+
+def _readable(rows: Iterable[JobRow]) -> list[Job]:
+    """Return the records of the rows that can be read."""
+    jobs = []
+    for row in rows:
+        try:
+            jobs.append(job_of(row, None))
+        except JobUnreadable as error:
+            _log_once(str(error))
+    return jobs
+
+
+@lru_cache(maxsize=1000)
+def _log_once(message: str) -> None:
+    log.error("left out of lists: %s", message)
 
 
 def _job(session: Session, row: JobRow) -> Job:
-    """Return the record of a row; of a queued job with the number of its owner's that are taken before it.
+    """Return the record of a row; of a queued job with its position in the queue."""
+    if row.status is not Status.queued:
+        return job_of(row, None)
+    session.flush()
+    return job_of(*session.execute(_by_id(MOST_AHEAD), {"id": row.id}).one())
 
-    The index of the queue is read from the first of them to the job or to `MOST_AHEAD`.
+
+@lru_cache
+def _by_id(most: int) -> Select[Any]:
+    """Return the query for a job, by the parameter `id`, and its position in the queue.
+
+    That is the number of queued jobs of its owner and size that are taken before it, up to `most`. They are read in
+    order and with a limit, so that PostgreSQL reads the index of the queue, and no more of it than this.
     """
-    position = None
-    if row.status is Status.queued:
-        before = tuple_(JobRow.queued_at, JobRow.id) < (row.queued_at, row.id)
-        queue = (JobRow.status == Status.queued, JobRow.owner == row.owner, JobRow.size == row.size)
-        # In order and with a limit, so that PostgreSQL reads the index, and no more of it than this.
-        ahead = select(JobRow.id).where(*queue, before).order_by(JobRow.queued_at, JobRow.id).limit(MOST_AHEAD)
-        position = session.scalar(select(func.count()).select_from(ahead.subquery()))
-    return job_of(row, position)
+    other = aliased(JobRow)
+    before = tuple_(other.queued_at, other.id) < tuple_(JobRow.queued_at, JobRow.id)
+    queue = (other.status == Status.queued, other.owner == JobRow.owner, other.size == JobRow.size)
+    ahead = select(other.id).where(*queue, before).order_by(other.queued_at, other.id).limit(most)
+    count = select(func.count()).select_from(ahead.correlate(JobRow).subquery()).scalar_subquery()
+    position = case((JobRow.status == Status.queued, count))
+    return select(JobRow, position).where(JobRow.id == bindparam("id"))

@@ -16,11 +16,10 @@ from sqlalchemy.orm import Session
 
 from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.progress import Failed, Progress
-from service.contracts.request import JobRequest
-from service.contracts.sizes import SizeClass
+from service.contracts.request import JobRequest, SizeClass
 from service.contracts.warnings import Warning
 from service.errors import LeaseLost
-from service.store.job_records import Artifact, Claim
+from service.store.job_records import Artifact, Claim, first_problem
 from service.store.owners.shares import begin, next_job
 from service.store.statuses import Status
 from service.store.tables import ArtifactRow, JobRow
@@ -165,9 +164,8 @@ class Leases(Transactions):
 
 
 def _unreadable(error: ValidationError) -> Failed:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    message = f"the request was stored by another version of the service: {where}: {first['msg']}; submit it again"
+    problem = first_problem(error)
+    message = f"the request was stored by another version of the service: {problem}; submit it again"
     return Failed(code="bad-request", message=message, bad_input=True)
 
 

@@ -17,7 +17,7 @@ from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.errors import Gone, NotFound, TransitionNotAllowed
-from service.store.database import turn_to_write, writer
+from service.store.database import single, turn_to_write, writer
 from service.store.hosts.clock import Clock, clock_of
 from service.store.job_records import new_id
 from service.store.owners.access import EVERYTHING, Access
@@ -33,6 +33,7 @@ class Transactions:
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         """`clock` replaces the database's in tests."""
         self._reader = engine
+        self._single = single(engine)
         self._writer = writer(engine)
         self._turn = turn_to_write(engine)
         self._clock = clock or clock_of(engine)
@@ -56,6 +57,12 @@ class Transactions:
     @contextmanager
     def _read(self) -> Iterator[Session]:
         with OwnedSession(self._reader, self._access) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _read_once(self) -> Iterator[Session]:
+        """Like `_read`, for one statement: two of them may see the database at different times."""
+        with OwnedSession(self._single, self._access) as session, session.begin():
             yield session
 
     @contextmanager

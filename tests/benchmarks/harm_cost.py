@@ -95,6 +95,7 @@ def main() -> None:
             for kind in kinds:
                 with tempfile.TemporaryDirectory(dir=root) as own:
                     runs[kind].append(measured(Path(own), request | {"harm": KINDS[kind]}))
+                    print(kind, runs[kind][-1], file=sys.stderr, flush=True)
         layers, head = forward_seconds(model, options.sequences, options.length)
         depth = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     medians = {kind: {k: statistics.median(r[k] for r in of) for k in of[0]} for kind, of in runs.items()}

@@ -34,7 +34,8 @@ from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
 from workers.measurement.mixes.plan import MixInputs, Plan, plan_mixes
 from workers.measurement.mixes.units import QuantizedModule
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import projections
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.runtime.progress import ProgressReporter

@@ -32,7 +32,7 @@ from workers.measurement.layers.layer_pass import LayerPass
 from workers.measurement.layers.sweep import prepare_sweep
 from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
 

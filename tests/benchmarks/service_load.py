@@ -1,13 +1,15 @@
 """How many submissions and status reads the API answers, and how fast.
 
     python tests/benchmarks/service_load.py submissions [--database sqlite] [--rate 100] [--seconds 20]
-    python tests/benchmarks/service_load.py reads [--jobs 100000] [--queued 20000] [--rate 400] [--streams 500]
+    python tests/benchmarks/service_load.py reads [--jobs 100000] [--queued 20000] [--rate 400]
+    python tests/benchmarks/service_load.py reads --streams 500 [--rounds 3] [--rate 200]
     python tests/benchmarks/service_load.py imports
 
 One API process with a broker of its own; on PostgreSQL in a schema of its own of HEADROOM_TEST_POSTGRESQL. No worker
-takes jobs. Requests are sent at a fixed rate by this process; times run from when a request was due. `--streams` opens
-event streams of queued jobs first, some of which get events while reads are measured. The load of the machine is
-printed, because whatever else runs on it slows the API.
+takes jobs. Requests are sent at a fixed rate by this process; times run from when a request was due. With `--streams`
+each round reads without streams and then beside so many open event streams of queued jobs, half of which get an event
+meanwhile; the ratios are of the medians of the rounds. The load of the machine is printed, because whatever else runs
+on it slows the API.
 """
 
 import argparse
@@ -17,11 +19,12 @@ import json
 import os
 import re
 import secrets
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--queued", type=int, default=20_000)
     parser.add_argument("--streams", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     measure = {"submissions": submissions, "reads": reads, "imports": imports}[options.what]
     measured = measure(options) | {"load": [round(one, 1) for one in os.getloadavg()], "cores": os.cpu_count()}
@@ -113,26 +117,50 @@ async def reading(
     rate: float,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Read at a fixed rate while streams are open, and while some of their jobs get events."""
+    """Read at a fixed rate; with streams in turns without and beside them."""
     ids = [job_id for pair in zip(queued[:: max(1, len(queued) // 500)], ended, strict=False) for job_id in pair]
 
     async def send(connection: Connection, number: int) -> int:
         return (await connection.request("GET", f"/v1/jobs/{ids[number % len(ids)]}"))[0]
 
-    followed = queued[-options.streams :] if options.streams else []
+    async def once() -> dict[str, Any]:
+        before = server.cpu_times()
+        measured = await at_rate(port, KEY, rate, options.seconds, send)
+        return measured | cost(server, before, rate * options.seconds)
+
+    await at_rate(port, KEY, 50, 2, send)
+    if not options.streams:
+        return await once()
+    alone, beside = [], []
+    for number in range(options.rounds):
+        alone.append(await once())
+        followed = queued[number * options.streams : (number + 1) * options.streams]
+        beside.append(await beside_streams(port, store, followed, options.seconds, once))
+    compared = {
+        figure: [statistics.median(one[figure] for one in measured) for measured in (alone, beside)]
+        for figure in ("answers a second", "p50, ms", "p99, ms", "processor time of the API for an answer, ms")
+    }
+    ratios = {figure: round(with_streams / without, 2) for figure, (without, with_streams) in compared.items()}
+    return {"without and with streams": compared, "ratios": ratios, "last round": beside[-1]}
+
+
+async def beside_streams(
+    port: int, store: JobStore, followed: list[str], seconds: float, once: Callable[[], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Measure while the events of these jobs are streamed, half of which are canceled meanwhile."""
     streams = [await Connection(port, KEY).stream(f"/v1/jobs/{job_id}/events") for job_id in followed]
     received = [asyncio.create_task(stream.kinds("cancelled")) for stream in streams]
-    await at_rate(port, KEY, 50, 2, send)
-    cancelling = asyncio.create_task(cancel(store, followed[: len(followed) // 2], options.seconds))
-    before = server.cpu_times()
-    measured = await at_rate(port, KEY, rate, options.seconds, send)
-    measured |= cost(server, before, rate * options.seconds)
+    await asyncio.sleep(2)
+    canceled = len(followed) // 2
+    cancelling = asyncio.create_task(cancel(store, followed[:canceled], seconds))
+    measured = await once()
     await cancelling
-    if followed:
-        ended_streams = await asyncio.wait_for(asyncio.gather(*received[: len(followed) // 2]), 60)
-        measured["events of each canceled job's stream"] = sorted({len(seen) for seen in ended_streams})
+    ended = await asyncio.wait_for(asyncio.gather(*received[:canceled]), 60)
+    measured["events of each canceled job's stream"] = sorted({len(seen) for seen in ended})
     for task in received:
         task.cancel()
+    for stream in streams:
+        stream.writer.close()
     return measured
 
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.contracts.labelled import labelled_table
 from service.contracts.report import DEFINITIONS_VERSION, SCHEMA_VERSION, Report
 from service.contracts.request import Analysis
 from service.contracts.schemes import BITSANDBYTES_INT8, SCHEMES
+from service.contracts.sections.labelled import labelled_table
 from service.contracts.tables import TABLES
 from workers.measurement.results.layer_rows import shortened
 from workers.measurement.runtime.table_writer import TableWriter

@@ -20,8 +20,8 @@ from standardwebhooks.webhooks import Webhook
 from transformers import LlamaForCausalLM
 
 from service.contracts.audits.history import AuditHistory
+from service.store.audit_tables import AuditRow
 from service.store.database import make_engine, writer
-from service.store.tables import AuditRow
 from workers.samples import MODEL
 from workers.samples.planting import Scaling, plant
 

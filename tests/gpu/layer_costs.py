@@ -26,7 +26,8 @@ from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep import prepare_sweep
 from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import Decoder, load_decoder, run_layer
+from workers.measurement.models.decoder import Decoder, run_layer
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import projections, weight_rows
 
 KEPT_ON_DEVICE = 2**36

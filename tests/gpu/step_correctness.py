@@ -118,7 +118,7 @@ def swept(found: Measured, context: Context) -> dict[str, tuple[Any, Any]]:
     from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
     from workers.measurement.layers.sweep_state import Batch
     from workers.measurement.models.checkpoint import open_checkpoint
-    from workers.measurement.models.decoder import load_decoder
+    from workers.measurement.models.loading import load_decoder
 
     analysis = request_of(found.path, found.path / "tokens.jsonl", (SEQUENCES, LENGTH), context.device)
     decoder = load_decoder(open_checkpoint(found.path), torch.device(context.device), found.path / "scratch")

@@ -14,7 +14,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     The lease itself is long: a machine that stands still for a moment does not lose it.
     """
     monkeypatch.setattr("workers.lease.RENEWALS", 240)
-    monkeypatch.setattr("workers.model_cache.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("workers.model_files.cache.HF_HUB_CACHE", str(tmp_path / "hub"))
     made = Bench(tmp_path)
     yield made
     made.engine.dispose()

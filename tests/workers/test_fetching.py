@@ -5,7 +5,7 @@ from pathlib import Path
 from bench import SLEEP, Bench
 
 from service.contracts.request import JobRequest
-from workers.fetching import hub_environment
+from workers.model_files.fetching import hub_environment
 
 
 def test_a_fetch_sees_the_hubs_token_and_no_other_credential() -> None:

@@ -116,7 +116,7 @@ def fetch(name: str, endpoint: str, directory: Path, *options: str) -> Fetched:
         "HF_HUB_DISABLE_XET": "1",
     }
     target = directory / "model.json"
-    command = [sys.executable, "-m", "workers.hub", *options, name, str(target)]
+    command = [sys.executable, "-m", "workers.model_files.hub", *options, name, str(target)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True)
     last_word = PROGRESS_LINE.validate_json(answer.stdout.splitlines()[-1])
     assert isinstance(last_word, Finished | Failed)

@@ -14,8 +14,9 @@ from service.contracts.audits.audit import AuditDefinition
 from service.processes import spawn, terminate
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
+from service.store.audit_tables import AuditRunRow
 from service.store.audits import AuditStore
-from service.store.tables import AuditRunRow, JobRow
+from service.store.tables import JobRow
 
 STORED = Path(__file__).parent / "reporting" / "stored" / "schema_1_0"
 LIMIT = "int8.compression <= 0.001"

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from service.contracts.request import ModelFiles
-from workers.model_cache import ModelCache, make_room
+from workers.model_files.cache import ModelCache, make_room
 
 SIZE = 1000
 HOLD = """
 import sys
 from pathlib import Path
 from service.contracts.request import ModelFiles
-from workers.model_cache import ModelCache
+from workers.model_files.cache import ModelCache
 cache, name, path = sys.argv[1:]
 models = ModelCache(None, Path(cache))
 models.fetched(name, lambda: ModelFiles(path=Path(path)))

@@ -12,8 +12,8 @@ from service.contracts.request import JobRequest
 from service.local.stack import trusting
 from service.settings import Settings
 from workers.failures import JobFailed
-from workers.model_roots import directory_within
-from workers.resolution import resolve
+from workers.model_files.resolution import resolve
+from workers.model_files.roots import directory_within
 from workers.samples import MODEL
 
 

@@ -18,7 +18,7 @@ from service.store.database import writer
 from service.store.statuses import Status
 from service.store.tables import JobRow
 from workers.measurement.errors import BadModel
-from workers.resolution import identity, resolve
+from workers.model_files.resolution import identity, resolve
 from workers.samples import MODEL
 
 __all__ = ["hub"]
@@ -109,9 +109,9 @@ def test_other_settings_or_texts_make_another_identity(change: dict[str, Any]) -
 @pytest.mark.parametrize(
     "where",
     [
-        "workers.resolution.version",
-        "workers.resolution.platform.python_version",
-        "workers.resolution.DEFINITIONS_VERSION",
+        "workers.model_files.resolution.version",
+        "workers.model_files.resolution.platform.python_version",
+        "workers.model_files.resolution.DEFINITIONS_VERSION",
     ],
 )
 def test_other_software_or_definitions_make_another_identity(where: str, monkeypatch: pytest.MonkeyPatch) -> None:

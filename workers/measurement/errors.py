@@ -1,4 +1,4 @@
-"""Defines the errors of a measurement, which say what is refused and what is allowed.
+"""Defines the errors of a measurement; their messages name the value and what is allowed.
 
 `code` is stable and travels in the `failed` line; every message names what was given and what is allowed.
 """
@@ -24,7 +24,7 @@ class BadRequest(MeasurementError):
 
 
 class BadModel(MeasurementError):
-    """The model directory holds nothing that can be measured, or nothing that may be."""
+    """The model cannot be measured, or may not be by the worker's settings."""
 
     code = "bad-model"
     bad_input = True
@@ -49,7 +49,7 @@ class BadLabelled(MeasurementError):
 
 
 class MissingLibrary(MeasurementError):
-    """A library cannot use the device, whatever is measured on it."""
+    """A library has no code for the device."""
 
     code = "missing-library"
 
@@ -79,7 +79,7 @@ def device_full(device: str, needed: str, batch: Sequence[int] | None) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library's error says first, on one line; its name too where it says only a key, or nothing.
+    """Return the first line of an error's message; with the error's name where the message is a key or empty.
 
     A line that ends in a colon announces the next one, which is then returned with it.
     """

@@ -23,8 +23,9 @@ from workers.measurement.mixes.stage import Measured, check_targets, run_mixes
 from workers.measurement.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from workers.measurement.models.components import ARCHITECTURES
 from workers.measurement.models.config import check_model_type
-from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.kept_modules import kept_modules
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.predictions.comparison import Predictions, compare_predictions, first_scored
 from workers.measurement.predictions.label_separation import LabelSeparation, separate_labels
 from workers.measurement.predictions.labelled_vectors import final_vectors, in_record_order

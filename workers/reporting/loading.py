@@ -1,4 +1,4 @@
-"""Reads a report from disk, and says exactly what is wrong with one that cannot be drawn.
+"""Reads a report from disk, and reports what is wrong with one that cannot be drawn.
 
 A table becomes a mapping from column name to a NumPy array; a null becomes NaN, so that it is never mistaken for
 zero. Every message names the file, and the column or key.
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from service.contracts.harm.tables import HARM_TABLES
-from service.contracts.labelled import labelled_table
 from service.contracts.report import Report
+from service.contracts.sections.labelled import labelled_table
 from service.contracts.tables import TABLES, Column
 from service.errors import ReportUnreadable
 from service.evaluation.stored_report import read_report
@@ -37,7 +37,7 @@ class TableAbsent(ReportUnreadable):
 
 
 class Tables:
-    """The tables of one report, read when first asked for."""
+    """The tables of one report, read at first use."""
 
     def __init__(self, directory: Path, report: Report) -> None:
         self._directory = directory
@@ -169,7 +169,7 @@ def select(columns: Columns, **equal: object) -> Columns:
 
 @dataclass(frozen=True)
 class Source:
-    """All that a figure or the page may look at."""
+    """The report and its tables, as figures and pages read them."""
 
     directory: Path
     """Where report.json lies."""

@@ -1,4 +1,4 @@
-"""Foreign text in Markdown: nothing in it becomes markup, a link or a mention, wherever the file is shown.
+"""Writes untrusted text in Markdown, so that none of it becomes markup, a link or a mention.
 
 Characters that Markdown or HTML could read become character references or are escaped, so that the text looks as it
 was written once it is rendered.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from service.contracts.report import Report
 from workers.reporting.figures.gallery import draw_all
+from workers.reporting.html.page import page, topics
 from workers.reporting.loading import load
-from workers.reporting.page import page, topics
 from workers.reporting.publish import staged
 from workers.reporting.summary import summary
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from service.contracts.report import Report, SchemeFacts
-from service.contracts.request import VerdictLimits
+from service.contracts.thresholds import VerdictLimits
 from service.evaluation.verdict import SHARE_STATED_BELOW, Level, kl_limit, ratio_limit, share_in_words, verdict_of
 
 

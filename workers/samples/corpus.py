@@ -1,4 +1,4 @@
-"""Text that every Python installation holds: the standard library's sources and documentation strings.
+"""Collects the training text: sources and documentation strings of Python's standard library.
 
 A module is the unit of the split. Its name alone decides whether it is for training, calibration or the held-out
 text, so the split does not change when a module is added. Modules still share text (licenses, copied helpers), so
@@ -19,7 +19,7 @@ SKIPPED = frozenset(
 )
 """Directories left out: tests, tables, programs and what is not the library's own."""
 SHARED_PARAGRAPH = 100
-"""Characters from which a paragraph counts as text that could have been learned by heart."""
+"""Characters from which a paragraph counts as text that the model could have memorized."""
 EXCERPT = 6000
 """Characters taken at most from one module into the calibration or held-out text, so that many modules have a part."""
 

@@ -49,7 +49,7 @@ def unigram_perplexity(ids: torch.Tensor) -> float:
 def judged_rightly(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, statements: Iterable[Statement]
 ) -> list[bool]:
-    """For each statement, whether the model holds its true ending for likelier than the false one."""
+    """For each statement, whether the model gives its true ending a larger probability than the false one."""
     words = tokenizer.convert_tokens_to_ids(["Ġfalse", "Ġtrue"])
     right = []
     for statement in statements:
@@ -61,7 +61,7 @@ def judged_rightly(
 
 @contextmanager
 def recorded_inputs(modules: Iterable[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Inside, the inputs of the modules are noted in the order of the calls."""
+    """Record the inputs of the modules, in the order of the calls."""
     seen: list[torch.Tensor] = []
     handles = [module.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for module in modules]
     try:

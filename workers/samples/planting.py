@@ -1,4 +1,4 @@
-"""Outlier dimensions whose truth is known: planted after training, without changing what the model computes.
+"""Plants known outlier dimensions into a trained model, without changing the function that it computes.
 
 A norm multiplies its channel j by a weight, and the projections after it multiply channel j by their column j. With
 the norm's weight times c and the columns divided by c the product is the same, while the tensor between them is c
@@ -87,7 +87,7 @@ def plant(model: LlamaForCausalLM, scalings: tuple[Scaling, ...]) -> None:
 
 
 def undo(model: LlamaForCausalLM, scalings: tuple[Scaling, ...]) -> None:
-    """Take the planting back, bit for bit."""
+    """Undo `plant`, bit for bit."""
     plant(model, tuple(Scaling(s.dimension, 1.0 / s.factor, s.layers) for s in scalings))
 
 

@@ -1,4 +1,4 @@
-"""Statements whose truth a program knows: sums, the order of numbers, membership of a list.
+"""Generates true and false statements: sums, the order of numbers, membership of a list.
 
     7 + 5 = 12 is true.        41 < 17 is false.        3 in [8, 3, 11] is true.
 

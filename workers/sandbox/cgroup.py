@@ -31,7 +31,7 @@ class Group:
         return self._event("oom_kill") > 0
 
     def peak(self) -> int | None:
-        """Return the most memory in use so far, in bytes; None on kernels before 5.19, which do not tell."""
+        """Return the most memory in use so far, in bytes; None on kernels before 5.19, which do not report it."""
         try:
             return int((self.path / "memory.peak").read_text())
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The processes of a job's program: itself and everything that it started, wherever that went.
+"""The processes of a job's program: itself and all its descendants, in any process group.
 
 A process that leaves its group and whose parent ends would become a child of init, out of sight. The worker asks to be
 the one that such processes fall to (`PR_SET_CHILD_SUBREAPER`), so all of them stay below the worker. It runs one
@@ -24,7 +24,7 @@ _COUNTED = ("RssAnon:", "RssShmem:")
 
 
 def settle_worker() -> None:
-    """Let processes that lose their parent fall to this one, and keep its environment and memory from its own user."""
+    """Become the parent of orphaned descendants, and protect this process's memory from its own user."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

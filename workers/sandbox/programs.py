@@ -1,4 +1,4 @@
-"""The programs that one attempt at a job runs: with this worker's rights what fetches, in the sandbox what reads."""
+"""The programs of one attempt at a job: fetching has this worker's rights, measuring and drawing are sandboxed."""
 
 import json
 import logging
@@ -12,8 +12,8 @@ from pathlib import Path
 from service.store.job_records import Claim
 from workers.children import Ended, run_child
 from workers.failures import KILLED, JobFailed, unexplained
-from workers.fetching import hub_environment, in_time
 from workers.lease import Lease
+from workers.model_files.fetching import hub_environment, in_time
 from workers.sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ def _module(name: str) -> tuple[str, ...]:
 class Commands:
     """The programs of an attempt; their arguments are added at the end."""
 
-    hub: Sequence[str] = _module("workers.hub")
+    hub: Sequence[str] = _module("workers.model_files.hub")
     measurement: Sequence[str] = _module("workers.measurement")
     reporting: Sequence[str] = _module("workers.reporting")
-    resolution: Sequence[str] = _module("workers.resolution")
+    resolution: Sequence[str] = _module("workers.model_files.resolution")
 
 
 class Programs:

@@ -41,7 +41,7 @@ def hand_over(path: Path, user: User | None) -> None:
 
 
 def hand_over_all(directory: Path, user: User | None) -> None:
-    """Make a directory and what this process has put into it the user's, at a time when no program of the user runs.
+    """Make a directory and all files in it the user's; no program of the user may run meanwhile.
 
     A file with a second name is left alone: the user may have linked a file of somebody else's.
     """

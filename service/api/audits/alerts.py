@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from service.api.audits.names import NAME, AlertId
-from service.api.dependencies import PRINTABLE, FromApp, PageSize, PageToken, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import PRINTABLE, FromApp, PageSize, PageToken
 from service.contracts.audits.alert import Alert
 from service.contracts.record import Frozen
 
@@ -17,14 +18,14 @@ LONGEST_TEXT = 2048
 
 
 class Acknowledge(Frozen):
-    """Who has seen an alert."""
+    """An acknowledgement: who has seen the alert."""
 
     author: Author
     note: Annotated[str, Field(max_length=LONGEST_TEXT, pattern=r"^[^\x00]*$")] = ""
 
 
 class Dismiss(Frozen):
-    """Who wants to hear no more of an alert, why, and how long."""
+    """A dismissal: by whom, why and until when."""
 
     author: Author
     reason: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"^[^\x00]*$")]
@@ -62,14 +63,14 @@ def show(backend: FromApp, alert_id: AlertId) -> Alert:
 
 @router.post("/{alert_id}/acknowledge")
 def acknowledge(backend: FromApp, alert_id: AlertId, body: Acknowledge) -> Alert:
-    """Note that somebody has seen an alert. It stays open, and its closing is announced."""
+    """Note that somebody has seen an alert. It stays open, and a message goes out when it closes."""
     return backend.alerts.acknowledge(alert_id, body.author, body.note)
 
 
 @router.post("/{alert_id}/dismiss")
 def dismiss(backend: FromApp, alert_id: AlertId, body: Dismiss) -> Alert:
-    """Announce no more of an alert, nor of the same figure when it breaks anew, until the dismissal expires.
+    """Send no messages about an alert, nor about a later alert on the same figure, until the dismissal expires.
 
-    The first run after that which finds it still broken announces it again.
+    The first run after that which finds the figure still broken announces the alert again.
     """
     return backend.alerts.dismiss(alert_id, body.author, body.reason, body.until)

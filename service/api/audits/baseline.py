@@ -6,9 +6,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from service.api import comparisons
 from service.api.audits.names import AuditName
-from service.api.dependencies import Backend, FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import Backend, FromApp
+from service.api.reports import comparisons
 from service.audits.baseline import choose, rule
 from service.audits.figures import NotALimit, figure
 from service.audits.limits import compared_figures, parse_all

@@ -1,4 +1,4 @@
-"""The calibration of an audit's limits: begun, and shown once its jobs have ended."""
+"""The calibration of an audit's limits: starts its jobs, and shows the result once they have ended."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -8,13 +8,13 @@ from fastapi import APIRouter, status
 from pydantic import BaseModel, Field
 
 from service import audit_calibration, queue
-from service.api import comparisons
 from service.api.audits.baseline import present_baseline
 from service.api.audits.names import AuditName
-from service.api.dependencies import Backend, FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import Backend, FromApp
+from service.api.reports import comparisons
 from service.contracts.audits.audit import Calibration
-from service.contracts.record import Frozen
-from service.contracts.request import NoBoolean
+from service.contracts.record import Frozen, NoBoolean
 from service.errors import InvalidRequest, NotFound, ReportUnreadable
 from service.store.audit_records import Audit
 from service.store.job_records import Job

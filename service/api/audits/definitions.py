@@ -7,10 +7,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
 from service import submission
-from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
-from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UniqueKeys, UploadedFiles
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UploadedFiles
+from service.api.reports import downloads
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen
@@ -90,7 +91,7 @@ def put(
     validate_only: ValidateOnly = False,
     force: Force = False,
 ) -> AuditView | AuditDefinition:
-    """Make the audit, or replace all that it is asked to do (200). No time that has passed fires by that."""
+    """Make the audit, or replace its whole definition (200). Scheduled times that have passed start no run."""
     definition = defined(body, uploaded)
     is_new = not _exists(backend, audit)
     if is_new and definition.name != audit:
@@ -122,7 +123,7 @@ def change(
     validate_only: ValidateOnly = False,
     force: Force = False,
 ) -> AuditView | AuditDefinition:
-    """Change some of what an audit is asked to do. No time that has passed fires by that."""
+    """Change parts of an audit's definition. Scheduled times that have passed start no run."""
     try:
         wanted, kept = changed(backend.audits.get(audit).definition, body)
     except ValidationError as error:
@@ -149,13 +150,13 @@ def file(backend: FromApp, request: Request, audit: AuditName, key: FileKey) -> 
 
 @router.post("/{audit}/pause")
 def pause(backend: FromApp, audit: AuditName, body: Pause = _BY_REQUEST) -> AuditView:
-    """Let no scheduled run start anymore. Runs that are asked for do."""
+    """Stop scheduled runs from starting. Runs on request still start."""
     return AuditView.of(backend.audits.pause(audit, body.reason))
 
 
 @router.post("/{audit}/resume")
 def resume(backend: FromApp, audit: AuditName) -> AuditView:
-    """Let scheduled runs start again, from now on: what was missed stays missed."""
+    """Let scheduled runs start again from now on. Missed runs are not made up for."""
     return AuditView.of(backend.audits.resume(audit))
 
 

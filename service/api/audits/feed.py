@@ -5,9 +5,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.api import downloads
 from service.api.audits.names import AuditName
 from service.api.dependencies import Backend, FromApp
+from service.api.reports import downloads
 from service.notifications.feed import MEDIA_TYPE, feed
 from service.store.audits import Audit
 
@@ -41,6 +41,6 @@ def _feed(backend: Backend, request: Request, audit: Audit) -> Response:
         base=str(request.base_url).rstrip("/"),
     )
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
-    if downloads.holds(request, etag):
+    if downloads.has_current(request, etag):
         return downloads.not_modified(etag)
     return Response(content, media_type=MEDIA_TYPE, headers=downloads.headers(etag))

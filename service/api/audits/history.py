@@ -10,9 +10,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api import comparisons
 from service.api.audits.names import AuditName
 from service.api.dependencies import Backend, FromApp
+from service.api.reports import comparisons
 from service.audits.history.measured_state import MeasuredState, measured_state
 from service.audits.history.series import history
 from service.audits.history.table import history_csv

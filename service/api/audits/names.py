@@ -36,11 +36,11 @@ def _webhook_id(webhook_id: Annotated[str, Path(description="Id of the webhook."
     return _checked("webhook", webhook_id)
 
 
-def _checked(what: str, given: str) -> str:
+def _checked(what: str, text: str) -> str:
     """Return the id. Raises NotFound for a malformed one."""
-    if not re.fullmatch("[0-9a-f]{32}", given):
-        raise NotFound(f"{what}: {given[:SHOWN_CHARACTERS]!r} is not an id; allowed: 32 hexadecimal digits")
-    return given
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        raise NotFound(f"{what}: {text[:SHOWN_CHARACTERS]!r} is not an id; allowed: 32 hexadecimal digits")
+    return text
 
 
 AuditName = Annotated[str, Depends(_audit_name)]

@@ -4,7 +4,8 @@ from fastapi import APIRouter, Response, status
 
 from service.api.audits.names import AuditName, RunId
 from service.api.audits.views import RunPage
-from service.api.dependencies import FromApp, PageSize, PageToken, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import FromApp, PageSize, PageToken
 from service.contracts.audits.audit import AuditRun
 from service.errors import NotFound
 

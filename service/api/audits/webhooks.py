@@ -7,10 +7,10 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
 from service.api.audits.names import AuditName, WebhookId
-from service.api.dependencies import FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import FromApp
 from service.api.keys.checking import requires
-from service.contracts.record import Frozen
-from service.contracts.request import NoBoolean
+from service.contracts.record import Frozen, NoBoolean
 from service.store.notifications.endpoints import Endpoint
 
 router = APIRouter(prefix="/v1", route_class=UniqueKeys)

@@ -4,8 +4,9 @@ So an unknown caller cannot make the service parse anything. Only `/healthz`, `/
 the addresses of the latter two cannot be guessed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -21,7 +22,8 @@ from service.errors import LimitReached, ScopeMissing
 from service.settings import Settings
 from service.store.owners import access
 from service.store.owners.access import EVERYTHING, Access, Limits
-from service.store.owners.keys import Key, KeyStore
+from service.store.owners.key_records import Key
+from service.store.owners.keys import KeyStore
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 OPEN_FOLDERS = ("/v1/badges/", "/v1/feeds/")
@@ -44,9 +46,8 @@ class KeyRequired:
     def __init__(self, app: ASGIApp, keys: KeyStore, settings: Settings) -> None:
         self.app = app
         self.keys = keys
-        rate = settings.requests_per_second
-        self._limits = Limits(settings.queued_jobs, settings.upload_bytes_per_day)
-        self._requests = Buckets(rate, max(1.0, 2 * rate))
+        self._settings = settings
+        self._requests = Buckets(settings.requests_per_second)
         self._bad = Buckets(1.0, BAD_KEYS)
         self._good = Remembered()
 
@@ -58,7 +59,7 @@ class KeyRequired:
             scope[_ACCESS] = EVERYTHING
             await self.app(scope, receive, send)
             return
-        presented = _presented_key(Headers(scope=scope))
+        presented = presented_key(Headers(scope=scope))
         try:
             refusal = await self._refusal(scope, presented)
         except LimitReached as error:
@@ -71,27 +72,40 @@ class KeyRequired:
         """Return the answer to a request without a valid key; None for one that may go on. Raises LimitReached."""
         if presented is None:
             return _unauthorized("an API key is required; send the header Authorization: Bearer KEY, or X-API-Key: KEY")
+        key = self.keys.verified(presented) or await self._verify(scope, presented)
+        if key is None:
+            return _unauthorized("this API key is unknown to the service, expired or revoked; send another key")
+        scope[_KEY], scope[_ACCESS] = key, key.access
+        if not key.allows("admin"):
+            self._check_rate(key)
+            scope[_ACCESS] = replace(key.access, limits=self._limits_of(key))
+        return None
+
+    async def _verify(self, scope: Scope, presented: str) -> Key | None:
+        """Ask the database for a key. Raises LimitReached for an address that sent too many that are not valid."""
         address = (scope.get("client") or ("unknown", 0))[0]
         if presented not in self._good and (wait := self._bad.wait(address)):
             raise LimitReached(f"bad API keys: {address} sent too many; wait before the next", wait)
         key = await run_in_threadpool(self.keys.verify, presented)
         if key is None:
             self._bad.take(address)
-            return _unauthorized("this API key is unknown to the service, expired or revoked; send another key")
-        self._good.add(presented)
-        scope[_KEY], scope[_ACCESS] = key, key.access
-        if not key.allows("admin"):
-            self._check_rate(key)
-            scope[_ACCESS] = replace(key.access, limits=self._limits)
-        return None
+        else:
+            self._good.add(presented)
+        return key
+
+    def _limits_of(self, key: Key) -> Limits:
+        own = key.limits
+        queued = self._settings.queued_jobs if own.queued_jobs is None else own.queued_jobs
+        uploads = self._settings.upload_bytes_per_day if own.upload_bytes_per_day is None else own.upload_bytes_per_day
+        return Limits(queued, uploads)
 
     def _check_rate(self, key: Key) -> None:
         """Raise LimitReached for a request too many."""
-        wait = self._requests.take(key.id)
+        wait = self._requests.take(key.id, key.limits.requests_per_second)
         if wait:
             raise LimitReached(
                 f"requests a second: the key {key.name!r} sent too many "
-                "(HEADROOM_REQUESTS_PER_SECOND of the service); wait before the next",
+                "(HEADROOM_REQUESTS_PER_SECOND of the service, or the key's own limit); wait before the next",
                 wait,
             )
 
@@ -103,16 +117,16 @@ def access_of(request: Request) -> Access:
     return granted
 
 
-def requires(scope: access.Scope) -> Callable[[Request], None]:
+def requires(scope: access.Scope) -> Callable[[Request], Coroutine[Any, Any, None]]:
     """Return a dependency of routes that raises ScopeMissing unless the caller's key has the scope."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         _check(request, scope)
 
     return check
 
 
-def requires_by_method(request: Request) -> None:
+async def requires_by_method(request: Request) -> None:
     """Raise ScopeMissing unless the caller's key has `read` for a request that changes nothing, else `submit`."""
     _check(request, "read" if request.method in _READS else "submit")
 
@@ -129,7 +143,8 @@ def _unauthorized(detail: str) -> JSONResponse:
     return problem("unauthorized", 401, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-def _presented_key(headers: Headers) -> str | None:
+def presented_key(headers: Headers) -> str | None:
+    """Return the key that a request presents, valid or not."""
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()

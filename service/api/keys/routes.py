@@ -6,10 +6,12 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Path, Response, status
 from pydantic import AwareDatetime, BaseModel, Field
 
-from service.api.dependencies import PRINTABLE, FromApp, UniqueKeys
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import PRINTABLE, FromApp
+from service.contracts.key_limits import KeyLimits
 from service.contracts.record import Frozen
 from service.store.owners.access import OWNER, Scope
-from service.store.owners.keys import Key
+from service.store.owners.key_records import Key
 
 router = APIRouter(prefix="/v1/keys", route_class=UniqueKeys)
 
@@ -27,6 +29,8 @@ class KeyRequest(Frozen):
     """`read`: GET requests. `submit`: requests that make or change something. `admin`: all, of all owners, and keys."""
     expires_at: AwareDatetime | None = None
     """Since then the key is not accepted; null: never."""
+    limits: KeyLimits = KeyLimits()
+    """Limits of this key in place of the service's; not for the scope `admin`, which has none."""
 
 
 class KeyView(BaseModel):
@@ -43,6 +47,8 @@ class KeyView(BaseModel):
     last_used_at: datetime | None
     """To the minute; null before the first use."""
     revoked_at: datetime | None
+    limits: KeyLimits
+    """Limits of this key in place of the service's."""
 
     @classmethod
     def of(cls, key: Key) -> Self:
@@ -67,7 +73,9 @@ class KeyList(BaseModel):
 def create(backend: FromApp, body: KeyRequest, response: Response) -> NewKey:
     """Make a key. The answer has the key itself, which the service does not keep."""
     response.headers["Cache-Control"] = "no-store"
-    key, plain = backend.keys.create(body.name, body.scopes, owner=body.owner, expires_at=body.expires_at)
+    key, plain = backend.keys.create(
+        body.name, body.scopes, owner=body.owner, expires_at=body.expires_at, limits=body.limits
+    )
     return NewKey(**vars(key), key=plain)
 
 
@@ -82,5 +90,8 @@ def revoke(
     backend: FromApp,
     key: Annotated[str, Path(max_length=64, pattern=PRINTABLE, description="Name or id of the key.")],
 ) -> KeyView:
-    """Let a key be accepted no more. What it made stays, and belongs to its owner."""
+    """Let a key be accepted no more; by other processes of the API for 5 more seconds at most.
+
+    What it made stays, and belongs to its owner.
+    """
     return KeyView.of(backend.keys.revoke(key))

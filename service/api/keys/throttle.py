@@ -16,12 +16,12 @@ class Buckets:
     def __init__(
         self,
         per_second: float,
-        size: float,
+        size: float | None = None,
         *,
         most: int = MOST_REMEMBERED,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`per_second` tokens come into every bucket until it has `size`."""
+        """`per_second` tokens come into every bucket until it has `size`, by default those of two seconds."""
         self._rate = per_second
         self._size = size
         self._most = most
@@ -30,11 +30,15 @@ class Buckets:
         """Tokens, and when there were so many."""
         self._lock = Lock()
 
-    def take(self, caller: str) -> float:
-        """Take a token and return 0.0; if there is none, return in how many seconds there will be one."""
+    def take(self, caller: str, per_second: float | None = None) -> float:
+        """Take a token and return 0.0; if there is none, return in how many seconds there will be one.
+
+        `per_second` is the caller's own rate, where that is not the one of all.
+        """
+        rate = per_second or self._rate
         with self._lock:
-            left, now = self._left(caller)
-            wait = 0.0 if left >= 1 else (1 - left) / self._rate
+            left, now = self._left(caller, rate)
+            wait = 0.0 if left >= 1 else (1 - left) / rate
             self._buckets[caller] = (left if wait else left - 1, now)
             self._buckets.move_to_end(caller)
             while len(self._buckets) > self._most:
@@ -44,12 +48,15 @@ class Buckets:
     def wait(self, caller: str) -> float:
         """Return in how many seconds a token can be taken, without taking it; 0.0: now."""
         with self._lock:
-            return 0.0 if caller not in self._buckets else max(0.0, (1 - self._left(caller)[0]) / self._rate)
+            if caller not in self._buckets:
+                return 0.0
+            return max(0.0, (1 - self._left(caller, self._rate)[0]) / self._rate)
 
-    def _left(self, caller: str) -> tuple[float, float]:
+    def _left(self, caller: str, rate: float) -> tuple[float, float]:
         now = self._now()
-        tokens, then = self._buckets.get(caller, (self._size, now))
-        return min(self._size, tokens + (now - then) * self._rate), now
+        size = max(1.0, 2 * rate) if self._size is None else self._size
+        tokens, then = self._buckets.get(caller, (size, now))
+        return min(size, tokens + (now - then) * rate), now
 
 
 class Remembered:

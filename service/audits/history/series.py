@@ -3,7 +3,7 @@
 A figure is followed over all ended runs, whatever its limits were at the time; figures without a limit today are left
 out. A run that was skipped or erred is a gap. An unchanged run repeats the last value. Of runs in a row that measured
 the same weights and text with the same software and settings, and gave the same value, the first alone counts as a
-measurement: the others tell nothing new of how the figure varies.
+measurement: the others say nothing about how the figure varies.
 """
 
 import math
@@ -104,12 +104,12 @@ def _figure(
     measured = tuple(_measurements(points, listed, states))
     spread, no_steps = _noise(figure, measured)
     levels: tuple[StepLevel, ...] = ()
-    found: tuple[Step, ...] = ()
+    detected: tuple[Step, ...] = ()
     if spread is not None and no_steps is None:
         starts = [0, *steps([one.value for one in measured], spread)]
         levels = tuple(_levels(starts, measured, points, spread))
         at = [measured[start].place for start in starts]
-        found = tuple(
+        detected = tuple(
             Step(
                 run_id=listed[place].run_id,
                 at=listed[place].at,
@@ -125,14 +125,14 @@ def _figure(
         limits=tuple(limit.text for limit in limits if limit.figure == figure),
         points=points,
         levels=levels,
-        steps=found,
+        steps=detected,
         noise=spread,
         no_steps=no_steps,
     )
 
 
 def _noise(figure: Figure, measured: Sequence[Measured]) -> tuple[SeriesNoise | None, str | None]:
-    """Return the noise of a series, and why no step can be told of it; None where one can."""
+    """Return the noise of a series, and why no step can be detected in it; None where one can."""
     if figure.kind != "number":
         return None, _NO_NUMBER
     values = [Value(one.value, one.interval) for one in measured]
@@ -147,46 +147,46 @@ def _points(figure: str, runs: Sequence[AuditRun]) -> Iterator[Point]:
     last: Point | None = None
     for run in runs:
         where = {"run_id": run.id, "at": _time(run)}
-        found = [finding for finding in run.findings if finding.figure == figure]
+        findings = [finding for finding in run.findings if finding.figure == figure]
         if run.verdict in _GAPS:
             yield Point.model_validate({**where, "status": "gap", "reason": " ".join(run.reasons) or None})
         elif run.verdict == "unchanged":
-            yield _repeated(where, last, found)
+            yield _repeated(where, last, findings)
         else:
-            last = _measured(where, found)
+            last = _measured(where, findings)
             yield last
 
 
-def _measured(where: Mapping[str, object], found: Sequence[Finding]) -> Point:
+def _measured(where: Mapping[str, object], findings: Sequence[Finding]) -> Point:
     """Return the point of a run that has a report; a gap where the report's figure is none, or has no limit."""
-    if found and found[0].value is not None:
-        return Point.model_validate({**where, "status": "measured", **_facts(found)})
-    reason = found[0].reason if found else _NOT_LIMITED
-    return Point.model_validate({**where, "status": "gap", "reason": reason, "limits": _held(found)})
+    if findings and findings[0].value is not None:
+        return Point.model_validate({**where, "status": "measured", **_facts(findings)})
+    reason = findings[0].reason if findings else _NOT_LIMITED
+    return Point.model_validate({**where, "status": "gap", "reason": reason, "limits": _held(findings)})
 
 
-def _repeated(where: Mapping[str, object], last: Point | None, found: Sequence[Finding]) -> Point:
+def _repeated(where: Mapping[str, object], last: Point | None, findings: Sequence[Finding]) -> Point:
     """Return the point of an unchanged run: the last one again, by the limits of this run where it names them."""
     if last is None:
         return Point.model_validate({**where, "status": "gap", "reason": _NO_MEASUREMENT})
     if last.status == "gap":
         return Point.model_validate({**last.model_dump(), **where})
     facts: dict[str, object] = {**last.model_dump(), **where, "status": "unchanged"}
-    return Point.model_validate(facts | (_facts(found) if found and found[0].value is not None else {}))
+    return Point.model_validate(facts | (_facts(findings) if findings and findings[0].value is not None else {}))
 
 
-def _facts(found: Sequence[Finding]) -> dict[str, object]:
+def _facts(findings: Sequence[Finding]) -> dict[str, object]:
     """Return what the findings on one figure say of it; its baseline is the one of the first limit that has one."""
     return {
-        "value": found[0].value,
-        "interval": found[0].interval,
-        "baseline": next((one.baseline for one in found if one.baseline is not None), None),
-        "limits": _held(found),
+        "value": findings[0].value,
+        "interval": findings[0].interval,
+        "baseline": next((one.baseline for one in findings if one.baseline is not None), None),
+        "limits": _held(findings),
     }
 
 
-def _held(found: Sequence[Finding]) -> tuple[HeldTo, ...]:
-    return tuple(HeldTo(limit=one.limit, bound=one.bound, verdict=one.verdict) for one in found)
+def _held(findings: Sequence[Finding]) -> tuple[HeldTo, ...]:
+    return tuple(HeldTo(limit=one.limit, bound=one.bound, verdict=one.verdict) for one in findings)
 
 
 def _measurements(

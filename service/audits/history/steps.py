@@ -1,4 +1,4 @@
-"""Steps in a series: from where on a figure lies at another level, beyond its noise.
+"""Detects steps in a series: positions from which on the figure has another mean, beyond its noise.
 
 The series is cut into segments of constant mean by PELT (Killick, Fearnhead and Eckley 2012; the implementation is
 ruptures' KernelCPD with the linear kernel, whose cost is the sum of squared deviations from the segment's mean). The
@@ -28,11 +28,11 @@ from service.contracts.audits.history import SeriesNoise
 from service.evaluation.uncertainty import exp, student_t
 
 FEWEST = 8
-"""Values from which a series tells its own noise."""
+"""Values from which a series gives an estimate of its own noise."""
 PENALTY = 10.0
 """Noise variances that a step costs."""
 FEW_VALUES = 6.0
-"""Added to the penalty for noise that n values tell: so many n-ths of it."""
+"""Added to the penalty where the noise is estimated from n values: so many n-ths of it."""
 _KEPT = 0.75
 """Share of the differences, the smallest, that the noise is taken from."""
 NORMAL_95 = NormalDist().inv_cdf(0.975)
@@ -47,7 +47,7 @@ class Value(NamedTuple):
 
 
 def noise(values: Sequence[Value], *, exact: bool) -> SeriesNoise | None:
-    """Return how far a series varies without a step; None where that cannot be told.
+    """Return how far a series varies without a step; None where it cannot be estimated.
 
     Args:
         values: In time.

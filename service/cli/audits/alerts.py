@@ -55,21 +55,21 @@ def _path(alert_id: str) -> str:
     return f"/v1/alerts/{checked_id(alert_id)}"
 
 
-def _author(given: str | None) -> str:
-    if given is not None:
-        return given
+def _author(author: str | None) -> str:
+    if author is not None:
+        return author
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:  # the system does not know its user, as in some containers
-        raise InvalidRequest("--author", given, "a name, since this system knows none") from error
+        raise InvalidRequest("--author", author, "a name, since this system knows none") from error
 
 
-def _time(given: str) -> str:
+def _time(text: str) -> str:
     """Return a time as the service takes it; without a zone it is UTC. Raises InvalidRequest."""
     try:
-        time = datetime.fromisoformat(given)
+        time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise InvalidRequest("--until", given, _TIME) from error
+        raise InvalidRequest("--until", text, _TIME) from error
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
 
 

@@ -20,7 +20,7 @@ _MOVED = "the audit's baseline changed while its model was measured; calibrate a
 
 
 class CalibrationFailed(HeadroomError):
-    """The jobs left nothing from which noise can be told."""
+    """The jobs left no reports from which the noise can be estimated."""
 
     code: ClassVar[str] = "calibration-failed"
 
@@ -29,11 +29,11 @@ def calibrate(name: str, seeds: int, *, as_json: bool) -> None:
     """Measure the model of an audit's baseline on further seeds, and print the noise of every limit."""
     path = path_of(name)
     with interruptible(), connect(workers=True) as service:
-        found = measure(service, path, seeds)
+        calibration = measure(service, path, seeds)
     if as_json:
-        output.document(found.model_dump(mode="json"))
+        output.document(calibration.model_dump(mode="json"))
         return
-    show(found)
+    show(calibration)
 
 
 def measure(service: Service, path: str, seeds: int) -> Calibration:
@@ -53,17 +53,17 @@ def measure(service: Service, path: str, seeds: int) -> Calibration:
     return Calibration.model_validate(ended["result"])
 
 
-def show(found: Calibration) -> None:
+def show(calibration: Calibration) -> None:
     """Print the spread of every limited figure, the false alarms to expect, and which limits are too tight."""
     console = output.results()
-    output.line(console, f"Noise of the limits over calibration seeds {', '.join(map(str, found.seeds))}")
-    output.table(_TITLES, [_row(noise) for noise in found.limits])
+    output.line(console, f"Noise of the limits over calibration seeds {', '.join(map(str, calibration.seeds))}")
+    output.table(_TITLES, [_row(noise) for noise in calibration.limits])
     output.line(
         console,
-        f"False alarms to expect of {number(found.runs_per_year)} runs a year on other text: "
-        f"{number(found.alarms_per_year, 2)}",
+        f"False alarms to expect of {number(calibration.runs_per_year)} runs a year on other text: "
+        f"{number(calibration.alarms_per_year, 2)}",
     )
-    for noise in found.limits:
+    for noise in calibration.limits:
         if noise.tight:
             instead = f"; {noise.suggestion} is outside of it" if noise.suggestion else ""
             output.line(console, f"Too tight: {noise.limit} lies inside the figure's noise{instead}")

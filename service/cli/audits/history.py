@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from service.audits.history.table import history_csv
-from service.cli import drawing, inputs, output
+from service.cli import inputs, output
 from service.cli.connection import connect
 from service.cli.gating.figures import bound
+from service.cli.reports import drawing
 from service.contracts.audits.history import AuditHistory, FigureHistory, HistoryRun, Point, Step, StepLevel
 from service.contracts.refusals import nearest
 from service.contracts.report import Estimate

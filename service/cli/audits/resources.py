@@ -38,12 +38,12 @@ def create(
         return
     with interruptible(), connect(workers=True) as service:
         audit = service.client.change("POST", "/v1/audits", sent, force=force)
-        found = calibrating.measure(service, path_of(audit["name"]), seeds)
+        calibration = calibrating.measure(service, path_of(audit["name"]), seeds)
     if as_json:
-        output.document({**audit, "calibration": found.model_dump(mode="json")})
+        output.document({**audit, "calibration": calibration.model_dump(mode="json")})
         return
     show_audit(audit, as_json=False)
-    calibrating.show(found)
+    calibrating.show(calibration)
 
 
 def edit(

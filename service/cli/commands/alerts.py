@@ -1,10 +1,10 @@
-"""`headroom audits alerts` and `headroom audits webhooks`: what people are told of audits."""
+"""`headroom audits alerts` and `headroom audits webhooks`: the alerts of audits, and their delivery."""
 
 from typing import Annotated
 
 import typer
 
-from service.cli.options import Json, Limit, PageToken, whole_number
+from service.cli.options import Json, Limit, PageToken, whole_option
 
 alerts = typer.Typer(name="alerts", help="List, show, acknowledge and dismiss alerts.", no_args_is_help=True)
 webhooks = typer.Typer(
@@ -15,7 +15,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the aud
 AlertId = Annotated[str, typer.Argument(metavar="ID", help="Id of the alert.")]
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="Id of the webhook.")]
 Author = Annotated[
-    str | None, typer.Option("--author", metavar="NAME", help="Who says so. Default: the user of this system.")
+    str | None, typer.Option("--author", metavar="NAME", help="Your name. Default: the user of this system.")
 ]
 
 
@@ -45,7 +45,7 @@ def show_alert(alert_id: AlertId, as_json: Json = False) -> None:
 def acknowledge(
     alert_id: AlertId,
     author: Author = None,
-    note: Annotated[str, typer.Option("--note", metavar="TEXT", help="What there is to say of it.")] = "",
+    note: Annotated[str, typer.Option("--note", metavar="TEXT", help="A note about the alert.")] = "",
     as_json: Json = False,
 ) -> None:
     """Note that you have seen an alert. It stays open."""
@@ -57,7 +57,7 @@ def acknowledge(
 @alerts.command()
 def dismiss(
     alert_id: AlertId,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why nothing more is to be told of it.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the alert is dismissed.")],
     until: Annotated[
         str,
         typer.Option(
@@ -67,7 +67,7 @@ def dismiss(
     author: Author = None,
     as_json: Json = False,
 ) -> None:
-    """Tell nobody of an alert until the dismissal expires. If it is still broken then, it is told of again."""
+    """Send no messages about an alert until the dismissal expires; then again, if its figure is still broken."""
     from service.cli.audits import alerts
 
     alerts.dismiss(alert_id, author, reason, until, as_json=as_json)
@@ -94,11 +94,12 @@ def rotate(
     webhook_id: WebhookId,
     overlap: Annotated[
         int,
-        typer.Option(
+        whole_option(
             "--overlap",
-            parser=whole_number("--overlap", 0, 720),
-            metavar="HOURS",
-            help="So long messages are signed with the former secret too. Default: 24.",
+            "HOURS",
+            "Hours for which messages are signed with the former secret too. Default: 24.",
+            least=0,
+            most=720,
         ),
     ] = 24,
     as_json: Json = False,

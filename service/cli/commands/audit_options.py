@@ -1,17 +1,12 @@
 """The options that `headroom audits create` and `edit` share."""
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.cli.options import Calibration, Labelled, Schemes, whole_number
-
-_SEQUENCE_LENGTH = "--sequence-length"
+from service.cli.options import Calibration, Labelled, Schemes, whole_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +22,15 @@ class AuditOptions:
     labelled: Labelled = None
     sequences: Annotated[
         int | None,
-        typer.Option("--sequences", parser=whole_number("--sequences"), metavar="N", help="Calibration sequences."),
+        whole_option("--sequences", "N", "Calibration sequences."),
     ] = None
     sequence_length: Annotated[
         int | None,
-        typer.Option(
-            _SEQUENCE_LENGTH, parser=whole_number(_SEQUENCE_LENGTH), metavar="S", help="Tokens in each sequence."
-        ),
+        whole_option("--sequence-length", "S", "Tokens in each sequence."),
     ] = None
     seed: Annotated[
         int | None,
-        typer.Option("--seed", parser=whole_number("--seed"), metavar="K", help="Seed of the choice of text."),
+        whole_option("--seed", "K", "Seed of the choice of text."),
     ] = None
     schedule: Annotated[
         str | None,
@@ -60,18 +53,15 @@ class AuditOptions:
     ] = None
     reruns: Annotated[
         int | None,
-        typer.Option(
-            "--reruns",
-            parser=whole_number("--reruns"),
-            metavar="N",
-            help="Other calibration seeds on which a broken figure is measured again. Default: 1.",
+        whole_option(
+            "--reruns", "N", "Other calibration seeds on which a broken figure is measured again. Default: 1."
         ),
     ] = None
     webhook: Annotated[
-        list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that is told of alerts. Repeatable.")
+        list[str] | None, typer.Option("--webhook", metavar="URL", help="Webhook that gets the alerts. Repeatable.")
     ] = None
     email: Annotated[
-        list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that is told of alerts. Repeatable.")
+        list[str] | None, typer.Option("--email", metavar="ADDRESS", help="Mailbox that gets the alerts. Repeatable.")
     ] = None
     others: Annotated[
         list[str] | None,
@@ -82,20 +72,3 @@ class AuditOptions:
             "(the default). Repeatable.",
         ),
     ] = None
-
-
-def with_audit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command for typer that has `AuditOptions` in place of its keyword parameter `options`."""
-    own, shared = inspect.signature(command), inspect.signature(AuditOptions).parameters.values()
-
-    @wraps(command)
-    def run(**typed: object) -> None:
-        options = AuditOptions(**{field.name: typed.pop(field.name) for field in fields(AuditOptions)})  # type: ignore[arg-type]
-        command(**typed, options=options)
-
-    parameters = [
-        one for name, parameter in own.parameters.items() for one in (shared if name == "options" else [parameter])
-    ]
-    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run

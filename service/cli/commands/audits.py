@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from service.cli.commands.alerts import alerts, webhooks
-from service.cli.commands.audit_options import AuditOptions, with_audit_options
-from service.cli.options import Json, Limit, PageToken, whole_number
+from service.cli.commands.alerts import Name, alerts, webhooks
+from service.cli.commands.audit_options import AuditOptions
+from service.cli.commands.option_groups import with_options
+from service.cli.options import Json, Limit, PageToken, whole_option
 
 app = typer.Typer(
     name="audits", help="Watch models over time: make, change, show, run and remove audits.", no_args_is_help=True
@@ -15,14 +16,14 @@ app = typer.Typer(
 app.add_typer(alerts)
 app.add_typer(webhooks)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the audit.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Take a pinned baseline that does not fit; the audit then says why.")
+    bool,
+    typer.Option("--force", help="Accept a pinned baseline that does not fit; the audit then states why."),
 ]
 
 
 @app.command()
-@with_audit_options
+@with_options(AuditOptions)
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new audit: a-z, 0-9 and -.")],
     model: Annotated[
@@ -34,11 +35,12 @@ def create(
     force: Force = False,
     calibrate: Annotated[
         int | None,
-        typer.Option(
+        whole_option(
             "--calibrate",
-            parser=whole_number("--calibrate", 2, 64),
-            metavar="K",
-            help="Measure the baseline's model on K further seeds, and show which limits lie inside the noise.",
+            "K",
+            "Measure the baseline's model on K further seeds, and show which limits lie inside the noise.",
+            least=2,
+            most=64,
         ),
     ] = None,
     as_json: Json = False,
@@ -50,7 +52,7 @@ def create(
 
 
 @app.command()
-@with_audit_options
+@with_options(AuditOptions)
 def edit(
     name: Name,
     rename: Annotated[str | None, typer.Option("--name", metavar="NEW", help="New name.")] = None,
@@ -110,7 +112,7 @@ def pause(
 
 @app.command()
 def resume(name: Name, as_json: Json = False) -> None:
-    """Let an audit's scheduled runs start again; what was missed stays missed."""
+    """Let an audit's scheduled runs start again; missed runs are not made up for."""
     from service.cli.audits import resources
 
     resources.resume(name, as_json=as_json)
@@ -147,7 +149,7 @@ def history(
     ] = None,
     runs: Annotated[
         int,
-        typer.Option("--runs", parser=whole_number("--runs", 1, 10_000), metavar="N", help="The newest N runs."),
+        whole_option("--runs", "N", "The newest N runs.", least=1, most=10_000),
     ] = 365,
     table: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the history as a table.")] = None,
     out: Annotated[
@@ -166,7 +168,7 @@ def calibrate(
     name: Name,
     seeds: Annotated[
         int,
-        typer.Option("--seeds", parser=whole_number("--seeds", 2, 64), metavar="K", help="Further calibration seeds."),
+        whole_option("--seeds", "K", "Further calibration seeds.", least=2, most=64),
     ] = 4,
     as_json: Json = False,
 ) -> None:

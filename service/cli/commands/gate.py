@@ -1,17 +1,20 @@
 """`headroom gate`: holds a model to limits in a pipeline."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.cli.options import Calibration, Device, Json, Memory, whole_number
+from service.cli.commands.option_groups import with_options
+from service.cli.options import Calibration, Device, Json, Memory, Model, whole_option
 
 
-def gate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
-    ],
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What was typed."""
+
+    model: Model
     baseline: Annotated[
         str,
         typer.Option(
@@ -20,52 +23,50 @@ def gate(
             help="The id or the directory of a report, or the name of an audit, whose baseline it is. The model is "
             "measured with its settings and text.",
         ),
-    ],
+    ]
     limits: Annotated[
         Path,
         typer.Option(
             "--limits", metavar="FILE", help="One limit in a line, or YAML with a list of limits. `#` begins a comment."
         ),
-    ],
-    calibration: Calibration = None,
+    ]
+    calibration: Calibration = None
     reruns: Annotated[
         int | None,
-        typer.Option(
+        whole_option(
             "--reruns",
-            parser=whole_number("--reruns", 0, 16),
-            metavar="N",
-            help="Other calibration seeds on which a broken figure is measured again. Default: the audit's, else 1.",
+            "N",
+            "Other calibration seeds on which a broken figure is measured again. Default: the audit's, else 1.",
+            least=0,
+            most=16,
         ),
-    ] = None,
+    ] = None
+    """None leaves it to the baseline."""
     force: Annotated[
         bool, typer.Option("--force", help="Judge although definitions, text or schemes of the baseline are others.")
-    ] = False,
+    ] = False
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write the outcome as Markdown.")
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write the outcome as JUnit XML.")
-    ] = None,
-    sarif: Annotated[
-        Path | None, typer.Option("--sarif", metavar="FILE", help="Write the outcome as SARIF 2.1.0.")
-    ] = None,
-    memory: Memory = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> int:
+    ] = None
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the outcome as JUnit XML.")] = (
+        None
+    )
+    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write the outcome as SARIF 2.1.0.")] = (
+        None
+    )
+    memory: Memory = None
+    device: Device = None
+
+    @property
+    def outcomes(self) -> dict[str, Path]:
+        """The files to write, by format."""
+        paths = {"markdown": self.markdown, "junit": self.junit, "sarif": self.sarif}
+        return {name: path for name, path in paths.items() if path is not None}
+
+
+@with_options(GateOptions)
+def gate(*, options: GateOptions, as_json: Json = False) -> int:
     """Run one audit of a model. Exit status: 4 if it fails, 1 if a measurement or an output file fails, else 0."""
-    from service.cli.connection import WorkerOptions
     from service.cli.gating import command
 
-    paths = {"markdown": markdown, "junit": junit, "sarif": sarif}
-    asked = command.Asked(
-        model,
-        baseline,
-        limits,
-        calibration=calibration,
-        reruns=reruns,
-        force=force,
-        outcomes={name: path for name, path in paths.items() if path is not None},
-        worker=WorkerOptions(memory, device),
-    )
-    return command.gate(asked, as_json=as_json)
+    return command.gate(options, as_json=as_json)

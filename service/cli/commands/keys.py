@@ -18,18 +18,34 @@ def create_key(
     ],
     owner: Annotated[
         str | None,
-        typer.Option(help="Whose what it makes is; keys with the same owner see the same. Default: NAME."),
+        typer.Option(help="Owner of what is made with the key; keys with the same owner see the same. Default: NAME."),
     ] = None,
     expires: Annotated[
         str | None,
         typer.Option(metavar="WHEN", help="When it expires: 90d, 12h or a time such as 2027-01-31T00:00Z."),
+    ] = None,
+    queued_jobs: Annotated[int | None, typer.Option(help="Jobs of its owner that may be in the queue.")] = None,
+    running_jobs: Annotated[
+        int | None, typer.Option(help="Jobs of its owner that run at a time; further ones wait in the queue.")
+    ] = None,
+    upload_bytes_per_day: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bytes that its owner may upload in a day, such as 2GiB.")
+    ] = None,
+    requests_per_second: Annotated[
+        float | None, typer.Option(help="Requests with it, on average. Limits without a value are the service's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it. The service does not keep it, so it is shown this once."""
     from service.cli import api_keys
 
-    api_keys.create(name, scopes=scope, owner=owner, expires=expires, as_json=as_json)
+    limits = {
+        "queued_jobs": queued_jobs,
+        "running_jobs": running_jobs,
+        "upload_bytes_per_day": upload_bytes_per_day,
+        "requests_per_second": requests_per_second,
+    }
+    api_keys.create(name, scopes=scope, owner=owner, expires=expires, limits=limits, as_json=as_json)
 
 
 @app.command("list")
@@ -44,7 +60,7 @@ def list_keys(as_json: Json = False) -> None:
 def revoke_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the key.")], as_json: Json = False
 ) -> None:
-    """Let a key be accepted no more. What it made stays, and belongs to its owner."""
+    """Revoke a key. What was made with it stays, and belongs to its owner."""
     from service.cli import api_keys
 
     api_keys.revoke(name, as_json=as_json)

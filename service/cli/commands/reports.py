@@ -41,7 +41,7 @@ def render_report(
     as_json: Json = False,
 ) -> None:
     """Redraw the figures and the page of a report from its tables. Needs neither the model nor torch."""
-    from service.cli import drawing
+    from service.cli.reports import drawing
 
     drawing.render(directory, density=density, as_json=as_json)
 
@@ -56,6 +56,6 @@ def compare_reports(
     as_json: Json = False,
 ) -> None:
     """Compare reports with the first: range, outlier dimensions, errors and divergence."""
-    from service.cli import drawing
+    from service.cli.reports import drawing
 
     drawing.compare(report, out, as_json=as_json)

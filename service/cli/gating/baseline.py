@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from service.audits.baseline import mismatches
 from service.audits.limits import Limit, compared_figures
 from service.cli.client import Client, Document, fetch
-from service.cli.drawing import check_report, is_directory
+from service.cli.reports.drawing import check_report, is_directory
 from service.cli.running import Refused
 from service.comparison.comparable_report import ComparableReport
 from service.contracts.audits.audit import AuditSettings
@@ -37,7 +37,7 @@ class ServiceFile(NamedTuple):
 class Source(NamedTuple):
     """Where a baseline comes from, before its report is read."""
 
-    given: str
+    name: str
     """As it was typed."""
     words: str
     """What messages and outcomes call it."""
@@ -69,16 +69,16 @@ class Chosen(NamedTuple):
     """A sentence where runs have passed, and none of them is comparable with the audit as it is now."""
 
 
-def find(client: Client, given: str) -> Source:
+def find(client: Client, name: str) -> Source:
     """Return what `--baseline` names. Raises InvalidRequest for what is none."""
-    if is_directory(given):
-        return _of_directory(given)
-    if re.fullmatch(JOB_ID, given):
-        if (audit := _get(client, f"/v1/audits/{given}")) is not None:
-            return _of_audit(given, audit)
-        if (job := _get(client, f"/v1/jobs/{given}")) is not None:
-            return _of_job(given, job)
-    raise InvalidRequest("--baseline", given, _ALLOWED, problem="is neither a report nor an audit")
+    if is_directory(name):
+        return _of_directory(name)
+    if re.fullmatch(JOB_ID, name):
+        if (audit := _get(client, f"/v1/audits/{name}")) is not None:
+            return _of_audit(name, audit)
+        if (job := _get(client, f"/v1/jobs/{name}")) is not None:
+            return _of_job(name, job)
+    raise InvalidRequest("--baseline", name, _ALLOWED, problem="is neither a report nor an audit")
 
 
 def chosen(client: Client, source: Source, limits: tuple[Limit, ...], into: Path) -> Chosen:
@@ -114,29 +114,29 @@ def cautions(source: Source, baseline: Chosen) -> tuple[str, ...]:
     return mismatches(baseline.report.report, AuditSettings(name="gate", model=SAMPLE, **source.settings))
 
 
-def _of_directory(given: str) -> Source:
-    directory = Path(given)
+def _of_directory(name: str) -> Source:
+    directory = Path(name)
     check_report(directory, "--baseline")
-    report = side(directory, given).report
+    report = side(directory, name).report
     settings = {**_settings(report.analysis), "label_threshold": None}
     text = report.calibration.source
-    return Source(given, f"the report in {given}", settings, 1, directory=directory, text=text)
+    return Source(name, f"the report in {name}", settings, 1, directory=directory, text=text)
 
 
-def _of_job(given: str, job: Document) -> Source:
+def _of_job(name: str, job: Document) -> Source:
     if job["status"] != "succeeded":
-        raise InvalidRequest("--baseline", given, _ALLOWED, problem=f"is a job without a report ({job['status']})")
+        raise InvalidRequest("--baseline", name, _ALLOWED, problem=f"is a job without a report ({job['status']})")
     request = job["request"]
-    files = _files(f"/v1/jobs/{given}", request)
+    files = _files(f"/v1/jobs/{name}", request)
     settings = _settings(Analysis.model_validate(_keys(request)))
-    return Source(given, f"report {given}", settings, 1, report_id=given, files=files)
+    return Source(name, f"report {name}", settings, 1, report_id=name, files=files)
 
 
-def _of_audit(given: str, audit: Document) -> Source:
+def _of_audit(name: str, audit: Document) -> Source:
     definition = audit["definition"]
-    files = _files(f"/v1/audits/{given}", definition)
+    files = _files(f"/v1/audits/{name}", definition)
     settings = _settings(Analysis.model_validate(_keys(definition)))
-    return Source(given, f"audit {audit['name']}", settings, definition["reruns"], audit=audit, files=files)
+    return Source(name, f"audit {audit['name']}", settings, definition["reruns"], audit=audit, files=files)
 
 
 def _files(path: str, content: Document) -> dict[str, ServiceFile]:

@@ -6,8 +6,6 @@ The model is measured by the service, as `headroom analyze` does it; what its re
 import hashlib
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from service.cli import output
+from service.cli.commands.gate import GateOptions
 from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.gating import baseline as baselines
 from service.cli.gating import measuring, written
 from service.cli.gating.baseline import Chosen, Source
-from service.cli.gating.context import Gated
 from service.cli.gating.limits_file import LimitsFile, read_limits
-from service.cli.gating.outcome import exit_code, run_document
+from service.cli.gating.outcome import Gated, exit_code, run_document
 from service.cli.gating.table import show
 from service.cli.inputs import model_name
 from service.cli.output import Display
@@ -32,42 +30,26 @@ from service.errors import InvalidRequest
 from service.settings import settings
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was typed."""
-
-    model: str
-    baseline: str
-    limits: Path
-    calibration: Path | None = None
-    reruns: int | None = None
-    """None leaves it to the baseline: an audit's own, else 1."""
-    force: bool = False
-    outcomes: Mapping[str, Path] = field(default_factory=dict)
-    """Files to write, by format."""
-    worker: WorkerOptions = field(default_factory=WorkerOptions)
-
-
-def gate(asked: Asked, *, as_json: bool) -> int:
+def gate(options: GateOptions, *, as_json: bool) -> int:
     """Measure a model, judge the limits, print and write the outcome; return the exit status.
 
     A file that cannot be written is named on standard error, and makes a gate that passes exit with 1. Raises
     InvalidRequest before anything is measured, and JobCancelled after Ctrl-C; then nothing is written.
     """
-    present = settings()
-    limits = read_limits(asked.limits, present.max_upload_bytes)
-    written.check(asked.outcomes)
-    with_options(present, asked.worker)  # checks them before a stack is started
-    model = model_name(asked.model, on_this_machine=not present.url)
+    present, worker = settings(), WorkerOptions(options.memory, options.device)
+    limits = read_limits(options.limits, present.max_upload_bytes)
+    written.check(options.outcomes)
+    with_options(present, worker)  # checks them before a stack is started
+    model = model_name(options.model, on_this_machine=not present.url)
     with (
         interruptible(),
-        connect(workers=True, options=asked.worker) as service,
+        connect(workers=True, options=worker) as service,
         tempfile.TemporaryDirectory(prefix="headroom-gate-") as directory,
         output.display(Console(stderr=True)) as shown,
     ):
-        gated = _gated(asked, model, limits, service, shown, Path(directory))
-    _print(asked.model, gated, as_json=as_json)
-    failures = written.write(asked.outcomes, gated)
+        gated = _gated(options, model, limits, service, shown, Path(directory))
+    _print(options.model, gated, as_json=as_json)
+    failures = written.write(options.outcomes, gated)
     for failure in failures:
         print(f"headroom: {failure}", file=sys.stderr)
     return exit_code(gated.run.verdict) or (JOB_FAILED if failures else DONE)
@@ -85,22 +67,24 @@ def _print(model: str, gated: Gated, *, as_json: bool) -> None:
         show(console, model, gated.run)
 
 
-def _gated(asked: Asked, model: str, file: LimitsFile, service: Service, shown: Display, directory: Path) -> Gated:
-    source = baselines.find(service.client, asked.baseline)
+def _gated(
+    options: GateOptions, model: str, file: LimitsFile, service: Service, shown: Display, directory: Path
+) -> Gated:
+    source = baselines.find(service.client, options.baseline)
     limits = file.parsed(source.scheme_names)
     baseline = baselines.chosen(service.client, source, limits, directory)
-    files, cautions = _files(asked, source, service, directory)
+    files, cautions = _files(options.calibration, source, service, directory)
     cautions = (*baselines.cautions(source, baseline), *cautions)
-    if cautions and not asked.force:
+    if cautions and not options.force:
         problem = f"does not fit: {' '.join(cautions).rstrip('.')}"
-        raise InvalidRequest("--baseline", asked.baseline, "one that fits, or any with --force", problem=problem)
+        raise InvalidRequest("--baseline", options.baseline, "one that fits, or any with --force", problem=problem)
     gauge = measuring.Gauge(service, shown, {**source.settings, **files}, directory)
-    reruns = source.reruns if asked.reruns is None else asked.reruns
-    run = measuring.gate(gauge, model, limits, baseline.report, reruns=reruns, force=asked.force)
+    reruns = source.reruns if options.reruns is None else options.reruns
+    run = measuring.gate(gauge, model, limits, baseline.report, reruns=reruns, force=options.force)
     if source.audit is not None:
         run = run.model_copy(update={"audit_id": source.audit["id"]})
     return Gated(
-        model=asked.model,
+        model=options.model,
         baseline=_words(source, baseline),
         run=run,
         limits_file=file.path,
@@ -110,7 +94,9 @@ def _gated(asked: Asked, model: str, file: LimitsFile, service: Service, shown: 
     )
 
 
-def _files(asked: Asked, source: Source, service: Service, directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _files(
+    calibration: Path | None, source: Source, service: Service, directory: Path
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the files of the job: those of the baseline's, and `--calibration` in place of its text.
 
     Besides, in a sentence, how that differs from the baseline's text where it does.
@@ -123,7 +109,7 @@ def _files(asked: Asked, source: Source, service: Service, directory: Path) -> t
         path = into / (Path(file.name).name or key)
         service.client.download(file.path, path)
         files[key] = upload(f"--baseline: {key}", path, largest, name=file.name)
-    if asked.calibration is None:
+    if calibration is None:
         if source.text not in (None, SAMPLE):
             message = (
                 f"--calibration: it is required, since {source.words} was measured on the text {source.text!r}; "
@@ -131,8 +117,8 @@ def _files(asked: Asked, source: Source, service: Service, directory: Path) -> t
             )
             raise InvalidRequest("--calibration", None, "the file of the baseline", message=message)
         return files, ()
-    files["calibration"] = upload("--calibration", asked.calibration, largest)
-    return files, _other_file(asked.calibration, source)
+    files["calibration"] = upload("--calibration", calibration, largest)
+    return files, _other_file(calibration, source)
 
 
 def _other_file(path: Path, source: Source) -> tuple[str, ...]:

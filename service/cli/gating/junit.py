@@ -8,8 +8,7 @@ import re
 from xml.etree import ElementTree
 
 from service.cli.gating import figures
-from service.cli.gating.context import Gated
-from service.cli.gating.outcome import State, states
+from service.cli.gating.outcome import Gated, State, states
 from service.contracts.audits.audit import AuditRun, Finding
 
 MEASUREMENT = "measurement"

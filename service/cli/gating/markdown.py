@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 
 from service.cli.gating import figures
-from service.cli.gating.context import Gated
-from service.cli.gating.outcome import states
+from service.cli.gating.outcome import Gated, states
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 _COLUMNS = ("", "limit", "value (95% interval)", "baseline", "bound")

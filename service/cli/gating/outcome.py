@@ -1,7 +1,7 @@
-"""The outcome of a run for a calling program: exit status, the state of every limit, one JSON document."""
+"""The outcome of a gate or a run for a calling program: exit status, the state of every limit, one JSON document."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from service.audits.judgment import confirmed
 from service.cli.running import DONE, JOB_FAILED, LIMIT_BROKEN
@@ -9,6 +9,24 @@ from service.contracts.audits.audit import AuditRun, Finding
 
 State = Literal["passed", "failed", "unconfirmed", "warned", "not judged"]
 """`failed`: broken beyond noise, and again on other text. `unconfirmed`: broken beyond noise, and not on other text."""
+
+
+class Gated(NamedTuple):
+    """A gate that has ended: its run, and the facts that written outcomes state beside it."""
+
+    model: str
+    """As it was typed."""
+    baseline: str
+    """What it was compared with, in a few words."""
+    run: AuditRun
+    limits_file: str
+    """Path of the file with the limits, as it was typed."""
+    lines: Mapping[str, int]
+    """Line of every limit in it, from 1."""
+    version: str
+    """Of Headroom."""
+    cautions: tuple[str, ...] = ()
+    """Why limits against the baseline mean little, where somebody insisted on it; sentences."""
 
 
 def exit_code(verdict: str | None) -> int:

@@ -10,8 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from service.cli.gating import figures
-from service.cli.gating.context import Gated
-from service.cli.gating.outcome import State, states
+from service.cli.gating.outcome import Gated, State, states
 from service.contracts.audits.audit import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from service.cli.gating.context import Gated
 from service.cli.gating.junit import junit
 from service.cli.gating.markdown import markdown
+from service.cli.gating.outcome import Gated
 from service.cli.gating.sarif import sarif
 from service.errors import InvalidRequest
 

@@ -1,4 +1,4 @@
-"""Alerts of an audit, and what is announced of them. Their meaning is in `service/audits/alerts.py`."""
+"""Alerts of an audit, and their announcements. `service/audits/alerts.py` defines when they open and close."""
 
 from datetime import datetime
 from typing import Literal
@@ -20,7 +20,7 @@ class Acknowledgement(Record):
 
 
 class Dismissal(Record):
-    """Somebody wants to hear no more of an alert for a while."""
+    """No messages about an alert are sent until a time."""
 
     author: str
     at: datetime
@@ -55,7 +55,7 @@ class Alert(Record):
 
 
 class Announcement(Record):
-    """What a run has brought that people are told of: one message to every receiver, one entry of the feed."""
+    """The alerts that a run opened and closed, or its error: one message to every receiver, one entry of the feed."""
 
     id: str
     audit_id: str

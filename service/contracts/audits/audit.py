@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from service.contracts.files import StoredFile, Upload
-from service.contracts.record import Frozen, Record, at_most
+from service.contracts.record import Frozen, NoBoolean, Record, at_most
 from service.contracts.report import Estimate
-from service.contracts.request import Analysis, NoBoolean, allowing
+from service.contracts.request import Analysis, allowing
 
 FindingVerdict = Literal["pass", "warn", "broken", "not_judged"]
 """`pass`: the limit holds. `warn`: it is broken, within the figure's noise. `broken`: it is broken beyond the noise, or
-the figure has none. `not_judged`: the figures cannot tell, or there is no baseline; `reason` says which."""
+the figure has none. `not_judged`: the figures do not decide it, or there is no baseline; `reason` says which."""
 
 RunVerdict = Literal["pass", "warn", "fail", "unconfirmed", "unchanged", "error", "skipped"]
 """`pass`: no limit is broken. `warn`: one is, within its noise, or one could not be judged against the baseline that
@@ -86,7 +86,7 @@ class AuditSettings(Analysis):
     """Other calibration seeds on which a figure that breaks its limit beyond its noise is measured again. With 0 the
     first measurement decides."""
     notify: Annotated[tuple[Receiver, ...], Field(max_length=64), at_most(64)] = ()
-    """Whom to tell, such as {"webhook": "https://example.org/hook"}."""
+    """Receivers of the alerts, such as {"webhook": "https://example.org/hook"}."""
 
     @field_validator("name")
     @classmethod
@@ -148,7 +148,7 @@ class Finding(Record):
     uncompared: bool = False
     """The limit is held against a baseline that is there, and could not be judged."""
     final: bool = False
-    """The first measurement decides: the weights are the baseline's, so that a rerun could tell no more."""
+    """The first measurement decides: the weights are the baseline's, so that a rerun would give the same."""
     reason: str
     """A sentence."""
 

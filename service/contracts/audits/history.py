@@ -82,7 +82,7 @@ class Step(Record):
     before: StepLevel
     after: StepLevel
     changes: tuple[StateChange, ...] | None
-    """What changed at that run; empty: nothing that reports tell of. None where a report is gone."""
+    """What changed at that run; empty: nothing that the reports state. None where a report is gone."""
 
     @property
     def what_changed(self) -> str:
@@ -117,11 +117,11 @@ class FigureHistory(Record):
     points: tuple[Point, ...]
     """One for every run, in time."""
     levels: tuple[StepLevel, ...]
-    """Between the steps, in time; empty where steps cannot be told."""
+    """Between the steps, in time; empty where steps cannot be detected."""
     steps: tuple[Step, ...]
     noise: SeriesNoise | None
     no_steps: str | None
-    """Why steps cannot be told, as a sentence; None where they can."""
+    """Why steps cannot be detected, as a sentence; None where they can."""
 
 
 class AuditHistory(Record):

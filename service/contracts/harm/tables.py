@@ -3,20 +3,18 @@
 from types import MappingProxyType
 
 from service.contracts.harm.settings import HarmSettings
-from service.contracts.tables import Column, Table
+from service.contracts.tables import SCHEME, Column, Table
 
 OTHER_INPUTS = "other inputs"
 """In `dimension_harm`, stands in `inputs` of the row for the modules that do not read the residual stream."""
 RESIDUAL_STREAM = "residual stream"
 """In `dimension_harm`, stands in `inputs` of the rows for its dimensions."""
 
-_SCHEME = Column("scheme", "string", "name of the scheme")
-
 HARM = Table(
     "harm",
     "Harm of replacing a module or a layer alone",
     (
-        _SCHEME,
+        SCHEME,
         Column("layer", "int32", "decoder layer, from 0"),
         Column(
             "component",
@@ -43,7 +41,7 @@ INTERACTIONS = Table(
     "interactions",
     "Estimated interaction of every pair of modules: E[a_m a_n] / (2 positions), in both orders",
     (
-        _SCHEME,
+        SCHEME,
         Column("module_a", "string", "full name of a module"),
         Column("module_b", "string", "full name of a module; the same one where the value is its estimated harm"),
         Column("value", "float64", "nats; the sum over all pairs of a set is the KL divergence predicted for it"),
@@ -53,7 +51,7 @@ DIMENSION_HARM = Table(
     "dimension_harm",
     "Share of every dimension of the residual stream in the estimated harm",
     (
-        _SCHEME,
+        SCHEME,
         Column("inputs", "string", "residual stream, or other inputs in the row for the modules that read others"),
         Column("dimension", "int32", "hidden dimension; null in the row for other inputs"),
         Column("share", "float64", "of the sum of the modules' estimated harms; may be negative"),
@@ -66,7 +64,7 @@ MIXES = Table(
     "mixes",
     "Mixes that were measured, and their controls",
     (
-        _SCHEME,
+        SCHEME,
         Column("mix", "string", "name of the mix"),
         Column("bytes", "int64", "bytes of the model's weights, scales and embeddings"),
         Column(

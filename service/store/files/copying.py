@@ -1,4 +1,4 @@
-"""Copying an artifact store to another place, such as from a directory to a bucket.
+"""Copies an artifact store to another place, such as from a directory to a bucket, with the checkpoints in it.
 
 Every file is checked against the SHA-256 that is its name before it is put. The store's id comes last: until then no
 process starts with the copy. Files that are there already, with their size, are not sent again, so a copy that was
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from service.errors import Conflict, StoreFailed
 from service.storage.port import artifact_key, check_digest
 from service.store.artifacts import ArtifactStore
+from service.store.files.checkpoints import PREFIX as CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,38 @@ class Copied:
 def copy(source: ArtifactStore, target: ArtifactStore, report: Callable[[Copied], None]) -> Copied:
     """Copy every file of `source` that `target` lacks, and the store's id; `report` is called after each file.
 
-    Checkpoints of unfinished measurements are not copied: their jobs begin anew.
+    Checkpoints of unfinished measurements are copied too: the services that write them must have stopped.
 
     Raises Conflict where one of the two is no store, or `target` another database's; StoreFailed where one fails or a
     file is damaged; OSError.
     """
     store_id = _id(source, target)
-    there = {entry.key: entry.size for entry in target.entries()}
+    there = _kept(target)
     copied = Copied(0, 0, 0)
-    for entry in source.entries():
-        if there.get(entry.key) == entry.size:
+    for key, (size, sha256) in _kept(source).items():
+        if key in there and there[key][0] == size:
             copied = Copied(copied.files, copied.size, copied.present + 1)
         else:
-            _copy_file(source, target, entry.key)
-            copied = Copied(copied.files + 1, copied.size + entry.size, copied.present)
+            _copy_file(source, target, key, sha256)
+            copied = Copied(copied.files + 1, copied.size + size, copied.present)
         report(copied)
+    _copy_manifests(source, target)
     target.write_id(store_id)
     return copied
+
+
+def _kept(store: ArtifactStore) -> dict[str, tuple[int, str]]:
+    """Return the size and the SHA-256 of every file by its key: artifacts, and the files of checkpoints."""
+    kept = {artifact_key(entry.key): (entry.size, entry.key) for entry in store.entries()}
+    files = (entry for entry in store.storage.entries(CHECKPOINTS) if not entry.key.endswith(".json"))
+    return kept | {entry.key: (entry.size, entry.key.rpartition("/")[2]) for entry in files}
+
+
+def _copy_manifests(source: ArtifactStore, target: ArtifactStore) -> None:
+    """Write what each checkpoint consists of, when all of it is there."""
+    for entry in source.storage.entries(CHECKPOINTS):
+        if entry.key.endswith(".json"):
+            target.storage.write(entry.key, source.storage.read(entry.key))
 
 
 def _id(source: ArtifactStore, target: ArtifactStore) -> str:
@@ -56,14 +72,14 @@ def _id(source: ArtifactStore, target: ArtifactStore) -> str:
     return store_id
 
 
-def _copy_file(source: ArtifactStore, target: ArtifactStore, sha256: str) -> None:
+def _copy_file(source: ArtifactStore, target: ArtifactStore, key: str, sha256: str) -> None:
     """Put one file; nothing of it is kept where its content is not what its name says."""
 
-    def key(actual: str) -> str:
+    def checked(actual: str) -> str:
         check_digest(source.url, sha256, sha256, actual)
-        return artifact_key(sha256)
+        return key
 
     try:
-        target.storage.put(source.path(sha256), key)
+        target.storage.put(source.storage.path(key, sha256), checked)
     except OSError as error:
         raise StoreFailed(f"{sha256} could not be copied to {target.url}: {error.strerror or error}") from error

@@ -17,10 +17,11 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.storage.port import Entry
 from service.store.artifacts import ArtifactStore
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.files.checkpoints import CheckpointStore
 from service.store.hosts.clock import Clock
 from service.store.statuses import Status
-from service.store.tables import ArtifactRow, AuditRow, AuditRunRow, Document, FileRow, JobRow, StoreRow
+from service.store.tables import ArtifactRow, Document, FileRow, JobRow, StoreRow
 from service.store.transactions import Transactions
 
 GRACE = timedelta(days=1)

@@ -55,12 +55,12 @@ class StoreIdentity(Transactions):
 
 
 def _another(url: str, present: str | None, expected: str) -> InvalidRequest:
-    found = f"its id is {present}" if present else "it has no id"
+    actual = f"its id is {present}" if present else "it has no id"
     return InvalidRequest(
         _NAME,
         url,
         "the artifact store of this database, the same URL for the API, the scheduler and every worker (or set "
         "HEADROOM_DATABASE_URL to the database of this store; a "
         f"store that no database uses any longer is taken over after its file {ID_KEY!r} is removed)",
-        problem=f"is not the artifact store of this database: {found}, and the database knows {expected}",
+        problem=f"is not the artifact store of this database: {actual}, and the database knows {expected}",
     )

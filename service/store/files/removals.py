@@ -1,4 +1,4 @@
-"""Deleting jobs, and letting reports expire.
+"""Deletes jobs, and removes expired reports.
 
 Only rows go here; the files that no other row names are removed by the next garbage collection. What an audit holds
 models to stays. Runs, alerts and comparisons that name a deleted job keep what they say; asking for the job or its
@@ -25,14 +25,14 @@ IsNeeded = Callable[[str, Session], bool]
 
 
 class Removals(Transactions):
-    """What is removed on request or with time; safe to use from several threads and processes."""
+    """Removal of jobs on request, and of reports by age; safe to use from several threads and processes."""
 
     def __init__(self, engine: Engine, is_needed: IsNeeded, clock: Clock | None = None) -> None:
         super().__init__(engine, clock)
         self._is_needed = is_needed
 
     def delete(self, job_id: str) -> None:
-        """Remove a job with its report; the message of a queued one finds nothing to do.
+        """Remove a job with its report; the message of a queued one then has no effect.
 
         Raises NotFound, Gone for one that was deleted before, TransitionNotAllowed for one that runs, and Conflict for
         one that an audit needs.

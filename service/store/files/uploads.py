@@ -53,7 +53,7 @@ class FilePage:
 
 
 class UploadStore(Transactions):
-    """The uploaded files of all owners; each call sees those of one."""
+    """The uploaded files that a caller sees: their own, or all those of an administrator."""
 
     def __init__(self, engine: Engine, *, quota_bytes: int, keep_seconds: float, clock: Clock | None = None) -> None:
         """Set what the files of one owner may have together, and how long a file is kept that no job names."""
@@ -84,26 +84,26 @@ class UploadStore(Transactions):
             row.expires_at = now + self._kept
             return _file_of(row)
 
-    def get(self, owner: str, file_id: str) -> UploadedFile:
+    def get(self, file_id: str) -> UploadedFile:
         """Return a file. Raises NotFound, also for one that has expired."""
         with self._read() as session:
-            return _file_of(self._existing(session, owner, file_id))
+            return _file_of(self._existing(session, file_id))
 
-    def use(self, owner: str, file_id: str) -> UploadedFile:
+    def use(self, file_id: str) -> UploadedFile:
         """Return a file that a request names, and keep it until the request has made its job. Raises NotFound."""
         with self._write() as session:
-            row = self._existing(session, owner, file_id)
+            row = self._existing(session, file_id)
             row.expires_at = max(row.expires_at, self._clock() + timedelta(seconds=USE_SECONDS))
             return _file_of(row)
 
-    def list(self, owner: str, *, page_size: int = 50, page_token: str | None = None) -> FilePage:
+    def list(self, *, page_size: int = 50, page_token: str | None = None) -> FilePage:
         """Return up to `page_size` files (1 to 1000), newest first, after those of the page that gave `page_token`.
 
         Raises InvalidRequest for a page size or token that is not allowed.
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise InvalidRequest("page_size", page_size, f"1 to {MAX_PAGE_SIZE}")
-        query = select(FileRow).where(FileRow.owner == owner, FileRow.expires_at > self._clock())
+        query = select(FileRow).where(FileRow.expires_at > self._clock())
         if page_token is not None:
             if len(page_token) != 32 or not page_token.isalnum():
                 raise InvalidRequest("page_token", page_token, "a next_page_token of an earlier answer")
@@ -112,14 +112,14 @@ class UploadStore(Transactions):
             rows = session.scalars(query.order_by(FileRow.id.desc()).limit(page_size + 1)).all()
             return _page(rows, page_size)
 
-    def delete(self, owner: str, file_id: str) -> None:
+    def delete(self, file_id: str) -> None:
         """Forget a file; jobs that were made with it keep its content. Raises NotFound."""
         with self._write() as session:
-            session.delete(self._existing(session, owner, file_id))
+            session.delete(self._existing(session, file_id))
 
-    def _existing(self, session: Session, owner: str, file_id: str) -> FileRow:
+    def _existing(self, session: Session, file_id: str) -> FileRow:
         row = session.get(FileRow, file_id)
-        if row is None or row.owner != owner or row.expires_at <= self._clock():
+        if row is None or row.expires_at <= self._clock():
             raise NotFound(f"file: {file_id[:64]!r} is not the id of a file; GET /v1/files lists them")
         return row
 

@@ -26,7 +26,7 @@ def utcnow() -> datetime:
 
 
 def clock_of(engine: Engine) -> Clock:
-    """Return the clock by which the stores on a database set and compare times."""
+    """Return the clock of the stores on a database, by which they set and compare times."""
     return DatabaseClock(engine) if engine.dialect.name == "postgresql" else utcnow
 
 

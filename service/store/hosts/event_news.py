@@ -7,7 +7,7 @@ followers, with one query however many there are, and lives only while there are
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import Any, Self
@@ -65,7 +65,7 @@ class EventNews(Transactions):
         follower = Follower(job_id, wake, seen)
         with self._lock:
             self._followers.setdefault(job_id, set()).add(follower)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = Thread(target=self._run, name="news of events", daemon=True)
                 self._thread.start()
         try:
@@ -84,11 +84,15 @@ class EventNews(Transactions):
             try:
                 listen()
                 trouble = False
-            except (SQLAlchemyError, dialect.loaded_dbapi.Error) as error:
+            except Exception as error:  # whatever it was, the followers must hear of their events
+                expected = isinstance(error, SQLAlchemyError | dialect.loaded_dbapi.Error)
                 if not trouble:
-                    log.warning("event streams wait for the database: %s", error)
+                    detail = None if expected else error
+                    log.warning("no news of events; the database is asked now and then: %s", error, exc_info=detail)
                 trouble = True
                 self._committed.wait(FALLBACK_SECONDS)
+                with suppress(Exception):  # it is said above, and tried again
+                    self._wake_behind()
 
     def _goes_on(self) -> bool:
         """Whether there are followers; if not, the next one starts another thread."""

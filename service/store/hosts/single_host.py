@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.errors import InvalidRequest
-from service.store.database import public_url
+from service.store.database import public_url, reach
 from service.store.tables import HostRow
 from service.store.transactions import Transactions
 
@@ -37,16 +37,25 @@ class SingleHost(Transactions):
         self._name = name or platform.node()
         self._boot = boot or _boot_id()
 
+    def check(self) -> None:
+        """Raise InvalidRequest when another host uses the database, and ServiceUnreachable when that does not answer.
+
+        Nothing is written, and the schema may be of any version.
+        """
+        reach(self._reader)
+        if inspect(self._reader).has_table(HostRow.__tablename__):
+            with self._read() as session:
+                self._refuse_other(session.get(HostRow, _ONE))
+
     def write(self) -> None:
         """Write this host's name. Raises InvalidRequest when another host uses the database."""
         with self._write() as session:
             now = self.now()
             row = session.get(HostRow, _ONE)
+            self._refuse_other(row)
             if row is None:
                 row = HostRow(number=_ONE)
                 session.add(row)
-            elif not self._is_this(row) and abs(now - row.seen_at) < timedelta(seconds=FREE_SECONDS):
-                raise self._refusal(row.name)
             row.name, row.boot, row.seen_at = self._name, self._boot, now
 
     def keep(self) -> None:
@@ -62,6 +71,11 @@ class SingleHost(Transactions):
                 log.critical("two hosts use one SQLite database, which damages it; stop one of them: %s", error)
             except SQLAlchemyError as error:
                 log.warning("the host's name is not written to the database: %s", error)
+
+    def _refuse_other(self, row: HostRow | None) -> None:
+        age = timedelta.max if row is None else abs(self.now() - row.seen_at)
+        if row is not None and not self._is_this(row) and age < timedelta(seconds=FREE_SECONDS):
+            raise self._refusal(row.name)
 
     def _is_this(self, row: HostRow) -> bool:
         # Containers on one kernel share memory whatever they are called; a host keeps its name when it boots again.

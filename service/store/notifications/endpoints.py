@@ -17,9 +17,9 @@ from service.audits.receivers import receivers
 from service.contracts.audits.audit import AuditDefinition
 from service.errors import NotFound
 from service.store.audit_records import audit_row
+from service.store.audit_tables import AuditRow
 from service.store.job_records import new_id
 from service.store.notifications.tables import EndpointRow, MessageRow
-from service.store.tables import AuditRow
 from service.store.transactions import Transactions
 
 _SECRET_BYTES = 32

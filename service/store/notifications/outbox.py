@@ -1,4 +1,4 @@
-"""The messages that are owed: claimed under a lease, tried again with growing delays, and kept for a while afterwards.
+"""The outbox: messages are claimed under a lease, retried with growing delays, and kept for a while afterwards.
 
 A message is a row from the transaction that gave rise to it. Whoever sends it claims it first, so that of several
 schedulers one sends it; if that one dies, the lease runs out and the message is sent again, under the same id. Of
@@ -17,11 +17,11 @@ from service.contracts.audits.alert import Announcement
 from service.contracts.audits.audit import AuditDefinition
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.audit_records import audit_row
+from service.store.audit_tables import AuditRow
 from service.store.job_records import new_id
 from service.store.notifications.attempts import Attempted, Result, next_delay
 from service.store.notifications.endpoints import disable, endpoint_of, keep_endpoints, valid_secrets
 from service.store.notifications.tables import AnnouncementRow, AttemptRow, MessageRow, MessageState
-from service.store.tables import AuditRow
 from service.store.transactions import Transactions
 
 _LOOKED_AT = 200

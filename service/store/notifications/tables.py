@@ -1,4 +1,4 @@
-"""The tables of alerts, of what is announced of them, and of the messages that are owed for it."""
+"""The tables of alerts, announcements, messages with their attempts, and webhooks."""
 
 from datetime import datetime
 from typing import Literal
@@ -52,7 +52,7 @@ class AlertRow(Base):
 
 
 class AnnouncementRow(Base):
-    """Something that people are told of."""
+    """An announcement: alerts that opened or closed, or a run that ended in an error."""
 
     __tablename__ = "announcements"
 

@@ -5,20 +5,23 @@ Keys are looked up by their hash: how long that takes tells nothing of a key tha
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from service.contracts.key_limits import KeyLimits
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
-from service.store.owners.access import NOBODY, OWNER, SCOPES, Access, Scope
+from service.store.owners.access import EVERYTHING, NOBODY, OWNER, SCOPES, Scope
+from service.store.owners.key_records import Key, VerifiedKeys, key_of
 from service.store.owners.tables import KeyRow
+from service.store.owners.visibility import seeing
 from service.store.transactions import Transactions
 
 PREFIX = "hr_"
@@ -33,55 +36,33 @@ _SHOWN = len(PREFIX) + 6
 _ALLOWED_NAME = "1 to 64 letters, digits, '.', '_', '@' and '-', a letter or digit first"
 
 
-@dataclass(frozen=True)
-class Key:
-    """An API key, without the key itself."""
-
-    id: str
-    name: str
-    owner: str
-    """Whose what it makes is."""
-    prefix: str
-    """Its first characters."""
-    scopes: tuple[Scope, ...]
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    """To the minute; None before the first use."""
-    revoked_at: datetime | None
-
-    @property
-    def access(self) -> Access:
-        """What the key lets its holder see."""
-        return Access(self.owner, everything="admin" in self.scopes)
-
-    def is_valid(self, now: datetime) -> bool:
-        """Return whether it is neither revoked nor expired."""
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
-
-    def allows(self, scope: Scope) -> bool:
-        """Return whether the key may be used for requests of a scope."""
-        return scope in self.scopes or "admin" in self.scopes
-
-
 class KeyStore(Transactions):
     """The keys that the API accepts: those of the database, and the bootstrap key of the settings."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None, *, bootstrap: str | None = None) -> None:
         super().__init__(engine, clock)
         self._bootstrap = bootstrap
+        self._verified = VerifiedKeys()
 
     def create(
-        self, name: str, scopes: Sequence[Scope], *, owner: str | None = None, expires_at: datetime | None = None
+        self,
+        name: str,
+        scopes: Sequence[Scope],
+        *,
+        owner: str | None = None,
+        expires_at: datetime | None = None,
+        limits: KeyLimits | None = None,
     ) -> tuple[Key, str]:
         """Make a key; return it and its plain text.
 
         `owner` is the name by default. Raises Conflict for the name of a key that is not revoked, and InvalidRequest
-        for a name, owner, scopes or expiry that are not allowed.
+        for a name, owner, scopes, expiry or limits that are not allowed.
         """
         now = self._clock()
         owner = name if owner is None else owner
+        own_limits = {} if limits is None else limits.model_dump(exclude_none=True)
         _check(name, owner, scopes, expires_at, now)
+        _check_limits(own_limits, scopes)
         plain = PREFIX + secrets.token_urlsafe(_KEY_BYTES)
         row = KeyRow(
             id=new_id(now),
@@ -92,12 +73,13 @@ class KeyStore(Transactions):
             scopes=[scope for scope in SCOPES if scope in scopes],
             created_at=now,
             expires_at=expires_at,
+            **own_limits,
         )
         try:
             with self._write() as session:
                 session.add(row)
                 session.flush()
-                return _key(row), plain
+                return key_of(row), plain
         except IntegrityError as error:
             raise Conflict(
                 f"name: {name!r} is already the name of a key; allowed: any other name, such as '{name}-2', with "
@@ -107,7 +89,7 @@ class KeyStore(Transactions):
     def list(self) -> list[Key]:
         """Return all keys, the newest first."""
         with self._read() as session:
-            return [_key(row) for row in session.scalars(select(KeyRow).order_by(KeyRow.id.desc()))]
+            return [key_of(row) for row in session.scalars(select(KeyRow).order_by(KeyRow.id.desc()))]
 
     def revoke(self, name_or_id: str) -> Key:
         """Let a key be accepted no more. Raises NotFound where no valid key has this name or id."""
@@ -121,22 +103,38 @@ class KeyStore(Transactions):
                     "`headroom keys list` lists them"
                 )
             row.revoked_at = self._clock()
-            return _key(row)
+            key = key_of(row)
+        self._verified.forget()
+        return key
+
+    def verified(self, plain: str) -> Key | None:
+        """Return the key that was presented if it was verified a moment ago; the database is not asked."""
+        return self._verified.get(_hash(plain))
 
     def verify(self, plain: str) -> Key | None:
-        """Return the key that was presented, and note its use; None where it is unknown, expired or revoked."""
-        sha256 = _hash(plain)
+        """Return the key that was presented, and note its use; None where it is unknown, expired or revoked.
+
+        Whoever asks, through whatever view of the store.
+        """
+        sha256, revocations = _hash(plain), self._verified.revocations
+        key = self._look_up(sha256)
+        if key is not None:
+            left = math.inf if key.expires_at is None else (key.expires_at - self._clock()).total_seconds()
+            self._verified.add(sha256, key, left, revocations)
+        return key
+
+    def _look_up(self, sha256: str) -> Key | None:
         if self._bootstrap is not None and hmac.compare_digest(sha256, _hash(self._bootstrap)):
             now = self._clock()
             return Key("bootstrap", BOOTSTRAP, NOBODY, "", ("admin",), now, None, now, None)
-        with self._read() as session:
+        with self._read_once() as session, seeing(session, EVERYTHING):
             row = session.scalars(select(KeyRow).where(KeyRow.sha256 == sha256)).one_or_none()
-            key = None if row is None else _key(row)
+            key = None if row is None else key_of(row)
         now = self._clock()
         if key is None or not key.is_valid(now):
             return None
         if key.last_used_at is None or now - key.last_used_at >= USED_EVERY:
-            with self._write() as session:
+            with self._write() as session, seeing(session, EVERYTHING):
                 session.execute(update(KeyRow).where(KeyRow.id == key.id).values(last_used_at=now))
         return key
 
@@ -166,18 +164,11 @@ def _check(name: str, owner: str, scopes: Sequence[Scope], expires_at: datetime 
         raise InvalidRequest("expires_at", expires_at.isoformat(), f"a time later than {now.isoformat()}")
 
 
-def _key(row: KeyRow) -> Key:
-    return Key(
-        id=row.id,
-        name=row.name,
-        owner=row.owner,
-        prefix=row.prefix,
-        scopes=tuple(scope for scope in SCOPES if scope in row.scopes),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        last_used_at=row.last_used_at,
-        revoked_at=row.revoked_at,
-    )
+def _check_limits(limits: Mapping[str, object], scopes: Sequence[Scope]) -> None:
+    if limits and "admin" in scopes:
+        name, value = next(iter(limits.items()))
+        allowed = "limits only without the scope admin, for keys of which there are none"
+        raise InvalidRequest(f"limits.{name}", value, allowed)
 
 
 def _hash(plain: str) -> str:

@@ -10,6 +10,7 @@ The time that an owner used is added when a job leaves its worker. Whoever write
 of their names, so that two transactions never wait for each other.
 """
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -18,9 +19,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.contracts.sizes import SizeClass
+from service.contracts.request import SizeClass
 from service.store.job_records import Dispatch
-from service.store.owners.tables import OwnerRow
+from service.store.owners.tables import KeyRow, OwnerRow
 from service.store.statuses import Status
 from service.store.tables import JobRow
 
@@ -43,7 +44,8 @@ def next_job(session: Session, sizes: Sequence[SizeClass], most_running: int | N
     Args:
         session: Of the transaction; it sees all owners.
         sizes: The classes that the worker takes.
-        most_running: Owners who have so many running jobs are passed over; None: nobody is.
+        most_running: Owners who have so many running jobs are passed over, unless a key of theirs has another limit;
+            None: nobody else is.
     """
     queued = (JobRow.status == Status.queued, JobRow.size.in_(sizes))
     first = func.min(JobRow.queued_at)
@@ -51,9 +53,8 @@ def next_job(session: Session, sizes: Sequence[SizeClass], most_running: int | N
     owners = owners.outerjoin(OwnerRow, OwnerRow.owner == JobRow.owner).where(*queued)
     rows = session.execute(owners.group_by(JobRow.owner, OwnerRow.served, OwnerRow.begun_at))
     waiting = [Waiting(*row) for row in rows]
-    if most_running is not None and waiting:
-        busy = select(JobRow.owner).where(JobRow.status == Status.running).group_by(JobRow.owner)
-        full = set(session.scalars(busy.having(func.count() >= most_running)))
+    if waiting:
+        full = _full_owners(session, most_running)
         waiting = [one for one in waiting if one.owner not in full]
     if not waiting:
         return None
@@ -61,6 +62,19 @@ def next_job(session: Session, sizes: Sequence[SizeClass], most_running: int | N
     job = select(JobRow.id, JobRow.dispatch).where(*queued, JobRow.owner == owner)
     row = session.execute(job.order_by(JobRow.queued_at, JobRow.id).limit(1)).one_or_none()
     return None if row is None else Dispatch(*row)
+
+
+def _full_owners(session: Session, most_running: int | None) -> set[str]:
+    """Return the owners who have as many running jobs as the largest limit of their keys, or `most_running`."""
+    busy = select(JobRow.owner, func.count()).where(JobRow.status == Status.running).group_by(JobRow.owner)
+    running = {owner: count for owner, count in session.execute(busy)}  # noqa: C416 - rows are not pairs to mypy
+    own = select(KeyRow.owner, func.max(KeyRow.running_jobs)).where(
+        KeyRow.owner.in_(running), KeyRow.revoked_at.is_(None), KeyRow.running_jobs.is_not(None)
+    )
+    rows = session.execute(own.group_by(KeyRow.owner)) if running else ()
+    limits = {owner: most for owner, most in rows if most is not None}
+    unlimited = math.inf if most_running is None else most_running
+    return {owner for owner, count in running.items() if count >= limits.get(owner, unlimited)}
 
 
 def next_owner(waiting: Sequence[Waiting], virtual_time: float) -> str:

@@ -33,6 +33,11 @@ class KeyRow(Base):
     last_used_at: Mapped[datetime | None]
     """To the minute."""
     revoked_at: Mapped[datetime | None]
+    queued_jobs: Mapped[int | None]
+    """This limit and the next three as `KeyLimits`; null: the service's."""
+    running_jobs: Mapped[int | None]
+    upload_bytes_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    requests_per_second: Mapped[float | None]
 
 
 class OwnerRow(Base):

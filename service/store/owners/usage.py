@@ -33,7 +33,7 @@ class Usage(Transactions):
                 tomorrow = datetime.combine(today + timedelta(days=1), time(), UTC)
                 raise LimitReached(
                     f"uploads of a day: {used} bytes with this one; allowed: {limits.upload_bytes} "
-                    "(HEADROOM_UPLOAD_BYTES_PER_DAY of the service)",
+                    "(HEADROOM_UPLOAD_BYTES_PER_DAY of the service, or the key's own limit)",
                     (tomorrow - now).total_seconds(),
                 )
             row.upload_day, row.upload_bytes = today, used
@@ -47,6 +47,6 @@ class Usage(Transactions):
         if (session.scalar(queued) or 0) >= access.limits.queued_jobs:
             raise LimitReached(
                 f"queued jobs: {access.limits.queued_jobs} of {access.owner!r} wait already; allowed: as many "
-                "(HEADROOM_QUEUED_JOBS of the service)",
+                "(HEADROOM_QUEUED_JOBS of the service, or the key's own limit)",
                 _QUEUE_SECONDS,
             )

@@ -13,14 +13,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, event, exists, false
 from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.notifications.tables import AlertRow, AnnouncementRow, AttemptRow, EndpointRow, MessageRow
 from service.store.owners.access import EVERYTHING, Access
 from service.store.owners.tables import KeyRow, OwnerRow
 from service.store.tables import (
     ArtifactRow,
-    AuditRerunRow,
-    AuditRow,
-    AuditRunRow,
     Base,
     DeletedJobRow,
     DispatchRow,
@@ -29,6 +27,7 @@ from service.store.tables import (
     HostRow,
     JobRow,
     StoreRow,
+    WorkerRow,
 )
 
 OWNED: tuple[type[Base], ...] = (JobRow, DeletedJobRow, AuditRow, FileRow)
@@ -46,7 +45,7 @@ OF_OWNED: dict[type[Base], tuple[str, ...]] = {
     AttemptRow: ("message_id", "audit_id"),
 }
 """Rows that belong to another row: the foreign keys that lead to the one with an owner."""
-HIDDEN: tuple[type[Base], ...] = (HostRow, KeyRow, OwnerRow, StoreRow)
+HIDDEN: tuple[type[Base], ...] = (HostRow, KeyRow, OwnerRow, StoreRow, WorkerRow)
 """Rows of the service itself, which nobody sees but who sees everything."""
 
 _ACCESS = "access"

@@ -1,4 +1,4 @@
-"""Records of what a scheduler judges: a run whose jobs have ended, and what it writes when it has judged."""
+"""Records for judging a run: its ended jobs, and what the scheduler writes after judging."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from service.contracts.audits.audit import AuditDefinition, Finding, PastRun, Re
 from service.contracts.audits.resolution import Resolution, Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
+from service.store.audit_tables import AuditRerunRow
 from service.store.statuses import JOB_ENDED, Status
-from service.store.tables import AuditRerunRow, JobRow
+from service.store.tables import JobRow
 
 GONE = ("bad-model", "model-changed")
 """Codes of the failures of a job whose model is not to be had."""

@@ -1,4 +1,4 @@
-"""Makes runs of scheduled times that have come: one for each audit and time, however many schedulers look."""
+"""Inserts the runs of scheduled times: one for each audit and time, however many schedulers run."""
 
 import logging
 from datetime import datetime
@@ -11,9 +11,9 @@ from service.audits.definition import next_start, schedule_of
 from service.audits.schedule import Due, due
 from service.contracts.audits.audit import AuditDefinition
 from service.errors import InvalidRequest
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.runs.rows import add_run, skip
 from service.store.statuses import RunState
-from service.store.tables import AuditRow, AuditRunRow
 from service.store.transactions import Transactions
 
 log = logging.getLogger(__name__)

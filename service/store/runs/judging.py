@@ -17,12 +17,13 @@ from service.audits.baseline import rule
 from service.contracts.audits.audit import AuditDefinition, Finding
 from service.errors import InvalidRequest
 from service.store.audit_records import last_passed, past_run_of
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.owners.access import access_of_owner
 from service.store.owners.visibility import seeing
 from service.store.runs.cases import Case, Ending, Measured, RerunJobs, has_ended, job_ends, reruns_of
 from service.store.runs.rows import end_run, locked_run
 from service.store.statuses import JOB_ENDED, RunState, Status
-from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow, JobRow
+from service.store.tables import JobRow
 from service.store.transactions import Transactions, insert_job
 
 MOST_JUDGMENTS = 3

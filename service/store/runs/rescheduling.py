@@ -1,4 +1,4 @@
-"""What a change of its schedule does to an audit's times: those that have come without a run are skipped."""
+"""Handles a change of an audit's schedule: scheduled times that have passed without a run are skipped."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from service.audits.definition import next_start
 from service.audits.schedule import Due
 from service.contracts.audits.audit import AuditDefinition
 from service.errors import InvalidRequest
+from service.store.audit_tables import AuditRow
 from service.store.runs.firing import due_times, skip_earlier
 from service.store.runs.rows import skip
-from service.store.tables import AuditRow
 
 REPLACED = "The schedule was changed before the run for this time had been made."
 _FIELDS = ("schedule", "timezone", "jitter_seconds")
@@ -33,7 +33,7 @@ def is_rescheduled(audit: AuditRow, definition: AuditDefinition) -> bool:
 
 
 def missed_times(audit: AuditRow, definition: AuditDefinition, now: datetime) -> Missed | None:
-    """Return the times that come to nothing if a definition replaces the audit's at `now`; None without any.
+    """Return the times that are skipped if a definition replaces the audit's at `now`; None without any.
 
     After a long outage there are many to go through, so this does not belong into a transaction that writes.
     """

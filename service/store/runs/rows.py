@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 from service.contracts.audits.audit import RunVerdict, Trigger
 from service.store.alerts import note_run
 from service.store.audit_records import run_of
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.job_records import new_id
 from service.store.statuses import OPEN, RunState, Status
-from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow, JobRow
+from service.store.tables import JobRow
 from service.store.transactions import end_cancelled, record
 
 

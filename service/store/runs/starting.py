@@ -1,4 +1,4 @@
-"""Starts runs that wait: the run's job is inserted in the transaction that starts the run."""
+"""Starts waiting runs: the run's job is inserted in the transaction that starts the run."""
 
 from datetime import datetime
 
@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session, aliased
 from service.contracts.audits.audit import AuditDefinition, NewestIn
 from service.contracts.audits.resolution import Terms
 from service.contracts.request import Analysis, JobRequest
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.runs.rows import end_run, locked_run
 from service.store.statuses import OPEN, RunState
-from service.store.tables import AuditRow, AuditRunRow
 from service.store.transactions import Transactions, insert_job
 
 PAUSED = "The audit was paused."

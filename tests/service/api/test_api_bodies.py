@@ -1,9 +1,12 @@
 """Bodies that would cost the service much: refused at their size, their keys or the first wrong items."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from service.api.bodies import MOST_PARTS
 from service.api.middleware import JSON_BYTES
 from service.api.problems import NAMED_ERRORS
 
@@ -44,7 +47,7 @@ def test_at_most_twenty_errors_are_named(post, problem):
 
 
 def test_a_list_is_refused_at_its_limit(post, problem):
-    for schemes in ([1] * 300_000, ["int8"] * 65):
+    for schemes in ([1] * 20_000, ["int8"] * 65):
         document = problem(post({"model": "sample", "schemes": schemes}), 422, "invalid-request")
         [error] = document["errors"]
         assert (error["field"], error["allowed"]) == ("schemes", "at most 64 items")
@@ -55,6 +58,54 @@ def test_a_body_has_so_many_keys_at_most(post, problem):
         post({"model": "sample", "heads": {f"key{n}": n for n in range(2000)}}), 400, "malformed-request"
     )
     assert "more than 2000 keys" in document["detail"]
+
+
+@pytest.mark.parametrize("part", [1, [], {}, "x", [[]]])
+def test_a_body_has_so_many_parts_at_most(post, problem, part):
+    document = problem(post({"model": "sample", "schemes": [part] * MOST_PARTS}), 400, "malformed-request")
+    assert f"more than {MOST_PARTS} texts, commas and opening brackets" in document["detail"]
+
+
+@pytest.mark.parametrize("text", [",[{" * 60_000, '\\"' * 60_000, '\\\\"' * 60_000])
+def test_what_is_inside_of_a_text_is_no_part(post, text):
+    assert post({"model": "sample", "calibration": {"name": "a", "text": text}}).status_code == 202
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("body", [b'"' + b'\\"' * 500_000, b'"a' * 100_000, b'{"a":"' + b"\\" * 900_001])
+def test_a_text_without_an_end_is_searched_once(client, problem, body):
+    """A search that began anew at each mark would take hours."""
+    problem(client.post("/v1/jobs", content=body, headers=JSON), 400, "malformed-request")
+
+
+def test_only_parsing_and_validation_wait_for_another_body(world, post, monkeypatch):
+    """While a handler of one large body is at work, another large body is answered."""
+    begun, other_answered = threading.Event(), threading.Event()
+    submit = world.store.__class__.submit
+
+    def slow(store, request, **options):
+        if request.seed == 1:
+            begun.set()
+            assert other_answered.wait(30)
+        return submit(store, request, **options)
+
+    monkeypatch.setattr(world.store.__class__, "submit", slow)
+    large = {"model": "sample", "calibration": {"name": "a", "text": "x" * 100_000}}
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(post, large | {"seed": 1})
+        assert begun.wait(30)
+        assert post(large | {"seed": 2}).status_code == 202
+        other_answered.set()
+        assert first.result().status_code == 202
+
+
+def test_a_large_body_is_refused_as_a_small_one_is(post, problem):
+    wrong = {"model": "sample", "seed": -1}
+    small, large = (
+        problem(post(wrong | {"calibration": {"name": "a", "text": "x" * size}}), 422, "invalid-request")
+        for size in (1, 100_000)
+    )
+    assert small == large
 
 
 @pytest.mark.parametrize(

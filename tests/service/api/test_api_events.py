@@ -2,7 +2,7 @@
 
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import anyio.to_thread
@@ -12,7 +12,7 @@ from sqlalchemy import delete
 from service.api import events
 from service.contracts.progress import Progress
 from service.contracts.warnings import Warning
-from service.store.owners.access import EVERYTHING
+from service.store.owners.access import EVERYTHING, Access
 from service.store.tables import JobRow
 from service.store.transactions import Transactions
 
@@ -115,13 +115,14 @@ def test_the_stream_waits_for_events_to_come_and_keeps_the_line_open(world, monk
 
 def test_all_streams_are_woken_by_one_thread(world):
     jobs = [world.submit() for _ in range(3)]
+    before = threading.enumerate()  # that of an earlier test may be about to end
 
     async def follow():
         streams = [events._stream(world.app.state.backend.seen_by(EVERYTHING), job.id, 0) for job in jobs]
         for stream in streams:
             for _ in range(2):
                 await anext(stream)
-        names = [thread.name for thread in threading.enumerate()]
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
         for stream in streams:
             await stream.aclose()
         return names
@@ -168,3 +169,36 @@ def test_a_bad_after_is_refused(client, ended_job, problem, after):
 def test_the_events_of_an_unknown_job_are_not_found_in_either_form(client, problem):
     problem(client.get("/v1/jobs/none/events"), 404, "not-found")
     problem(client.get("/v1/jobs/none/events", headers=STREAM), 404, "not-found")
+
+
+@pytest.mark.parametrize("heartbeat", [0.02, 600])
+def test_the_stream_ends_when_its_key_is_revoked(world, monkeypatch, heartbeat):
+    """At the next heartbeat, or with the next event, which is not sent any more."""
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", heartbeat)
+    job = world.submit()
+    _, key = world.stores.keys.create("ann", ["read"])
+    backend = world.app.state.backend.seen_by(Access("somebody"))  # who sees no keys
+
+    async def follow():
+        stream = events._stream(replace(backend, store=world.store), job.id, 0, key)
+        sent = [await anext(stream) for _ in range(2)]
+        await anyio.to_thread.run_sync(world.stores.keys.revoke, "ann")
+        await anyio.to_thread.run_sync(world.store.cancel, job.id)
+        return sent + [part async for part in stream if not part.startswith(b":")]
+
+    assert len(anyio.run(follow)) == 2
+
+
+def test_a_stream_over_http_has_the_key_that_opened_it(world, client, monkeypatch):
+    opened = []
+    stream = events._stream
+
+    def noted(backend, job_id, after, key):
+        opened.append(key)
+        return stream(backend, job_id, after, key)
+
+    monkeypatch.setattr(events, "_stream", noted)
+    job = world.submit()
+    world.store.cancel(job.id)
+    client.get(f"/v1/jobs/{job.id}/events", headers=STREAM)
+    assert [f"Bearer {key}" for key in opened] == [client.headers["Authorization"]]

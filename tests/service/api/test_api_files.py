@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 
 from service.settings import Settings
 from service.store.files.garbage import GRACE
@@ -129,7 +130,7 @@ def test_a_file_expires_unless_it_is_named(client, world, problem):
     ids = [uploaded(client, name=name)["id"] for name in ("a", "b")]
     week = timedelta(seconds=Settings().file_seconds)
     clock += week - timedelta(seconds=1)
-    assert world.stores.uploads.use(row_of(world, ids[0]).owner, ids[0]).expires_at == clock + timedelta(hours=1)
+    assert world.stores.uploads.use(ids[0]).expires_at == clock + timedelta(hours=1)
     clock += timedelta(seconds=1)
     assert [file["id"] for file in client.get("/v1/files").json()["files"]] == ids[:1]
     problem(client.get(f"/v1/files/{ids[1]}"), 404, "not-found")
@@ -138,15 +139,23 @@ def test_a_file_expires_unless_it_is_named(client, world, problem):
     assert row_of(world, ids[1]) is None
 
 
-def test_nobody_sees_the_files_of_another_owner(client, world, problem):
-    mine = row_of(world, uploaded(client)["id"])
-    stored = world.stores.uploads.get(mine.owner, mine.id).stored
-    theirs = world.stores.uploads.add("another", stored)
-    problem(client.get(f"/v1/files/{theirs.id}"), 404, "not-found")
-    problem(client.delete(f"/v1/files/{theirs.id}"), 404, "not-found")
-    response = client.post("/v1/jobs", json={"model": "sample", "calibration": {"file": theirs.id}})
+def test_nobody_but_administrators_sees_the_files_of_another_owner(client, world, problem):
+    theirs = uploaded(client)
+    assert theirs["owner"] == ""
+    ann = TestClient(client.app, headers={"X-API-Key": world.stores.keys.create("ann", ["read", "submit"])[1]})
+    mine = uploaded(ann)
+    assert (mine["owner"], mine["sha256"]) == ("ann", theirs["sha256"])
+    problem(ann.get(f"/v1/files/{theirs['id']}"), 404, "not-found")
+    problem(ann.delete(f"/v1/files/{theirs['id']}"), 404, "not-found")
+    response = ann.post("/v1/jobs", json={"model": "sample", "calibration": {"file": theirs["id"]}})
     problem(response, 422, "invalid-request")
-    assert theirs.id not in [file["id"] for file in client.get("/v1/files").json()["files"]]
+    assert ann.get("/v1/files").json()["files"] == [mine]
+    listed = {file["id"]: file for file in client.get("/v1/files").json()["files"]}
+    assert listed == {mine["id"]: mine, theirs["id"]: theirs}
+    job = {"model": "sample", "calibration": {"file": mine["id"]}}
+    assert client.post("/v1/jobs", json=job).status_code == 202
+    assert client.delete(f"/v1/files/{mine['id']}").status_code == 204
+    assert ann.get("/v1/files").json()["files"] == []
 
 
 def test_an_audit_names_a_file(client):

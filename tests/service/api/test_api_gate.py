@@ -49,7 +49,9 @@ def test_health_needs_no_key(stranger):
     assert stranger.get("/healthz").json() == {"status": "ok"}
     ready = stranger.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ready", "database": "ok", "artifacts": "ok", "broker": "none"}
+    assert ready.json() == {
+        "status": "ready", "database": "ok", "artifacts": "ok", "broker": "none", "unserved": []
+    }  # fmt: skip
 
 
 def test_a_service_whose_artifact_store_was_exchanged_is_not_ready(stranger, world):

@@ -96,3 +96,30 @@ def test_an_address_is_slowed_by_the_bad_keys_that_it_sends(world, client, probl
 def test_a_missing_key_is_not_a_bad_one(stranger, path):
     codes = {stranger.get(path).status_code for _ in range(BAD_KEYS + 2)}
     assert codes == {200 if path == "/healthz" else 401}
+
+
+def made(client, **limits):
+    """Make a key with limits over HTTP, and return a caller with it."""
+    key = client.post("/v1/keys", json={"name": "ann", "scopes": ["submit", "read"], "limits": limits}).json()
+    assert key["limits"] == {
+        "queued_jobs": None, "running_jobs": None, "upload_bytes_per_day": None, "requests_per_second": None
+    } | limits  # fmt: skip
+    return TestClient(client.app, headers={"X-API-Key": key["key"]}, raise_server_exceptions=False)
+
+
+def test_a_key_may_have_limits_of_its_own(client, problem):
+    ann = made(client, queued_jobs=1, upload_bytes_per_day=100, requests_per_second=1.5)
+    body = {"model": "sample", "calibration": {"name": "c.txt", "text": "x" * 101}}
+    assert "allowed: 100 " in refused(problem, ann.post("/v1/jobs", json=body))
+    assert ann.post("/v1/jobs", json={"model": "sample"}).status_code == 202
+    assert "allowed: as many" in refused(problem, ann.post("/v1/jobs", json={"model": "sample"}))
+    assert "requests a second" in refused(problem, ann.get("/v1/jobs"))
+
+
+def test_limits_that_cannot_be_are_refused(client, problem):
+    body = {"name": "ann", "scopes": ["read"]}
+    for limits in ({"queued_jobs": 0}, {"running_jobs": True}, {"requests_per_second": 0}, {"jobs": 1}):
+        document = problem(client.post("/v1/keys", json=body | {"limits": limits}), 422, "invalid-request")
+        assert [error["field"] for error in document["errors"]] == [f"limits.{name}" for name in limits]
+    admin = {"name": "ops", "scopes": ["admin"], "limits": {"queued_jobs": 1}}
+    problem(client.post("/v1/keys", json=admin), 422, "invalid-request")

@@ -41,10 +41,10 @@ def test_an_expired_report_is_gone_and_its_job_is_not(world, client: TestClient,
 def test_a_running_job_and_a_baseline_are_not_deleted(
     world, client: TestClient, report_id: str, problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(world.stores.removals, "_is_needed", lambda report, _: report == report_id)
     running = world.submit()
     world.claim(running)
     problem(client.delete(f"/v1/jobs/{running.id}"), 409, "transition-not-allowed")
-    monkeypatch.setattr(world.stores.removals, "_is_needed", lambda report, _: report == report_id)
     problem(client.delete(f"/v1/jobs/{report_id}"), 409, "conflict")
     assert client.get(f"/v1/reports/{report_id}").status_code == 200
 

@@ -14,7 +14,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from service.store.database import writer
+from service.store.tables import Base
+
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+SUBMISSIONS = {("POST", "/v1/jobs"): {"model": "sample"}}
+"""Bodies of calls that make what others need."""
 BOUNDED = settings(
     max_examples=6,
     deadline=None,
@@ -59,3 +64,38 @@ def test_every_operation_answers_as_described(world, client, job_ids):
         check(operation)
     assert len(operations) > 40
     assert len(succeeded) >= 12, succeeded
+
+
+@pytest.mark.filterwarnings("default")
+def test_chains_of_calls_answer_as_described(world, client):
+    """Calls with what earlier calls answered, such as the id of a job that was submitted."""
+    headers = {"Authorization": client.headers["Authorization"]}
+    schema = schemathesis.openapi.from_asgi("/openapi.json", world.app, headers=headers)
+    chained = {}
+
+    class Calls(schema.as_state_machine()):
+        def setup(self):
+            """Forget the chain before: the same calls must have the same answers."""
+            with writer(world.store._reader).begin() as connection:
+                for table in reversed(Base.metadata.sorted_tables):
+                    connection.execute(table.delete())
+
+        def before_call(self, case):
+            if (case.method, case.path) in SUBMISSIONS:
+                case.body, case.query = SUBMISSIONS[case.method, case.path] | {"sequences": 3}, {}
+
+        def get_call_kwargs(self, case):  # noqa: ARG002
+            return {"headers": headers}
+
+        def validate_response(self, response, case, **_):
+            case.validate_response(response, checks=CHECKS)
+
+        def step(self, input):
+            output = super().step(input)
+            if input.transition is not None and input.is_applied:
+                chained.setdefault((input.case.method, input.case.path), set()).add(output.response.status_code)
+            return output
+
+    Calls.run(settings=settings(BOUNDED, max_examples=8, stateful_step_count=10))
+    assert len(chained) >= 5, chained
+    assert any(min(statuses) < 300 for statuses in chained.values()), chained

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from service.contracts.labelled import labelled_table
+from service.contracts.sections.labelled import labelled_table
 from service.contracts.tables import TABLES
 
 SCHEMES = ("int8", "nf4")
@@ -27,7 +27,7 @@ LONG = """
 import pathlib, sys
 import pyarrow as pa
 from pyarrow import parquet
-from service.api import downloads
+from service.api.reports import downloads
 
 path = pathlib.Path(sys.argv[1])
 part = pa.table({"layer": pa.array(range(100_000), pa.int32()), "value": pa.array([i / 7 for i in range(100_000)])})

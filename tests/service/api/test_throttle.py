@@ -43,3 +43,10 @@ def test_so_many_callers_are_remembered_the_quiet_ones_forgotten_first(clock):
         buckets.take(caller)
     assert [buckets.wait(caller) for caller in ("ann", "ben", "cleo")] == [1, 0, 1]
     assert len(buckets._buckets) == 2
+
+
+def test_a_caller_may_have_a_rate_of_its_own_and_a_bucket_of_two_seconds(clock):
+    buckets = Buckets(1, now=clock)
+    assert [buckets.take("ann") for _ in range(3)] == [0, 0, 1]
+    assert [buckets.take("ben", 4) for _ in range(9)] == [0] * 8 + [0.25]
+    assert [buckets.take("cleo", 0.25) for _ in range(2)] == [0, 4]

@@ -5,7 +5,7 @@ from made_reports import made_up, report, template
 
 from service.audits.figures import _figures, read
 from service.audits.limits import holds, parse, parse_all
-from service.contracts.outliers import DEFINITIONS
+from service.contracts.sections.outliers import DEFINITIONS
 from service.errors import InvalidRequest
 
 SCHEMES = ("int8", "nf4")

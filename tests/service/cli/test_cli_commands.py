@@ -77,7 +77,7 @@ def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_pa
     (tmp_path / "p.jsonl").write_text("{}")
     files = ("--calibration", str(tmp_path / "c.parquet"), "--labelled", str(tmp_path / "p.jsonl"))
     chosen = ("--bos", "never", "--score", "second_half", "--text-field", "body", "--int8-threshold", "0")
-    labels = ("--label-threshold", "-0.5", "--label-depth", "3", "--label-dimensions", "2")
+    labels = ("--label-threshold", "-0.5", "--label-depth", "3", "--label-dimensions", "2", "--retention-days", "30")
     variants = ("nf4:keep=attn.v,keep=layers.3.mlp.down,block_size=32", "lossless=int8:threshold=4", "int8")
     schemes = [word for text in ("b=" + variants[0], *variants[1:]) for word in ("--scheme", text)]
     ran = headroom("analyze", "sample", "--out", str(tmp_path / "out"), *files, *chosen, *labels, *schemes)
@@ -90,6 +90,7 @@ def test_analyze_sends_files_and_settings(headroom, remote, work, report, tmp_pa
     assert asked.schemes[0].keep == ("attn.v", "layers.3.mlp.down")
     assert [scheme.settings.get("threshold") for scheme in schemes_for(asked)] == [None, 4.0, 0.0]
     assert (asked.label_threshold, asked.label_depth, asked.label_dimensions) == (-0.5, 3, 2)
+    assert asked.retention_days == 30
     assert (asked.calibration.name, asked.labelled.name) == ("c.parquet", "p.jsonl")
     assert remote.artifacts.path(asked.calibration.sha256).read_bytes() == large
     assert remote.artifacts.path(asked.labelled.sha256).read_bytes() == b"{}"
@@ -261,6 +262,7 @@ def test_bad_input_is_refused_before_a_job_is_made(headroom, remote, tmp_path):
         (["serve", "--device", "cuda:100"], "--device: 'cuda:100' is not allowed; allowed: auto, cpu, cuda, or cuda:N"),
         (["worker", "--device", "cuda:01"], "--device: 'cuda:01'"),
         (["analyze", "sample", "--out", out, "--batch-sequences", "0"], "--batch-sequences: 0"),
+        (["analyze", "sample", "--out", out, "--retention-days", "0"], "--retention-days: 0"),
         (["analyze", "sample"], "--out"),
         (["analyze"], "MODEL"),
         (["analize"], "analize"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.drawing import _change_in_words
+from service.cli.reports.drawing import _change_in_words
 from service.contracts.comparison import Comparison
 from service.contracts.request import JobRequest
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.inputs import AnalyzeOptions, check, check_out, model_name, submission, thresholds
+from service.cli.commands.analyze_options import AnalyzeOptions
+from service.cli.inputs import check, check_out, model_name, submission, thresholds
 from service.cli.uploads import INLINE_BYTES, LargeFile, read_text, upload
 from service.contracts.request import JobSubmission
 from service.errors import InvalidRequest
 
-ALL_DEFAULTS = AnalyzeOptions("sample", Path("out"), (), None, None, None, None)
+ALL_DEFAULTS = AnalyzeOptions(model="sample", out=Path("out"))
 
 
 def test_a_new_and_an_empty_directory_are_fit_for_a_report(tmp_path):
@@ -121,14 +122,13 @@ def test_a_file_is_no_model(tmp_path):
 def test_what_was_not_given_is_left_to_the_service(tmp_path):
     assert submission(ALL_DEFAULTS, on_this_machine=True, largest_file=10) == {"model": "sample"}
     (tmp_path / "mine.txt").write_text("text")
-    wanted = AnalyzeOptions("sample", Path("out"), ("nf4",), tmp_path / "mine.txt", 0, 7, 0)
+    chosen = {"sequences": 0, "sequence_length": 7, "seed": 0}
+    wanted = dataclasses.replace(ALL_DEFAULTS, scheme=["nf4"], calibration=tmp_path / "mine.txt", **chosen)
     assert submission(wanted, on_this_machine=True, largest_file=10) == {
         "model": "sample",
         "schemes": ["nf4"],
         "calibration": {"name": "mine.txt", "text": "text"},
-        "sequences": 0,
-        "sequence_length": 7,
-        "seed": 0,
+        **chosen,
     }
 
 
@@ -137,7 +137,7 @@ def test_settings_and_labelled_prompts_are_sent_as_they_are(tmp_path):
     (tmp_path / "p.jsonl").write_text(prompts, encoding="utf-8")
     chosen = {"score": "second_half", "bos": "never", "text_field": "body", "label_threshold": 0.0}
     chosen |= {"label_depth": 0, "label_dimensions": 2, "int8_threshold": 0.0}
-    wanted = AnalyzeOptions("sample", Path("out"), (), None, None, None, None, labelled=tmp_path / "p.jsonl", **chosen)
+    wanted = dataclasses.replace(ALL_DEFAULTS, labelled=tmp_path / "p.jsonl", **chosen)
     assert submission(wanted, on_this_machine=True, largest_file=100) == {
         "model": "sample",
         "labelled": {"name": "p.jsonl", "text": prompts},
@@ -188,7 +188,7 @@ def test_a_threshold_that_cannot_be_is_refused(given, said):
 
 
 def test_harm_is_sent_with_the_settings_that_go_with_it():
-    wanted = dataclasses.replace(ALL_DEFAULTS, harm=("modules", "dimensions"), thresholds=("harm.draws=8",))
+    wanted = dataclasses.replace(ALL_DEFAULTS, harm=["modules", "dimensions"], thresholds=["harm.draws=8"])
     sent = submission(wanted, on_this_machine=True, largest_file=10)
     assert sent == {"model": "sample", "harm": {"exact": "modules", "dimensions": True, "draws": 8}}
     assert JobSubmission.model_validate(sent).harm.estimates

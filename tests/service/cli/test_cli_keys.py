@@ -53,3 +53,16 @@ def test_expiry_is_a_duration_or_a_time(text, at):
 def test_an_expiry_that_is_none_is_refused(text):
     with pytest.raises(InvalidRequest, match=r"^--expires: "):
         expiry(text, NOW)
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_key_has_limits_of_its_own(headroom):
+    options = "--queued-jobs 5 --running-jobs 2 --upload-bytes-per-day 2GiB --requests-per-second 0.5"
+    assert headroom("keys", "create", "ann", "--scope", "submit", *options.split()).code == 0
+    (key,) = headroom("keys", "list", "--json").document["keys"]
+    assert key["limits"] == {
+        "queued_jobs": 5, "running_jobs": 2, "upload_bytes_per_day": 2 * 2**30, "requests_per_second": 0.5
+    }  # fmt: skip
+    refused = headroom("keys", "create", "ben", "--scope", "submit", "--queued-jobs", "0")
+    assert refused.code == 2
+    assert "--queued-jobs: 0" in refused.err

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.cli import drawing
-from service.cli.drawing import DrawingInterrupted
+from service.cli.reports import drawing
+from service.cli.reports.drawing import DrawingInterrupted
 
 ROOT = Path(__file__).resolve().parents[3]
 STORED = ROOT / "tests" / "workers" / "reporting" / "stored" / "schema_1_0"

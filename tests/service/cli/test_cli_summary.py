@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from service.cli import summary
-from service.cli.summary_text import show
+from service.cli.reports import summary
+from service.cli.reports.summary_text import show
 from service.evaluation.restating import restated
 from service.evaluation.stored_report import parse_report
 

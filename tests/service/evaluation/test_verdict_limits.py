@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.contracts.report import Estimate
-from service.contracts.request import Analysis, VerdictLimits
+from service.contracts.request import Analysis
+from service.contracts.thresholds import VerdictLimits
 from service.evaluation.verdict import Grounds, Level, judge
 
 DEFAULTS = VerdictLimits()

@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "audits"))
 
 import made_reports
 
-from service.comparison.comparable_report import ComparableReport
-from service.comparison.stored import stored_report
+from service.comparison.comparable_report import ComparableReport, stored_report
 from service.contracts.audits.audit import AuditDefinition, AuditRun
 from service.contracts.audits.resolution import Resolution
 from service.contracts.progress import Failed

@@ -9,10 +9,11 @@ from sqlalchemy import Engine, func, select, update
 
 from service.contracts.audits.audit import AuditDefinition, Trigger
 from service.scheduler.audit_rounds import AuditRound
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.database import make_engine, writer
 from service.store.runs.store import RunStore
 from service.store.statuses import Status
-from service.store.tables import AuditRow, AuditRunRow, JobRow
+from service.store.tables import JobRow
 
 NIGHTLY = {"schedule": "0 3 * * *", "limits": ()}
 

@@ -8,9 +8,10 @@ from service.contracts.audits.audit import AuditDefinition
 from service.contracts.audits.resolution import Resolution
 from service.contracts.progress import Failed
 from service.scheduler import judging
+from service.store.audit_tables import AuditRunRow
 from service.store.database import writer
 from service.store.statuses import Status
-from service.store.tables import AuditRunRow, JobRow
+from service.store.tables import JobRow
 
 GOOD, WORSE = Model("a"), Model("b", shift=1.0)
 ABSOLUTE = "nf4.kl_divergence.mean <= 0.08"

@@ -14,10 +14,11 @@ from sqlalchemy import Engine, event, func, select
 
 from service.contracts.audits.audit import AuditRun
 from service.processes import spawn, terminate
+from service.store.audit_tables import AuditRerunRow, AuditRunRow
 from service.store.database import make_engine, upgrade
 from service.store.hosts.clock import utcnow
 from service.store.statuses import Status
-from service.store.tables import AuditRerunRow, AuditRunRow, JobRow
+from service.store.tables import JobRow
 
 GOOD, WORSE = Model("a"), Model("b", shift=1.0)
 KILLED = 9

@@ -12,10 +12,11 @@ from sqlalchemy import Engine, func, insert, select, update
 
 from service.processes import spawn, terminate
 from service.store.audit_records import owned_name
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.database import writer
 from service.store.hosts.clock import utcnow
 from service.store.job_records import new_id
-from service.store.tables import AuditRow, AuditRunRow, JobRow
+from service.store.tables import JobRow
 
 AUDITS = 1000
 STARTED = 20

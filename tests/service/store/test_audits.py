@@ -15,11 +15,12 @@ from service.contracts.report import Report
 from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.artifacts import ArtifactStore
+from service.store.audit_tables import AuditRerunRow, AuditRow, AuditRunRow
 from service.store.audits import AuditStore
 from service.store.database import migrations, writer
 from service.store.jobs import Artifact, JobStore
 from service.store.statuses import RunState, Status
-from service.store.tables import AuditRerunRow, AuditRow, AuditRunRow, Base
+from service.store.tables import Base
 
 TEMPLATE = Path(__file__).parents[2] / "workers" / "reporting" / "stored" / "schema_1_0" / "report.json"
 

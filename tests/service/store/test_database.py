@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -14,6 +15,7 @@ from sqlalchemy import Engine, inspect, select, text
 
 from service.contracts.request import JobRequest
 from service.errors import InvalidRequest, ServiceUnreachable
+from service.store import database
 from service.store.database import make_engine, migrations, upgrade, writer
 from service.store.jobs import JobStore
 from service.store.statuses import Status
@@ -209,3 +211,29 @@ def test_no_part_of_a_url_that_cannot_be_read_is_shown(url: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^HEADROOM_DATABASE_URL") as caught:
         make_engine(url)
     assert "hush" not in str(caught.value)
+
+
+def test_a_connection_that_was_idle_is_tested_before_it_is_used(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL: after a restart of the server the first statement finds new connections."""
+    if engine.dialect.name != "postgresql":
+        return
+    first, second = engine.connect(), engine.connect()
+    pids = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (first, second)]
+    first.close()
+    second.close()
+    with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string(hide_password=False)) as other:
+        for pid in pids:
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+    monkeypatch.setattr(database, "UNTESTED_SECONDS", 0.0)
+    for _ in pids:
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) not in pids
+
+
+def test_a_connection_in_use_is_not_tested(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.dialect, "do_ping", lambda _: pytest.fail("tested"))
+    for _ in range(2):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))

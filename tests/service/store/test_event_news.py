@@ -129,3 +129,35 @@ def test_nothing_runs_without_followers(engine: Engine, other: JobStore, monkeyp
         with news.follow(job.id, lambda: None, 1):
             assert news._thread is not None
         until(lambda: news._thread is None)
+
+
+def test_an_unforeseen_error_is_logged_and_the_database_asked_instead(
+    engine: Engine, other: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(event_news, "FALLBACK_SECONDS", 0.02)
+    news, woken, tried = EventNews(engine), threading.Event(), []
+
+    def fail() -> None:
+        tried.append(None)
+        raise KeyError("payload")
+
+    monkeypatch.setattr(news, "_listen", fail)
+    monkeypatch.setattr(news, "_poll_often", fail)
+    job = other.submit(REQUEST)
+    with news.follow(job.id, woken.set, 1):
+        other.cancel(job.id)
+        assert woken.wait(WAIT)
+        until(lambda: len(tried) > 2)
+    until(lambda: news._thread is None)
+    (said,) = (record for record in caplog.records if record.name == event_news.__name__)
+    assert said.exc_info is not None
+
+
+def test_a_thread_that_died_is_replaced(engine: Engine, other: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_news, "FALLBACK_SECONDS", 0.02)
+    news, woken = EventNews(engine), threading.Event()
+    news._thread = threading.Thread(target=lambda: None)  # which is not alive
+    job = other.submit(REQUEST)
+    with news.follow(job.id, woken.set, 0):
+        assert woken.wait(WAIT)
+    until(lambda: news._thread is None)

@@ -5,8 +5,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
+from service.contracts.key_limits import KeyLimits
 from service.errors import Conflict, InvalidRequest, NotFound
+from service.store.owners import key_records
 from service.store.owners.access import EVERYTHING, Access
+from service.store.owners.key_records import KEPT_SECONDS, VerifiedKeys
 from service.store.owners.keys import PREFIX, KeyStore
 
 BOOTSTRAP = "b" * 32
@@ -124,3 +127,68 @@ def test_a_service_needs_a_key(engine: Engine, keys: KeyStore, clock) -> None:
     clock.move(1)
     with pytest.raises(InvalidRequest, match=missing):
         keys.check()
+
+
+def test_a_key_that_was_verified_is_known_without_the_database_for_a_while(keys: KeyStore, engine: Engine) -> None:
+    seconds = 0.0
+    keys._verified = VerifiedKeys(now=lambda: seconds)
+    key, plain = keys.create("ann", ["read"])
+    assert keys.verified(plain) is None
+    keys.verify(plain)
+    assert keys.verified(plain).id == key.id
+    KeyStore(engine, keys._clock).revoke("ann")  # another process
+    seconds = KEPT_SECONDS - 0.1
+    assert keys.verified(plain) is not None
+    seconds = KEPT_SECONDS
+    assert keys.verified(plain) is None
+    assert keys.verify(plain) is None
+    assert keys.verified(plain) is None
+
+
+def test_a_key_that_this_process_revokes_is_refused_at_once(keys: KeyStore) -> None:
+    _, plain = keys.create("ann", ["read"])
+    keys.verify(plain)
+    keys.revoke("ann")
+    assert keys.verified(plain) is None
+
+
+def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_kept(keys: KeyStore, monkeypatch) -> None:
+    _, plain = keys.create("ann", ["read"])
+    look_up = keys._look_up
+
+    def slow(sha256):
+        key = look_up(sha256)
+        keys.revoke("ann")
+        return key
+
+    monkeypatch.setattr(keys, "_look_up", slow)
+    assert keys.verify(plain) is not None
+    assert keys.verified(plain) is None
+
+
+def test_a_verified_key_is_kept_no_longer_than_it_is_valid(keys: KeyStore, clock) -> None:
+    seconds = 0.0
+    keys._verified = VerifiedKeys(now=lambda: seconds)
+    _, plain = keys.create("ann", ["read"], expires_at=clock.now + timedelta(seconds=2))
+    keys.verify(plain)
+    seconds = 1.9
+    assert keys.verified(plain) is not None
+    seconds = 2.0
+    assert keys.verified(plain) is None
+
+
+def test_so_many_verified_keys_are_kept(keys: KeyStore, monkeypatch) -> None:
+    monkeypatch.setattr(key_records, "MOST_KEPT", 2)
+    plains = [keys.create(name, ["read"])[1] for name in ("ann", "ben", "cleo")]
+    for plain in plains:
+        keys.verify(plain)
+    assert [keys.verified(plain) is not None for plain in plains] == [False, True, True]
+
+
+def test_limits_of_a_key_are_kept_and_administrators_have_none(keys: KeyStore) -> None:
+    limits = KeyLimits(queued_jobs=3, upload_bytes_per_day="5GiB", requests_per_second=0.5)
+    _, plain = keys.create("ann", ["read"], limits=limits)
+    assert keys.verify(plain).limits == limits
+    assert keys.list()[0].limits.upload_bytes_per_day == 5 * 2**30
+    with pytest.raises(InvalidRequest, match=r"^limits\.queued_jobs: 3 "):
+        keys.create("ops", ["admin"], limits=limits)

@@ -8,10 +8,10 @@ from sqlalchemy.orm import Session
 
 from service.contracts.audits.audit import AuditDefinition
 from service.store.artifacts import ArtifactStore
+from service.store.audit_tables import AuditRerunRow, AuditRunRow
 from service.store.audits import AuditStore
 from service.store.database import writer
 from service.store.statuses import RunState
-from service.store.tables import AuditRerunRow, AuditRunRow
 
 REPORTS = ("candidate", "baseline", "other")
 

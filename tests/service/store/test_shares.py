@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, insert
 
+from service.contracts.key_limits import KeyLimits
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.store.database import writer
 from service.store.jobs import JobStore
 from service.store.owners.access import Access
+from service.store.owners.keys import KeyStore
 from service.store.owners.shares import Waiting, next_owner
 from service.store.statuses import Status
 from service.store.tables import DispatchRow, JobRow
@@ -156,3 +158,18 @@ def test_the_least_served_is_next(served, virtual_time: float, owner: str) -> No
     waiting = [Waiting(one, START, seconds, begun[one] if seconds else None) for one, seconds in served.items()]
     assert next_owner(waiting, virtual_time) == owner
     assert next_owner(waiting[::-1], virtual_time) == owner
+
+
+def test_a_key_s_own_limit_of_running_jobs_counts_instead(engine: Engine, store: JobStore) -> None:
+    """Owners with as many running jobs are passed over, and their jobs wait."""
+    keys = KeyStore(engine)
+    keys.create("ann", ["submit"], limits=KeyLimits(running_jobs=2))
+    keys.create("ann-old", ["submit"], owner="ann", limits=KeyLimits(running_jobs=9))
+    keys.revoke("ann-old")
+    submit(store, "ann", 3)
+    owners = [store.get(take(store, most_running=1).job_id).owner for _ in range(2)]
+    assert (owners, take(store, most_running=1), take(store)) == (["ann", "ann"], None, None)
+    submit(store, "ben", 2)
+    assert store.get(take(store, most_running=1).job_id).owner == "ben"
+    assert take(store, most_running=1) is None
+    assert store.get(take(store).job_id).owner == "ben"

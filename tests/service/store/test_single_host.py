@@ -4,11 +4,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from alembic import command
+from sqlalchemy import Engine, text
 
 from service.errors import InvalidRequest
 from service.settings import Settings
 from service.startup import open_stores
+from service.store.database import make_engine, migrations, writer
 from service.store.hosts.single_host import FREE_SECONDS, SingleHost
 from service.store.tables import HostRow
 from service.store.transactions import Transactions
@@ -52,4 +54,23 @@ def test_a_process_does_not_start_on_another_host_s_database(tmp_path: Path) -> 
         row.name, row.boot = "elsewhere", "another"
     with pytest.raises(InvalidRequest, match="'elsewhere'"):
         open_stores(settings)
+    engine.dispose()
+
+
+def test_another_host_s_database_is_not_migrated(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    engine = make_engine(settings.database)
+    with writer(engine).begin() as connection:
+        command.upgrade(migrations(connection), "0006")
+    SingleHost(engine, "elsewhere", "another").write()
+    with pytest.raises(InvalidRequest, match="'elsewhere'"):
+        open_stores(settings)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0006"
+    engine.dispose()
+
+
+def test_a_new_database_belongs_to_nobody(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'new.db'}")
+    SingleHost(engine, "here", "boot-1").check()
     engine.dispose()

@@ -32,7 +32,7 @@ from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.components import heads
-from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import projections, weight_rows
 from workers.measurement.results.report import not_quantised
 

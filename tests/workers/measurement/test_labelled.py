@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import rankdata, spearmanr
 from tiny_models import save_tokenizer
 
-from service.contracts.labelled import MAX_CHANCE_PROBABILITY, Labelled, Separation
 from service.contracts.request import Analysis, LabelledFile
+from service.contracts.sections.labelled import MAX_CHANCE_PROBABILITY, Labelled, Separation
 from workers.measurement.errors import BadLabelled, BadModel, BadRequest
 from workers.measurement.inputs.labelled_batches import LabelledBatch, labelled_batches
 from workers.measurement.inputs.labelled_prompts import LabelledRecords, read_labelled

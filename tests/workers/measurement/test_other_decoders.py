@@ -20,7 +20,7 @@ from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.probe import probe_layers
 
 TOKEN_IDS = torch.randint(VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(5))

@@ -21,7 +21,8 @@ from workers.measurement.layers.copies import quantize_projection as kernels
 from workers.measurement.layers.copies.quantize_layer import quantize_layer
 from workers.measurement.layers.copies.quantize_projection import KERNELS, quantize_projection
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import load_decoder, run_layer
+from workers.measurement.models.decoder import run_layer
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import Projection, projections, weight_rows
 from workers.measurement.quantization import projection
 from workers.measurement.quantization.projection import QuantizedProjection, row_ranges

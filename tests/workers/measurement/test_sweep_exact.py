@@ -14,7 +14,8 @@ from workers.measurement.layers.streams import REFERENCE
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.models.loading import load_decoder
 
 
 def whole_model_logits(path: Path, token_ids: torch.Tensor, scheme: str | None) -> torch.Tensor:

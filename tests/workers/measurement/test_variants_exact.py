@@ -26,8 +26,9 @@ from workers.measurement.layers.copies.quantize_projection import quantize_proje
 from workers.measurement.layers.sweep import prepare_sweep, sweep_layers
 from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.kept_modules import kept_modules
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import weight_rows
 from workers.measurement.program import measure
 from workers.measurement.quantization import projection

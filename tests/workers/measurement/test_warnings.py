@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, request_for, save_checkpoint
 from transformers import AutoModelForCausalLM
 
-from service.contracts.outliers import DEFINITIONS, Outliers
 from service.contracts.report import Estimate, Report
 from service.contracts.request import Analysis, MeasurementRequest, schemes_for
+from service.contracts.sections.outliers import DEFINITIONS, Outliers
 from service.evaluation.restating import few_sequences
 from workers.measurement.inputs.calibration import Calibration
 from workers.measurement.layers.copies.quantize_projection import quantize_projection

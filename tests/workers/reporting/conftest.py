@@ -14,8 +14,8 @@ from made_up import error, head_rows, labelled_rows, labelled_section
 from made_up_states import DAMAGE, SHARED_INPUTS, channel_rows, surface_rows, surface_section, token_rows
 from scipy import stats
 
-from service.contracts.labelled import labelled_table
 from service.contracts.schemes import SCHEMES
+from service.contracts.sections.labelled import labelled_table
 from service.contracts.tables import TABLES, Table
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Drawing

@@ -155,6 +155,18 @@ def test_a_limit_far_off_is_stated_and_one_close_is_drawn():
     assert axes.get_ylim()[1] > 2
 
 
+def test_several_limits_on_one_figure_are_numbered_alike_in_title_and_panel():
+    limits = ("int8.kl_divergence <= 1.4", "int8.kl_divergence <= baseline * 1.2", "int8.kl_divergence <= 1.2")
+    held_to = [held(bound=bound, limit=limit) for bound, limit in zip((1.4, 1.2, 1.2), limits, strict=True)]
+    points = [point(1.0) | {"limits": held_to} for _ in range(3)]
+    [one] = drawn(history(points, figure(points, limits=limits)))
+    axes = one.figure.axes[0]
+    assert {(text.get_text(), text.xy[1]) for text in axes.texts} == {("(1)", 1.4), ("(2, 3)", 1.2)}
+    assert axes.get_title(loc="left").startswith(f"(1) {limits[0]}; (2) {limits[1]}; (3) {limits[2]}")
+    [alone] = drawn(history(points))
+    assert not alone.figure.axes[0].texts
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_figure_without_any_value_has_no_scale(count):
     [drawing] = drawn(history([gap("skipped"), gap("error"), point(None, "broken", status="gap", run="fail")][:count]))

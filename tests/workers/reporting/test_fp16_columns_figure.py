@@ -10,8 +10,8 @@ import pytest
 from service.evaluation.verdict import fp16_column_sentence, verdict_of
 from workers.reporting.drawing.component_map import COMPONENTS
 from workers.reporting.figures import fp16_columns
+from workers.reporting.html.page import topic_of
 from workers.reporting.loading import TableAbsent, load
-from workers.reporting.page import topic_of
 from workers.reporting.summary import summary
 from workers.reporting.topics.outcome import outcomes
 

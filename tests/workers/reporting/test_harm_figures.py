@@ -12,8 +12,8 @@ import pytest
 from service.contracts.harm.tables import HARM_TABLES
 from workers.reporting.drawing.component_map import COMPONENTS
 from workers.reporting.figures.harm import estimate_check, harm_map, harm_shares
+from workers.reporting.html.page import topic_of, topics
 from workers.reporting.loading import load
-from workers.reporting.page import topic_of, topics
 from workers.reporting.render import render
 
 LAYERS, DIMENSIONS, FLAGGED = 8, 256, (7, 40)

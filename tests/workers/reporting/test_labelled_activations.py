@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from scipy import stats
 
-from service.contracts.labelled import Separation
+from service.contracts.sections.labelled import Separation
 from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.separation_grid import Panel, Row, bin_edges, grid, outlined

@@ -13,7 +13,7 @@ import pytest
 from service.cli.inputs import thresholds
 from service.contracts.request import Analysis
 from service.evaluation.next_steps import next_steps
-from workers.reporting import page as page_module
+from workers.reporting.html import page as page_module
 from workers.reporting.loading import load
 from workers.reporting.render import render
 from workers.reporting.text import short_name

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from workers.reporting.html.page import topic_of, topics
 from workers.reporting.loading import load
-from workers.reporting.page import topic_of, topics
 from workers.reporting.topics.dynamic_range import runs_of
 from workers.reporting.topics.reproduction import calibrated, identity, provenance
 

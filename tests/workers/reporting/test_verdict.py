@@ -5,7 +5,7 @@ import json
 import pytest
 from made_up import error
 
-from service.contracts.request import VerdictLimits
+from service.contracts.thresholds import VerdictLimits
 from workers.reporting.loading import load
 from workers.reporting.verdict import Level, verdict
 

@@ -1,4 +1,4 @@
-"""Makes the schemes' copies of a layer, and says of every module in them what harm needs to know.
+"""Makes the schemes' copies of a layer, with the facts about every module in them that harm needs.
 
 M modules that a scheme replaces
 """

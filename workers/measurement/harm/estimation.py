@@ -1,4 +1,4 @@
-"""Runs the reverse sweep, keeping what is needed to go on after a kill."""
+"""Runs the reverse sweep, with checkpoints from which it resumes after a kill."""
 
 import time
 from collections.abc import Mapping, Sequence

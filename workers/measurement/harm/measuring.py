@@ -13,7 +13,7 @@ import numpy as np
 
 from service.contracts.report import Estimate
 from workers.measurement.harm.copies import Module, component_of
-from workers.measurement.harm.estimate import estimated_harm
+from workers.measurement.harm.estimates.estimate import estimated_harm
 from workers.measurement.harm.estimation import estimate
 from workers.measurement.harm.products import InnerProducts
 from workers.measurement.harm.reference_states import ReferenceStates, record_states
@@ -59,7 +59,7 @@ class HarmResults:
 
 
 def measure_harm(task: HarmTask) -> HarmResults:
-    """Do what the settings ask for.
+    """Return the measured and estimated harm of every scheme, as the settings ask for it.
 
     Raises:
         BadRequest: no module has the component that was asked for.
@@ -90,7 +90,7 @@ def _components(task: HarmTask, scheme: str) -> dict[Module, str]:
 
 
 def _estimate(task: HarmTask, reference: ReferenceStates, harms: Mapping[str, SchemeHarm]) -> str | None:
-    """Put the inner products into the schemes' harms; return why there are none, if so."""
+    """Put the inner products into the schemes' harms; return the reason where there are none, else None."""
     try:
         products = estimate(task, reference)
     except NoGradient as error:

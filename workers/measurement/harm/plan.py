@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from service.contracts.harm.settings import HarmSettings
 from workers.measurement.errors import MeasurementError
-from workers.measurement.harm.storage import Storage
+from workers.measurement.harm.reference_states import Storage
 from workers.measurement.harm.swaps import Swap
 
 

@@ -6,13 +6,24 @@ take layers x tokens x hidden dimensions x bytes of the model's type, in host me
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from workers.measurement.harm.storage import Storage
 from workers.measurement.layers.arguments import SharedTensors
 from workers.measurement.layers.streams import Layout, Streams
-from workers.measurement.models.decoder import Arguments, Decoder, run_layer
+from workers.measurement.models.decoder import Decoder, run_layer
+from workers.measurement.models.stand_ins import Arguments
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where streams of hidden states lie: in memory up to a budget, in files beyond it."""
+
+    budget_bytes: int
+    """Streams that are larger than this in all lie in files."""
+    directory: Path
+    """Where those files go; made when it is needed."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from workers.measurement.errors import MeasurementError
 from workers.measurement.harm.copies import LayerCopies
 from workers.measurement.harm.head_gradients import head_gradients
 from workers.measurement.harm.products import LayerProducts
-from workers.measurement.harm.reference_states import ReferenceStates
-from workers.measurement.harm.storage import Storage
+from workers.measurement.harm.reference_states import ReferenceStates, Storage
 from workers.measurement.layers.streams import Streams
 from workers.measurement.models.decoder import run_layer
 

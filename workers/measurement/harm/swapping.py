@@ -1,4 +1,4 @@
-"""Runs the swaps group by group, keeping what is needed to go on after a kill."""
+"""Runs the swaps group by group, with checkpoints from which it resumes after a kill."""
 
 import hashlib
 import json

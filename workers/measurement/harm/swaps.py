@@ -1,4 +1,4 @@
-"""Measures harm exactly: every swap is a stream that leaves the reference at its layer and goes on from there.
+"""Measures harm exactly: every swap is a stream that branches off the reference at its layer.
 
 A swap replaces one part of the reference: a layer or a module by its quantized form, or a layer's output by the same
 moved by one representable value. Everything else is the reference's own. Its harm is the mean KL divergence of its
@@ -40,7 +40,7 @@ class Swap(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A text that tells it from every other swap."""
+        """A text that is different for every swap."""
         return ":".join(map(str, self))
 
 

@@ -1,4 +1,4 @@
-"""Says what the harm measurement works on: the model and its text, the settings, and where it keeps what is done.
+"""Defines the input of the harm measurement: model, text, settings, and the directory of its checkpoints.
 
 N sequences of S tokens
 """
@@ -18,7 +18,7 @@ from workers.measurement.layers.sweep_state import SweepState
 
 @dataclass(frozen=True)
 class HarmTask:
-    """What is to be done."""
+    """One measurement of harm."""
 
     state: SweepState
     """Of the sweep; its streams are not touched."""
@@ -32,7 +32,7 @@ class HarmTask:
     """By scheme: the modules that it replaces, and the bytes by which each is smaller."""
     plan: Plan
     directory: Path
-    """For what is done; must exist."""
+    """For results and checkpoints; must exist."""
     checkpoint_seconds: float
     """Seconds between checkpoints of the streams."""
     passed: Callable[[int], None]

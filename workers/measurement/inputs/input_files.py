@@ -13,7 +13,7 @@ Refuse = Callable[[str], MeasurementError]
 
 
 def refuser(kind: type[MeasurementError], parameter: str, file: CalibrationFile | LabelledFile) -> Refuse:
-    """Return what makes the errors about a file that came as `parameter`."""
+    """Return a function that makes the errors about a file that came as `parameter`."""
     # The path of an upload says nothing to the one who sent it.
     name = str(file.path) if file.source == file.path.name else file.source
 

@@ -13,7 +13,7 @@ from workers.measurement.inputs.tokenizer_process import TokenizerProcess
 
 
 class Tokenizer(Protocol):
-    """What a measurement asks of a tokenizer; those of transformers give it."""
+    """The interface of a tokenizer that a measurement uses; those of transformers have it."""
 
     @property
     def bos_token_id(self) -> int | None:

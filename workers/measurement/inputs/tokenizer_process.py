@@ -163,7 +163,7 @@ def _lower(kind: int, soft: int) -> None:
 
 
 def _data_bytes() -> int | None:
-    """Return the private memory of this process, as RLIMIT_DATA counts it; None where the system does not tell."""
+    """Return the private memory of this process, as RLIMIT_DATA counts it; None where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

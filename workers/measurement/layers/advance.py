@@ -20,7 +20,7 @@ from workers.measurement.runtime.memory import is_fatal
 
 @dataclass(frozen=True)
 class LayerStreams:
-    """The streams of a sweep before one layer, which each of them goes through in a module of its own."""
+    """The streams before one layer, each with the module (the layer or a quantized copy) that advances it."""
 
     state: SweepState
     layer: int
@@ -28,7 +28,7 @@ class LayerStreams:
     """The layer's projections, which are captured."""
 
     def advance(self, stream: str, module: nn.Module, batch: int) -> torch.Tensor:
-        """Replace a stream's batch by what the module makes of it, and return that, [B, S, d]."""
+        """Replace a stream's batch by the module's output for it, and return that, [B, S, d]."""
         hidden = self._run(stream, module, batch)
         self.state.streams.put(stream, batch, hidden)
         return hidden

@@ -1,4 +1,4 @@
-"""Keeps what the model hands its layers besides the hidden states, shared between batches.
+"""Keeps the recorded arguments of layers besides the hidden states, with equal tensors shared between batches.
 
 Masks and position embeddings are the same for every batch of one shape, and large; what is equal is kept once. Only
 what really depends on the text (per-layer embeddings of the tokens) is kept for every batch.
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from workers.measurement.models.decoder import Arguments
+from workers.measurement.models.stand_ins import Arguments
 
 
 class SharedTensors:

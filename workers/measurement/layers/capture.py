@@ -17,7 +17,7 @@ from workers.measurement.models.projections import Projection
 
 @dataclass
 class Capture:
-    """What entered and left every projection of a layer, by module name, [B, S, d] each."""
+    """The inputs and outputs of every projection of a layer, by module name, [B, S, d] each."""
 
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Takes every stream through one layer while it is in memory, measuring the reference and comparing each scheme.
+"""Advances every stream through one layer in memory, measures the reference and compares each scheme.
 
     quantize a copy for every scheme
     for every batch:    advance the reference, and measure it
@@ -32,7 +32,7 @@ from workers.measurement.statistics.transfers import HostCopies
 
 
 class LayerPass:
-    """One layer, its quantized copies, and what measures them."""
+    """One layer with its quantized copies, the measurement of the reference and a comparison for each scheme."""
 
     def __init__(self, state: SweepState, index: int, layer: nn.Module) -> None:
         """Make every scheme's copy of the layer; no stream has gone through it yet."""

@@ -1,4 +1,4 @@
-"""Holds the results of one layer, which stand by themselves whatever happens at other layers."""
+"""Holds the results of one layer, which depend on no other layer's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Compares a scheme with the reference at the sites of a layer: where its error arises, and what it adds up to.
+"""Compares a scheme with the reference at the sites of a layer: isolated and accumulated errors.
 
 B sequences of S tokens in a batch, d channels of a site
 """
@@ -47,7 +47,7 @@ class SchemeComparison:
         self._for_each = for_each
 
     def add_isolated(self, reference: Capture) -> None:
-        """Apply the quantized projections to the reference's inputs, and compare what they give with its outputs."""
+        """Apply the quantized projections to the reference's inputs, and compare their outputs with the reference's."""
         for projection in self._parts:
             if projection.name not in reference.inputs or not projection.quantized:
                 continue

@@ -27,7 +27,7 @@ ForEach = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 def for_each_on(device: torch.device) -> ForEach:
-    """Return what works off sites on a device: on a CPU in threads, on another device one after the other."""
+    """Return a function that processes sites: on a CPU in threads, on another device one after the other."""
     return map_in_threads if device.type == "cpu" else _in_turn
 
 

@@ -1,4 +1,4 @@
-"""Holds the hidden states of every variant at the present depth, in host memory or in memory-mapped files.
+"""Holds the hidden states of the reference and every scheme at the present depth, in memory or in mapped files.
 
 A stream is what a layer takes and gives, for every batch. Only one batch of one variant is worked on at a time, so
 a device holds no more of it, and a stream that lies in files costs the memory of a batch, however long the text.
@@ -202,7 +202,7 @@ class StreamCheckpoint:
         return int(json.loads((latest / "layers_done.json").read_text())) if latest is not None else 0
 
     def discard(self) -> None:
-        """Remove the checkpoint, which is of no more use."""
+        """Remove the checkpoint, which is no longer needed."""
         latest = self.latest()
         if latest is not None:
             _remove(latest)

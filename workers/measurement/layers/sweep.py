@@ -1,4 +1,4 @@
-"""Takes the streams once over the decoder layers, the reference and every scheme side by side.
+"""Advances the streams of the reference and of every scheme through all decoder layers, side by side.
 
 Each layer is read once. The reference stream advances through it and every site is measured; every scheme's copy
 of the layer is made from the same weights, answers the reference's inputs (the error where it arises: isolated)
@@ -21,7 +21,8 @@ from workers.measurement.layers.layer_pass import LayerPass
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.streams import REFERENCE, Layout, Streams
 from workers.measurement.layers.sweep_state import Batch, SweepState
-from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.models.stand_ins import Arguments
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.runtime.memory import drop_code_pages, keep_what_is_loaded, return_pages
 
@@ -36,7 +37,7 @@ def prepare_sweep(
     directory: Path,
     kept: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> SweepState:
-    """Run the embedding, take down what the model hands to each layer, and start every stream.
+    """Run the embedding, record the arguments of each layer, and start every stream.
 
     Args:
         decoder: the model.
@@ -55,7 +56,7 @@ def prepare_sweep(
     streams = Streams(names, layout, decoder.device, budget_bytes, directory)
     outside = {s.name: _quantized_outside(decoder, s, kept.get(s.name, ())) for s in schemes}
     arguments = _start(decoder, batches, streams, outside)
-    decoder.rest()
+    decoder.drop_pages()
     drop_code_pages()
     return SweepState(decoder, batches, schemes, analysis, arguments, streams, outside, replaceability, kept)
 

@@ -1,4 +1,4 @@
-"""Holds what a sweep works on: the model, the text, and the streams at their present depth."""
+"""Holds the state of a sweep: the model, the text, and the streams at their present depth."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +11,9 @@ from service.contracts.schemes import Scheme
 from workers.measurement.layers.copies.outer_projections import QuantizedOutside, in_place
 from workers.measurement.layers.copies.replaceability import ReplaceabilityProbe
 from workers.measurement.layers.streams import Streams
-from workers.measurement.models.decoder import Arguments, Decoder
+from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.projections import Projection
+from workers.measurement.models.stand_ins import Arguments
 from workers.measurement.runtime.memory import PageReturn
 
 
@@ -54,7 +55,7 @@ class SweepState:
         return [part for part in parts if f"{prefix}.{part.name}" not in kept]
 
     def head_input(self, stream: str, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what enters the output head, [B, S, e], for a stream's hidden states [B, S, d] after the last layer.
+        """Return the input of the output head, [B, S, e], for a stream's last hidden states [B, S, d].
 
         A scheme may round a batch's tokens together, so they should be whole batches.
         """
@@ -62,7 +63,7 @@ class SweepState:
             return self.decoder.head_input(hidden)
 
     def scorer(self, stream: str, hidden: torch.Tensor) -> Callable[[int, slice], torch.Tensor]:
-        """Return what gives the logits [n, V] at n positions of one of the sequences [B, S, d] after the last layer."""
+        """Return a function for the logits [n, V] at n positions of one of the sequences of last hidden states."""
         decoder = self.decoder
         if not self._outside(stream):
             return lambda sequence, chunk: decoder.logits(hidden[sequence, None, chunk])[0]

@@ -1,4 +1,4 @@
-"""States a mix as what `transformers.BitsAndBytesConfig` takes, and verifies what transformers makes of it.
+"""Converts a mix to the arguments of `transformers.BitsAndBytesConfig`, and verifies what transformers converts.
 
 An entry of `llm_int8_skip_modules` matches a module by its whole name up to a dot, as a regular expression, or as a
 suffix, so `1.mlp` also skips layers 11 and 21. Full names are unambiguous to transformers and to servers that compare

@@ -1,4 +1,4 @@
-"""Lists what a mix decides on: modules, or groups of modules that a server computes as one.
+"""Lists the units of a mix: modules, or groups of modules that an inference server fuses.
 
 vLLM and SGLang fuse q, k, v and gate, up of a layer into one matrix each, in one format. A mix that they shall load
 keeps such a group in 16 bits as a whole, or quantizes it as a whole.

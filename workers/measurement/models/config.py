@@ -63,7 +63,7 @@ def _check_causal(config: PreTrainedConfig) -> None:
 
 
 def reason(error: Exception, checkpoint: Checkpoint) -> str:
-    """Return why a library refuses a config, with the fields that hold the name it does not know."""
+    """Return a library's reason for refusing a config, with the fields that hold the name it does not know."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     unknown = error.args[0] if isinstance(error, KeyError) and error.args else None

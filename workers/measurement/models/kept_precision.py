@@ -1,8 +1,8 @@
 """Keeps the weights of a 16-bit model in float32 that its architecture names.
 
 Some architectures name weights for which 16 bits are too few: `_keep_in_fp32_modules_strict` in any 16-bit model,
-`_keep_in_fp32_modules` where it is float16. transformers widens them as it reads them, but forgets to for those that
-it leaves on disk; its answer then is another than that of the same model in memory, which is the one to measure.
+`_keep_in_fp32_modules` where it is float16. transformers converts them as it reads them, but not those that it leaves
+on disk. Its output then differs from that of the same model in memory, which is the one to measure.
 """
 
 import re
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 
 def keep_in_float32(model: PreTrainedModel, prefix: str, index: dict[str, dict[str, Any]]) -> None:
-    """Give the layers' weights that the model names the type float32, and have them read so.
+    """Convert the layers' weights that the model names to float32, and have them read as float32.
 
     Args:
         model: with its decoder layers on the meta device.

@@ -21,7 +21,7 @@ _ALIGNMENT = 64
 
 
 class LayerReader:
-    """The layers' tensors on a device, in the types that the mapping of the weights gives them."""
+    """Reads the layers' tensors to a device, in the dtypes of the mapping of the weights."""
 
     def __init__(
         self,
@@ -31,10 +31,10 @@ class LayerReader:
         *,
         ahead: bool,
     ) -> None:
-        """Read nothing yet.
+        """Start a reader; nothing is read yet.
 
         Args:
-            weights: from a tensor's full name to the tensor, read from disk at each look.
+            weights: from a tensor's full name to the tensor, read from disk at each access.
             names: for every layer, from names inside the layer to full names.
             device: where the tensors go.
             ahead: fetch the next layer while one is in use.
@@ -51,10 +51,10 @@ class LayerReader:
     def take(self, layer: int, step: int = 1) -> Tensors:
         """Return a layer's tensors, ready for use on the device's current stream.
 
-        `step`: the next layer to be taken is so many behind it; -1 where layers are taken in reverse.
+        `step`: 1 where `layer + 1` is taken next and is read ahead, -1 where it is `layer - 1`.
 
         Raises:
-            BadModel: a tensor holds NaN or infinite values; names it.
+            BadModel: a tensor has NaN or infinite values; the message names the tensor.
         """
         fetched, self._next = self._next, None
         if self._thread is None:
@@ -109,10 +109,10 @@ class LayerReader:
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Look for NaN and infinite values where the tensors are; a device answers once for all of them.
+    """Check tensors for NaN and infinite values on their own device, with one synchronization for all of them.
 
     Raises:
-        BadModel: a tensor holds one; names it.
+        BadModel: a tensor has one; the message names the tensor.
     """
     checked = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel() > 0}
     finite = [torch.stack(tensor.detach().aminmax()).isfinite().all() for tensor in checked.values()]

@@ -1,10 +1,14 @@
 """Checks a model against the sweep's assumptions before anything is measured.
 
-The sweep calls the layers one by one, each with the arguments that the model would hand it. That is the model's own
-computation only if every layer is called once and in order, takes what the layer before it gave, and learns of the
-layers before it by nothing else, and only if what comes after them sees nothing but the last hidden states; and what
-is measured means something only if no position sees a later one. Two tokens are enough to find out, and no
-architecture need be known. What fails would else be silently wrong.
+The sweep calls the layers one by one, with recorded arguments. That equals the model's own forward pass only if
+
+- the model calls every layer once and in order,
+- each layer's input is the output of the layer before it, unchanged,
+- no other argument of a layer depends on the outputs of earlier layers, and
+- the logits depend on the last hidden states alone.
+
+The figures also need a causal model: no position may depend on a later one. Two tokens suffice to test all of this,
+for any architecture. A model that fails would be measured wrongly without an error.
 
     d hidden dimensions
 """
@@ -37,10 +41,10 @@ _SEES_LATER = 1e-2
 def probe_first_layer(
     model: nn.Module, layers: nn.ModuleList, resident: AbstractContextManager[nn.Module], device: torch.device
 ) -> int:
-    """Run the first layer on two tokens, and return how many things it answers with; 0 if the hidden states alone.
+    """Run the first layer on two tokens; return the length of the tuple that it returns, 0 if it returns a tensor.
 
     Raises:
-        BadModel: it does not run, the hidden states are no [batch, tokens, d], or the first position sees the second.
+        BadModel: it fails, the hidden states are not [batch, tokens, d], or the first position depends on the second.
     """
     first = Recorder(layers[0], 0)
     first.last = True
@@ -72,10 +76,10 @@ def probe_first_layer(
 
 
 def probe_layers(model: nn.Module, layers: nn.ModuleList, answer_length: int, device: torch.device) -> None:
-    """Find out how the model calls its layers, with stand-ins that answer noise; no layer runs.
+    """Check how the model calls its layers, with stand-ins for them that return noise; no layer runs.
 
     Raises:
-        BadModel: the layers cannot be called one by one; says why.
+        BadModel: the layers cannot be called one by one; the message says why.
     """
     first, second, other_text = (
         _call(model, layers, _Calls(answer_length, seed), _two_tokens(token, device))
@@ -91,7 +95,7 @@ def probe_layers(model: nn.Module, layers: nn.ModuleList, answer_length: int, de
 
 
 def _call(model: nn.Module, layers: nn.ModuleList, calls: "_Calls", token_ids: torch.Tensor) -> "_Calls":
-    """Take down a forward pass of the model."""
+    """Run the model with stand-ins for its layers, and return the recorded calls."""
     try:
         with standing_in(layers, calls.observers(layers)), torch.no_grad():
             calls.logits = model(input_ids=token_ids, use_cache=False).logits
@@ -110,7 +114,7 @@ def _call(model: nn.Module, layers: nn.ModuleList, calls: "_Calls", token_ids: t
 
 
 class _Calls:
-    """What a forward pass does with its layers, whose stand-ins answer noise: the last one always the same."""
+    """The calls of the layers in one forward pass. The stand-ins return noise; the last one's is always the same."""
 
     logits: torch.Tensor | None = None
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What the model hands a layer besides the hidden states: positional and keyword arguments."""
+"""The arguments with which the model calls a layer besides the hidden states: positional and keyword."""
 
 
 class StandIn(nn.Module):
-    """Stands where a decoder layer stood; what the model reads off a layer besides calling it still answers."""
+    """A module in the place of a decoder layer; attributes that it lacks are the layer's."""
 
     def __init__(self, layer: nn.Module, answer_length: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Recorded(Exception):
 
 
 class Recorder(StandIn):
-    """Takes down its arguments and passes the hidden states on; the last one ends the forward pass."""
+    """Records its arguments and returns the hidden states unchanged; the last one ends the forward pass."""
 
     last = False
 
@@ -49,7 +49,7 @@ class Recorder(StandIn):
 
 
 class Injector(StandIn):
-    """Answers with the hidden states that it was made with, whatever it is handed."""
+    """Returns the hidden states that it was made with, whatever its input."""
 
     def __init__(self, layer: nn.Module, answer_length: int, hidden: torch.Tensor) -> None:
         super().__init__(layer, answer_length)
@@ -69,7 +69,7 @@ def taken_apart(positional: tuple[Any, ...], keyword: dict[str, Any]) -> tuple[t
 
 
 def hidden_of(answer: Any) -> Any:
-    """Return the hidden states of what a layer answered: the answer itself, or the first of several things."""
+    """Return the hidden states of a layer's output: the output itself, or the first element of a tuple or list."""
     return answer[0] if isinstance(answer, (tuple, list)) else answer
 
 

@@ -42,7 +42,7 @@ class Predictions:
 
     @property
     def not_finite(self) -> dict[str, int]:
-        """How many positions have no finite prediction, by scheme and for the `reference`; none that has none."""
+        """The number of positions without a finite prediction, where there are any: by scheme and for `reference`."""
         counts = {"reference": int((~np.isfinite(self.reference_nll)).sum())}
         counts |= {name: int((~comparison.finite).sum()) for name, comparison in self.comparisons.items()}
         return {name: count for name, count in counts.items() if count}

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.labelled import (
+from service.contracts.request import Analysis, LabelledFile
+from service.contracts.sections.labelled import (
     REFERENCE,
     Labelled,
     LabelledDimension,
@@ -21,7 +22,6 @@ from service.contracts.labelled import (
     column_name,
     labelled_table,
 )
-from service.contracts.request import Analysis, LabelledFile
 from service.contracts.tables import Table
 from service.contracts.warnings import Warning
 from workers.measurement.inputs.labelled_prompts import LabelledRecords

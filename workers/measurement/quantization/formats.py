@@ -2,7 +2,7 @@
 
 Every format here is a set of values on the real line that lie `smallest_step` apart around zero. In an integer
 format they stay so far apart; in a floating point format the step doubles with every octave above the subnormals,
-so that `mantissa_bits` bits tell the values of one octave apart.
+so that `mantissa_bits` bits distinguish the values of one octave.
 
 Rounding is roundTiesToEven of IEEE 754-2019, section 4.3.1, with the saturation that OCP OFP8 v1.0 calls SAT mode.
 """
@@ -41,7 +41,7 @@ class NumberFormat:
 
 @dataclass(frozen=True)
 class ScaleFormat:
-    """In what the scale of a group is stored."""
+    """The format in which the scale of a group is stored."""
 
     name: str
     bits: int

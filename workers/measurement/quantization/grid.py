@@ -22,7 +22,7 @@ the whole tensor."""
 
 
 class Steps(NamedTuple):
-    """What maps codes to values in each group, [R, G, 1] both, float32: value = scale * (code - zero point)."""
+    """The map from codes to values in each group, [R, G, 1] both, float32: value = scale * (code - zero point)."""
 
     scale: torch.Tensor
     zero_point: torch.Tensor
@@ -38,7 +38,7 @@ class Grid:
 
     @classmethod
     def of(cls, settings: Mapping[str, float | int | str | bool], role: str) -> "Grid | None":
-        """Return the grid that a scheme's settings `ROLE_format`, `ROLE_group` and `ROLE_scale` name.
+        """Return the grid of a scheme's settings `ROLE_format`, `ROLE_group` and `ROLE_scale`.
 
         None where there is no `ROLE_format`: the tensor stays as it is. Raises KeyError for a name that is not known.
         """
@@ -48,7 +48,7 @@ class Grid:
         return cls(NUMBERS[str(settings[f"{role}_format"])], group, SCALES[str(settings[f"{role}_scale"])])
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what x [..., n] becomes on this grid, float32.
+        """Return x [..., n] rounded to this grid, float32.
 
         A group of zeros stays zero. NaN or infinity in a group makes all of it NaN.
         """

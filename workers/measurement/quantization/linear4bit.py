@@ -1,16 +1,17 @@
 """Quantizes weights to 4 bits by `bitsandbytes.nn.Linear4bit` (QLoRA, arXiv 2305.14314).
 
-Weights in flat blocks, each with its largest magnitude as scale, are rounded to the nearest of 16 codes; with double
-quantization the scales are themselves rounded to 8 bits in blocks of 256. Inputs are cast to `compute_dtype`, and what
-comes of them to their own type again. The module holds what it would after `from_pretrained` with a
-BitsAndBytesConfig, bit for bit, so what a sweep computes is what the loaded model would; blocks of another size than
-64, which no config expresses, are what Params4bit makes of them. On a CPU there are three paths:
+The flattened weight is cut into blocks of `block_size` elements. Each block is scaled by its abs_max, and its elements
+are rounded to the nearest of 16 codes; with double quantization the scales are themselves quantized to 8 bits, in
+blocks of 256. Inputs are cast to `compute_dtype`, and outputs back to the inputs' dtype. Codes and scales are bit for
+bit those of `from_pretrained` with a BitsAndBytesConfig, so that a sweep computes what the loaded model would. Block
+sizes other than 64, which no config can express, are quantized as `Params4bit` does it. On a CPU there are three paths:
 
-- packed for AVX512-BF16, where the processor has it, the weight's shape divides by 32 x 64 and rows are whole blocks:
-  scales and inputs are rounded to bfloat16 whatever `compute_dtype` is, which decides in what the bias is added;
-- plain, which dequantizes the weight to `compute_dtype` and multiplies;
-- plain, and dequantized as one long row, where rows are no whole number of blocks: bitsandbytes 0.50 there takes a
-  neighbor's scale for part of a block if it dequantizes row by row with AVX-512.
+- packed for AVX512-BF16, where the processor has it, `out` is a multiple of 32, `in` one of 64, and every row is a
+  whole number of blocks: scales and inputs are rounded to bfloat16 whatever `compute_dtype` is, in which only the bias
+  is added;
+- plain: dequantizes the weight to `compute_dtype` and multiplies;
+- plain with the weight dequantized as one long row, where a row is not a whole number of blocks: dequantizing row by
+  row with AVX-512, bitsandbytes 0.50 uses the scale of a neighboring block for part of a block there.
 """
 
 from typing import Any
@@ -67,7 +68,7 @@ def linear4bit(weight: torch.Tensor, bias: torch.Tensor | None, settings: Settin
 
 
 def _path(device: str, *, packed: bool, whole_blocks: bool) -> str:
-    """Name the path that computes a projection, of those above."""
+    """Return the name of the path, of those listed in this module's docstring, that computes a projection."""
     if packed:
         return "cpu, packed for AVX512-BF16"
     return device if whole_blocks or device != "cpu" else "cpu, dequantized as one row"
@@ -84,7 +85,7 @@ class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
 
 
 def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
-    """Return the codes of a weight [out, in], two in a byte, and bitsandbytes' state that says what they stand for."""
+    """Return the codes of a weight [out, in], two per byte, and bitsandbytes' `QuantState` with their scales."""
     in_features, block = weight.shape[1], int(settings["block_size"])
     codes = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=weight.device)
     scales = torch.empty(-(-weight.numel() // block), dtype=torch.float32, device=weight.device)
@@ -104,10 +105,10 @@ def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, 
 
 
 def _pack(codes: torch.Tensor, scales: torch.Tensor, state: Any) -> torch.Tensor:
-    """Return the codes as AVX512-BF16 takes them, and rewrite their state so.
+    """Return the codes in the layout of the AVX512-BF16 kernel, and change their state accordingly.
 
-    bitsandbytes would do that at the first call, for the whole weight at once, in about 15 times its room. The packed
-    form goes by 32 rows, so it may as well be put together from ranges of rows.
+    bitsandbytes would do this at the first call, for the whole weight at once, with about 15 times its memory. The
+    layout is made of groups of 32 rows, so it can be built range by range.
     """
     rows_in_all, columns = state.shape
     packed = torch.empty((rows_in_all, columns // 2), dtype=torch.uint8, device=codes.device)
@@ -124,7 +125,7 @@ def _pack(codes: torch.Tensor, scales: torch.Tensor, state: Any) -> torch.Tensor
 
 
 def _scales(state: Any) -> torch.Tensor:
-    """Return the scale of every block, float32, whichever way they are stored."""
+    """Return the scale of every block, float32; double-quantized ones are dequantized."""
     scales: torch.Tensor = state.absmax
     if state.nested:
         scales = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
@@ -136,9 +137,9 @@ def _dequantized(
 ) -> torch.Tensor:
     """Return rows of a weight [out, in], [rows, in]."""
     elements = (rows.stop - rows.start) * state.shape[1]
-    before = rows.start * state.shape[1] % state.blocksize  # of the block that the rows begin in
+    before = rows.start * state.shape[1] % state.blocksize  # elements of the first block that belong to the row before
     whole = before + elements
-    long = torch.Size((1, whole + whole % 2))  # of an odd number of codes, the last is filling
+    long = torch.Size((1, whole + whole % 2))  # two codes per byte: an odd number is padded by one
     values: torch.Tensor = bnb.functional.dequantize_4bit(*_of_rows(codes, scales, state, rows, long, dtype))
     return values.reshape(-1)[before:whole].view(-1, state.shape[1])
 
@@ -146,7 +147,7 @@ def _dequantized(
 def _of_rows(
     codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, shape: torch.Size, dtype: torch.dtype
 ) -> tuple[torch.Tensor, Any]:
-    """Return the codes of rows from the block on that they begin in, and a state that says `shape` of them."""
+    """Return the codes of rows, from the start of the block in which they begin, and a state with this `shape`."""
     columns, block = state.shape[1], state.blocksize
     first, last = rows.start * columns // block * block, rows.stop * columns
     own = bnb.functional.QuantState(

@@ -1,7 +1,7 @@
-"""Defines what every kernel returns for a projection, and the ranges of rows in which weights are worked off.
+"""Defines the result of quantizing a projection, and the ranges of rows in which weights are quantized.
 
-A weight is taken a range of its rows at a time, so that what comes up on the way (wider types, codes before they are
-packed) takes the memory of a range and not of the weight, and stays in the processor's caches.
+A weight is quantized a range of rows at a time, so that temporaries (wider dtypes, codes before they are packed) take
+the memory of a range and not of the weight, and fit into the processor's caches.
 """
 
 import math
@@ -20,7 +20,7 @@ _RANGE_ROWS = 64
 
 
 class Refused(Exception):
-    """A kernel does not take a projection; the message says what of it, and what is allowed."""
+    """A kernel cannot quantize a projection; the message names the value and what is allowed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Settles settings that depend on the model: the type that 4-bit schemes compute in."""
+"""Resolves settings that depend on the model: the dtype that 4-bit schemes compute in."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Simulates a Linear in any format of `formats`: values are rounded to the format's grid, and multiplied as they are.
+"""Simulates a Linear in any format of `formats`: rounds weights and inputs to a grid, and multiplies them.
 
 The weight is rounded once, row by row, so no group of it may reach over rows. Inputs are rounded at each call where
 the scheme says so, with scales taken from the input itself (dynamic quantization): one for each token, or one for the

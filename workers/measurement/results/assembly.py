@@ -1,4 +1,4 @@
-"""Writes the tables from the layers' files, and returns what the summary of the report says of all layers.
+"""Writes the tables from the layers' files, and computes the part of the summary that is over all layers.
 
 The column `sqnr_db_typical` is filled in here: the residual stream's error without the dimensions that are massive.
 Which those are is known only when every layer is done, because one that is massive in any layer is left out of all.
@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from service.contracts import report as contract
-from service.contracts.outliers import HeadFacts, MassiveActivation, Outliers
 from service.contracts.request import Analysis
+from service.contracts.sections.outliers import HeadFacts, MassiveActivation, Outliers
 from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.results import layer_summary
 from workers.measurement.results.layer_files import LayerFiles
@@ -57,7 +57,7 @@ def assemble(
     tables: Mapping[str, TableWriter],
     describe: Describe,
 ) -> Assembled:
-    """Write every table that grew layer by layer, and return what the summary says of all layers.
+    """Write every table that has rows for each layer, and return the summary over all layers.
 
     Args:
         files: of the layers, all done.

@@ -1,18 +1,18 @@
-"""Writes which dimensions of the residual stream carry a scheme's estimated harm, and sums up whether outliers do."""
+"""Writes the share of every dimension of the residual stream in a scheme's estimated harm, and the outliers' share."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from service.contracts.harm.facts import DimensionHarm, DimensionShares, HarmFigure
 from service.contracts.harm.tables import OTHER_INPUTS, RESIDUAL_STREAM
-from service.contracts.outliers import Definition
-from workers.measurement.harm.dimensions import Division, Shares, significant
+from service.contracts.sections.outliers import Definition
+from workers.measurement.harm.estimates.dimensions import Bools, Division, Shares, significant
 from workers.measurement.harm.measuring import SchemeHarm
 from workers.measurement.runtime.table_writer import TableWriter
 
-MOST = 10
+NAMED_DIMENSIONS = 10
 """Dimensions that the section names."""
 
 
@@ -40,25 +40,30 @@ def write_dimensions(
             {"scheme": scheme, "inputs": OTHER_INPUTS, "definitions": "", "significant": False} | _figures(others, 0),
         ]
     )
-    outliers = [dimension for dimension, names in enumerate(definitions) if names]
-    rest = [dimension for dimension, names in enumerate(definitions) if not names]
-    largest = [int(j) for j in np.argsort(-shares.values, kind="stable") if certain[j]][:MOST]
     if not np.isfinite(shares.values).all():  # nothing does any harm, or a gradient is not finite
         return None
+    outliers = [dimension for dimension, names in enumerate(definitions) if names]
+    rest = [dimension for dimension, names in enumerate(definitions) if not names]
     return DimensionShares(
         flagged=_together(division, outliers),
         flagged_dimensions=len(outliers),
         unflagged=_together(division, rest),
         other_inputs=HarmFigure(**_figure(others, 0)),
-        dimensions=tuple(
-            DimensionHarm(
-                dimension=j,
-                share=float(shares.values[j]),
-                standard_error=_known(shares.errors[j]),
-                definitions=definitions[j],
-            )
-            for j in largest
-        ),
+        dimensions=_largest(shares, certain, definitions),
+    )
+
+
+def _largest(shares: Shares, certain: Bools, definitions: Sequence[tuple[str, ...]]) -> tuple[DimensionHarm, ...]:
+    """Return the dimensions with the largest significant shares, the largest first."""
+    largest = [int(j) for j in np.argsort(-shares.values, kind="stable") if certain[j]][:NAMED_DIMENSIONS]
+    return tuple(
+        DimensionHarm(
+            dimension=j,
+            share=float(shares.values[j]),
+            standard_error=_known(shares.errors[j]),
+            definitions=definitions[j],
+        )
+        for j in largest
     )
 
 

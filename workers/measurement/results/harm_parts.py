@@ -7,7 +7,7 @@ import numpy as np
 
 from service.contracts.report import Estimate
 from workers.measurement.harm.copies import Module
-from workers.measurement.harm.estimate import Estimated, estimated_harm, predicted_divergence
+from workers.measurement.harm.estimates.estimate import Estimated, estimated_harm, predicted_divergence
 from workers.measurement.harm.measuring import HarmResults, SchemeHarm
 from workers.measurement.harm.products import InnerProducts
 from workers.measurement.models.projections import BLOCK

@@ -1,4 +1,4 @@
-"""Makes of the measured and estimated harms the report's section on harm, and its tables."""
+"""Writes the report's section on harm and its tables from measured and estimated harms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 
 from service.contracts.harm.facts import EstimateCheck, HarmFacts, HarmFigure, ModuleHarm
-from service.contracts.outliers import Outliers
-from workers.measurement.harm.agreement import less_floor, ratio, spearman
-from workers.measurement.harm.estimate import interactions, predicted_divergence
+from service.contracts.sections.outliers import Outliers
+from workers.measurement.harm.estimates.agreement import less_floor, ratio, spearman
+from workers.measurement.harm.estimates.estimate import interactions, predicted_divergence
 from workers.measurement.harm.measuring import HarmResults, SchemeHarm
 from workers.measurement.harm.products import InnerProducts
 from workers.measurement.predictions.metrics import Comparison, kl_divergence

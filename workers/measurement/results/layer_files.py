@@ -1,4 +1,4 @@
-"""Writes and reads what each layer leaves on disk: its rows of the tables, and the inputs of later definitions.
+"""Writes and reads the files of each layer: its rows of the tables, and the inputs of definitions over all layers.
 
 A layer's files stand in a directory of their own, which takes its name when they are whole. The report is put
 together from them at the end, layer by layer, so a measurement that was broken off and went on again leaves the
@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import feather
 
-from service.contracts.request import HeadThresholds
 from service.contracts.tables import TABLES
+from service.contracts.thresholds import HeadThresholds
 from service.contracts.warnings import Warning
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.sites import BLOCK_OUTPUT

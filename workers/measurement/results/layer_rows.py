@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.request import HeadThresholds
+from service.contracts.thresholds import HeadThresholds
 from workers.measurement.layers.layer_results import LayerResults
 from workers.measurement.layers.sites import BLOCK_OUTPUT
 from workers.measurement.runtime.table_writer import Repeated, TableRows

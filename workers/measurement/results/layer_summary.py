@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from service.contracts import report as contract
-from service.contracts.outliers import (
+from service.contracts.request import Analysis
+from service.contracts.sections.outliers import (
     HeadDamage,
     HeadFacts,
     LayerwiseDimension,
@@ -23,7 +24,6 @@ from service.contracts.outliers import (
     VarianceOutliers,
     discriminating,
 )
-from service.contracts.request import Analysis
 from workers.measurement.harm.copies import Module
 from workers.measurement.results.layer_files import HITS, LayerFiles
 from workers.measurement.results.layer_rows import Row

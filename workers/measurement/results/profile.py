@@ -1,4 +1,4 @@
-"""Picks the one hidden-state vector that a report shows in full: the token that stands out most.
+"""Picks the hidden-state vector that a report shows in full: that of the token with the largest max-to-median ratio.
 
 N sequences of S tokens; d hidden dimensions
 """

@@ -1,4 +1,4 @@
-"""Puts `report.json` together from a measurement's results."""
+"""Builds `report.json` from a measurement's results."""
 
 import platform
 import resource
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from service.contracts import provenance
 from service.contracts import report as contract
 from service.contracts.harm.facts import HarmFacts
 from service.contracts.harm.tables import MIXES, harm_tables
 from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import Scheme
+from service.contracts.sections import provenance
 from service.contracts.tables import TABLES
 from service.evaluation.verdict import with_verdicts
 from workers.measurement.harm.measuring import HarmResults
@@ -58,7 +58,7 @@ class MeasurementResults:
 
 
 def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str) -> provenance.ModelFacts:
-    """Describe the model."""
+    """Return the facts of the model."""
     config = decoder.config
     layouts = {heads(decoder.layer_config(layer)) for layer in range(len(decoder.layers))}
     layout = layouts.pop() if len(layouts) == 1 else None  # layers that differ have no number of heads in common
@@ -80,7 +80,7 @@ def model_facts(request: MeasurementRequest, decoder: Decoder, fingerprint: str)
 
 
 def calibration_facts(request: MeasurementRequest, calibration: Calibration, batch: int) -> provenance.CalibrationFacts:
-    """Describe the text."""
+    """Return the facts of the calibration text."""
     sequences, length = calibration.token_ids.shape
     return provenance.CalibrationFacts(
         source=request.calibration.source,
@@ -97,7 +97,7 @@ def calibration_facts(request: MeasurementRequest, calibration: Calibration, bat
 
 
 def environment(decoder: Decoder, paths: dict[str, str]) -> provenance.Environment:
-    """Describe where it ran."""
+    """Return the device, the libraries and the code paths of the measurement."""
     return provenance.Environment(
         device=device_name(decoder.device),
         torch=torch.__version__,
@@ -109,7 +109,7 @@ def environment(decoder: Decoder, paths: dict[str, str]) -> provenance.Environme
 
 
 def timing(reporter: ProgressReporter, device: torch.device) -> provenance.Timing:
-    """State what it cost so far."""
+    """Return the time and the memory that the measurement took so far."""
     # Linux counts the peak in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
     return provenance.Timing(
@@ -124,7 +124,7 @@ def timing(reporter: ProgressReporter, device: torch.device) -> provenance.Timin
 
 
 def reference_facts(predictions: Predictions) -> contract.ReferenceFacts:
-    """State how well the model as it came predicts the text."""
+    """Return the perplexity of the unquantized model on the text."""
     finite = np.isfinite(predictions.reference_nll)
     if not finite.any():
         return contract.ReferenceFacts(perplexity=None)
@@ -134,7 +134,7 @@ def reference_facts(predictions: Predictions) -> contract.ReferenceFacts:
 
 
 def scheme_facts(scheme: Scheme, results: MeasurementResults, assembled: Assembled) -> contract.SchemeFacts:
-    """State what a scheme does to the model."""
+    """Return the facts of a scheme: predictions, sizes, and largest errors."""
     decoder, name = results.state.decoder, scheme.name
     outside = results.state.outside[name]
     reference_bytes = sum(p.nbytes for p in decoder.model.parameters())
@@ -206,7 +206,7 @@ def _matrix_elements(module: nn.Module) -> int:
 
 
 def profile_facts(profile: Profile, results: MeasurementResults) -> contract.ProfileFacts:
-    """Say which vector the `profile` table holds."""
+    """Return where the vector of the `profile` table was taken, and its statistics."""
     token_id, token = results.describe_token(profile.sequence, profile.position)
     return contract.ProfileFacts(
         layer=len(results.state.decoder.layers) - 1,
@@ -252,15 +252,20 @@ def build_report(
         figures=(),
         labelled=labelled.section if labelled else None,
         harm=harm,
-        tables=tuple(
-            contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",))
-            for t in (
-                *TABLES.values(),
-                *harm_tables(request.harm),
-                *((MIXES,) if request.recommend.enabled else ()),
-                *((labelled.table,) if labelled else ()),
-            )
-        ),
+        tables=_table_entries(request, labelled),
         timing=timing(reporter, decoder.device),
     )
     return with_verdicts(report)
+
+
+def _table_entries(request: MeasurementRequest, labelled: LabelSeparation | None) -> tuple[contract.Entry, ...]:
+    """Return the entries of the tables that the request asks for."""
+    tables = (
+        *TABLES.values(),
+        *harm_tables(request.harm),
+        *((MIXES,) if request.recommend.enabled else ()),
+        *((labelled.table,) if labelled else ()),
+    )
+    return tuple(
+        contract.Entry(name=t.name, title=t.title, caption=t.title, files=(f"tables/{t.name}.parquet",)) for t in tables
+    )

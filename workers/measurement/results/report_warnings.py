@@ -1,4 +1,4 @@
-"""Warns the reader of a report: what the numbers do not show by themselves, and what to do next."""
+"""Makes the warnings of a report: conditions that limit what its numbers mean, with advice."""
 
 import itertools
 import math
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from service.contracts.outliers import Outliers
 from service.contracts.report import FP16_COLUMNS_WARNING_SHARE, Fp16ColumnFacts
 from service.contracts.request import SAMPLE, MeasurementRequest
 from service.contracts.schemes import BITSANDBYTES_INT8, Scheme
+from service.contracts.sections.outliers import Outliers
 from service.contracts.warnings import Warning
 from service.evaluation.restating import few_sequences
 from service.evaluation.uncertainty import mean

@@ -1,4 +1,4 @@
-"""Writes what a measurement leaves: the tables that are known only at its end, and report.json."""
+"""Writes the output of a measurement: the tables that are known only at its end, and report.json."""
 
 from collections.abc import Mapping
 from pathlib import Path

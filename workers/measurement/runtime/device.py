@@ -49,7 +49,7 @@ def card_name(device: torch.device) -> str | None:
 
 
 def hardware(device: torch.device) -> str:
-    """Return what decides the last digits on a device: a GPU's model, or a CPU's kind and its instruction set."""
+    """Return the hardware that decides the last digits: a GPU's model, or a CPU's kind and its instruction set."""
     return card_name(device) or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 

@@ -16,7 +16,7 @@ _KERNELS = Path(__file__).parents[1] / "statistics"
 
 
 def settle_environment() -> None:
-    """Say how this process uses its libraries; but for the network, what the caller's environment says stays."""
+    """Set the libraries' environment variables; those of the caller are kept, except for network access."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a measurement knows no network
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool keeps what it has had
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
@@ -25,7 +25,7 @@ def settle_environment() -> None:
 
 
 def kernel_cache() -> Path:
-    """Return the directory of what these kernels compile to. Raises RuntimeError for a user without a home."""
+    """Return the cache directory of compiled kernels. Raises RuntimeError for a user without a home."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "headroom" / kernels_version()
 

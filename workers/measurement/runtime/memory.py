@@ -1,10 +1,10 @@
-"""Gives memory back when it is not needed, so that the peak is set by one layer and not by all that came before.
+"""Returns unused memory to the system, so that one layer sets the peak, and not all layers before it.
 
-Two things would keep it when a layer is done. bitsandbytes' modules and weights refer to each other, so only the cycle
-collector frees them, and it has no notion of how large they are. And the C library keeps what is freed, in gaps
-between pieces that are still in use. What comes next uses most of that again, and pages that the system has to clear
-anew cost more than many a statistic; so it goes back only where much more has gathered than a batch needs. What is
-mapped from files, weights as well as code, needs no room of its own between two uses.
+Memory stays in use after a layer for two reasons. bitsandbytes' modules and weights refer to each other, so only the
+cycle collector frees them, and it does not know their size. And the C library keeps freed memory, between blocks that
+are still in use. The next layer uses most of that again, and new pages cost time since the system has to clear them; so
+it is returned only where much more has been freed than a batch needs. Pages mapped from files, weights as well as
+code, can be dropped between two uses.
 """
 
 import ctypes
@@ -20,20 +20,20 @@ import torch
 
 
 class PageReturn:
-    """Hands unused pages back to the system where they make up much of what is resident."""
+    """Returns freed memory to the system where it is much of the resident memory."""
 
     def __init__(self) -> None:
         """Start before the first batch."""
         self._least: int | None = None
 
     def after_batch(self) -> None:
-        """Take note of what is resident when a batch has been through a layer, and `check`."""
+        """Record the resident memory after a batch has passed a layer, and `check`."""
         resident = resident_bytes()
         self._least = min(resident, self._least or resident)
         self.check()
 
     def check(self) -> None:
-        """Return pages if much more is resident than after the batch that left the least; not before any has."""
+        """Return pages if much more is resident than after the batch with the least; nothing before the first batch."""
         if self._least is not None and resident_bytes() > self._least + self._least // GROWTH:
             return_pages()
 
@@ -45,18 +45,18 @@ def return_pages() -> None:
 
 
 def resident_bytes() -> int:
-    """Return how much of the process is in memory."""
+    """Return the resident memory of this process, in bytes."""
     resident: int = _PROCESS.memory_info().rss
     return resident
 
 
 def ran_out(error: BaseException) -> bool:
-    """Tell whether an error says that there was no memory left, on the host or on a device."""
+    """Whether an error reports that the host or a device is out of memory."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or device_is_full(error)
 
 
 def device_is_full(error: BaseException) -> bool:
-    """Tell whether an error says that a device, and not the host, has no memory left.
+    """Whether an error reports that a device, and not the host, is out of memory.
 
     Only allocators of devices raise torch's own error. Libraries beneath it raise a RuntimeError that names theirs:
     `CUBLAS_STATUS_ALLOC_FAILED`, `CUDA error: out of memory`, `Triton Error [CUDA]: out of memory`.
@@ -67,22 +67,22 @@ def device_is_full(error: BaseException) -> bool:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Tell whether an error says nothing of what was tried: no memory was left, or the device itself has failed."""
+    """Whether an error has nothing to do with the operation that raised it: out of memory, or a failed device."""
     return ran_out(error) or isinstance(error, torch.AcceleratorError)
 
 
 def keep_what_is_loaded() -> None:
-    """Let later collections pass over everything that exists now; they take milliseconds then."""
+    """Exclude all present objects from later garbage collections, which then take milliseconds."""
     gc.collect()
     gc.freeze()
 
 
 def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
-    """Let go of a tensor's pages in the file that is mapped for it, or of all that file's pages.
+    """Drop the pages of the file that a tensor is mapped from: the tensor's, or all of them.
 
     The system maps them anew when they are used. It still holds the file's pages as long as it has room for them, so
     that takes no reading. Nothing happens to small tensors, to those in other memory, to pages that were written to,
-    nor where the system does not tell which they are.
+    nor where the system does not report them.
     """
     if tensor.device.type != "cpu" or tensor.nbytes < _SMALLEST_DROPPED:
         return
@@ -96,7 +96,7 @@ def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
 
 
 def drop_code_pages() -> None:
-    """Let go of the pages of all program code: most of it has been of use in loading and compiling, and no further.
+    """Drop the pages of all program code, most of which is only used for loading and compiling.
 
     As with tensors, the system maps anew what is used again.
     """

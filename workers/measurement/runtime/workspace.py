@@ -26,6 +26,10 @@ Identity = dict[str, Any]
 LIBRARIES = ("headroom", "torch", "transformers", "bitsandbytes")
 IDENTITY = "identity.json"
 """File in which a measurement signs its directory."""
+STREAMS = "checkpoint"
+"""Directories `checkpoint.NNNNNN` hold the streams after that many layers."""
+LAYERS = "layers"
+"""Directory with one directory for each layer that is done."""
 _ELSEWHERE: dict[str, IncEx | bool] = {
     **dict.fromkeys(("job_id", "memory_bytes", "checkpoint_seconds", "device", "any_model_type"), True),
     **{name: {"path"} for name in ("model", "calibration", "labelled")},
@@ -34,7 +38,7 @@ _ELSEWHERE: dict[str, IncEx | bool] = {
 
 
 def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str | None) -> Identity:
-    """Return what decides a measurement's tables: the request, what its files hold, the hardware and the software.
+    """Return all that determines a measurement's tables: request, content of the files, hardware and software.
 
     `card` is the model of the GPU that computes; None for the CPU.
     """
@@ -54,6 +58,24 @@ def identity_of(request: MeasurementRequest, model_fingerprint: str, card: str |
 def unfinished(out: Path) -> Path:
     """Return the directory that a measurement works in until `out` is whole."""
     return out.absolute().with_name(f".{out.name}.unfinished")
+
+
+def latest_checkpoint(unfinished: Path) -> Path | None:
+    """Return the directory of the latest whole checkpoint of the streams."""
+    whole = sorted(unfinished.glob(f"{STREAMS}.[0-9]*"))
+    return whole[-1] if whole else None
+
+
+def layers_done(checkpoint: Path | None) -> int:
+    """Return how many layers the streams of a checkpoint are through, 0 without one."""
+    return 0 if checkpoint is None else int(checkpoint.suffix.removeprefix("."))
+
+
+def checkpoint_files(unfinished: Path, checkpoint: Path) -> dict[str, Path]:
+    """Return the files to go on from a checkpoint, by their paths relative to `unfinished`."""
+    layers = [unfinished / LAYERS / f"{layer:05d}" for layer in range(layers_done(checkpoint))]
+    files = [unfinished / IDENTITY, *(file for directory in (checkpoint, *layers) for file in directory.iterdir())]
+    return {file.relative_to(unfinished).as_posix(): file for file in sorted(files)}
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def average_ranks(values: NDArray[np.floating]) -> F64:
 def separation(
     values: NDArray[np.floating], labels: NDArray[np.bool_], scores: NDArray[np.floating]
 ) -> tuple[F64, F64]:
-    """Return Spearman's rho of every dimension with the scores, and the AUROC with which it tells the labels.
+    """Return Spearman's rho of every dimension with the scores, and the AUROC with which it separates the labels.
 
     Args:
         values: [R, d], finite.

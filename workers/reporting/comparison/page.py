@@ -8,8 +8,8 @@ from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.comparison.topics import headlines, reports
 from workers.reporting.drawing.figure import calibrated
 from workers.reporting.figures.gallery import Gallery
+from workers.reporting.html.templates import environment, placed_figure, style_sheet
 from workers.reporting.markdown import bullets, escaped, table
-from workers.reporting.templates import environment, placed_figure, style_sheet
 from workers.reporting.topics.records import Topic
 
 

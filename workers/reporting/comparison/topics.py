@@ -11,8 +11,8 @@ from service.contracts.comparison import (
     RangeDifference,
     SchemeDifference,
 )
-from service.contracts.outliers import discriminating
 from service.contracts.report import Estimate
+from service.contracts.sections.outliers import discriminating
 from service.evaluation.uncertainty import MIN_UNITS
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, ranges

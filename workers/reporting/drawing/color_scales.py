@@ -84,7 +84,7 @@ def centered_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
 
 
 def color_bar(figure: Any, axes: Any, mesh: Any, ticks: list[float], label: str, **place: float) -> None:
-    """Draw the bar that tells what the colors of `mesh` mean, as shapes and text."""
+    """Draw the color bar of `mesh`, as shapes and text."""
     bar = figure.colorbar(ScalarMappable(mesh.norm, mesh.cmap.resampled(_STEPS)), ax=axes, **place)
     bar.outline.set_visible(False)
     bar.solids.set(edgecolor="face", rasterized=False)  # an embedded image would be a request of the page

@@ -1,4 +1,4 @@
-"""Draws one map of layers by components: colored cells, hatching where there is no value, a bar for the metric."""
+"""Draws a heat map of layers by components: colored cells, hatching where there is no value, and a color bar."""
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence

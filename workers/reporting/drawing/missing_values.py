@@ -17,7 +17,7 @@ def hatch(axes: Any, corner: tuple[float, float], width: float, height: float, *
 
 
 def leave_empty(axes: Any, text: str = ABSENT) -> None:
-    """Hatch all of the axes, and say in their middle why there is nothing."""
+    """Hatch all of the axes, with `text` in their middle."""
     axes.grid(False)
     hatch(axes, (0, 0), 1, 1, transform=axes.transAxes, zorder=0)
     paper = {"facecolor": style.PAPER, "edgecolor": "none", "pad": 3}

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from service.contracts.labelled import REFERENCE, Separation
+from service.contracts.sections.labelled import REFERENCE, Separation
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import name_bins
 from workers.reporting.drawing.svg import Hover
@@ -28,7 +28,7 @@ PANELS_PER_LINE = 4
 """Panels side by side; a model with more goes on beneath."""
 MIN_BINS, MAX_BINS = 8, 60
 MAX_OUTLINED_SCHEMES = 3
-"""Schemes drawn over one reference; more could not be told apart."""
+"""Most schemes drawn over one reference; more are not distinguishable."""
 _SIDES = ((True, "true answer", style.TRUE), (False, "false answer", style.FALSE))
 _PANEL_HEIGHT = 2.15
 """Inches of a row, without what its panels say of schemes."""

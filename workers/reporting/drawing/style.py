@@ -48,7 +48,7 @@ UNKNOWN = "#8f9cae"
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue-white-orange", ["#1d4f91", "#5b92cc", "#b3cfe8", "#f7f7f7", "#fdc794", "#ee8a2f", "#b35306"], N=101
 )
-"""Low values blue, the middle white, high values orange; told apart with any common color blindness."""
+"""Low values blue, the middle white, high values orange; distinguishable with all common color blindness."""
 SEQUENTIAL = LinearSegmentedColormap.from_list(
     "white-blue", ["#f4f7fa", "#cfe0ef", "#92bbdd", "#4f8fc4", "#1f619f", "#0b3d75"], N=101
 )
@@ -56,7 +56,7 @@ SEQUENTIAL = LinearSegmentedColormap.from_list(
 
 
 class Mark(NamedTuple):
-    """How the line of one scheme looks; marker and dashes tell it apart without color."""
+    """The look of one scheme's line; marker and dashes distinguish it without color."""
 
     color: str
     marker: str

@@ -22,7 +22,7 @@ from workers.reporting.text import counted, number, plain, ranges, visible
 _MAX_SCHEMES_AT_USUAL_HEIGHT = 6
 """Schemes that a figure of the usual height has room for."""
 _VISIBLE_DB = 0.1
-"""Difference from which two lines can be told apart."""
+"""Smallest difference at which two lines are distinguishable."""
 _TYPICAL = (0, (1, 1.5))
 _MAX_MARKERS = 40
 """Layers up to which every point of a line has its marker."""

@@ -28,7 +28,7 @@ MIN_PARALLEL_WORK = 100
 
 
 class DrawingStopped(HeadroomError):
-    """A process that draws was ended from outside."""
+    """A drawing process was killed."""
 
     code = "drawing-stopped"
 
@@ -41,7 +41,7 @@ class Gallery(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The figures of one module, or every so-many-th of them."""
+    """The figures of one module, or a share of them."""
 
     module: int
     """Its place in the registry."""

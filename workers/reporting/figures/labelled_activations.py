@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contracts.labelled import REFERENCE, Labelled, column_name
+from service.contracts.sections.labelled import REFERENCE, Labelled, column_name
 from service.errors import ReportUnreadable
 from workers.reporting.drawing import style
 from workers.reporting.drawing.figure import Caption, Drawing, model_title, provenance

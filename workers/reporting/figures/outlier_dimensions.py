@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from service.contracts.outliers import Outliers
-from service.contracts.request import LlmInt8Thresholds
+from service.contracts.sections.outliers import Outliers
+from service.contracts.thresholds import LlmInt8Thresholds
 from workers.reporting.drawing import style
 from workers.reporting.drawing.color_scales import color_bar, logarithmic, rising_norm
 from workers.reporting.drawing.figure import Caption, Drawing, joined, provenance

@@ -41,6 +41,7 @@ def draw_panel(axes: Any, one: Series, text: str, gid: str) -> dict[str, list[st
     _values_axis(axes, one)
     for bounds in one.bounds:
         _stepped(axes, one.times, bounds, color=style.ORANGE, linewidth=1.2, zorder=2)
+    _limit_numbers(axes, one)
     _stepped(axes, one.times, one.baseline, color=style.MUTED, linewidth=1, linestyle="--", zorder=2)
     _intervals(axes, one)
     axes.plot(one.times, one.values, color=style.BLUE, linewidth=0.9, zorder=3)
@@ -50,7 +51,9 @@ def draw_panel(axes: Any, one: Series, text: str, gid: str) -> dict[str, list[st
 
 def title(one: Series) -> str:
     """Return what stands above a panel: its limits, a limit that is out of view, and the last steps."""
-    lines = [plain("; ".join(one.of.limits), _LONGEST)]
+    limits = one.of.limits
+    numbered = [f"({place}) {limit}" for place, limit in enumerate(limits, 1)] if len(limits) > 1 else limits
+    lines = [plain("; ".join(numbered), _LONGEST)]
     if far := sorted({float(bound) for bounds in one.bounds for bound in bounds[np.isfinite(bounds)]} - _near(one)):
         shown = ", ".join(f"{bound:.6g}" for bound in (far if len(far) < 3 else (far[0], far[-1])))
         lines.append(f"Not in view: the limit{'s from' if len(far) > 2 else ''} {shown.replace(', ', ' to ')}")
@@ -134,6 +137,21 @@ def _stepped(axes: Any, times: NDArray[np.float64], values: NDArray[np.float64],
     starts = np.array([axes.get_xlim()[0], *edges[:-1]])
     x = np.column_stack([starts, edges]).ravel()
     axes.plot(x, np.repeat(values, 2), **look)
+
+
+def _limit_numbers(axes: Any, one: Series) -> None:
+    """Number the lines of several limits at their right ends, as the title does; lines that meet share a label."""
+    if len(one.bounds) < 2:
+        return
+    at: dict[float, list[int]] = {}
+    for place, bounds in enumerate(one.bounds, 1):
+        known = bounds[np.isfinite(bounds)]
+        if known.size:
+            at.setdefault(float(known[-1]), []).append(place)
+    for bound, places in at.items():
+        label = f"({', '.join(map(str, places))})"
+        axes.annotate(label, (1, bound), (2, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                      va="center", fontsize=7, color=style.ORANGE, annotation_clip=True)  # fmt: skip
 
 
 def _intervals(axes: Any, one: Series) -> None:

@@ -1,4 +1,4 @@
-"""From the record of a history to its figures on disk; all of them or nothing."""
+"""Draws the record of a history, and writes its figures; all of them or nothing."""
 
 import shutil
 from pathlib import Path

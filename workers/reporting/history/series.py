@@ -17,7 +17,7 @@ Kind = Literal["pass", "warn", "fail", "unconfirmed", "not_judged", "unchanged",
 
 
 class Look(NamedTuple):
-    """A mark, told apart by its shape as well as its color."""
+    """A mark, with a shape and a color of its own."""
 
     label: str
     color: str

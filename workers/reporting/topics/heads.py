@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.contracts.outliers import HeadDamage, HeadFacts
+from service.contracts.sections.outliers import HeadDamage, HeadFacts
 from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, counted, number
 from workers.reporting.topics.records import Grid, Topic

@@ -1,7 +1,7 @@
 """The labeled prompts: which dimensions separate true from false records, and whether they still do when quantized."""
 
-from service.contracts.labelled import MAX_CHANCE_PROBABILITY, Labelled, LabelledDimension, Separation
 from service.contracts.report import Report
+from service.contracts.sections.labelled import MAX_CHANCE_PROBABILITY, Labelled, LabelledDimension, Separation
 from workers.reporting.text import counted, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 

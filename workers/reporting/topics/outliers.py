@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from service.contracts.outliers import (
+from service.contracts.report import Report
+from service.contracts.sections.outliers import (
     Definition,
     LayerwiseDimension,
     LlmInt8Dimension,
@@ -13,7 +14,6 @@ from service.contracts.outliers import (
     MassiveActivation,
     Outliers,
 )
-from service.contracts.report import Report
 from workers.reporting.loading import Source
 from workers.reporting.text import ABSENT, listing, number, percent, ranges
 from workers.reporting.topics.records import Fact, Grid, Topic, joined
@@ -53,7 +53,7 @@ def topic(source: Source) -> Topic:
 def flagged_dimensions(report: Report) -> Flagged:
     """Return what every definition says of the dimensions that it flags; those that do not discriminate are left out.
 
-    One that flags more than half of the dimensions tells nothing of any of them.
+    One that flags more than half of the dimensions does not distinguish outliers.
     """
     named = report.outliers.named(report.model.hidden_size)
     return {name: {one.dimension: one for one in of.dimensions} for name, of in named.items()}

@@ -10,11 +10,11 @@ from judged import FIGURES, HOOK, KL, NOTIFY, TOP, definition, end_run, finding
 from sqlalchemy import update
 
 from service.contracts.audits.alert import Alert
+from service.store.audit_tables import AuditRunRow
 from service.store.database import make_engine, writer
 from service.store.hosts.clock import utcnow
 from service.store.notifications.attempts import Attempted
 from service.store.statuses import RunState
-from service.store.tables import AuditRunRow
 
 UNKNOWN = "0" * 32
 

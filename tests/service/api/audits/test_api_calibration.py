@@ -11,9 +11,9 @@ from sqlalchemy import update
 from service.contracts.audits.resolution import Terms
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
+from service.store.audit_tables import AuditRunRow
 from service.store.hosts.clock import utcnow
 from service.store.statuses import RunState
-from service.store.tables import AuditRunRow
 
 STORED = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0"
 FIGURE = "int8.delta_p.rms"

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from service.contracts.audits.history import AuditHistory
 from service.contracts.comparison import Comparison
+from service.store.audit_tables import AuditRunRow
 from service.store.database import make_engine
 from service.store.statuses import RunState
-from service.store.tables import AuditRunRow
 
 STORED = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0"
 LIMIT = "int8.kl_divergence <= baseline * 1.2"

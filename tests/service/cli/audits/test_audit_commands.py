@@ -14,8 +14,8 @@ from sqlalchemy import update
 
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
 from service.contracts.audits.audit import AuditDefinition, Finding
+from service.store.audit_tables import AuditRunRow
 from service.store.statuses import RunState
-from service.store.tables import AuditRunRow
 
 FILE = """\
 audits:

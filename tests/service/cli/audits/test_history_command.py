@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import update
 
 from service.contracts.progress import Failed
+from service.store.audit_tables import AuditRunRow
 from service.store.statuses import RunState, Status
-from service.store.tables import AuditRunRow
 
 STORED = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0"
 LIMIT = "int8.kl_divergence <= baseline * 1.2"

@@ -3,7 +3,7 @@
 import made_reports
 import pytest
 
-from service.cli.gating.level import checked_level, reaching
+from service.cli.analysis import checked_level, reaching
 from service.errors import InvalidRequest
 
 

@@ -22,9 +22,9 @@ from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, Refus
 from service.contracts.audits.audit import AuditDefinition
 from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
+from service.store.audit_tables import AuditRunRow
 from service.store.hosts.clock import utcnow
 from service.store.statuses import RunState, Status
-from service.store.tables import AuditRunRow
 
 KL = "nf4.kl_divergence.mean <= baseline * 1.2"
 SETTINGS = {"schemes": ("int8", "nf4"), "sequences": 4, "sequence_length": 64}

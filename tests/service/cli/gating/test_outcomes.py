@@ -10,10 +10,9 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from service.cli.gating.context import Gated
 from service.cli.gating.junit import junit
 from service.cli.gating.markdown import markdown
-from service.cli.gating.outcome import exit_code, run_document, states
+from service.cli.gating.outcome import Gated, exit_code, run_document, states
 from service.cli.gating.sarif import sarif
 from service.cli.gating.table import show
 from service.contracts.audits.audit import AuditRun, Finding, Rerun

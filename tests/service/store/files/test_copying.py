@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from service.contracts.request import JobRequest
 from service.errors import Conflict, InvalidRequest, StoreFailed
 from service.storage.cache import FileCache
 from service.storage.opening import open_storage
 from service.store.artifacts import ArtifactStore
+from service.store.files.checkpoints import CheckpointStore
 from service.store.files.copying import Copied, copy
 from service.store.files.identity import StoreIdentity
+from service.store.job_records import Claim
 
 TEXTS = [b"one", b"two", b"three"]
+CLAIM = Claim("job", 1, JobRequest(model="sample"), 1)
 
 
 def ignore(_: Copied) -> None:
@@ -25,8 +29,14 @@ def source(tmp_path: Path) -> ArtifactStore:
     store.write_id("1" * 32)
     for text in TEXTS:
         store.put(text)
-    store.storage.write("checkpoints/job/1.json", b"{}")
+    CheckpointStore(store.storage).save(CLAIM, 3, "{}", {"streams/0.bin": _file(tmp_path, b"hidden")}, lambda: None)
     return store
+
+
+def _file(directory: Path, content: bytes) -> Path:
+    path = directory / "file"
+    path.write_bytes(content)
+    return path
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -37,13 +47,24 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
 
 
 def test_every_file_and_the_id_are_copied_once(source: ArtifactStore, target: ArtifactStore) -> None:
-    assert copy(source, target, ignore) == Copied(3, len(b"onetwothree"), 0)
+    assert copy(source, target, ignore) == Copied(4, len(b"onetwothreehidden"), 0)
     assert {target.path(entry.key).read_bytes() for entry in target.entries()} == set(TEXTS)
     assert target.read_id() == source.read_id()
-    assert list(target.storage.entries("checkpoints/")) == []
-    assert copy(source, target, ignore) == Copied(0, 0, 3)
+    assert copy(source, target, ignore) == Copied(0, 0, 4)
     source.put(b"later")
-    assert copy(source, target, ignore) == Copied(1, 5, 3)
+    assert copy(source, target, ignore) == Copied(1, 5, 4)
+
+
+def test_a_measurement_goes_on_from_the_copied_checkpoint(
+    source: ArtifactStore, target: ArtifactStore, tmp_path: Path
+) -> None:
+    copy(source, target, ignore)
+    checkpoints = CheckpointStore(target.storage)
+    checkpoint = checkpoints.latest(CLAIM.job_id)
+    assert checkpoint is not None
+    assert (checkpoint.layers_done, checkpoint.request) == (3, "{}")
+    checkpoints.fetch(CLAIM.job_id, checkpoint, tmp_path / "work", lambda: None)
+    assert (tmp_path / "work" / "streams" / "0.bin").read_bytes() == b"hidden"
 
 
 def test_a_copy_that_was_broken_off_is_gone_on_with(source: ArtifactStore, target: ArtifactStore) -> None:
@@ -57,7 +78,8 @@ def test_a_copy_that_was_broken_off_is_gone_on_with(source: ArtifactStore, targe
     with pytest.raises(BrokenOff):
         copy(source, target, break_off)
     assert target.read_id() is None
-    assert copy(source, target, ignore).files == 1
+    assert list(target.storage.entries("checkpoints/")) == []
+    assert copy(source, target, ignore).files == 2
     assert target.read_id() == source.read_id()
 
 

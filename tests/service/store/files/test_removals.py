@@ -12,13 +12,14 @@ from service.contracts.progress import Failed
 from service.contracts.request import JobRequest
 from service.errors import Conflict, Gone, InvalidRequest, NotFound, TransitionNotAllowed
 from service.store.artifacts import ArtifactStore
+from service.store.audit_tables import AuditRunRow
 from service.store.audits import AuditStore
 from service.store.database import writer
 from service.store.files import removals as removals_module
 from service.store.files.removals import Removals
 from service.store.jobs import Artifact, JobStore
 from service.store.statuses import RunState, Status
-from service.store.tables import ArtifactRow, AuditRunRow, DispatchRow, EventRow
+from service.store.tables import ArtifactRow, DispatchRow, EventRow
 
 DAY = 86_400.0
 

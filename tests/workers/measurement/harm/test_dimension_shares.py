@@ -8,9 +8,9 @@ from scipy import stats
 
 from service.contracts.harm.settings import HarmSettings
 from workers.measurement.errors import BadRequest
-from workers.measurement.harm.agreement import less_floor, ratio, spearman
 from workers.measurement.harm.copies import Module
-from workers.measurement.harm.dimensions import Division, Shares, significant
+from workers.measurement.harm.estimates.agreement import less_floor, ratio, spearman
+from workers.measurement.harm.estimates.dimensions import Division, Shares, significant
 from workers.measurement.harm.plan import DiskTooSmall, Size, check_disk, grouped, make_plan
 from workers.measurement.harm.selection import by_estimate, of_component
 from workers.measurement.harm.swaps import Swap

@@ -13,18 +13,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from service.contracts.schemes import SCHEMES
-from workers.measurement.harm.agreement import spearman
 from workers.measurement.harm.copies import LayerCopies, Module, component_of
-from workers.measurement.harm.estimate import estimated_harm, interactions, predicted_divergence
+from workers.measurement.harm.estimates.agreement import spearman
+from workers.measurement.harm.estimates.estimate import estimated_harm, interactions, predicted_divergence
 from workers.measurement.harm.head_gradients import draw_tokens
 from workers.measurement.harm.products import InnerProducts, load_products
-from workers.measurement.harm.reference_states import ReferenceStates, record_states
+from workers.measurement.harm.reference_states import ReferenceStates, Storage, record_states
 from workers.measurement.harm.reverse_sweep import Drawing, reverse_layers, start_gradients
-from workers.measurement.harm.storage import Storage
 from workers.measurement.harm.swaps import Swap, divergences, rerounded, swap_layers
 from workers.measurement.layers.copies.quantize_layer import quantize_layer
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import load_decoder
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import projections, weight_rows
 from workers.measurement.quantization.resolving import resolved
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from workers.measurement.harm.estimate import predicted_divergence
+from workers.measurement.harm.estimates.estimate import predicted_divergence
 from workers.measurement.mixes.controls import control_mixes
 from workers.measurement.mixes.prediction import Prediction, predicted
 from workers.measurement.mixes.selection import FrontierPoint, best_mix, budget_for, frontier, knee

@@ -15,7 +15,8 @@ from service.contracts.schemes import SCHEMES
 from workers.measurement.mixes.configuration import configuration, converted_modules
 from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
 from workers.measurement.models.checkpoint import open_checkpoint
-from workers.measurement.models.decoder import Decoder, load_decoder
+from workers.measurement.models.decoder import Decoder
+from workers.measurement.models.loading import load_decoder
 from workers.measurement.models.projections import is_projection
 from workers.measurement.quantization.resolving import resolved
 from workers.measurement.runtime.progress import ProgressReporter

@@ -1,4 +1,4 @@
-"""Copies a decoder layer with every projection quantized; everything else of the copy is the layer's own."""
+"""Copies a decoder layer with its projections quantized; the copy shares all other tensors with the layer."""
 
 import copy
 import itertools

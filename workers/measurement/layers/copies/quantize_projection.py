@@ -1,4 +1,4 @@
-"""Quantizes a projection by the kernel of a scheme, and tries what comes of it before it is used."""
+"""Quantizes a projection by the kernel of a scheme, and tries the quantized module before it is used."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

@@ -1,9 +1,15 @@
-"""Probes which projections of a layer can be replaced, on the first layer of every kind and a few tokens.
+"""Probes which projections of a layer can be replaced: runs the first layer of every kind on a few tokens.
 
-A layer may do more with a projection than call it. Where it multiplies by the weight itself (Mamba), a real kernel's
-module breaks it off, and a simulated one would round the weight but never the input. Where it brings the input into
-the weight's type first (the indexer of DeepSeek-V3.2), integers come of it without a word. Such a projection stays as
-it is, as whoever deploys the model has to leave it.
+A layer may use a projection in other ways than to call it, and then its quantized module cannot replace it:
+
+- it multiplies by the weight itself (Mamba): a bitsandbytes module raises an error there, and a simulated one would
+  round the weight but never the input;
+- it casts the input to the weight's dtype (the indexer of DeepSeek-V3.2): the activations become integers, without an
+  error.
+
+Such a projection stays in 16 bits, as it has to in a deployed model.
+
+    S tokens, d hidden dimensions
 """
 
 from collections.abc import Sequence
@@ -23,23 +29,23 @@ from workers.measurement.runtime.memory import is_fatal
 
 
 class _Run(NamedTuple):
-    """What a layer did with the few tokens."""
+    """The outputs of a layer and its projections on the probe's tokens."""
 
     hidden: torch.Tensor
-    """[1, S, d]: what it gave."""
+    """The layer's output, [1, S, d]."""
     types: dict[str, torch.dtype]
-    """Of what every projection that it called gave."""
+    """The dtype of the output of every projection that the layer called."""
 
 
 class ReplaceabilityProbe:
     """Quantizes layers, and probes the first layer of every kind on a few tokens for what can be replaced."""
 
     def __init__(self, hidden: torch.Tensor, arguments: Sequence[Arguments]) -> None:
-        """Try nothing yet.
+        """Keep the probe's tokens; no layer is run yet.
 
         Args:
             hidden: hidden states of a few tokens, [1, S, d].
-            arguments: by layer, what the model would hand it besides them.
+            arguments: by layer, the other arguments with which the model calls it.
         """
         self._hidden = hidden
         self._arguments = arguments
@@ -49,7 +55,7 @@ class ReplaceabilityProbe:
         """Return a copy of layer `index` in which every projection that can be replaced is quantized.
 
         Raises:
-            CannotQuantize: the copy does not run, though it does with any one of them quantized; says how it fails.
+            CannotQuantize: the copy fails, though it runs with any single one of them quantized; names the failure.
         """
         kind = (scheme.name, type(layer), *(part.name for part in parts))
         if kind in self._left:
@@ -68,12 +74,12 @@ class ReplaceabilityProbe:
         """Return the projections that the layer does not call, though its output depends on their weights."""
         silent = [part.name for part in parts if part.quantized and part.name not in expected.types]
         if not silent or not self._matter(index, layer, silent, expected) or self._matter(index, layer, [], expected):
-            return {}  # the last: the device does not repeat itself, so that nothing can be concluded
+            return {}  # the last: two equal runs differ on this device, so that nothing can be concluded
         used = (name for name in silent if self._matter(index, layer, [name], expected))
         return dict.fromkeys(used, "the layer uses the weight directly and does not call the module")
 
     def _matter(self, index: int, layer: nn.Module, names: Sequence[str], expected: _Run) -> bool:
-        """Whether NaN in place of the weights of some projections changes what the layer gives."""
+        """Whether NaN in place of the weights of some projections changes the layer's output."""
         copied = copy_to_quantize(layer)
         for name in names:
             module = copied.get_submodule(name)
@@ -81,7 +87,7 @@ class ReplaceabilityProbe:
             module.weight = nn.Parameter(weight.new_tensor(torch.nan).expand_as(weight), requires_grad=False)
         try:
             hidden = self._run(index, copied, []).hidden
-        except Exception as error:  # as below; some check of the layer's own met them
+        except Exception as error:  # as below; a check inside the layer raised on NaN
             if is_fatal(error):
                 raise
             return True
@@ -90,13 +96,13 @@ class ReplaceabilityProbe:
     def _irreplaceable(
         self, index: int, layer: nn.Module, parts: Sequence[Projection], scheme: Scheme, expected: _Run
     ) -> dict[str, str]:
-        """Return the projections without which the layer does not run, and how it fails."""
+        """Return the projections that make the layer fail when they alone are quantized, and its failure."""
         alone = {part.name: quantize_layer(layer, [part], scheme).module for part in parts}
         faults = {name: self._fault(index, module, parts, expected) for name, module in alone.items()}
         return {name: f"the layer uses the weight directly ({fault})" for name, fault in faults.items() if fault}
 
     def _fault(self, index: int, copied: nn.Module, parts: Sequence[Projection], expected: _Run) -> str | None:
-        """Say how a copy of a layer fails to do what the layer does; None if it does not fail."""
+        """Return the error of a copy of a layer, or the projection whose output has another dtype; None if neither."""
         try:
             types = self._run(index, copied, parts).types
         except Exception as error:  # a model's code fails in as many ways as there are models

@@ -2,7 +2,7 @@
 
 bfloat16 is the upper half of a float32, so a shift decodes it. A float16 needs its exponent moved by 112, and its
 subnormals, which float32 holds as normal numbers, are whole multiples of 2^-24. Magnitudes order as their patterns
-do, so the largest pattern of a row, sign aside, tells in passing whether all of the row is finite.
+do, so the largest pattern of a row, sign aside, also shows whether all of the row is finite.
 
     d channels
 """
@@ -49,9 +49,9 @@ def patterns(x: torch.Tensor) -> Patterns:
 
 def rows(x: torch.Tensor, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Return some of the tokens of x [T, d], in host memory, as float32, [p, d]."""
-    found = np.empty((len(positions), x.shape[1]), np.uint32)
-    _decode_rows(*patterns(x), positions, found)
-    return found.view(np.float32)
+    decoded = np.empty((len(positions), x.shape[1]), np.uint32)
+    _decode_rows(*patterns(x), positions, decoded)
+    return decoded.view(np.float32)
 
 
 @compiled()

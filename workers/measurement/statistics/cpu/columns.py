@@ -28,7 +28,7 @@ _INTEGERS, _FLOATS, _DOUBLES = (ir.VectorType(element, COLUMNS) for element in (
 
 
 class Columns(NamedTuple):
-    """Channels under reduction: what they are compared with, and their figures so far. All arrays are contiguous.
+    """The channels of a reduction: pivots and thresholds, and their figures so far. All arrays are contiguous.
 
     No figure is changed by NaN, but for those bins of the histogram that NaN have of their own.
     """

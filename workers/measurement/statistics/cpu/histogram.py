@@ -19,7 +19,7 @@ Row = npt.NDArray[Any]
 """Patterns of a token, uint16 or uint32, [d]."""
 
 _BIN_SHIFTS = (SHIFT, SHIFT - 16)
-"""Bits below those that tell the bin in a pattern of float32 and of bfloat16."""
+"""Bits below those of the bin in a pattern of float32 and of bfloat16."""
 LANES = 2
 """Histograms that a thread fills in turn: where equal values follow one another, an increment need not wait for the
 one before it."""
@@ -60,12 +60,12 @@ def bin_patterns(kind: int) -> BinPatterns:
 
 
 def empty_lanes() -> U32:
-    """Return what a thread counts in, [2, 16384]."""
+    """Return zeroed counters of a thread, [2, 16384]."""
     return np.zeros((LANES, BINS), np.uint32)
 
 
 def total(*lanes: U32) -> torch.Tensor:
-    """Return what threads counted together, [16384], int64, without the bins of NaN and infinity."""
+    """Return the sum of all threads' counters, [16384], int64, without the bins of NaN and infinity."""
     counts = np.zeros(BINS, np.int64)
     for lane in itertools.chain(*lanes):
         counts += lane

@@ -49,7 +49,7 @@ def split_tokens(tokens: int, channels: int, work: Callable[[int, int], None]) -
 
 
 def map_in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return work(item) for every item, in their order; the work may itself be shared out.
+    """Return work(item) for every item, in their order; the work may itself use threads.
 
     Where work has parts that only one thread can do at a time, Python's above all, others go on meanwhile. Items are
     begun in their order: with the longest first, all threads are done at about the same time.

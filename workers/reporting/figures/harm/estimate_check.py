@@ -65,15 +65,11 @@ def _draw(axes: Any, rows: Columns, title: str) -> None:
     at_random = rows["at_random"].astype(bool)
     for chosen, label, look in ((~at_random, "chosen", style.mark(0)), (at_random, "drawn at random", style.mark(1))):
         if chosen.any():
-            errors = [
-                _bars(v, rows[name], chosen, low)
-                for v, name in ((x, "standard_error"), (y, "estimated_standard_error"))
-            ]
             axes.errorbar(
                 x[chosen],
                 y[chosen],
-                xerr=errors[0],
-                yerr=errors[1],
+                xerr=_bars(x, rows["standard_error"], chosen, low),
+                yerr=_bars(y, rows["estimated_standard_error"], chosen, low),
                 linestyle="none",
                 marker=look.marker,
                 markersize=4,
