@@ -288,7 +288,7 @@ class Attempt:
         return LabelledFile(path=self._readable(stored), source=stored.name)
 
     def _readable(self, stored: StoredFile) -> Path:
-        """Return a file from the store where the measurement can read it."""
+        """Return a file from the store where the measurement can read it, until the attempt ends."""
         return self._sandbox.share(self._artifacts.path(stored.sha256), self._directory)
 
     def _demand_success(self, what: str, relay: Relay, ended: Ended) -> None:
