@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 # Looked up before any fork: the child must do as little as possible between fork and exec.
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -30,6 +30,27 @@ def spawn(
     """
     tie = _tie_to(os.getpid(), on_parent_death) if _LIBC is not None else None
     return subprocess.Popen(command, start_new_session=True, preexec_fn=tie, **options)
+
+
+def parent_death_signal() -> int:
+    """Return the signal that this process gets when its parent dies; 0: none. Call it from the main thread.
+
+    The kernel keeps it for each thread, and a new thread has none.
+    """
+    number = ctypes.c_int(0)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_GET_PDEATHSIG, ctypes.byref(number))
+    return number.value
+
+
+def replace_process(arguments: Sequence[str], on_parent_death: int) -> NoReturn:
+    """Have Python run `arguments` in this process, which from then on gets the signal when its parent dies; 0: none.
+
+    It may be called from any thread, whose own signal would be used otherwise. Raises OSError.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, on_parent_death)
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def terminate(process: subprocess.Popen[bytes], grace_seconds: float) -> int:

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     """An attempt at a job that takes longer fails."""
 
     job_memory: Annotated[MemorySize | None, Field(ge=1)] = None
-    """Memory of a job's measurement or drawing; default: nine tenths of what the machine or the container has."""
+    """Memory of a job's measurement or drawing; default: nine tenths of what the machine, container or unit has."""
 
     job_file_bytes: Annotated[MemorySize, Field(ge=1)] = DEFAULT_JOB_FILE
     """The largest file that a measurement or a drawing may write."""

@@ -25,7 +25,7 @@ from service import queue
 from service.errors import ServiceUnreachable
 from service.settings import Settings, settings
 from service.startup import Stores, keep_private, open_stores, reporting_failure
-from workers.lifetime import IdleWatch, become_new, run_once
+from workers.lifetime import IdleWatch, renewal, run_once
 from workers.sandbox.family import settle_worker
 from workers.sandbox.programs import Commands
 from workers.sandbox.sandbox import open_sandbox
@@ -43,7 +43,7 @@ def make_worker(present: Settings, commands: Commands | None = None) -> Celery:
     app = queue.make_app(present)
     stores = open_stores(present)
     supervisor = _supervisor(present, stores, stopping, commands)
-    idle = IdleWatch(supervisor.jobs_wait, become_new)
+    idle = IdleWatch(supervisor.jobs_wait, renewal())
     app.task(name=queue.TASK)(idle.working(supervisor.run))
     idle.start()
     stores.workers.keep(worker_name(present), present.queues)

@@ -1,18 +1,20 @@
-"""The lifetime of a worker: one job with --once, else until it is stopped, or restarts since it gets no messages.
+"""Runs a worker for one job (--once), and restarts a worker that gets no messages although jobs wait.
 
 A worker that is idle although jobs wait has lost its connection to the broker without an error. It replaces itself by a
 new process of the same id.
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from threading import Event, Lock, Thread
+from typing import NoReturn
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.processes import parent_death_signal, replace_process
 from service.store.jobs import JobStore
 from service.store.statuses import Status
 from workers.supervisor import Supervisor
@@ -99,6 +101,9 @@ class IdleWatch:
             return False
 
 
-def become_new() -> None:
-    """Replace this process by a new one with the same command line and process id."""
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+def renewal() -> Callable[[], NoReturn]:
+    """Return what replaces this process, from any thread, by a new one with the same command line and process id.
+
+    Call it in the main thread: as before, the new process is ended with its parent.
+    """
+    return partial(replace_process, sys.orig_argv[1:], parent_death_signal())

@@ -106,8 +106,8 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)
-    told = (alerts.router, deliveries.router, webhooks.router, feed.router)
-    of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
+    of_alerts = (alerts.router, deliveries.router, webhooks.router, feed.router)
+    of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *of_alerts)
     of_jobs = (jobs.router, files.router, events.router, reports.router, comparisons.router)
     for router in (*of_jobs, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[Depends(permitted)])

@@ -31,9 +31,13 @@ from service.store.job_records import Job
 from service.store.jobs import JobStore
 from service.store.statuses import JOB_ENDED, Status
 
-ALLOWED_FAILURES = frozenset({"worker-lost"})
-"""A job fails with this code when it has lost its worker three times."""
+ALLOWED_FAILURES = frozenset({"worker-lost", "disk-full"})
+"""With the first a job fails that has lost its worker three times, with the second one whose worker's disk is full."""
 BODY = {"model": "sample", "schemes": ["nf4"]}
+OWNERS = 3
+"""They take turns at submitting, each with a key of its own."""
+FAULT_SECONDS = 1.5
+"""About how long a fault takes, with the pause before it."""
 END_SECONDS = 300.0
 """How long the jobs may take to end after the last fault."""
 
@@ -47,6 +51,8 @@ class Outcome:
     attempts: int = 0
     ended: dict[str, int] = field(default_factory=dict)
     """Jobs by status."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Failed jobs by the code of the failure."""
     lost: list[str] = field(default_factory=list)
     """Accepted jobs that are not there, or have not ended, or whose report is not there."""
     doubled: list[str] = field(default_factory=list)
@@ -80,7 +86,11 @@ class Chaos:
             "message delayed": self._delay,
             "database connections ended": lambda: cluster.end_connections(0.5, choose.random),
             "S3 stands still": lambda: cluster.pause("s3", 2.0),
+            "S3 restarted": lambda: cluster.kill("s3-proxy", 3.0),
+            "PostgreSQL restarted": lambda: cluster.restart_postgresql(3.0),
         }
+        if cluster.can_fill:
+            self.faults["disk full"] = lambda: cluster.fill(self._one("worker"), 1.5)
 
     def fault(self, name: str) -> None:
         """Do one; a broker that was killed just now is let alone."""
@@ -120,22 +130,31 @@ class Submitter:
         self._url = url
         self._jobs = jobs
         self._pause = pause
-        self._client = httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=20, trust_env=False)
+        self._client = httpx.Client(timeout=20, trust_env=False)
+        self._keys = [self._make_key(f"owner-{number}") for number in range(OWNERS)]
         self.thread = Thread(target=self._run)
 
     def _run(self) -> None:
-        with self._client:
+        try:
             for number in range(self._jobs):
                 key = f"{number}-{secrets.token_hex(8)}"
-                self.accepted[key] = self._submit(key)
-                if number % 5 == 0 and self._submit(key) != self.accepted[key]:
+                self.accepted[key] = self._submit(key, number)
+                if number % 5 == 0 and self._submit(key, number) != self.accepted[key]:
                     self.changed.append(key)
                 time.sleep(self._pause)
+        finally:
+            self._client.close()
 
-    def _submit(self, key: str) -> str:
+    def _make_key(self, name: str) -> str:
+        body, headers = {"name": name, "scopes": ["submit"]}, {"Authorization": f"Bearer {KEY}"}
+        made: str = self._client.post(f"{self._url}/v1/keys", json=body, headers=headers).json()["key"]
+        return made
+
+    def _submit(self, key: str, number: int) -> str:
+        headers = {"Idempotency-Key": key, "Authorization": f"Bearer {self._keys[number % OWNERS]}"}
         while True:
             try:
-                answer = self._client.post(f"{self._url}/v1/jobs", json=BODY, headers={"Idempotency-Key": key})
+                answer = self._client.post(f"{self._url}/v1/jobs", json=BODY, headers=headers)
             except httpx.TransportError:
                 time.sleep(0.2)
                 continue
@@ -156,12 +175,15 @@ def run(directory: Path, *, seed: int, jobs: int, faults: int, workers: int) -> 
         names = list(chaos.faults)
         planned = [names[number % len(names)] for number in range(faults)]  # each kind, as often as the others
         choose.shuffle(planned)
-        submitter = Submitter(cluster.url, jobs, pause=faults * 0.8 / jobs)
+        submitter = Submitter(cluster.url, jobs, pause=faults * FAULT_SECONDS / jobs)
         submitter.thread.start()
         for name in planned:
             time.sleep(choose.uniform(0.1, 0.9))
+            cluster.start_ended()
             chaos.fault(name)
-        submitter.thread.join()
+        while submitter.thread.is_alive():
+            cluster.start_ended()
+            submitter.thread.join(0.2)
         engine = make_engine(database_url)
         try:
             account(JobStore(engine), cluster, submitter, outcome)
@@ -179,6 +201,7 @@ def account(store: JobStore, cluster: Cluster, submitter: Submitter, outcome: Ou
     while (counts := store.counts()) and any(counts[status] for status in set(Status) - set(JOB_ENDED)):
         if time.monotonic() > deadline:
             break
+        cluster.start_ended()
         time.sleep(0.2)
     outcome.ended = {str(status): count for status, count in counts.items() if count}
     outcome.doubled += submitter.changed
@@ -189,6 +212,9 @@ def account(store: JobStore, cluster: Cluster, submitter: Submitter, outcome: Ou
         outcome.attempts += job.attempts
         if (problem := ended_twice(job, events)) is not None:
             outcome.doubled.append(f"{job_id}: {problem}")
+        if job.status is Status.failed:
+            code = "none" if job.error is None else job.error.code
+            outcome.failed[code] = outcome.failed.get(code, 0) + 1
         if job.status is Status.failed and (job.error is None or job.error.code not in ALLOWED_FAILURES):
             outcome.unexplained.append(f"{job_id}: {job.error}")
         if job.status not in JOB_ENDED or (job.status is Status.succeeded and not has_report(cluster, job_id)):

@@ -1,7 +1,8 @@
 """A service of many processes that can be harmed: an API, two schedulers whose clocks are a minute apart, workers.
 
-They use PostgreSQL (a schema of their own), a Redis of their own and an S3 store of their own. The workers run small
-programs in place of the measurement and the drawing.
+They use PostgreSQL (a schema of their own), a Redis of their own and an S3 store of their own. PostgreSQL and S3 they
+reach through proxies, so that both can seem to be restarted. The workers run small programs in place of the measurement
+and the drawing; each has, where this user may mount one, a small file system of its own, which can be full.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import redis
+from sqlalchemy import make_url
 
 from service.local.broker import program
 from service.processes import spawn, terminate
@@ -27,13 +29,16 @@ from service.processes import spawn, terminate
 POSTGRESQL = os.environ.get("HEADROOM_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/test")
 KEY = "the-key-of-the-chaos-" + "0" * 16
 LEASE_SECONDS = 5
+HOME_BYTES = 16 << 20
+"""Size of a worker's file system."""
+_NOT_SERVICE = ("s3", "s3-proxy", "postgresql-proxy", "redis")
 MEASURE = """
 import json, pathlib, random, sys, time
 asked, target = json.loads(pathlib.Path(sys.argv[-2]).read_text()), pathlib.Path(sys.argv[-1])
 say = lambda **line: print(json.dumps(line), flush=True)
 for done in range(3):
     say(kind="progress", stage="sweep", done=done, total=3, elapsed_seconds=done)
-    time.sleep(random.uniform(0, 0.2))
+    time.sleep(random.uniform(0, 0.6))
 target.mkdir()
 (target / "report.json").write_text(json.dumps({"job_id": asked["job_id"]}))
 say(kind="finished")
@@ -72,7 +77,9 @@ class Cluster:
         self.directory = directory
         self.application = application
         """Name by which PostgreSQL knows the connections of these processes."""
-        self.port, self._s3_port = _free_port(), _free_port()
+        self.port, s3_port, s3_proxy, postgresql_proxy = (_free_port() for _ in range(4))
+        database = make_url(database_url)
+        through_proxy = database.set(host="127.0.0.1", port=postgresql_proxy).render_as_string(hide_password=False)
         self.url = f"http://127.0.0.1:{self.port}"
         self._sockets = Path(tempfile.mkdtemp(prefix="headroom-chaos-"))
         self._socket = self._sockets / "broker.sock"
@@ -81,9 +88,9 @@ class Cluster:
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "tests",
             "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._s3_port}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_proxy}",
             "PGAPPNAME": application,
-            "HEADROOM_DATABASE_URL": database_url,
+            "HEADROOM_DATABASE_URL": through_proxy,
             "HEADROOM_BROKER_URL": f"redis+socket://:secret@{self._socket}",
             "HEADROOM_ARTIFACTS_URL": "s3://chaos/prefix",
             "HEADROOM_API_KEY": KEY,
@@ -94,9 +101,13 @@ class Cluster:
         }
         moto = str(Path(sys.executable).with_name("moto_server"))
         python = sys.executable
+        proxy = [python, str(Path(__file__).with_name("proxy.py"))]
+        database_address = [database.host or "127.0.0.1", str(database.port or 5432)]
         redis_options = ["--port", "0", "--unixsocket", str(self._socket), "--requirepass", "secret", "--save", ""]
         self._commands = {
-            "s3": [moto, "-H", "127.0.0.1", "-p", str(self._s3_port)],
+            "s3": [moto, "-H", "127.0.0.1", "-p", str(s3_port)],
+            "s3-proxy": [*proxy, str(s3_proxy), "127.0.0.1", str(s3_port)],
+            "postgresql-proxy": [*proxy, str(postgresql_proxy), *database_address],
             "redis": [str(program()), *redis_options],
             "api": [python, "-m", "service.api"],
             "scheduler-1": [python, "-c", SCHEDULER, "0"],
@@ -104,11 +115,17 @@ class Cluster:
             **{f"worker-{number}": [python, "-c", WORKER, MEASURE] for number in range(1, workers + 1)},
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._mounted: list[Path] = []
+
+    @property
+    def can_fill(self) -> bool:
+        """Whether the workers have file systems of their own."""
+        return bool(self._mounted)
 
     @property
     def names(self) -> list[str]:
         """Return the names of the service's own processes."""
-        return [name for name in self._commands if name not in ("s3", "redis")]
+        return [name for name in self._commands if name not in _NOT_SERVICE]
 
     def start(self, name: str) -> None:
         """Start a process, each with a home of its own."""
@@ -120,8 +137,8 @@ class Cluster:
 
     def start_all(self) -> None:
         """Start every process; the stores first, then the API, which makes the schema."""
-        self.start("s3")
-        self.start("redis")
+        for name in _NOT_SERVICE:
+            self.start(name)
         self._wait(lambda: httpx.get(self._environment["AWS_ENDPOINT_URL"], trust_env=False).is_success)
         bucket = f"{self._environment['AWS_ENDPOINT_URL']}/chaos"
         assert httpx.put(bucket, trust_env=False).is_success
@@ -129,13 +146,43 @@ class Cluster:
         self.start("api")
         self._wait(lambda: httpx.get(f"{self.url}/readyz", trust_env=False).is_success)
         for name in self.names[1:]:
+            if name.startswith("worker"):
+                self._mount(self.directory / name)
             self.start(name)
 
-    def kill(self, name: str) -> None:
-        """End a process with SIGKILL, and start it again."""
+    def _mount(self, home: Path) -> None:
+        home.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={HOME_BYTES}", "headroom-chaos", str(home)]
+        if os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            self._mounted.append(home)
+
+    def fill(self, name: str, seconds: float) -> None:
+        """Let a worker's file system be full for a time."""
+        ballast = self.directory / name / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        time.sleep(seconds)
+        ballast.unlink()
+
+    def kill(self, name: str, seconds: float = 0.0) -> None:
+        """End a process with SIGKILL, and start it again after some seconds."""
         self._processes[name].kill()
         self._processes[name].wait()
+        time.sleep(seconds)
         self.start(name)
+
+    def start_ended(self) -> None:
+        """Start again what has ended by itself, as with an API whose database did not answer at its start."""
+        for name, process in list(self._processes.items()):
+            if process.poll() is not None:
+                self.start(name)
+
+    def restart_postgresql(self, seconds: float) -> None:
+        """Have all connections end, and new ones refused for a time."""
+        self._processes["postgresql-proxy"].kill()
+        self.end_connections(1.0, lambda: 0.0)
+        self.kill("postgresql-proxy", seconds)
 
     def pause(self, name: str, seconds: float) -> None:
         """Let a process stand still for a time."""
@@ -162,6 +209,8 @@ class Cluster:
         for name in reversed(list(self._processes)):
             self._processes[name].send_signal(signal.SIGCONT)
             terminate(self._processes[name], 1)
+        for home in self._mounted:
+            subprocess.run(["umount", "--lazy", str(home)], check=True)
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _wait(self, condition: Callable[[], bool]) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,9 @@ from service.settings import Settings
 from workers.children import Ended
 from workers.failures import JobFailed, unexplained
 from workers.sandbox.family import settle_worker
-from workers.sandbox.limits import Limits, machine_memory
-from workers.sandbox.probe import Offer, launched, offer
+from workers.sandbox.limits import Limits
+from workers.sandbox.memory import machine_memory
+from workers.sandbox.probe import launched, offer
 from workers.sandbox.sandbox import Sandbox, open_sandbox
 from workers.sandbox.user import find_user
 
@@ -59,9 +59,14 @@ class Runs:
         return self.program([sys.executable, "-I", "-S", "-c", IMPORTS + code], check, weights=weights)
 
     def program(self, command: list[str], check: Callable[[], None] = lambda: None, *, weights: int = 0) -> Ended:
-        what, take = "the measurement", self.lines.append
+        what, take, began = "the measurement", self.lines.append, time.perf_counter()
         try:
-            return self.sandbox.run(command, what, self.directory, check, take, weights=weights)
+            ended = self.sandbox.run(command, what, self.directory, check, take, weights=weights)
+            print(f"{time.perf_counter() - began:.2f} s, peak {(ended.peak_bytes or 0) / MIB:.0f} MiB")
+            return ended
+        except JobFailed as error:
+            print(f"{time.perf_counter() - began:.2f} s, {error}")
+            raise
         finally:
             assert sorted(path.name for path in self.directory.iterdir()) == []
 
@@ -147,39 +152,6 @@ def test_a_program_that_computes_for_too_long_is_ended(runs: Runs) -> None:
     failed = runs.fails("while True: pass")
     assert failed.code == "cpu-limit"
     assert "1 s (HEADROOM_JOB_SECONDS times the CPUs)" in failed.message
-
-
-def test_the_network_cannot_be_reached_or_the_worker_says_so(runs: Runs) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        ended = runs(f"socket.create_connection(('127.0.0.1', {port}), timeout=5)")
-    if runs.sandbox.offer.network is None:
-        assert ended.status == 0
-        assert "with the network of this machine, for no namespace can be had" in runs.sandbox.description()
-    else:
-        assert "unreachable" in ended.last_error
-        assert "jobs run without network" in runs.sandbox.description()
-
-
-def test_a_user_namespace_cuts_the_network_off_and_keeps_the_user_or_nothing_runs(runs: Runs) -> None:
-    runs.sandbox = replace(runs.sandbox, offer=replace(runs.sandbox.offer, network="user-namespace"))
-    code = "print(json.dumps(os.getuid()))\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
-    ended = runs(code)
-    if ended.status == 125:  # the machine forbids user namespaces
-        assert (runs.lines, "cannot be confined" in ended.last_error) == ([], True)
-    else:
-        assert runs.said() == os.getuid()
-        assert "unreachable" in ended.last_error
-
-
-def test_a_machine_without_namespaces_keeps_its_network(runs: Runs) -> None:
-    without = Offer(None, None, {"network": "unshare: Operation not permitted", "cgroups": "none"})
-    runs.sandbox = replace(runs.sandbox, offer=without)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert runs(f"socket.create_connection(('127.0.0.1', {port}), timeout=30)").status == 0
-    assert "with the network of this machine" in runs.sandbox.description()
-    assert "unshare: Operation not permitted" in runs.sandbox.description()
 
 
 def test_the_environment_has_what_is_allowed_and_nothing_else(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,9 @@ def test_a_program_that_its_cgroup_ended_fails_with_the_limit(
                 _empty(made.path)
 
     monkeypatch.setattr(delegated, "group", group)
-    sandbox = Sandbox(Limits(1 << 30, 1 << 20, 3600.0), Offer(None, delegated, {"network": "x"}), None, tmp_path)
+    sandbox = Sandbox(
+        Limits(1 << 30, 1 << 20, 3600.0), Offer(None, delegated, {"namespace": "x", "network": "x"}), None, tmp_path
+    )
     place = tree.service / f"headroom-job-{os.getpid()}"
     program = f"echo oom_kill 1 > {place}/memory.events; echo 1073741000 > {place}/memory.peak; ulimit -d; kill -9 $$"
     (tmp_path / "job").mkdir()

@@ -1,7 +1,8 @@
-"""A worker that is killed in the middle of an audit's job, beside a real scheduler: the run ends once."""
+"""Workers that are killed with an audit's job in hand, beside a real scheduler: the run ends once."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,16 +27,24 @@ pathlib.Path(sys.argv[3]).write_text(json.dumps(dict(model=sys.argv[1], content=
 print(json.dumps(dict(kind="finished")))
 """
 WORKER = """
-import sys
+import os, signal, sys
 from service import queue
 from service.settings import settings
 from workers.app import make_worker
 from workers.sandbox.programs import Commands
+from workers.supervisor import Supervisor
+run, dies = Supervisor.run, sys.argv[3]
+def run_and_die(supervisor, *message):
+    if dies == "before": os.kill(os.getpid(), signal.SIGKILL)
+    done = run(supervisor, *message)
+    if dies == "after" and done: os.kill(os.getpid(), signal.SIGKILL)
+Supervisor.run = run_and_die
 python = (sys.executable, "-I", "-S", "-c")
 measurement = (*python, sys.argv[1], str(settings().home))
 commands = Commands(measurement=measurement, reporting=(*python, ""), resolution=(*python, sys.argv[2]))
 make_worker(settings(), commands).worker_main([*queue.WORKER_ARGUMENTS, "--loglevel=INFO"])
 """
+"""A worker that dies before its first job, when it has taken and acknowledged the message, or after it."""
 
 __all__ = ["site"]
 
@@ -51,28 +60,34 @@ def start_scheduler(site: Site) -> subprocess.Popen[bytes]:
         return spawn([sys.executable, "-m", "service.scheduler"], env=environment, stdout=log, stderr=log)
 
 
-def test_the_run_of_a_killed_worker_ends_once(site: Site) -> None:
+def start_worker(site: Site, dies: str) -> subprocess.Popen[bytes]:
     report = json.dumps(json.loads((STORED / "report.json").read_text()))
     measure = MEASURE.replace('"{}"', repr(report))
-    site.command = (sys.executable, "-c", WORKER, measure, RESOLVE)
+    site.command = (sys.executable, "-c", WORKER, measure, RESOLVE, dies)
+    return site.worker()
+
+
+def test_the_run_of_killed_workers_ends_once(site: Site) -> None:
     artifacts = ArtifactStore(site.settings.artifacts)
     audits, alerts = AuditStore(site.engine, artifacts), AlertStore(site.engine)
     definition = AuditDefinition(name="watch", model="sample", limits=(LIMIT,), reruns=0)
     audit = audits.create(definition)
     asked = audits.request_run("watch")
     site.hold()
-    first = site.worker()
     scheduler = start_scheduler(site)
     try:
         wait_for(lambda: audits.run(asked.id).started_at is not None)
         [job] = site.store.list().jobs
+        assert start_worker(site, "before").wait() == -signal.SIGKILL
+        second = start_worker(site, "never")
         wait_for(lambda: site.is_measuring(job.id))
-        first.kill()
-        first.wait()
+        second.kill()
+        second.wait()
         site.expire()
         site.go_on()
-        site.worker()
+        assert start_worker(site, "after").wait() == -signal.SIGKILL
         wait_for(lambda: audits.run(asked.id).verdict is not None)
+        start_worker(site, "never")
         again = audits.request_run("watch")
         wait_for(lambda: audits.run(again.id).verdict is not None)
     finally:

@@ -3,15 +3,22 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench import Bench
+from bench import Bench, alive
 
 from service.contracts.request import JobRequest
 from service.processes import spawn
 from service.store.statuses import Status
 from workers.lifetime import DONE, FAILED, NONE_WAITING, NOT_ENDED, IdleWatch, run_once
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.02)
 
 
 def test_a_worker_for_one_job_takes_the_oldest_and_leaves_the_others(bench: Bench) -> None:
@@ -106,15 +113,36 @@ def test_a_database_that_is_away_restarts_nothing(restarts: Restarts, bench: Ben
 
 
 RESTART = """
-import os, pathlib, sys
-from workers.lifetime import become_new
+import os, pathlib, sys, threading, time
+from workers.lifetime import renewal
 runs = pathlib.Path(sys.argv[1])
 with runs.open("a") as file: print(os.getpid(), file=file)
-if len(runs.read_text().split()) < 2: become_new()
+if len(runs.read_text().split()) < 2:
+    threading.Thread(target=renewal()).start()
+    time.sleep(600)
+time.sleep(float(sys.argv[2]))
+"""
+PARENT = """
+import sys, time
+from service.processes import spawn
+spawn([sys.executable, "-c", *sys.argv[1:]])
+time.sleep(600)
 """
 
 
 def test_a_restarted_worker_keeps_its_process_id_and_its_arguments(tmp_path: Path) -> None:
-    process = spawn([sys.executable, "-c", RESTART, str(tmp_path / "runs")])
+    process = spawn([sys.executable, "-c", RESTART, str(tmp_path / "runs"), "0"])
     assert process.wait(120) == 0
     assert (tmp_path / "runs").read_text().split() == [str(process.pid)] * 2
+
+
+def test_a_restarted_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.touch()
+    parent = spawn([sys.executable, "-c", PARENT, RESTART, str(runs), "600"])
+    wait_for(lambda: len(runs.read_text().split()) == 2)
+    pid = int(runs.read_text().split()[0])
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(pid))

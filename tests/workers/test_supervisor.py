@@ -71,16 +71,29 @@ def test_the_measurement_is_told_the_worker_s_memory_and_checkpoints(bench: Benc
     assert (request.memory_bytes, request.checkpoint_seconds) == (2**20, 7.5)
 
 
+KEEP_TEXTS = """
+for name in ("calibration", "labelled"):
+    if text := json.loads(request)[name]:
+        (target / "tables" / f"{name}.parquet").write_bytes(pathlib.Path(text["path"]).read_bytes())
+"""
+
+
+def kept_text(bench: Bench, name: str) -> bytes:
+    """What a measurement with KEEP_TEXTS has read."""
+    row = bench.store.artifact(bench.job_id, f"tables/{name}.parquet")
+    return bench.artifacts.path(row.sha256).read_bytes()
+
+
 def test_a_local_model_and_an_uploaded_text_are_passed_on(tmp_path: Path) -> None:
     sha256, size = ArtifactStore(tmp_path / "home" / "artifacts").put(b"some text")
     upload = StoredFile(name="mine.txt", sha256=sha256, size=size)
     asked = JobRequest(model="/models/a", calibration=upload, seed=5, sequences=3, schemes=("nf4",))
     bench = Bench(tmp_path, asked)
-    bench.run()
+    bench.run(MEASURE + KEEP_TEXTS)
     row = bench.store.artifact(bench.job_id, "report.json")
     request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
     assert (str(request.model.path), request.model.source) == ("/models/a", "/models/a")
-    assert (request.calibration.path.read_bytes(), request.calibration.source) == (b"some text", "mine.txt")
+    assert (kept_text(bench, "calibration"), request.calibration.source) == (b"some text", "mine.txt")
     assert (request.seed, request.sequences, request.scheme_names) == (5, 3, ("nf4",))
     assert request.labelled is None
     bench.engine.dispose()
@@ -95,13 +108,13 @@ def test_files_are_passed_on_with_their_names_and_formats(tmp_path: Path) -> Non
     }
     settings = {"bos": "never", "label_threshold": 0.5, "text_field": "body", "score": "second_half"}
     bench = Bench(tmp_path, JobRequest.model_validate({"model": "sample", **stored, **settings}))
-    bench.run()
+    bench.run(MEASURE + KEEP_TEXTS)
     row = bench.store.artifact(bench.job_id, "report.json")
     request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
     assert request.labelled is not None
     assert (request.calibration.source, request.calibration.format) == ("ids.parquet", "parquet")
-    assert request.calibration.path.read_bytes() == b"PAR1"
-    assert (request.labelled.source, request.labelled.path.read_bytes()) == ("prompts.jsonl", b"{}")
+    assert kept_text(bench, "calibration") == b"PAR1"
+    assert (request.labelled.source, kept_text(bench, "labelled")) == ("prompts.jsonl", b"{}")
     assert {name: getattr(request, name) for name in settings} == settings
     bench.engine.dispose()
 

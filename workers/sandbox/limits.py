@@ -14,13 +14,12 @@ RLIMIT_AS is of no use: it counts mapped weights and what CUDA reserves.
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 from pydantic import ByteSize
 
 from service.contracts.progress import Failed
 from service.settings import Settings
+from workers.sandbox.memory import machine_memory
 
 MEMORY_LIMIT, FILE_SIZE_LIMIT, CPU_LIMIT, DEADLINE = "memory-limit", "file-size-limit", "cpu-limit", "deadline"
 LIMIT_CODES = (MEMORY_LIMIT, FILE_SIZE_LIMIT, CPU_LIMIT, DEADLINE)
@@ -32,7 +31,6 @@ _MAPPINGS = 1024
 """How often RLIMIT_DATA allows a weight file to be mapped: safetensors maps the whole file, privately and writable,
 each time that it is opened. Every tensor in use holds such a mapping, and a layer of experts has hundreds of tensors.
 """
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -93,20 +91,9 @@ class Limits:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Return the limits that the settings say, by default for memory a share of what this machine or container has."""
+    """Return the limits that the settings say, by default for memory a share of what this process may have."""
     memory = settings.job_memory or int(machine_memory() * _SHARE_OF_MACHINE)
     return Limits(int(memory), int(settings.job_file_bytes), settings.job_seconds)
-
-
-def machine_memory() -> int:
-    """Return the memory of this machine, or of the container if that is less, in bytes."""
-    sizes = [psutil.virtual_memory().total]
-    for file in _CONTAINER_LIMITS:
-        try:
-            sizes.append(int(file.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return int(min(sizes))
 
 
 def readable(bytes_: int) -> str:

@@ -21,10 +21,11 @@ _PROBE_SECONDS = 30
 # Addresses of 192.0.2.0/24 belong to nobody, and connecting a datagram socket sends nothing.
 _IS_CUT_OFF = """
 import errno, socket, sys
+socket.socketpair()
 try:
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
 except OSError as error:
-    sys.exit(0 if error.errno == errno.ENETUNREACH else str(error))
+    sys.exit(0 if error.errno in (errno.ENETUNREACH, errno.EACCES) else str(error))
 sys.exit("the network is still there")
 """
 _REACHES = """
@@ -42,7 +43,7 @@ class Offer:
     """How a program leaves the network (see `launch`); None where it cannot."""
     cgroups: Delegated | None
     troubles: Mapping[str, str]
-    """Why there is no `network` or `cgroups`."""
+    """Why there is no `network`, no namespace for it (`namespace`), or no `cgroups`."""
 
 
 def launched(
@@ -67,18 +68,26 @@ def launched(
 @cache
 def offer() -> Offer:
     """Return what this machine offers to this process, which may move to a cgroup of its own by that."""
-    # Root needs no user namespace, in which it could not read other users' files.
-    network: str | None = "namespace" if os.geteuid() == 0 else "user-namespace"
-    troubles = {}
-    trouble = _try(launched([sys.executable, "-I", "-S", "-c", _IS_CUT_OFF], network=network))
-    if trouble is not None:
-        network, troubles["network"] = None, trouble
+    network, troubles = _network()
     cgroups = None
     try:
         cgroups = find_delegated()
     except OSError as error:
         troubles["cgroups"] = error.strerror or str(error)
     return Offer(network, cgroups, troubles)
+
+
+def _network() -> tuple[str | None, dict[str, str]]:
+    """Return the first way to leave the network that works, and why those before it do not."""
+    # Root needs no user namespace, in which it could not read other users' files.
+    ways = {"namespace": "namespace" if os.geteuid() == 0 else "user-namespace", "network": "seccomp"}
+    troubles: dict[str, str] = {}
+    for what, way in ways.items():
+        trouble = _try(launched([sys.executable, "-I", "-S", "-c", _IS_CUT_OFF], network=way))
+        if trouble is None:
+            return way, troubles
+        troubles[what] = trouble
+    return None, troubles
 
 
 def check_user(name: str, user: User, directories: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,15 +130,16 @@ class Sandbox:
                     parent.chmod(_PASSABLE)
 
     def share(self, file: Path, directory: Path) -> Path:
-        """Return a file of this worker's where the programs' user can read it: in place, or a copy in `directory`."""
-        if self.user is None:
-            return file
-        copy = directory / file.name
-        if copy != file:
-            copy.unlink(missing_ok=True)
-            shutil.copyfile(file, copy)
-        hand_over(copy, self.user)
-        return copy
+        """Return a file of this worker's in `directory`, for programs to read: a link, or a copy for another user.
+
+        It stays as long as the directory does, also when the file's first name goes, as of a copy in a cache.
+        """
+        shared = directory / file.name
+        if shared != file:
+            shared.unlink(missing_ok=True)
+            _link_or_copy(file, shared, may_link=self.user is None)
+        hand_over(shared, self.user)
+        return shared
 
     @property
     def fetching_umask(self) -> int:
@@ -149,7 +150,10 @@ class Sandbox:
         """Return in one line how jobs are confined, and why not better."""
         troubles = self.offer.troubles
         if self.offer.network is None:
-            network = f"with the network of this machine, for no namespace can be had ({troubles['network']})"
+            why = f"no namespace can be had ({troubles['namespace']}), nor a filter ({troubles['network']})"
+            network = f"with the network of this machine, for {why}"
+        elif self.offer.network == "seccomp":
+            network = f"without network by a filter, for no namespace can be had ({troubles['namespace']})"
         else:
             network = "without network"
         if self.offer.cgroups is None:
@@ -174,6 +178,14 @@ class Sandbox:
             raise JobFailed(self.limits.cpu_reached(what))
         if ended.status == -signal.SIGXFSZ or os.strerror(errno.EFBIG) in ended.last_error:
             raise JobFailed(self.limits.file_size_reached(what))
+
+
+def _link_or_copy(file: Path, target: Path, *, may_link: bool) -> None:
+    if may_link:
+        with suppress(OSError):  # another file system, or one without links
+            os.link(file, target)
+            return
+    shutil.copyfile(file, target)
 
 
 def open_sandbox(settings: Settings) -> Sandbox:
