@@ -53,7 +53,7 @@ from workers.sandbox.sandbox import Sandbox
 log = logging.getLogger(__name__)
 
 _OUT_OF_SPACE = (OUT_OF_MEMORY, DEVICE_FULL, "disk-full", KILLED, *LIMIT_CODES)
-"""Codes of failures that beginning anew cannot help."""
+"""Codes of failures after which starting over cannot succeed."""
 
 
 class Attempt:
@@ -82,8 +82,7 @@ class Attempt:
         self._programs = Programs(sandbox, lease, claim, directory, settings.fetch_seconds)
         self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, self._out, settings)
         self._models = ModelCache(settings.model_cache_bytes)
-        self._layers = 0
-        """That the last measurement was through with."""
+        self._layers = 0  # that the last measurement has done
 
     def run(self) -> list[Artifact]:
         """Do the work; return the report's files, which lie in the store by then but belong to no job yet.
@@ -259,10 +258,9 @@ class Attempt:
         ended = self._programs.fetch(resolving, self._temporary, relay.line)
         self._demand_success("resolving the model", relay, ended)
         resolved = Resolved.model_validate_json(target.read_text())
-        if terms.fingerprint not in (None, resolved.fingerprint):
-            message = (
-                f"model: {resolved.model!r} has other weights, {resolved.fingerprint}; needed: {terms.fingerprint}"
-            )
+        fingerprint, needed = resolved.fingerprint, terms.fingerprint
+        if needed not in (None, fingerprint):
+            message = f"model: {resolved.model!r} has other weights, {fingerprint}; needed: {needed}"
             raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
         resolution = Resolution(
             identity=identity(resolved.content, resolved.hardware, asked),

@@ -66,13 +66,7 @@ def run_child(
     errors: deque[bytes] = deque(maxlen=_TAIL_LINES)
     reader, error_reader = _read(process.stdout, lines.put), _read(process.stderr, errors.append)
     try:
-        while process.poll() is None:
-            check()
-            with suppress(Empty, subprocess.TimeoutExpired):
-                if line := lines.get(timeout=POLL_SECONDS):
-                    on_line(line)
-                else:
-                    process.wait(POLL_SECONDS)
+        _follow(process, lines, check, on_line)
     finally:
         status = terminate(process, GRACE_SECONDS)
         clear_up()
@@ -81,6 +75,19 @@ def run_child(
     for line in rest:
         on_line(line)
     return Ended(status, tuple(line.decode("utf-8", "replace").rstrip() for line in errors if line))
+
+
+def _follow(
+    process: subprocess.Popen[bytes], lines: Queue[bytes], check: Callable[[], None], on_line: Callable[[bytes], None]
+) -> None:
+    """Hand the lines of a process to `on_line` until it ends; what `check` and `on_line` raise is passed on."""
+    while process.poll() is None:
+        check()
+        with suppress(Empty, subprocess.TimeoutExpired):
+            if line := lines.get(timeout=POLL_SECONDS):
+                on_line(line)
+            else:
+                process.wait(POLL_SECONDS)
 
 
 def _drain(reader: Thread, lines: Queue[bytes]) -> list[bytes]:

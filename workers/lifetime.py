@@ -1,4 +1,4 @@
-"""The lifetime of a worker: one job with --once, else until it is stopped, or restarts since it gets no messages.
+"""Runs a worker for one job (--once), and restarts a worker that gets no messages although jobs wait.
 
 A worker that is idle although jobs wait has lost its connection to the broker without an error. It replaces itself by a
 new process of the same id.

@@ -80,8 +80,8 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)
     keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
-    told = (alerts.router, deliveries.router, webhooks.router, feed.router)
-    of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *told)
+    of_alerts = (alerts.router, deliveries.router, webhooks.router, feed.router)
+    of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *of_alerts)
     of_jobs = (jobs.router, files.router, events.router, reports.router, comparisons.router)
     for router in (*of_jobs, *of_audits, catalog.router, openapi):
         app.include_router(router, dependencies=[*keyed, Depends(requires_by_method), Depends(known_parameters_only)])

@@ -6,7 +6,7 @@ the model unchanged or could not judge the limit neither opens nor closes anythi
 model than the audit's, so it does not either.
 
 The first run after a dismissal has expired that finds the figure still broken sends the messages of the alert again.
-Until then the dismissal also covers the same figure when it breaks anew. Receivers of the message that an alert opened
+Until then the dismissal also covers the same figure when it breaks again. Receivers of the message that an alert opened
 also get the one that it closed.
 """
 

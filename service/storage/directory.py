@@ -90,7 +90,7 @@ class DirectoryStorage:
     def delete_older(self, key: str, than: datetime) -> bool:
         """Remove a file that nobody has put again.
 
-        It is renamed before its time is read: a put that comes later finds nothing, and writes it anew.
+        It is renamed before its time is read: a put that comes later finds nothing, and writes it again.
         """
         place, doomed = self._place(key), self._root / f"{_DOOMED}{uuid4().hex}"
         try:

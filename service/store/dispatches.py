@@ -63,7 +63,7 @@ class Dispatches(Transactions):
         """Take running jobs from workers whose lease ran out; return their ids.
 
         They go back to the queue; one that lost its worker `max_attempts` times fails with the code `worker-lost`;
-        one that was to be cancelled ends cancelled. Retrying by hand starts the count anew, and an attempt that a
+        one that was to be cancelled ends cancelled. Retrying by hand restarts the count, and an attempt that a
         stopping worker gave back does not count.
         """
         requeued = []

@@ -23,11 +23,11 @@ sys.path.append(str(ROOT / "tests/workers/measurement"))  # where the definition
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """16 x 256 tokens of the bundled text, seed 0, under int8 and under nf4 in both types that it may compute in."""
+    """8 x 128 tokens of the bundled text, seed 0, under int8 and under nf4 in both types that it may compute in."""
     script = ["bash", str(ROOT / "deploy/real_model.sh")]
     path = Path(subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
     out = tmp_path_factory.mktemp("real") / "out"
-    request = {"schemes": ["int8", "nf4", "nf4:compute_dtype=float32"], "sequences": 16, "sequence_length": 256}
+    request = {"schemes": ["int8", "nf4", "nf4:compute_dtype=float32"], "sequences": 8, "sequence_length": 128}
     request |= {"model": {"path": str(path)}, "calibration": {"path": str(CALIBRATION)}, "seed": 0}
     measure(MeasurementRequest.model_validate(request), out, ProgressReporter(out=io.StringIO()))
     report = Report.model_validate_json((out / "report.json").read_bytes())

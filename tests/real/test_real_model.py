@@ -22,7 +22,7 @@ from workers.reporting.render import render
 pytestmark = pytest.mark.real
 
 WEIGHTS = "sha256:44620bba7d5593322e724abb2fe6fe67ed8404e504a8c3a0d7df7e8f1414b8ed"
-TEXT = "sha256:70f8bf8c75da31a7952d99dbc7aa5027b77a9e66c6a8dcb1441540036dcc7623"
+TEXT = "sha256:3f88ce426a945e45bbd3c864d7078fedf27ab57e43bafbd51f6f08c93ebb3158"
 """The checkpoint and the token ids that the stated figures belong to."""
 
 LAYERS, HEADS = 30, 9
@@ -56,29 +56,29 @@ def test_it_is_the_checkpoint_that_the_figures_belong_to(measured: Measured) -> 
 
 
 def test_the_stated_massive_activations(measured: Measured) -> None:
-    """One dimension carries 27,776 at the first token of a sequence, and keeps it from layer 11 to the last but one."""
+    """One dimension carries 24,960 at the first token of a sequence, and keeps it from layer 11 to the last but one."""
     largest = measured.report.massive_activations[0]
     assert (largest.layer, largest.position, largest.dimension) == (11, 0, 507)
     # bf16 has 128 between neighbors there; other processors sum in another order.
-    assert largest.value == pytest.approx(27_776, abs=2 * 128)
+    assert largest.value == pytest.approx(24_960, abs=2 * 128)
     rows = measured.rows("massive_activations")
     assert {row["dimension"] for row in rows} == {247, 507}
     assert {row["position"] for row in rows} == {0}
     peaks = {row["layer"]: row["value"] for row in rows[::-1] if row["dimension"] == 507}
     assert set(peaks) >= set(range(11, 28))
-    assert all(peaks[layer] == pytest.approx(27_776, rel=0.02) for layer in range(11, 28))
+    assert all(peaks[layer] == pytest.approx(24_960, rel=0.02) for layer in range(11, 28))
     assert [d.dimension for d in measured.report.outliers.massive_tensor.dimensions] == [247, 507]
 
 
 def test_the_stated_heads(measured: Measured) -> None:
     assert measured.report.heads.heads == LAYERS * HEADS == 270
-    # No head lies between 19.60 and 20.02 times the layer's root mean square: the middle of this gap divides the heads
-    # alike where a processor rounds otherwise. Two lie so near above 20 that they may then fall below.
-    assert sum(row["relative_peak"] >= 19.8 for row in measured.rows("heads")) == 23
-    assert 21 <= measured.report.heads.measured_outliers <= 23
+    # No head lies between 21.28 and 23.75 times the layer's root mean square: the middle of this gap divides the heads
+    # alike where a processor rounds otherwise. One lies so near above 20 that it may then fall below.
+    assert sum(row["relative_peak"] >= 22.5 for row in measured.rows("heads")) == 6
+    assert 8 <= measured.report.heads.measured_outliers <= 9
 
 
-@pytest.mark.parametrize(("name", "mean"), [("int8", 0.0243), ("nf4", 0.268), ("nf4-compute-dtype-float32", 0.268)])
+@pytest.mark.parametrize(("name", "mean"), [("int8", 0.0289), ("nf4", 0.316), ("nf4-compute-dtype-float32", 0.315)])
 def test_the_stated_divergence(measured: Measured, name: str, mean: float) -> None:
     divergence = measured.report.schemes[name].kl_divergence
     assert divergence is not None

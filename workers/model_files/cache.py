@@ -108,7 +108,7 @@ def make_room(cache: Path, limit: int) -> list[str]:
 def _remove(cache: Path, name: str) -> int:
     """Remove a snapshot, both of whose locks are held; return the bytes that this frees."""
     folder, _, commit = name.partition("@")
-    present = scan_cache_dir(cache)  # anew: until the locks were held, other snapshots may have come and gone
+    present = scan_cache_dir(cache)  # again: before the locks were held, other snapshots may have come and gone
     of_it = frozenset(repo for repo in present.repos if repo.repo_path.name == folder)
     deletion = replace(present, repos=of_it).delete_revisions(commit)
     deletion.execute()

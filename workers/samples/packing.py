@@ -62,7 +62,7 @@ def cut(ids: Sequence[int], length: int) -> list[Sequence[int]]:
 
 
 def evaluation_sequences(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> torch.Tensor:
-    """The text as sequences [N, length], each with the beginning-of-sequence token first; an incomplete one is left out.
+    """The text as sequences [N, length], each with the beginning-of-sequence token first; an incomplete one is dropped.
 
     Raises:
         ValueError: the text does not fill one sequence.

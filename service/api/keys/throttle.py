@@ -1,4 +1,4 @@
-"""How fast each caller may go, by token buckets, with a bound on what is remembered."""
+"""Limits the rate of each caller's requests by token buckets, in bounded memory."""
 
 import hashlib
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from threading import Lock
 
 MOST_REMEMBERED = 10_000
-"""Callers; the one that was quiet the longest is forgotten first, and begins anew with a full bucket."""
+"""Callers with a bucket; the least recently seen one is dropped first, and starts again with a full bucket."""
 
 
 class Buckets:

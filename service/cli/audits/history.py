@@ -17,8 +17,6 @@ from service.evaluation.numbers import estimate, number
 
 PROGRAM = "workers.reporting.history"
 """The program that draws a history; it is named, and never imported."""
-RUNS = 365
-"""Runs that are read unless somebody asks for another number: a year of nights."""
 _SHOWN = 30
 """Runs in a table, the newest."""
 _TITLES = ("time (UTC)", "value", "baseline", "bound", "limit", "run")

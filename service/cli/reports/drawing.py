@@ -106,7 +106,7 @@ def require_drawing() -> None:
 
 
 def render(directory: Path, *, density: bool, as_json: bool) -> None:
-    """Draw the report in `directory` anew, in place, labeled prompts as densities if asked.
+    """Redraw the report in `directory`, in place, labeled prompts as densities if asked.
 
     Raises InvalidRequest where there is no report.
     """

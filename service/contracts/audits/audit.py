@@ -63,7 +63,7 @@ class AuditSettings(Analysis):
         Annotated[str, Field(min_length=1, max_length=1024)] | NewestIn,
         allowing('allowed: text, such as org/name@branch or an absolute path, or {"newest_in": DIRECTORY}'),
     ]
-    """As in a job request, resolved anew for every run: a hub id with a branch moves with it."""
+    """As in a job request, resolved again for every run: a hub id with a branch moves with it."""
     schedule: Annotated[str, Field(max_length=255)] | None = None
     """Cron expression of five fields; without one, runs are asked for."""
     timezone: Annotated[str, Field(max_length=64)] = "UTC"

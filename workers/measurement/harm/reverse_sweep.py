@@ -116,12 +116,7 @@ class _LayerRun:
             after = run_layer(self.copies.layer, hidden, reference.arguments[number][depth])
         if not after.requires_grad:
             raise _no_gradient(depth)
-        errors = {
-            (scheme, name): [_isolated_error(quantized.module, call) for call in calls[name]]
-            for scheme, copied in self.copies.copies.items()
-            for name, quantized in copied.replaced.items()
-            if name in calls
-        }
+        errors = self._isolated_errors(calls)
         outputs = [(name, k) for name in calls for k in range(len(calls[name]))]
         wanted = [hidden, *(calls[name][k].output for name, k in outputs)]
         for draw, stream in enumerate(self.gradients.names):
@@ -131,12 +126,30 @@ class _LayerRun:
             if of_hidden is None:
                 raise _no_gradient(depth)
             at = dict(zip(outputs, of_outputs, strict=True))
-            for (scheme, name), of_calls in errors.items():
-                terms = [_dot(at[name, k], error) for k, error in enumerate(of_calls)]
-                self.products.add(scheme, name, (number, draw), sum(terms))
+            self._add_modules(errors, at, (number, draw))
             self._add_channels(calls, at, (number, draw))
             # Last: a gradient at an output may be the very memory of the one after the layer, which this replaces.
             self.gradients.put(stream, number, of_hidden)
+
+    def _isolated_errors(self, calls: Mapping[str, list["_Call"]]) -> dict[tuple[str, str], list[torch.Tensor]]:
+        """Return the isolated error of every call of a replaced module, by scheme and module."""
+        return {
+            (scheme, name): [_isolated_error(quantized.module, call) for call in calls[name]]
+            for scheme, copied in self.copies.copies.items()
+            for name, quantized in copied.replaced.items()
+            if name in calls
+        }
+
+    def _add_modules(
+        self,
+        errors: Mapping[tuple[str, str], list[torch.Tensor]],
+        at: Mapping[tuple[str, int], torch.Tensor | None],
+        where: tuple[int, int],
+    ) -> None:
+        """Add a_m: the inner product of gradient and isolated error, summed over the calls of module m."""
+        for (scheme, name), of_calls in errors.items():
+            terms = [_dot(at[name, k], error) for k, error in enumerate(of_calls)]
+            self.products.add(scheme, name, where, sum(terms))
 
     def _add_channels(
         self,

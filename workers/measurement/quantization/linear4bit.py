@@ -14,10 +14,9 @@ sizes other than 64, which no config can express, are quantized as `Params4bit` 
   row with AVX-512, bitsandbytes 0.50 uses the scale of a neighboring block for part of a block there.
 """
 
-from typing import Any
-
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import QuantState
 from torch.nn import functional
 
 from workers.measurement.quantization.projection import QuantizedProjection, Settings, row_ranges, with_bias
@@ -84,7 +83,7 @@ class _BlocksAcrossRows(bnb.nn.Linear4bit):  # type: ignore[misc]
         return functional.linear(x.to(self.compute_dtype), weight, bias).to(x.dtype)
 
 
-def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, Any]:
+def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, QuantState]:
     """Return the codes of a weight [out, in], two per byte, and bitsandbytes' `QuantState` with their scales."""
     in_features, block = weight.shape[1], int(settings["block_size"])
     codes = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=weight.device)
@@ -104,7 +103,7 @@ def _quantized(weight: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, 
     return codes, state
 
 
-def _pack(codes: torch.Tensor, scales: torch.Tensor, state: Any) -> torch.Tensor:
+def _pack(codes: torch.Tensor, scales: torch.Tensor, state: QuantState) -> torch.Tensor:
     """Return the codes in the layout of the AVX512-BF16 kernel, and change their state accordingly.
 
     bitsandbytes would do this at the first call, for the whole weight at once, with about 15 times its memory. The
@@ -124,7 +123,7 @@ def _pack(codes: torch.Tensor, scales: torch.Tensor, state: Any) -> torch.Tensor
     return packed
 
 
-def _scales(state: Any) -> torch.Tensor:
+def _scales(state: QuantState) -> torch.Tensor:
     """Return the scale of every block, float32; double-quantized ones are dequantized."""
     scales: torch.Tensor = state.absmax
     if state.nested:
@@ -133,7 +132,7 @@ def _scales(state: Any) -> torch.Tensor:
 
 
 def _dequantized(
-    codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, dtype: torch.dtype
+    codes: torch.Tensor, scales: torch.Tensor, state: QuantState, rows: slice, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return rows of a weight [out, in], [rows, in]."""
     elements = (rows.stop - rows.start) * state.shape[1]
@@ -145,12 +144,12 @@ def _dequantized(
 
 
 def _of_rows(
-    codes: torch.Tensor, scales: torch.Tensor, state: Any, rows: slice, shape: torch.Size, dtype: torch.dtype
-) -> tuple[torch.Tensor, Any]:
+    codes: torch.Tensor, scales: torch.Tensor, state: QuantState, rows: slice, shape: torch.Size, dtype: torch.dtype
+) -> tuple[torch.Tensor, QuantState]:
     """Return the codes of rows, from the start of the block in which they begin, and a state with this `shape`."""
     columns, block = state.shape[1], state.blocksize
     first, last = rows.start * columns // block * block, rows.stop * columns
-    own = bnb.functional.QuantState(
+    own = QuantState(
         absmax=scales[first // block : -(-last // block)],
         shape=shape,
         code=state.code,
@@ -161,6 +160,6 @@ def _of_rows(
     return codes[first // 2 : -(-last // 2)], own
 
 
-def _scale_bytes(state: Any) -> int:
+def _scale_bytes(state: QuantState) -> int:
     nested = _scale_bytes(state.state2) + state.offset.nbytes if state.nested else 0
     return int(state.absmax.nbytes) + nested

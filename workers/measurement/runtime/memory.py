@@ -80,7 +80,7 @@ def keep_what_is_loaded() -> None:
 def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
     """Drop the pages of the file that a tensor is mapped from: the tensor's, or all of them.
 
-    The system maps them anew when they are used. It still holds the file's pages as long as it has room for them, so
+    The system maps them again when they are used. It still holds the file's pages as long as it has room for them, so
     that takes no reading. Nothing happens to small tensors, to those in other memory, to pages that were written to,
     nor where the system does not report them.
     """
@@ -98,7 +98,7 @@ def drop_file_pages(tensor: torch.Tensor, *, whole_file: bool = False) -> None:
 def drop_code_pages() -> None:
     """Drop the pages of all program code, most of which is only used for loading and compiling.
 
-    As with tensors, the system maps anew what is used again.
+    As with tensors, the system maps again what is used again.
     """
     try:
         mappings = [line.split(maxsplit=5) for line in _MAPS.read_text().splitlines()]

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import FuncNorm, LogNorm, Normalize
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
@@ -83,7 +85,7 @@ def centered_norm(values: NDArray[np.float64]) -> tuple[Any, list[float]]:
     return Normalize(-reach, reach), np.linspace(-reach, reach, 5).tolist()
 
 
-def color_bar(figure: Any, axes: Any, mesh: Any, ticks: list[float], label: str, **place: float) -> None:
+def color_bar(figure: Any, axes: Axes, mesh: QuadMesh, ticks: list[float], label: str, **place: float) -> None:
     """Draw the color bar of `mesh`, as shapes and text."""
     bar = figure.colorbar(ScalarMappable(mesh.norm, mesh.cmap.resampled(_STEPS)), ax=axes, **place)
     bar.outline.set_visible(False)

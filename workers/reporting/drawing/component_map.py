@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def _gap(component: str, run: Run) -> str:
     return f"{'layer' if run.first == run.last else 'layers'} {layers}, {component}: {ABSENT}"
 
 
-def _rule(axes: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+def _rule(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     """Draw thin lines of the paper's color between the cells."""
     across = [[(x[0], place), (x[-1], place)] for place in y]
     down = [[(place, y[0]), (place, y[-1])] for place in x]
@@ -117,7 +118,7 @@ def _absent(present: NDArray[np.bool_]) -> Iterator[Run]:
             yield Run(column, start, stop - 1)
 
 
-def _hatch(axes: Any, run: Run, depth: int) -> Any:
+def _hatch(axes: Axes, run: Run, depth: int) -> Any:
     """Hatch a run of absent cells, and write n/a on it once."""
     height = run.last - run.first + 1
     patch = hatch(axes, (run.column - 0.5, run.first - 0.5), 1, height, zorder=1.2)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from service.contracts.report import Entry, Report
@@ -91,7 +93,7 @@ class Drawing:
     """What the figure shows, for someone who cannot see it."""
     table: str
     """The table that it is drawn from."""
-    figure: Any
+    figure: Figure
     """The matplotlib Figure."""
     hover: Hover = field(default_factory=dict)
     """Exact values that the SVG shows on hover."""
@@ -127,7 +129,7 @@ def name_each(artists: Iterable[Any], texts: Iterable[str], gid: str) -> dict[st
 
 
 def name_bins(
-    axes: Any, edges: NDArray[np.float64], texts: Sequence[str], gid: str, rows: tuple[float, float] | None = None
+    axes: Axes, edges: NDArray[np.float64], texts: Sequence[str], gid: str, rows: tuple[float, float] | None = None
 ) -> dict[str, Sequence[str]]:
     """Lay an unseen rectangle over every bin of a histogram, and return their `Drawing.hover`.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -194,7 +195,7 @@ def _axes(figure: Figure, spans: Sequence[Quarter], tallest: int) -> Any:
     return axes
 
 
-def _shares(axes: Any, quarter: int, row: NDArray[np.int64], stacks: Sequence[Stack]) -> None:
+def _shares(axes: Axes, quarter: int, row: NDArray[np.int64], stacks: Sequence[Stack]) -> None:
     """Label every segment of a bar: inside where the text fits, else beside it on a ground of its color."""
     total = int(row.sum())
     tops = np.cumsum(row)

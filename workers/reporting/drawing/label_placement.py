@@ -1,9 +1,9 @@
 """Moves labels apart along one axis, as little as possible, without changing their order; labels the ends of lines."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from workers.reporting.drawing import style
@@ -45,7 +45,7 @@ def _ascending(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([np.full(count, mean) for mean, count in blocks])
 
 
-def label_line_ends(axes: Any, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
+def label_line_ends(axes: Axes, lines: Sequence[NDArray[np.float64]], labels: Sequence[str], weight: str) -> None:
     """Write each label beside the end of its line, moved apart where lines end close together."""
     box = axes.get_window_extent()
     size = 8.5 if len(labels) > _MAX_LARGE_LABELS else 9.0

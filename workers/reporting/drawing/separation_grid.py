@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -153,7 +155,7 @@ def _height(row: Row) -> float:
 
 
 def _draw_row(
-    figure: Figure, places: Any, number: int, row: Row, lines: Mapping[str, str], density: bool
+    figure: Figure, places: GridSpec, number: int, row: Row, lines: Mapping[str, str], density: bool
 ) -> tuple[list[list[Any]], Hover]:
     """Draw one line of panels, outlines for the schemes in `lines`; return the axes, those that share y together."""
     if not row.panels:
@@ -176,7 +178,7 @@ def _draw_row(
     return [[axes] for axes in drawn] if density else [drawn], hover
 
 
-def _panel(axes: Any, panel: Panel, density: bool) -> None:
+def _panel(axes: Axes, panel: Panel, density: bool) -> None:
     reference = panel.figures[REFERENCE]
     title = axes.set_title(f"rho {_three(reference.spearman_rho)}, AUROC {_three(reference.auroc)}", fontsize=9, pad=5)
     title.set_in_layout(False)  # else a long one would narrow the panels
@@ -185,7 +187,7 @@ def _panel(axes: Any, panel: Panel, density: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=not density))
 
 
-def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool, gid: str) -> Hover:
+def _histograms(axes: Axes, panel: Panel, lines: Mapping[str, str], density: bool, gid: str) -> Hover:
     """Draw filled histograms of the reference, and outlines of the schemes in `lines`, on the same edges.
 
     Return what the bins say on hover: the records in them.
@@ -209,7 +211,7 @@ def _histograms(axes: Any, panel: Panel, lines: Mapping[str, str], density: bool
     return name_bins(axes, edges, texts, f"bins-{gid}")
 
 
-def _name_schemes(axes: Any, panel: Panel, lines: Mapping[str, str]) -> None:
+def _name_schemes(axes: Axes, panel: Panel, lines: Mapping[str, str]) -> None:
     """State the AUROC under every scheme, beside the line of those that are outlined."""
     keys = [
         Line2D(

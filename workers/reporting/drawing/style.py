@@ -11,7 +11,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from service.contracts.report import SchemeFacts
@@ -127,8 +129,8 @@ def applied(salt: str = "headroom") -> Iterator[None]:
 
 
 @contextmanager
-def laid_out(figure: Any) -> Iterator[None]:
-    """Place everything in `figure` once: what is saved inside has one layout, and saving need not find it anew."""
+def laid_out(figure: Figure) -> Iterator[None]:
+    """Place everything in `figure` once: what is saved inside has one layout, and saving need not compute it again."""
     figure.draw_without_rendering()
     with mpl.rc_context({"figure.constrained_layout.use": False}):
         # "none" would keep an engine in place, for which saving draws twice.
@@ -177,14 +179,14 @@ def power_of_ten(value: float) -> str:
     return f"10{str(round(log10(value))).translate(_RAISED)}"
 
 
-def layer_axis(axis: Any, layers: int, ticks: int = 16) -> None:
+def layer_axis(axis: Axes, layers: int, ticks: int = 16) -> None:
     """Make `axis` an axis of layers: whole numbers, `ticks` of them at most, with room at both ends."""
     axis.set_xlim(-0.5, layers - 0.5)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True, min_n_ticks=1))
     axis.set_xlabel("Layer")
 
 
-def log_axis(axis: Any, low: float, high: float) -> None:
+def log_axis(axis: Axes, low: float, high: float) -> None:
     """Make the y axis of `axis` logarithmic from `low` to `high`, ticks 1-2-5 in plain digits."""
     axis.set_yscale("log")
     axis.set_ylim(low, high)

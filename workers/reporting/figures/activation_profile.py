@@ -5,9 +5,9 @@ dimension of the residual stream, not a unit of the MLP.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ def thin(values: NDArray[np.float32], limits: tuple[float, float], pixels: int) 
     return np.flatnonzero(np.logical_or.reduce(kept))
 
 
-def _limits(axes: Any, values: NDArray[np.float32], peaks: NDArray[np.int64], shade: tuple[float, float]) -> None:
+def _limits(axes: Axes, values: NDArray[np.float32], peaks: NDArray[np.int64], shade: tuple[float, float]) -> None:
     """Cover the data and the shaded band, with room for a row of labels where there are any."""
     last = max(len(values) - 1, 1)
     axes.set_xlim(-0.01 * last, 1.01 * last)
@@ -114,7 +114,7 @@ def _limits(axes: Any, values: NDArray[np.float32], peaks: NDArray[np.int64], sh
     axes.set_ylim(low - (below + 0.03) * unit, high + (above + 0.03) * unit)
 
 
-def _name(axes: Any, values: NDArray[np.float32], peaks: NDArray[np.int64]) -> None:
+def _name(axes: Axes, values: NDArray[np.float32], peaks: NDArray[np.int64]) -> None:
     """Label the peaks: positive ones in a row along the top, negative ones along the bottom."""
     axes.plot(peaks, values[peaks], "o", color=style.INK, markersize=2.6, gid="peaks")
     box = axes.get_window_extent()

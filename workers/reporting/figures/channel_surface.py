@@ -8,14 +8,14 @@ The height of a ridge line is the largest magnitude of its cell, drawn at that v
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from mpl_toolkits.mplot3d import proj3d
+from mpl_toolkits.mplot3d import Axes3D, proj3d
 from numpy.typing import NDArray
 
 from service.contracts.report import SurfaceFacts
@@ -71,7 +71,7 @@ def draw(source: Source) -> Iterator[Drawing]:
     highest = largest(cells)
     with mpl.rc_context({"figure.constrained_layout.use": False}):  # which has no place for three dimensions
         figure = Figure(figsize=(style.WIDE[0], 5.0))
-    axes: Any = figure.add_axes((0.0, 0.0, 0.8, 0.98), projection="3d", computed_zorder=False)
+    axes: Axes3D = figure.add_axes((0.0, 0.0, 0.8, 0.98), projection="3d", computed_zorder=False)
     _frame(axes, facts, float(cells.magnitude.max()))
     _ridges(axes, cells, facts)
     _name(figure, axes, highest)
@@ -129,7 +129,7 @@ def ridge_lines(cells: Cells, facts: SurfaceFacts) -> list[Cells]:
     return [kept.at(np.flatnonzero(line == number)) for number in np.unique(line)]
 
 
-def _frame(axes: Any, facts: SurfaceFacts, peak: float) -> None:
+def _frame(axes: Axes3D, facts: SurfaceFacts, peak: float) -> None:
     """Set up axes that cover the data: channels to the right, positions into the depth, magnitudes upwards."""
     axes.set_proj_type("ortho")
     axes.view_init(elev=24, azim=-62)
@@ -150,7 +150,7 @@ def _frame(axes: Any, facts: SurfaceFacts, peak: float) -> None:
         axis.set_tick_params(pad=0)
 
 
-def _ridges(axes: Any, cells: Cells, facts: SurfaceFacts) -> None:
+def _ridges(axes: Axes3D, cells: Cells, facts: SurfaceFacts) -> None:
     """Draw the lines from the last position to the first, each hiding what lies behind it."""
     floor = _FLAT * float(cells.magnitude.max())
     for line in reversed(ridge_lines(cells, facts)):
@@ -164,7 +164,7 @@ def _ridges(axes: Any, cells: Cells, facts: SurfaceFacts) -> None:
         face.set(gid=f"ridge_{depth}", clip_on=False)
 
 
-def _name(figure: Any, axes: Any, highest: Cells) -> None:
+def _name(figure: Figure, axes: Axes3D, highest: Cells) -> None:
     """Draw the largest columns over the surface, and label them in a list beside it."""
     for position, channel, height in zip(highest.position, highest.channel, highest.magnitude, strict=True):
         axes.plot(

@@ -9,9 +9,10 @@ A logarithm has no place for such values: they are counted in a bar of their own
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
@@ -136,7 +137,7 @@ def _counts(spread: Spread, scale: Scale) -> NDArray[np.int64]:
     return np.concatenate([[spread.at_zero], counts])
 
 
-def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
+def _axis(axes: Axes, spreads: Sequence[Spread], scale: Scale) -> None:
     zero = any(spread.at_zero for spread in spreads)
     low, high = float(scale.edges[0]), float(scale.edges[-1])
     margin = (high / low) ** 0.015
@@ -155,7 +156,7 @@ def _axis(axes: Any, spreads: Sequence[Spread], scale: Scale) -> None:
     axes.grid(False, axis="y")
 
 
-def _row(axes: Any, spread: Spread, row: int, scale: Scale, unit: float) -> Hover:
+def _row(axes: Axes, spread: Spread, row: int, scale: Scale, unit: float) -> Hover:
     """Draw one scheme: the bar at zero, the bins, the mean as its marker and the 99th percentile as a stroke.
 
     Return what the bars say on hover.
@@ -194,7 +195,7 @@ def _summary(spread: Spread) -> str:
     return f"{name}: mean {number(spread.mean)}, p99 {number(spread.p99)}, {same}"
 
 
-def _legend(figure: Any, spreads: Sequence[Spread]) -> None:
+def _legend(figure: Figure, spreads: Sequence[Spread]) -> None:
     """Name every scheme's mean, 99th percentile and same-top share, beneath the axes."""
     looks = [style.mark(row) for row in range(len(spreads))]
     handles = [Line2D([], [], linestyle="none", marker=look.marker, color=look.color, markersize=6) for look in looks]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -88,7 +89,7 @@ def _growth(source: Source, scheme: str) -> Growth:
     return Growth(scheme, label, sqnr, typical, exact, worst, component)
 
 
-def _line(axes: Any, values: NDArray[np.float64], position: int, gid: str, **other: Any) -> None:
+def _line(axes: Axes, values: NDArray[np.float64], position: int, gid: str, **other: Any) -> None:
     """Draw a scheme's line; `other` replaces parts of its look."""
     mark = style.mark(position)
     look = {"color": mark.color, "linestyle": mark.line, "marker": mark.marker} | other
@@ -100,7 +101,7 @@ def _apart(growths: Sequence[Growth]) -> bool:
     return any(bool((np.abs(growth.typical - growth.sqnr_db) >= _VISIBLE_DB).any()) for growth in growths)
 
 
-def _name_lines(axes: Any) -> None:
+def _name_lines(axes: Axes) -> None:
     axes.legend(
         handles=[
             Line2D([], [], color=style.MUTED, label="all dimensions"),
@@ -111,7 +112,7 @@ def _name_lines(axes: Any) -> None:
     )
 
 
-def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int) -> None:
+def _off_scale(axes: Axes, layers: NDArray[np.int64], level: float, position: int) -> None:
     """Mark the layers in which a scheme's value is off the scale, on the level that is the scheme's own."""
     look = style.mark(position)
     axes.plot(
@@ -126,7 +127,7 @@ def _off_scale(axes: Any, layers: NDArray[np.int64], level: float, position: int
     )
 
 
-def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
+def _accumulated(axes: Axes, growths: Sequence[Growth]) -> None:
     """Draw the SQNR of every scheme's stream; layers that equal the reference have marks above the scale."""
     lines = _draw_streams(axes, growths, with_typical=_apart(growths))
     finite = np.concatenate([line[np.isfinite(line)] for line in lines])
@@ -144,7 +145,7 @@ def _accumulated(axes: Any, growths: Sequence[Growth]) -> None:
             leave_empty(axes, "n/a: the table has no SQNR at block.output")
 
 
-def _draw_streams(axes: Any, growths: Sequence[Growth], *, with_typical: bool) -> list[NDArray[np.float64]]:
+def _draw_streams(axes: Axes, growths: Sequence[Growth], *, with_typical: bool) -> list[NDArray[np.float64]]:
     """Draw the SQNR lines, with those without the massive dimensions if asked, and return what they show."""
     lines = []
     look = {"linestyle": _TYPICAL, "linewidth": 1, "alpha": 0.7, "marker": ""}
@@ -159,7 +160,7 @@ def _draw_streams(axes: Any, growths: Sequence[Growth], *, with_typical: bool) -
     return lines
 
 
-def _exact_layers(axes: Any, growths: Sequence[Growth], high: float, pad: float) -> float:
+def _exact_layers(axes: Axes, growths: Sequence[Growth], high: float, pad: float) -> float:
     """Mark the exact layers of each scheme on a level of its own above `high`; return the highest level in use."""
     exact = [position for position, growth in enumerate(growths) if growth.exact.any()]
     step = pad * min(1, _MAX_SCHEMES_AT_USUAL_HEIGHT / (len(exact) or 1))
@@ -170,7 +171,7 @@ def _exact_layers(axes: Any, growths: Sequence[Growth], high: float, pad: float)
     return level
 
 
-def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
+def _edge_note(axes: Axes, level: float, text: str, below: bool = False) -> None:
     axes.annotate(
         text,
         (1, level),
@@ -184,7 +185,7 @@ def _edge_note(axes: Any, level: float, text: str, below: bool = False) -> None:
     )
 
 
-def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
+def _isolated(axes: Axes, growths: Sequence[Growth]) -> None:
     """Draw the largest isolated error of every layer; errors of 0 have marks below the scale."""
     positive = np.concatenate([growth.worst[growth.worst > 0] for growth in growths])
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.01, 1.0)
@@ -202,7 +203,7 @@ def _isolated(axes: Any, growths: Sequence[Growth]) -> None:
         leave_empty(axes, "n/a: the table has no isolated error")
 
 
-def _ring_worst(axes: Any, growth: Growth, position: int) -> None:
+def _ring_worst(axes: Axes, growth: Growth, position: int) -> None:
     """Ring the largest isolated error."""
     if (growth.worst > 0).any():
         layer = int(np.nanargmax(growth.worst))

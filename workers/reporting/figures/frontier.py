@@ -5,9 +5,9 @@ measured on held-out sequences, with 95% intervals.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from service.contracts.harm.recommendation import MixFacts, Recommendation
@@ -59,7 +59,7 @@ def _kinds(recommended: Recommendation) -> Iterator[tuple[str, list[MixFacts]]]:
     yield "controls, measured", [mix for mix in recommended.mixes if mix.control]
 
 
-def _draw_frontier(axes: Any, recommended: Recommendation) -> None:
+def _draw_frontier(axes: Axes, recommended: Recommendation) -> None:
     sizes = [point.bytes / _MEGABYTE for point in recommended.frontier]
     axes.plot(
         sizes,
@@ -76,7 +76,7 @@ def _draw_frontier(axes: Any, recommended: Recommendation) -> None:
             axes.axvline(target.bytes / _MEGABYTE, color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1, gid="target")
 
 
-def _draw_points(axes: Any, mixes: list[MixFacts], label: str, look: style.Mark) -> None:
+def _draw_points(axes: Axes, mixes: list[MixFacts], label: str, look: style.Mark) -> None:
     axes.errorbar(
         [mix.bytes / _MEGABYTE for mix in mixes],
         [mix.kl.value for mix in mixes],
@@ -91,7 +91,7 @@ def _draw_points(axes: Any, mixes: list[MixFacts], label: str, look: style.Mark)
     )
 
 
-def _name_controls(axes: Any, controls: Sequence[MixFacts]) -> None:
+def _name_controls(axes: Axes, controls: Sequence[MixFacts]) -> None:
     """Write the name of every control beside its point, moved up or down where names would overlap."""
     top = axes.get_ylim()[1]
     heights = spread([mix.kl.value for mix in controls], [top * _NAME_HEIGHT] * len(controls), 0, top)
@@ -102,7 +102,7 @@ def _name_controls(axes: Any, controls: Sequence[MixFacts]) -> None:
         )
 
 
-def _mark_chosen(axes: Any, recommended: Recommendation) -> None:
+def _mark_chosen(axes: Axes, recommended: Recommendation) -> None:
     """Ring the recommended mix."""
     if recommended.chosen is None:
         return

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -127,7 +128,7 @@ def _figure(shown: Sequence[Flagged], depth: int) -> tuple[Any, Hover]:
     return figure, hover
 
 
-def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
+def _mark(axes: Axes, shown: Sequence[Flagged], depth: int) -> None:
     """Draw one mark for each definition, dimension and layer; each definition keeps to a lane of the rows."""
     present = [name for name in SHAPES if any(name in dimension.at for dimension in shown)]
     by_layer = [name for name in present if name not in OVER_ALL]
@@ -142,7 +143,7 @@ def _mark(axes: Any, shown: Sequence[Flagged], depth: int) -> None:
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
 
 
-def _mark_over_all(axes: Any, shown: Sequence[Flagged], depth: int) -> float:
+def _mark_over_all(axes: Axes, shown: Sequence[Flagged], depth: int) -> float:
     """Draw the marks of the definitions about all layers right of the rows; return the right edge of the marks."""
     edge, step = depth - 0.5, 0.022 * depth
     for name in [name for name in SHAPES if name in OVER_ALL]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ def _levels(source: Source) -> dict[float, str]:
     return {source.report.outliers.llm_int8.thresholds.magnitude: "LLM.int8()", FP16_MAX: "fp16 max"}
 
 
-def _lines(axes: Any, values: Values, zero: float | None, site: str) -> None:
+def _lines(axes: Axes, values: Values, zero: float | None, site: str) -> None:
     layers = np.arange(len(values["abs_max"]))
     for line in LINES:
         drawn = values[line.column]

@@ -5,8 +5,8 @@ and after every step, with what changed there.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -68,7 +68,7 @@ def _drawing(history: AuditHistory, part: tuple[FigureHistory, ...], name: str, 
     )
 
 
-def _dates(axes: Any, history: AuditHistory) -> None:
+def _dates(axes: Axes, history: AuditHistory) -> None:
     """Put dates on the time axis and the period below; a single time has the only tick."""
     first, last = history.runs[0].at, history.runs[-1].at
     axes.set_xlabel(f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" if first < last else "UTC", fontsize=8)
@@ -80,7 +80,7 @@ def _dates(axes: Any, history: AuditHistory) -> None:
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
-def _legend(figure: Any, panels: list[Series], hover: Mapping[str, list[str]]) -> None:
+def _legend(figure: Figure, panels: list[Series], hover: Mapping[str, list[str]]) -> None:
     """Name the lines, and those markers that are drawn."""
     drawn = {gid.partition("-")[2] for gid in hover}
     handles = [

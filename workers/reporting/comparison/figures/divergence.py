@@ -4,14 +4,15 @@ Top: the mean KL divergence; bottom: the perplexity's ratio to the reference. Po
 the order of the reports.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from service.contracts.report import Estimate
+from service.contracts.report import Estimate, SchemeFacts
 from service.evaluation.verdict import interval, mean_kl
 from workers.reporting.comparison.gathering import Gathered
 from workers.reporting.drawing import style
@@ -72,7 +73,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     )
 
 
-def _points(gathered: Gathered, figure_of: Any) -> list[Point]:
+def _points(gathered: Gathered, figure_of: Callable[[SchemeFacts], Estimate | None]) -> list[Point]:
     figures = (
         (report, scheme, figure_of(source.report.schemes[name]))
         for report, source in enumerate(gathered.sources)
@@ -107,7 +108,7 @@ def _reach(points: Sequence[Point]) -> NDArray[np.float64]:
     return np.array(ends).reshape(-1, 2).T
 
 
-def _kl_axis(axes: Any, points: Sequence[Point]) -> None:
+def _kl_axis(axes: Axes, points: Sequence[Point]) -> None:
     """Make the axis logarithmic where every value is positive, and wide enough for the intervals."""
     values = np.array([point.estimate.value for point in points])
     below, above = _reach(points)

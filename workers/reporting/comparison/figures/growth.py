@@ -1,9 +1,9 @@
 """`comparison_error_growth`: the accumulated error of each shared scheme by layer, one line per report."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -53,7 +53,7 @@ def draw(gathered: Gathered) -> Iterator[Drawing]:
     )
 
 
-def _panel(axes: Any, gathered: Gathered, scheme: str) -> list[NDArray[np.float64] | None]:
+def _panel(axes: Axes, gathered: Gathered, scheme: str) -> list[NDArray[np.float64] | None]:
     axes.set_title(plain(style.scheme_title(scheme, gathered.facts(scheme)), 40), fontsize=10)
     axes.set_ylabel("SQNR at block.output, dB", fontsize=8.5)
     lines = [sqnr(source, scheme) if scheme in source.report.schemes else None for source in gathered.sources]

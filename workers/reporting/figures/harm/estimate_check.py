@@ -4,11 +4,12 @@ Points near the line mean that the estimate can be trusted where nothing was mea
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
 
 from service.contracts.harm.facts import EstimateCheck, HarmFacts
 from workers.reporting.drawing import style
@@ -53,7 +54,7 @@ def _agreement(facts: HarmFacts, check: EstimateCheck) -> str:
     return f"Spearman {number(check.spearman)}, additivity {number(facts.additivity)}"
 
 
-def _draw(axes: Any, rows: Columns, title: str) -> None:
+def _draw(axes: Axes, rows: Columns, title: str) -> None:
     measured = np.maximum(rows["harm"] - np.nan_to_num(rows["noise_floor"]), 0)
     estimated = rows["estimated_harm"]
     high = float(max(measured.max(), estimated.max())) or 1.0
@@ -92,7 +93,9 @@ def _draw(axes: Any, rows: Columns, title: str) -> None:
     axes.legend(loc="upper left", fontsize=8)
 
 
-def _bars(values: Any, errors: Any, chosen: Any, low: float) -> Any:
+def _bars(
+    values: NDArray[np.float64], errors: NDArray[np.float64], chosen: NDArray[np.bool_], low: float
+) -> NDArray[np.float64]:
     """Return how far the error bars reach down and up, [2, k]; not below the axis."""
     reach = np.nan_to_num(errors[chosen])
     return np.stack([np.minimum(reach, values[chosen] - low / 2), reach])

@@ -4,9 +4,10 @@ Left: modules. Right: dimensions of the residual stream, with those marked that 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def _ranked(
     return Ranked(scheme, label, np.cumsum(harms[order]) / whole, flagged[order], estimated)
 
 
-def _draw_panel(source: Source, axes: Any, ranked: Sequence[Ranked], x: str, y: str) -> None:
+def _draw_panel(source: Source, axes: Axes, ranked: Sequence[Ranked], x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     schemes = list(source.report.schemes)
