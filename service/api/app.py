@@ -5,10 +5,9 @@ runs no model. A job answered with 202 is recorded, whether or not a worker or t
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Security
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.middleware import Middleware
 
 from service.api import catalog, events, files, health, jobs, problems
@@ -26,7 +25,7 @@ from service.api.audits import (
 )
 from service.api.dependencies import Backend, known_parameters_only
 from service.api.keys import routes as keys
-from service.api.keys.checking import KeyRequired, requires, requires_by_method
+from service.api.keys.checking import OPEN_FOLDERS, OPEN_PATHS, KeyRequired, requires, requires_by_method
 from service.api.middleware import BodyLimit
 from service.api.reports import comparisons
 from service.api.reports import routes as reports
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
     from celery import Celery
 
 openapi = APIRouter()
+_SCHEMES = {
+    "HTTPBearer": {"type": "http", "scheme": "bearer"},
+    "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _MOST_CALLERS = 1024
 """Callers whose views of the stores are kept between their requests."""
 
@@ -48,9 +51,33 @@ def schema(request: Request) -> dict[str, object]:
     return described
 
 
+class KeyedApi(FastAPI):
+    """An API whose description says which calls need a key; dependencies that said so would run with every call."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the description."""
+        if self.openapi_schema is None:
+            described = super().openapi()
+            described["components"]["securitySchemes"] = _SCHEMES
+            for path, operations in described["paths"].items():
+                if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
+                    for operation in operations.values():
+                        operation["security"] = [{name: []} for name in _SCHEMES]
+        return self.openapi_schema or {}
+
+
+async def permitted(request: Request) -> None:
+    """Raise ScopeMissing for a key without the scope of the method, and InvalidRequest for an unknown parameter.
+
+    One dependency of every call: each one costs as much as a small query.
+    """
+    requires_by_method(request)
+    known_parameters_only(request)
+
+
 def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None) -> FastAPI:
     """Return the API; without a `broker`, the scheduler sends the messages of submitted jobs."""
-    app = FastAPI(
+    app = KeyedApi(
         title="Headroom",
         description="Measures what quantization does to a language model, and why.",
         openapi_url=None,
@@ -79,11 +106,10 @@ def make_app(settings: Settings, stores: Stores, broker: "Celery | None" = None)
     problems.install(app)
     for router in (health.router, badge.router, feed.open_router):
         app.include_router(router)
-    keyed = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
     of_alerts = (alerts.router, deliveries.router, webhooks.router, feed.router)
     of_audits = (definitions.router, runs.router, baseline.router, history.router, calibration.router, *of_alerts)
     of_jobs = (jobs.router, files.router, events.router, reports.router, comparisons.router)
     for router in (*of_jobs, *of_audits, catalog.router, openapi):
-        app.include_router(router, dependencies=[*keyed, Depends(requires_by_method), Depends(known_parameters_only)])
-    app.include_router(keys.router, dependencies=[*keyed, Depends(requires("admin")), Depends(known_parameters_only)])
+        app.include_router(router, dependencies=[Depends(permitted)])
+    app.include_router(keys.router, dependencies=[Depends(requires("admin")), Depends(permitted)])
     return app

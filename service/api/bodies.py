@@ -25,8 +25,8 @@ MOST_PARTS = 50_000
 """Texts, commas and opening brackets of one body, those inside of texts not counted."""
 SHOWN_CHARACTERS = 200
 """A longer key is cut to this length in the message."""
-_LARGE_BODIES = CapacityLimiter(1)
-"""More threads would only keep the event loop from its turn."""
+ONE_BODY = CapacityLimiter(1)
+"""For threads that parse, validate or refuse a body: more of them would only keep the event loop from its turn."""
 # The possessive repetitions, and the closing mark that may be missing, keep the search linear in the body's length.
 _PART = re.compile(rb'[,\[{]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
@@ -66,7 +66,7 @@ class _StrictRequest(Request):
         body = await self.body()
         if len(body) <= SMALL_BODY:
             return _parse(body)
-        return await to_thread.run_sync(self._validated, body, limiter=_LARGE_BODIES)
+        return await to_thread.run_sync(self._validated, body, limiter=ONE_BODY)
 
     def _validated(self, body: bytes) -> Any:
         parsed = _parse(body)

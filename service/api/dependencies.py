@@ -54,7 +54,7 @@ FileKey = Annotated[Literal["calibration", "labelled"], Path(description="Key of
 JobId = Annotated[str, Depends(_job_id)]
 
 
-async def known_parameters_only(request: Request) -> None:
+def known_parameters_only(request: Request) -> None:
     """Raise InvalidRequest for an unknown query parameter, such as a misspelled filter."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name, value in request.query_params.multi_items():

@@ -10,13 +10,14 @@ from http import HTTPStatus
 from itertools import islice
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from service.api.bodies import BodyRefused
+from service.api.bodies import ONE_BODY, BodyRefused
 from service.contracts import refusals
 from service.contracts.audits.audit import AuditSubmission
 from service.contracts.request import JobSubmission
@@ -63,7 +64,7 @@ def install(app: FastAPI) -> None:
     """Make `app` answer every error with a problem document."""
     app.add_exception_handler(HeadroomError, _headroom_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(BodyRefused, _body_refused)
+    app.add_exception_handler(BodyRefused, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _database_error)
     app.add_exception_handler(Exception, _unforeseen_error)
@@ -85,8 +86,15 @@ def problem_of(error: HeadroomError) -> JSONResponse:
     return problem(error.code, error.status, str(error), headers=headers)
 
 
-def _validation_error(request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    """Name what is wrong in a thread, one request at a time: finding similar names takes some milliseconds."""
+    if isinstance(error, BodyRefused):
+        error = error.validation
     assert isinstance(error, RequestValidationError)
+    return await to_thread.run_sync(_named_errors, request, error, limiter=ONE_BODY)
+
+
+def _named_errors(request: Request, error: RequestValidationError) -> JSONResponse:
     items = error.errors()
     if isinstance(error.body, bytes) and error.body:  # the body was not parsed as JSON
         sent = request.headers.get("content-type", "")[:SHOWN_CHARACTERS]
@@ -99,11 +107,6 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     entries, sentences = zip(*(_refused(item, keys) for item in items[:NAMED_ERRORS]), strict=True)
     more = (f"and {len(items) - NAMED_ERRORS} more errors",) if len(items) > NAMED_ERRORS else ()
     return problem(InvalidRequest.code, InvalidRequest.status, "; ".join((*sentences, *more)), errors=entries)
-
-
-def _body_refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, BodyRefused)
-    return _validation_error(request, error.validation)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

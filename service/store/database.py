@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from service.errors import InvalidRequest, ServiceUnreachable
 
@@ -94,6 +95,18 @@ def turn_to_write(engine: Engine) -> AbstractContextManager[object]:
 def is_writer(bind: Engine | Connection) -> bool:
     """Whether transactions on an engine, or on its connection, are for writing."""
     return bool(bind.get_execution_options().get(_WRITES, False))
+
+
+def insert_missing(session: Session, row: type[DeclarativeBase], **values: object) -> None:
+    """Insert a row unless there is one with its key."""
+    if session.get_bind().dialect.name == "postgresql":  # each dialect takes long to load
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        session.execute(postgresql_insert(row).values(**values).on_conflict_do_nothing())
+    else:
+        from sqlalchemy.dialects.sqlite import insert
+
+        session.execute(insert(row).values(**values).on_conflict_do_nothing())
 
 
 def upgrade(engine: Engine) -> None:

@@ -74,21 +74,23 @@ class JobStore(Leases, Dispatches, Usage):
                 )
                 return _job(session, row)
         except IntegrityError:  # another call brought the same key in the same moment
-            if idempotency_key is None:
+            if idempotency_key is None or (made := self._made(request, idempotency_key)) is None:
                 raise
-            with self._read() as session:
-                row = _by_key(session, idempotency_key)
-                if row is None:
-                    raise
-                return _same(session, row, request, idempotency_key)
+            return made
+
+    def _made(self, request: JobRequest, idempotency_key: str) -> Job | None:
+        """Return the job that another call with the same key has made; None where there is none."""
+        with self._read() as session:
+            row = _by_key(session, idempotency_key)
+            return None if row is None else _same(session, row, request, idempotency_key)
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises NotFound, and JobUnreadable."""
         with self._read_once() as session:
-            found = session.execute(_by_id(MOST_AHEAD), {"id": job_id}).one_or_none()
-            if found is None:
+            row = session.execute(_by_id(MOST_AHEAD), {"id": job_id}).one_or_none()
+            if row is None:
                 raise missing(session, job_id)
-            return job_of(*found)
+            return job_of(*row)
 
     def list(
         self,

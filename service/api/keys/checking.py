@@ -126,7 +126,7 @@ def requires(scope: access.Scope) -> Callable[[Request], Coroutine[Any, Any, Non
     return check
 
 
-async def requires_by_method(request: Request) -> None:
+def requires_by_method(request: Request) -> None:
     """Raise ScopeMissing unless the caller's key has `read` for a request that changes nothing, else `submit`."""
     _check(request, "read" if request.method in _READS else "submit")
 

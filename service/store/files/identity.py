@@ -7,10 +7,9 @@ belong to another database would be collected as garbage.
 
 import secrets
 
-from sqlalchemy.dialects import postgresql, sqlite
-
 from service.errors import InvalidRequest, StoreFailed
 from service.store.artifacts import ID_KEY, ArtifactStore
+from service.store.database import insert_missing
 from service.store.tables import StoreRow
 from service.store.transactions import Transactions
 
@@ -42,10 +41,8 @@ class StoreIdentity(Transactions):
 
     def _of_database(self) -> tuple[str, bool]:
         """Return the database's id of the store, made if there is none, and whether it was in the store before."""
-        fresh = {"number": _ONE, "id": secrets.token_hex(16), "written": False}
         with self._write() as session:
-            insert = (postgresql if self._reader.dialect.name == "postgresql" else sqlite).insert
-            session.execute(insert(StoreRow).values(**fresh).on_conflict_do_nothing())
+            insert_missing(session, StoreRow, number=_ONE, id=secrets.token_hex(16), written=False)
             row = session.get_one(StoreRow, _ONE)
             return row.id, row.written
 

@@ -1,4 +1,4 @@
-"""Which workers are there, so that a job that none of them takes does not wait without a word.
+"""Records which workers run, to warn of queued jobs that no worker takes.
 
 Every worker writes its name and the classes of jobs that it takes, at its start and now and then. A class that has
 jobs in the queue, and no worker that was seen lately, is not served: `/readyz` names it, and its jobs get a warning.
@@ -26,7 +26,7 @@ WRITE_SECONDS = 30.0
 """Pause between two writes of a worker."""
 GONE = timedelta(seconds=120)
 """A worker that was seen longer ago is gone."""
-PATIENCE = timedelta(seconds=60)
+MIN_WAIT = timedelta(seconds=60)
 """Jobs that wait for less time get no warning: their worker may be about to start."""
 FORGOTTEN = timedelta(days=1)
 NO_WORKER = "no-worker"
@@ -38,7 +38,7 @@ class WorkerStore(Transactions):
     """The workers of all machines."""
 
     def write(self, name: str, sizes: Sequence[SizeClass]) -> None:
-        """Note that a worker is there, and which classes of jobs it takes."""
+        """Record that a worker runs, and which classes of jobs it takes."""
         with self._write() as session:
             now = self._clock()
             session.execute(delete(WorkerRow).where(WorkerRow.seen_at < now - FORGOTTEN))
@@ -74,7 +74,7 @@ class WorkerStore(Transactions):
 def _unserved(session: Session, now: datetime) -> list[SizeClass]:
     present = session.scalars(select(WorkerRow.sizes).where(WorkerRow.seen_at >= now - GONE))
     served = {size for sizes in present for size in sizes}
-    waits = (JobRow.status == Status.queued, JobRow.queued_at < now - PATIENCE)
+    waits = (JobRow.status == Status.queued, JobRow.queued_at < now - MIN_WAIT)
     return [
         size
         for size in SIZE_CLASSES
@@ -84,7 +84,7 @@ def _unserved(session: Session, now: datetime) -> list[SizeClass]:
 
 def _warn(session: Session, size: SizeClass, now: datetime) -> int:
     said = exists().where(EventRow.job_id == JobRow.id, EventRow.kind == "warning", EventRow.at >= JobRow.queued_at)
-    waiting = (JobRow.status == Status.queued, JobRow.size == size, JobRow.queued_at < now - PATIENCE, ~said)
+    waiting = (JobRow.status == Status.queued, JobRow.size == size, JobRow.queued_at < now - MIN_WAIT, ~said)
     query = select(JobRow).where(*waiting).order_by(JobRow.queued_at).limit(_BATCH)
     rows = session.scalars(query.with_for_update(skip_locked=True)).all()
     warning = Warning(

@@ -81,10 +81,7 @@ class KeyStore(Transactions):
                 session.flush()
                 return key_of(row), plain
         except IntegrityError as error:
-            raise Conflict(
-                f"name: {name!r} is already the name of a key; allowed: any other name, such as '{name}-2', with "
-                f"owner {owner!r} if both keys are to see the same"
-            ) from error
+            raise _name_taken(name, owner) from error
 
     def list(self) -> list[Key]:
         """Return all keys, the newest first."""
@@ -162,6 +159,13 @@ def _check(name: str, owner: str, scopes: Sequence[Scope], expires_at: datetime 
         raise InvalidRequest("scopes", list(scopes), f"one or more of {', '.join(SCOPES)}")
     if expires_at is not None and expires_at <= now:
         raise InvalidRequest("expires_at", expires_at.isoformat(), f"a time later than {now.isoformat()}")
+
+
+def _name_taken(name: str, owner: str) -> Conflict:
+    return Conflict(
+        f"name: {name!r} is already the name of a key; allowed: any other name, such as '{name}-2', with "
+        f"owner {owner!r} if both keys are to see the same"
+    )
 
 
 def _check_limits(limits: Mapping[str, object], scopes: Sequence[Scope]) -> None:

@@ -16,10 +16,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.contracts.request import SizeClass
+from service.store.database import insert_missing
 from service.store.job_records import Dispatch
 from service.store.owners.tables import KeyRow, OwnerRow
 from service.store.statuses import Status
@@ -89,9 +89,7 @@ def next_owner(waiting: Sequence[Waiting], virtual_time: float) -> str:
 
 def locked_owner(session: Session, owner: str) -> OwnerRow:
     """Return an owner's row, made if there is none, and held until the transaction ends."""
-    insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert
-    fresh = insert(OwnerRow).values(owner=owner, served=0.0, begun=0.0, upload_bytes=0)
-    session.execute(fresh.on_conflict_do_nothing())
+    insert_missing(session, OwnerRow, owner=owner, served=0.0, begun=0.0, upload_bytes=0)
     return session.get_one(OwnerRow, owner, with_for_update=True)
 
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from service.contracts.request import JobRequest
-from service.store.hosts.workers import GONE, PATIENCE, WorkerStore
+from service.store.hosts.workers import GONE, MIN_WAIT, WorkerStore
 from service.store.jobs import JobStore
 
 REQUEST = JobRequest(model="sample")
@@ -30,7 +30,7 @@ def test_a_job_that_becomes_large_is_warned_of_once_while_no_worker_takes_it(
     claim = store.next_claim("host:1", 60, ("small",))
     store.move_to_large(claim)
     assert (workers.unserved(), workers.warn()) == ([], 0)
-    clock.now += PATIENCE + SHORT
+    clock.now += MIN_WAIT + SHORT
     assert (workers.unserved(), workers.warn(), workers.warn()) == (["large"], 1, 0)
     last = store.events(job.id)[-1]
     assert (last.kind, last.data["code"]) == ("warning", "no-worker")
@@ -46,7 +46,7 @@ def test_a_worker_that_is_gone_takes_nothing(store: JobStore, workers: WorkerSto
     clock.now += GONE
     job = store.submit(REQUEST)
     assert workers.unserved() == []
-    clock.now += PATIENCE + SHORT
+    clock.now += MIN_WAIT + SHORT
     assert (workers.unserved(), workers.warn()) == (["small"], 1)
     workers.write("host:1", ["small", "large"])
     assert (workers.unserved(), workers.warn()) == ([], 0)
@@ -55,12 +55,12 @@ def test_a_worker_that_is_gone_takes_nothing(store: JobStore, workers: WorkerSto
 
 def test_a_job_that_waits_again_is_warned_of_again(store: JobStore, workers: WorkerStore, clock) -> None:
     job = store.submit(REQUEST)
-    clock.now += PATIENCE + SHORT
+    clock.now += MIN_WAIT + SHORT
     assert workers.warn() == 1
     clock.now += SHORT
     store.cancel(job.id)
     store.retry(job.id)
-    clock.now += PATIENCE + SHORT
+    clock.now += MIN_WAIT + SHORT
     assert workers.warn() == 1
     assert warnings(store, job.id) == ["no-worker"] * 2
 
