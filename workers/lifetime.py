@@ -37,7 +37,10 @@ def run_once(supervisor: Supervisor, store: JobStore) -> int:
     NOT_ENDED: this worker was stopped, or lost the job to another.
     """
     job_id = supervisor.run_next()
-    return NONE_WAITING if job_id is None else _STATUS.get(store.get(job_id).status, NOT_ENDED)
+    if job_id is None:
+        log.info("no job waits for this worker")
+        return NONE_WAITING
+    return _STATUS.get(store.get(job_id).status, NOT_ENDED)
 
 
 class IdleWatch:

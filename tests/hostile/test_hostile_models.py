@@ -3,6 +3,7 @@
 All are measured one after another by one process, which loads the libraries once.
 """
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from service.contracts.progress import Failed
+from workers.measurement import __main__ as program
 from workers.measurement.errors import BadModel
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.config import check_model_type
@@ -118,3 +121,26 @@ def test_only_model_types_that_were_shown_to_run_are_measured_where_that_is_set(
     edit(model / "config.json", model_type="opt_of_nobody")
     with pytest.raises(BadModel, match=r"model_type is 'opt_of_nobody'; allowed on this worker: bamba, .*, llama, "):
         check_model_type(open_checkpoint(model))
+
+
+def test_what_a_library_raises_beside_exceptions_ends_as_internal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panic of a Rust library is a BaseException."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    said = io.StringIO()
+    monkeypatch.setattr(program, "_private_stdout", lambda: said)
+    monkeypatch.setattr(program, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(program, "measure", panic)
+    texts = {"model": {"path": str(MODEL)}, "calibration": {"path": str(CALIBRATION)}}
+    (tmp_path / "request.json").write_text(json.dumps(texts))
+    assert program.main([str(tmp_path / "request.json"), str(tmp_path / "out")]) == 1
+    message = "PanicException: called `Option::unwrap()` on a `None` value"
+    failed = Failed.model_validate_json(said.getvalue().splitlines()[-1])
+    assert (failed.code, failed.message, failed.bad_input) == ("internal", message, False)

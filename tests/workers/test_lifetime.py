@@ -50,6 +50,7 @@ def test_the_program_for_one_job_needs_no_broker(tmp_path: Path) -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (NONE_WAITING, "")
     assert ended.stderr.startswith("headroom worker: jobs run with")
+    assert ended.stderr.endswith("INFO] no job waits for this worker\n")
 
 
 class Restarts:

@@ -22,9 +22,10 @@ from sqlalchemy import Engine, event, func, select
 from service.contracts.audits.audit import AuditRun
 from service.settings import Settings
 from service.store.alerts import AlertStore
+from service.store.audit_tables import AuditRunRow
 from service.store.notifications.tables import AlertRow
 from service.store.statuses import JOB_ENDED
-from service.store.tables import ArtifactRow, AuditRunRow, JobRow
+from service.store.tables import ArtifactRow, JobRow
 from workers.sandbox.programs import Commands
 from workers.supervisor import Supervisor
 
