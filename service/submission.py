@@ -68,6 +68,14 @@ def submit(
     """
     request = validate(submission, resolve, idempotency_key=idempotency_key)
     keep_files(store, artifacts, submission)
+    return enqueue(store, request, idempotency_key=idempotency_key, send=send)
+
+
+def enqueue(
+    store: JobStore, request: JobRequest, *, idempotency_key: str | None = None, send: Send | None = None
+) -> Job:
+    """Put a job into the queue whose request is whole, and return it. Raises IdempotencyKeyReused and LimitReached."""
+    _check_key(idempotency_key)
     job = store.submit(request, idempotency_key=idempotency_key, sent=send is not None)
     if send is not None:
         send_message(store, job, send)

@@ -216,6 +216,8 @@ class Attempt:
         asked, terms = self._claim.request, self._claim.terms
         model = self._model(asked.model) if terms is None else self._resolved(terms)
         check_size(model.path, self._settings)
+        if asked.earlier is not None:
+            model = model.model_copy(update={"fingerprint": asked.earlier.fingerprint})
         analysis = {name: getattr(asked, name) for name in Analysis.model_fields}
         return MeasurementRequest(
             job_id=self._claim.job_id,

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 
 from service.api.keys.checking import access_of
 from service.contracts.refusals import nearest
@@ -50,6 +50,14 @@ async def _job_id(job_id: Annotated[str, Path(description="Id of the job, and of
     return job_id
 
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        max_length=255,
+        pattern=PRINTABLE,
+        description="A second request with the same key and body returns the first job.",
+    ),
+]
 FileKey = Annotated[Literal["calibration", "labelled"], Path(description="Key of the file in the request.")]
 JobId = Annotated[str, Depends(_job_id)]
 

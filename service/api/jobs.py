@@ -3,14 +3,14 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 
 from service import queue, submission
 from service.api.bodies import UniqueKeys
 from service.api.dependencies import (
-    PRINTABLE,
     FileKey,
     FromApp,
+    IdempotencyKey,
     JobId,
     ModelFilter,
     PageSize,
@@ -38,14 +38,7 @@ def submit(
     uploaded: UploadedFiles,
     body: JobSubmission,
     response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            max_length=255,
-            pattern=PRINTABLE,
-            description="A second request with the same key and body returns the first job.",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     validate_only: Annotated[bool, Query(description="Check the request without submitting it; answers 200.")] = False,
 ) -> JobView | JobRequest:
     """Submit a job. The header Location of the answer has the job's path.

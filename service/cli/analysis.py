@@ -9,12 +9,13 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.console import Console
 
 from service.cli import inputs, output
 from service.cli.client import Client, Document, DownloadBroken, fetch
-from service.cli.commands.analyze_options import AnalyzeOptions
+from service.cli.commands.analyze_options import AnalyzeOptions, RecommendOptions
 from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.options import check_body
 from service.cli.reports import summary_text
@@ -46,13 +47,14 @@ def analyze(options: AnalyzeOptions, *, as_json: bool) -> int:
     worker = WorkerOptions(options.memory, options.device)
     messages = Console(stderr=True)
     here = not settings().url
-    body = inputs.submission(options, on_this_machine=here, largest_file=settings().max_upload_bytes)
+    earlier = options.report if isinstance(options, RecommendOptions) else None
+    path, body = _asked(options, on_this_machine=here)
     with_options(settings(), worker)  # checks them before a stack is started
-    if here:
+    if here and earlier is None:
         check_body(body)
     with interruptible(), connect(workers=True, options=worker) as service:
         with output.display(messages) as shown:
-            job = run_job(service, body, shown)
+            job = run_job(service, body, shown, path)
         check_succeeded(job)
         fetch(service.client, job["id"], options.out)
     out = options.out.absolute()
@@ -91,9 +93,17 @@ def _gate(report: Report, level: str) -> int:
     return LIMIT_BROKEN
 
 
-def run_job(service: Service, body: Document, shown: output.Display) -> Document:
+def _asked(options: AnalyzeOptions, *, on_this_machine: bool) -> tuple[str, Document]:
+    """Return where the job is submitted, and the body."""
+    if isinstance(options, RecommendOptions) and options.report is not None:
+        return f"/v1/reports/{quote(options.report, safe='')}/recommend", inputs.for_report(options)
+    largest = settings().max_upload_bytes
+    return "/v1/jobs", inputs.submission(options, on_this_machine=on_this_machine, largest_file=largest)
+
+
+def run_job(service: Service, body: Document, shown: output.Display, path: str = "/v1/jobs") -> Document:
     """Submit the job, and return it once it has ended; Ctrl-C cancels it, whether or not its id had come by then."""
-    submit = partial(service.client.post, "/v1/jobs", body, idempotency_key=uuid.uuid4().hex)
+    submit = partial(service.client.post, path, body, idempotency_key=uuid.uuid4().hex)
     watch = Watch(service.client, shown, service.check)
     job: Document | None = None
     try:

@@ -50,12 +50,30 @@ _NUMBERS = {
 def check(options: AnalyzeOptions) -> None:
     """Raise InvalidRequest for arguments that cannot be sent to any service."""
     check_out(options.out)
-    if not options.model:
+    check_values(options)
+
+
+def check_values(options: AnalyzeOptions) -> None:
+    """Raise InvalidRequest for an empty model, and for numbers that cannot be sent."""
+    if isinstance(options, RecommendOptions) and options.report is not None:
+        _check_report(options)
+    elif not options.model:
         raise InvalidRequest("MODEL", options.model, _MODELS)
     for name, allowed in _NUMBERS.items():
         value = getattr(options, name, None)
         if value is not None and not math.isfinite(value):
             raise InvalidRequest(f"--{name.replace('_', '-')}", value, allowed)
+
+
+def _check_report(options: RecommendOptions) -> None:
+    """Raise InvalidRequest for an option beside --report that the report decides."""
+    named = {"model": "MODEL"}
+    decided = ("model", "scheme", "keep", "calibration", "labelled", *_SETTINGS)
+    for name in decided:
+        if (value := getattr(options, name)) not in (None, (), ""):
+            option = named.get(name, f"--{name.replace('_', '-')}")
+            allowed = "a report's model, texts and settings, with --report"
+            raise InvalidRequest(option, value, allowed, problem="is given beside --report")
 
 
 def check_out(out: Path) -> None:
@@ -91,6 +109,16 @@ def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: 
         if (value := getattr(options, name)) is not None:
             body[name] = value
     return body
+
+
+def for_report(options: RecommendOptions) -> dict[str, Any]:
+    """Return the body of `POST /v1/reports/{job_id}/recommend`. Raises InvalidRequest."""
+    body: dict[str, Any] = thresholds(options.thresholds or ())
+    if others := sorted(body.keys() - {"harm", "recommend"}):
+        raise InvalidRequest("--set", others[0], "harm.NAME and recommend.NAME with --report")
+    if options.harm:
+        body["harm"] = body.get("harm", {}) | harm(options.harm)
+    return body | {"recommend": body.get("recommend", {}) | _recommend(options)}
 
 
 def _recommend(options: RecommendOptions) -> dict[str, Any]:

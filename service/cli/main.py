@@ -48,10 +48,18 @@ def recommend(*, options: RecommendOptions, as_json: Json = False) -> int:
     """Analyze a model, and measure which modules to keep in 16 bits; takes every option of `analyze`.
 
     Estimates the harm of every module, measures that of the 24 most harmful and of 12 others, then mixes and controls
-    on as many further sequences.
+    on as many further sequences. With --report, does so for the model, the texts and the settings of a report.
     """
-    from service.cli import analysis
+    from service.cli import analysis, planning
 
+    if not options.model and options.report is None:
+        raise typer.BadParameter("is required, unless --report is given", param_hint="MODEL")
+    if options.plan:
+        if options.report is not None:
+            raise typer.BadParameter("does not go with --report: give MODEL instead", param_hint="--plan")
+        return planning.plan(options, as_json=as_json)
+    if options.out is None:
+        raise typer.BadParameter("is required, unless --plan is given", param_hint="--out")
     return analysis.analyze(options, as_json=as_json)
 
 

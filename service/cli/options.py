@@ -86,6 +86,17 @@ def check_body(body: Mapping[str, Any]) -> None:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the report: new or empty.")]
+OutUnlessPlan = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Directory for the report: new or empty. Not with --plan.")
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Only print what it would take: forward passes, disk, parts replaced alone, and the sizes of mixes. "
+        "MODEL must be a directory or `sample`.",
+    ),
+]
 Schemes = Annotated[
     list[str] | None,
     typer.Option(
@@ -203,6 +214,23 @@ PageToken = Annotated[
 ModelFilter = Annotated[str | None, typer.Option("--model", help="List only entries of this model.")]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a hub id org/name@revision, or `sample`.")
+]
+ModelUnlessReport = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint directory, a hub id org/name@revision, or `sample`. Not with --report.",
+        show_default=False,
+    ),
+]
+OfReport = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="ID",
+        help="Recommend for the model of this report, with its texts and settings. All of it is measured again; if the "
+        "model's weights have changed, the job fails.",
+    ),
 ]
 Int8Threshold = Annotated[
     float | None,

@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
+from service.contracts.harm.earlier import EarlierReport
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.harm.settings import HarmSettings
 from service.contracts.record import Frozen, NoBoolean, at_most, no_boolean
@@ -58,6 +59,8 @@ MemorySize = Annotated[
     ByteSize, Field(ge=0), allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB")
 ]
 """Bytes, as a number or with a unit: 2147483648, "2GiB"."""
+FEWEST_CHOOSING = 2
+"""Sequences that select a mix, and as many that it is measured on."""
 DEFAULT_MEMORY = ByteSize(2 * 2**30)
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 Device = Annotated[
@@ -133,6 +136,11 @@ class Analysis(Frozen):
         harm = info.data.get("harm")
         if recommend.enabled and harm is not None and not harm.estimates:
             raise ValueError("a recommendation needs harm.estimate to be true")
+        if recommend.enabled and info.data.get("sequences", FEWEST_CHOOSING) < FEWEST_CHOOSING:
+            raise ValueError(
+                f"a recommendation needs {FEWEST_CHOOSING} sequences or more to select mixes, and as many to measure "
+                f"them; sequences is {info.data['sequences']}"
+            )
         return recommend
 
     @field_validator("schemes")
@@ -183,6 +191,8 @@ class JobRequest(Analysis):
     """Labeled prompts, JSON Lines; default: for the model `sample` its bundled prompts, else none."""
     retention_days: RetentionDays | None = None
     """Days after its end for which the report is kept; default: the service's (`HEADROOM_RETENTION_DAYS`)."""
+    earlier: EarlierReport | None = None
+    """The report for which a mix is recommended; None for a job that stands for itself."""
 
 
 class JobSubmission(Analysis):
@@ -205,6 +215,8 @@ class ModelFiles(Frozen):
     """Name in the report; default: the path."""
     revision: str | None = None
     """Commit on the hub; None for a local model."""
+    fingerprint: str | None = None
+    """The weights that must be there, as in report.json; None: whichever."""
 
 
 class CalibrationFile(Frozen):

@@ -90,6 +90,8 @@ def _of_scheme(scheme: str, recommended: Recommendation) -> str:
     error = f" ± {mix.kl.standard_error:.2g}" if mix.kl.standard_error is not None else ""
     change = "still" if mix.level == uniform.level else "now"
     only = " For analysis only: BitsAndBytesConfig cannot express it." if recommended.analysis_only else ""
+    if recommended.selected_by == "measured":
+        only += " Estimated harms do not add up, so measured harms of all modules selected it."
     return (
         f"{scheme} needs {megabytes(mix.bytes - uniform.bytes)} more: keep {in_words(mix.kept)} in 16 bits: "
         f"KL {uniform.kl.value:.3g} -> {mix.kl.value:.3g}{error} (predicted {mix.predicted_kl:.3g}), "

@@ -30,7 +30,7 @@ from workers.measurement.inputs.tokenizer import load_tokenizer
 from workers.measurement.layers.copies.quantize_layer import quantize_layer
 from workers.measurement.layers.sweep import prepare_sweep
 from workers.measurement.layers.sweep_state import Batch
-from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
+from workers.measurement.mixes.mix_sweep import Mix, Workplace, measure_mixes
 from workers.measurement.mixes.plan import MixInputs, Plan, plan_mixes
 from workers.measurement.mixes.units import QuantizedModule
 from workers.measurement.models.checkpoint import open_checkpoint
@@ -69,7 +69,7 @@ def products(request: MeasurementRequest, decoder: Decoder, token_ids: torch.Ten
     batches = [Batch(part) for part in token_ids.split(4)]
     state = prepare_sweep(decoder, batches, schemes, request, budget_bytes=2**31, directory=scratch / "streams")
     modules = [Module(m.layer, m.name.removeprefix(f"{decoder.prefix}{m.layer}.")) for m in described(decoder)]
-    harm = run_harm(request, state, token_ids, {"nf4": dict.fromkeys(modules, 0)}, scratch, quiet)
+    harm = run_harm(request, state, token_ids, {"nf4": dict.fromkeys(modules, 0)}, {}, scratch, quiet)
     assert harm is not None
     found = harm.schemes["nf4"].products
     assert found is not None
@@ -159,8 +159,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
         if name != "uniform" or share == next(iter(plans))
     ]
     predictions = measure_mixes(
-        decoder, mixes, text.held_out[: options.held_out].split(4), Analysis(), 0, budget_bytes=2**31,
-        directory=scratch / "streams", reporter=ProgressReporter(out=io.StringIO()),
+        decoder, mixes, text.held_out[: options.held_out].split(4), Analysis(), 0,
+        Workplace(2**31, scratch / "streams", checkpoint_seconds=3600), ProgressReporter(out=io.StringIO()),
     )  # fmt: skip
     kl = {name: float(comparison.kl_divergence.mean()) for name, comparison in predictions.comparisons.items()}
     report(plans, kl)

@@ -1,5 +1,6 @@
 """`python -m workers.measurement REQUEST.json OUT [--memory SIZE]`: measure, and leave report.json and tables/ in OUT.
 
+With --plan in place of OUT, measure nothing and print a line of kind `plan`: what the measurement would take.
 --memory, such as 512MiB, takes the place of the request's `memory_bytes`: hidden states past it are kept in files.
 Standard output carries one JSON object per line (service.contracts.progress), the last `finished` or `failed`;
 whatever libraries print goes to standard error. Exit status: 0 done; 2 bad input; 130 interrupted; 1 anything else.
@@ -28,6 +29,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from service.contracts.request import MeasurementRequest, MemorySize
 from workers.measurement.errors import BadRequest, MeasurementError, first_line
+from workers.measurement.preparation import plan
 from workers.measurement.program import measure
 from workers.measurement.runtime.memory import ran_out
 from workers.measurement.runtime.progress import ProgressReporter
@@ -35,7 +37,7 @@ from workers.measurement.statistics.backends import CUDA_KERNELS, replace_kernel
 
 _WITHOUT_KERNELS = "MEASUREMENT_WITHOUT_KERNELS"
 """Set in the environment of a measurement that does without CUDA kernels: why it does."""
-USAGE = "usage: python -m workers.measurement REQUEST.json OUT [--memory SIZE]"
+USAGE = "usage: python -m workers.measurement REQUEST.json OUT|--plan [--memory SIZE]"
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +55,10 @@ def main(arguments: list[str]) -> int:
         request = _read_request(options.request)
         if options.memory is not None:
             request = request.model_copy(update={"memory_bytes": _memory(options.memory)})
-        measure(request, options.out, reporter)
+        if options.plan:
+            reporter.planned(plan(request, reporter))
+        else:
+            measure(request, options.out, reporter)
     except MeasurementError as error:
         reporter.failed(error.code, str(error), bad_input=error.bad_input, batch_sequences=error.batch_sequences)
         return 2 if error.bad_input else 1
@@ -89,7 +94,9 @@ class _Arguments(argparse.ArgumentParser):
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
         self.add_argument("request", type=Path)
-        self.add_argument("out", type=Path)
+        target = self.add_mutually_exclusive_group(required=True)
+        target.add_argument("out", type=Path, nargs="?")
+        target.add_argument("--plan", action="store_true")
         self.add_argument("--memory")
 
     def error(self, message: str) -> NoReturn:

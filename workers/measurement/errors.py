@@ -30,6 +30,12 @@ class BadModel(MeasurementError):
     bad_input = True
 
 
+class ModelChanged(BadModel):
+    """The model has other weights than those that were asked for."""
+
+    code = "model-changed"
+
+
 class CannotQuantize(BadModel):
     """A scheme has no way of quantizing a module or a layer; without the scheme, the model can be measured."""
 

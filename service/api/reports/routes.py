@@ -1,19 +1,24 @@
 """Reports: list them, and download their files."""
 
 import os
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response, status
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from service.api.dependencies import FromApp, JobId, ModelFilter, PageSize, PageToken
+from service import queue, submission
+from service.api.bodies import UniqueKeys
+from service.api.dependencies import FromApp, IdempotencyKey, JobId, ModelFilter, PageSize, PageToken
 from service.api.reports import downloads
 from service.api.reports.verdicts import verdicts_of
-from service.api.views import ReportPage, ReportView
+from service.api.views import JobView, ReportPage, ReportView
+from service.contracts.harm.earlier import RecommendSubmission
 from service.errors import NotFound
+from service.recommending import request_for_report
 
-router = APIRouter(prefix="/v1/reports")
+router = APIRouter(prefix="/v1/reports", route_class=UniqueKeys)
 
 _NAME = r"^[A-Za-z0-9_-]{1,100}$"
 Name = Annotated[str, Path(pattern=_NAME)]
@@ -35,6 +40,26 @@ def list_reports(
 def report(backend: FromApp, request: Request, job_id: JobId) -> Response:
     """Return report.json."""
     return downloads.artifact(backend, request, job_id, "report.json")
+
+
+@router.post("/{job_id}/recommend", status_code=status.HTTP_202_ACCEPTED)
+def recommend(
+    backend: FromApp,
+    job_id: JobId,
+    body: RecommendSubmission,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Submit a job that recommends which modules of the report's model to keep in 16 bits.
+
+    The job has the report's model, revision, texts and settings, and measures all of it again. It fails with the code
+    `model-changed` if the model's weights are no longer the report's.
+    """
+    request = request_for_report(backend.store, backend.artifacts, job_id, body)
+    send = partial(queue.send, backend.broker) if backend.broker else None
+    job = submission.enqueue(backend.store, request, idempotency_key=idempotency_key, send=send)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobView.of(job)
 
 
 @downloads.route(router, "/{job_id}/report.html")

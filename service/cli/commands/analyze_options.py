@@ -19,7 +19,11 @@ from service.cli.options import (
     MaxKl,
     Memory,
     Model,
+    ModelUnlessReport,
+    OfReport,
     Out,
+    OutUnlessPlan,
+    Plan,
     RetentionDays,
     Schemes,
     Score,
@@ -68,6 +72,11 @@ class AnalyzeOptions:
 class RecommendOptions(AnalyzeOptions):
     """The same, and the target of the recommendation."""
 
+    model: ModelUnlessReport = ""
+    out: OutUnlessPlan = None  # type: ignore[assignment]  # the command asks for it unless it only plans
+    plan: Plan = False
+    report: OfReport = None
+    """Id of a report for whose model a mix is recommended, with its settings; `model` is empty then."""
     max_bytes: MaxBytes = None
     max_kl: MaxKl = None
     split_groups: SplitGroups = False

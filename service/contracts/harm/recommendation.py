@@ -19,6 +19,8 @@ class RecommendSettings(Frozen):
     """The KL divergence may be so large, nats per token; as few bytes as that is predicted to take."""
     whole_groups: bool = True
     """Keep q, k, v of a layer together, and gate, up, as vLLM and SGLang need it."""
+    rounds: Annotated[int, Field(ge=1, le=8), NoBoolean] = 1
+    """Times that mixes are selected and measured; from the second on, with predictions that fit the best mix so far."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -97,6 +99,9 @@ class Recommendation(Record):
     """None where no mix could be selected."""
     held_out_sequences: int = 0
     """Sequences that mixes and controls were measured on, which chose nothing."""
+    selected_by: Literal["estimates", "measured"] = "estimates"
+    """Mixes are selected by estimated harms, corrected by those that were measured; or, where estimates do not add up
+    to the whole scheme's divergence, by the measured harms of all modules."""
     frontier: tuple[FrontierPoint, ...] = ()
     mixes: tuple[MixFacts, ...] = ()
     """Those that were measured, controls last."""

@@ -96,6 +96,6 @@ def test_chains_of_calls_answer_as_described(world, client):
                 chained.setdefault((input.case.method, input.case.path), set()).add(output.response.status_code)
             return output
 
-    Calls.run(settings=settings(BOUNDED, max_examples=8, stateful_step_count=10))
+    Calls.run(settings=settings(BOUNDED, max_examples=12, stateful_step_count=14))
     assert len(chained) >= 5, chained
     assert any(min(statuses) < 300 for statuses in chained.values()), chained

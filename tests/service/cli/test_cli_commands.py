@@ -107,6 +107,20 @@ def test_recommend_asks_for_a_mix_with_the_options_of_analyze(headroom, remote, 
     assert (asked.harm.estimate, asked.harm.exact) == (True, "modules")
 
 
+def test_a_report_s_model_and_settings_are_asked_for(headroom, remote, work, report, tmp_path):
+    first = remote.store.submit(JobRequest(model="sample", schemes=("nf4",), sequences=3))
+    remote.succeed(remote.claim(first.id), {"report.json": json.dumps(report).encode()})
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    options = ("--max-bytes", "120MB", "--harm", "dimensions", "--set", "harm.draws=8")
+    ran = headroom("recommend", "--report", first.id, "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 0, ran.err
+    asked = remote.store.list().jobs[0].request
+    assert (asked.schemes, asked.sequences) == (first.request.schemes, 3)
+    assert (asked.recommend.enabled, asked.recommend.max_bytes) == (True, 120_000_000)
+    assert (asked.harm.dimensions, asked.harm.draws, asked.harm.exact) == (True, 8, "modules")
+    assert asked.earlier.job_id == first.id
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -35,3 +35,17 @@ def test_without_one_nothing_changes():
 def test_what_cannot_be_recommended_is_refused(asked, said):
     with pytest.raises(ValidationError, match=said):
         Analysis.model_validate(asked)
+
+
+def test_one_sequence_selects_nothing():
+    asked = {"recommend": {"enabled": True}, "sequences": 1}
+    with pytest.raises(ValidationError, match="a recommendation needs 2 sequences or more to select mixes"):
+        Analysis.model_validate(asked)
+    assert Analysis.model_validate(asked | {"sequences": 2}).recommend.enabled
+    assert Analysis.model_validate({"sequences": 1}).sequences == 1
+
+
+@pytest.mark.parametrize("harm", [{"draws": 0}, {"draws": True}])
+def test_no_draw_is_refused(harm):
+    with pytest.raises(ValidationError, match="draws"):
+        Analysis.model_validate({"harm": {"estimate": True} | harm})

@@ -70,7 +70,9 @@ def test_a_request_s_memory_is_refused_by_name(request_file: Path, told: io.Stri
 @pytest.mark.parametrize("arguments", [[], ["r"], ["r", "o", "x"], ["r", "o", "--mem", "1"], ["r", "o", "--memory"]])
 def test_other_arguments_are_refused(arguments: list[str], told: io.StringIO, measured: list[Any]) -> None:
     assert program.main(arguments) == 2
-    assert last(told)["message"].startswith("usage: python -m workers.measurement REQUEST.json OUT [--memory SIZE]; ")
+    assert last(told)["message"].startswith(
+        "usage: python -m workers.measurement REQUEST.json OUT|--plan [--memory SIZE]; "
+    )
     assert measured == []
 
 

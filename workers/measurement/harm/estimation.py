@@ -62,7 +62,7 @@ def _sweep(task: HarmTask, reference: ReferenceStates, files: Sequence[Path]) ->
 def _gradients(task: HarmTask, reference: ReferenceStates, checkpoint: StreamCheckpoint, done: int) -> Streams:
     """Return the gradients from which the sweep goes on."""
     if done:
-        gradients = reference.streams([str(draw) for draw in range(task.settings.draws)], task.plan.working)
+        gradients = reference.gradient_streams(task.settings.draws, task.plan.working)
     else:
         step = max(1, positions_per_chunk(task.state.decoder) // _DRAWING_PARTS)
         gradients = start_gradients(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from workers.measurement.harm.loss_scaling import gradient_type, gradients_at
 from workers.measurement.models.decoder import Decoder
 
 
@@ -31,7 +32,7 @@ def draw_tokens(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Ten
 def head_gradients(
     decoder: Decoder, hidden: torch.Tensor, first: int, draws: int, generator: np.random.Generator, step: int
 ) -> torch.Tensor:
-    """Return the gradients of the drawn tokens' summed negative log likelihood, [draws, S, d], in the model's type.
+    """Return the gradients of the drawn tokens' summed negative log likelihood, [draws, S, d], of `gradient_type`.
 
     Args:
         decoder: the model.
@@ -41,7 +42,7 @@ def head_gradients(
         generator: of the draws.
         step: positions whose logits are held at a time.
     """
-    gradients = hidden.new_zeros((draws, *hidden.shape[1:]))
+    gradients = hidden.new_zeros((draws, *hidden.shape[1:]), dtype=gradient_type(hidden.dtype))
     for chunk in _chunks(first, hidden.shape[1] - 1, step):
         part = hidden[:, chunk].detach().requires_grad_()
         logits = decoder.logits(part)
@@ -50,10 +51,10 @@ def head_gradients(
         tokens = draw_tokens(probabilities, uniform.to(probabilities.device))
         for draw in range(draws):
             drawn = tokens[:, draw, None]
-            of_logits = probabilities.scatter(1, drawn, probabilities.gather(1, drawn) - 1).to(logits.dtype)
-            last = draw + 1 == draws
-            (of_part,) = torch.autograd.grad(logits, part, of_logits[None], retain_graph=not last)
-            gradients[draw, chunk] = of_part[0]
+            of_logits = probabilities.scatter(1, drawn, probabilities.gather(1, drawn) - 1)
+            (of_part,) = gradients_at(logits, [part], of_logits[None], retain_graph=draw + 1 < draws)
+            if of_part is not None:
+                gradients[draw, chunk] = of_part[0]
     return gradients
 
 

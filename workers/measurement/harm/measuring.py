@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from service.contracts.report import Estimate
 from workers.measurement.harm.copies import Module, component_of
+from workers.measurement.harm.estimates.agreement import adds_up, less_floor, measured_over_estimated, ratio
 from workers.measurement.harm.estimates.estimate import estimated_harm
 from workers.measurement.harm.estimation import estimate
 from workers.measurement.harm.products import InnerProducts
@@ -41,6 +43,8 @@ class SchemeHarm:
     """The same of whole layers."""
     at_random: frozenset[Module] = frozenset()
     """Modules that were drawn at random to be measured."""
+    apart: float | None = None
+    """Additivity, by scaled estimates, because of which all modules were measured; None where they were not."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def measure_harm(task: HarmTask) -> HarmResults:
     reference = record_states(task.state.decoder, task.token_ids, task.plan.states, functools.partial(task.passed, 1))
     no_estimate = _estimate(task, reference, harms) if task.settings.estimates else None
     noise_floor, of_nothing = _swap(task, reference, harms)
+    if task.complete and noise_floor is not None:
+        _complete(task, reference, harms, np.array(noise_floor))
     positions = task.token_ids.shape[1] - 1 - task.first
     return HarmResults(positions, harms, noise_floor, of_nothing, no_estimate)
 
@@ -118,6 +124,37 @@ def _swap(
             harms[swap.scheme].modules[Module(swap.layer, swap.module)] = measured[swap]
     floor = [value_of(measured[swap]) for swap in rounding]
     return floor, value_of(measured[nothing])
+
+
+def _complete(
+    task: HarmTask, reference: ReferenceStates, harms: Mapping[str, SchemeHarm], floor: npt.NDArray[np.float64]
+) -> None:
+    """Measure all other modules of the schemes whose estimates do not add up to the whole scheme's divergence."""
+    swaps = []
+    for name, harm in harms.items():
+        additivity = _additivity(task, name, harm, floor)
+        if not adds_up(additivity):
+            harm.apart = additivity
+            missing = (module for module in harm.components if module not in harm.modules)
+            swaps += [Swap(module.layer, "module", name, module.name) for module in missing]
+    if not swaps:
+        return
+    task.extended(task.layers * -(-len(swaps) // task.plan.group))
+    for swap, harm_of_swap in measure_swaps(task, reference, swaps).items():
+        harms[swap.scheme].modules[Module(swap.layer, swap.module)] = harm_of_swap
+
+
+def _additivity(task: HarmTask, scheme: str, harm: SchemeHarm, floor: npt.NDArray[np.float64]) -> float | None:
+    """Return the divergence of a whole scheme over the sum of its modules' scaled estimates."""
+    if harm.products is None or not harm.products.modules or scheme not in task.whole:
+        return None
+    modules = harm.products.modules
+    measured = np.array([value_of(harm.modules.get(module)) for module in modules])
+    net = less_floor(measured, np.nan_to_num(floor[[module.layer for module in modules]]))
+    estimated = np.array(_estimates(task, harm.products))
+    at_random = np.array([module in harm.at_random for module in modules])
+    scale = measured_over_estimated(net, estimated, at_random)
+    return None if scale is None else ratio(task.whole[scheme], float(np.nansum(estimated)) * scale)
 
 
 def _swaps_of(task: HarmTask, scheme: str, harm: SchemeHarm) -> list[Swap]:

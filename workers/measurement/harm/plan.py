@@ -3,7 +3,6 @@
 L layers, S draws
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,8 @@ class Size(NamedTuple):
     """Quantized in all layers, of the scheme with the most."""
     stream_bytes: int
     """Hidden states of all sequences at one depth."""
+    gradient_bytes: int
+    """The gradients of one draw at one depth; more, where they need a wider type."""
 
 
 class Plan(NamedTuple):
@@ -39,13 +40,28 @@ class Plan(NamedTuple):
     states: Storage
     working: Storage
     """Of gradients, and of a group of swaps."""
+    swaps: int
+    """Those of nothing and of rounding among them; with fewer modules than were asked for it is less."""
     group: int
     """Swaps that go through the layers together."""
     layer_passes: int
-    """Times that a layer is read; with fewer modules than were asked for it is less."""
+    """Times that a layer is read, at most."""
     forwards: float
     """Forward passes of the whole text that cost as much, about."""
-    disk_bytes: int
+    streams_bytes: int
+    """What streams in files take of the disk."""
+    checkpoint_bytes: int
+    """What their checkpoints take: a new one is whole before the one before it goes."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of swaps."""
+        return -(-self.swaps // self.group)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What all of it takes of the disk."""
+        return self.streams_bytes + self.checkpoint_bytes
 
     @property
     def storages(self) -> tuple[Storage, Storage]:
@@ -54,7 +70,8 @@ class Plan(NamedTuple):
 
     def says(self) -> str:
         """Say what it costs."""
-        return f"harm takes about {self.forwards:.0f} forward passes of the text and {_size(self.disk_bytes)} of disk"
+        disk = size_in_words(self.disk_bytes)
+        return f"harm takes about {self.forwards:.0f} forward passes of the text and {disk} of disk"
 
 
 def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: Path) -> Plan:
@@ -68,37 +85,32 @@ def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: 
     """
     states = (size.layers + 1) * size.stream_bytes
     draws = settings.draws if settings.estimates else 0
-    in_memory = states + max(draws, 1) * size.stream_bytes <= budget_bytes
+    in_memory = states + max(draws * size.gradient_bytes, size.stream_bytes) <= budget_bytes
     left = max(0, budget_bytes - states) if in_memory else budget_bytes
     swaps = _count(settings, size)
     fitting = left // size.stream_bytes
-    # A group that memory cannot hold takes no more disk than the states of all layers do.
-    group = max(1, min(swaps, fitting if fitting >= min(swaps, _FEW) else size.layers + 1))
-    beside = [streams for streams in (draws, min(group, swaps)) if streams > fitting]
-    groups = -(-swaps // group)
+    # A group that memory cannot hold takes no more disk, with its checkpoints, than the states of all layers do.
+    on_disk = (size.layers + 1) // (1 + CHECKPOINTS)
+    possible = swaps or size.layers + 1  # layers are swapped where nothing was asked for and there is no gradient
+    group = max(1, min(possible, fitting if fitting >= min(possible, _FEW) else on_disk))
+    working = [draws * size.gradient_bytes, min(group, swaps) * size.stream_bytes]
+    in_files, held = max(((streams if streams > left else 0), streams) for streams in working)
     return Plan(
         states=Storage(states if in_memory else 0, directory / "states"),
         working=Storage(left, directory / "working"),
+        swaps=swaps,
         group=group,
-        layer_passes=size.layers * (1 + (draws > 0) + groups),
+        layer_passes=size.layers * (1 + (draws > 0) + -(-swaps // group)),
         forwards=_forwards(settings, size, swaps),
-        disk_bytes=(0 if in_memory else states) + max(beside, default=0) * size.stream_bytes,
+        streams_bytes=(0 if in_memory else states) + in_files,
+        checkpoint_bytes=CHECKPOINTS * held,
     )
 
 
-def check_disk(plan: Plan, directory: Path) -> None:
-    """Make sure that the disk of a directory has room; what a killed measurement left there is written over.
-
-    Raises:
-        DiskTooSmall: says how much is needed, and how much there is.
-    """
-    left = sum(file.stat().st_blocks * _BLOCK for storage in plan.storages for file in storage.directory.glob("*"))
-    free = shutil.disk_usage(directory).free + left
-    if plan.disk_bytes > free:
-        raise DiskTooSmall(
-            f"harm: its hidden states need {_size(plan.disk_bytes)} of disk in {directory}, which has {_size(free)} "
-            "free; free some, or measure fewer or shorter sequences"
-        )
+def bytes_on_disk(*directories: Path) -> int:
+    """Return what the files in directories take of the disk; what is missing takes nothing."""
+    files = (file for directory in directories for file in directory.glob("**/*"))
+    return sum(file.stat().st_blocks * _BLOCK for file in files if file.is_file())
 
 
 def grouped(swaps: Sequence[Swap], group: int) -> Iterator[list[Swap]]:
@@ -132,7 +144,7 @@ def _forwards(settings: HarmSettings, size: Size, swaps: int) -> float:
     return 1 + estimate + swaps * (size.layers + 1) / (2 * size.layers)
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
     """Return a number of bytes in a unit that suits it."""
     for unit, power in (("GB", 1e9), ("MB", 1e6)):
         if count >= power:
@@ -142,5 +154,7 @@ def _size(count: int) -> str:
 
 _BLOCK = 512
 """Bytes of a block, in which POSIX counts what a file takes of the disk."""
+CHECKPOINTS = 2
+"""Checkpoints of the same streams that lie on the disk at once, for a moment."""
 _FEW = 16
 """Swaps in a group for which it pays to read the layers once more."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from workers.measurement.harm.loss_scaling import gradient_type
 from workers.measurement.layers.arguments import SharedTensors
 from workers.measurement.layers.streams import Layout, Streams
 from workers.measurement.models.decoder import Decoder, run_layer
@@ -44,7 +45,15 @@ class ReferenceStates:
 
     def streams(self, names: Sequence[str], storage: Storage) -> Streams:
         """Return streams over the same sequences, which hold nothing yet."""
+        return self._streams(names, storage, _layout(self.token_ids, self.at(0, 0)))
+
+    def gradient_streams(self, draws: int, storage: Storage) -> Streams:
+        """Return streams for the gradients of so many draws, named by their numbers, which hold nothing yet."""
         layout = _layout(self.token_ids, self.at(0, 0))
+        wider = Layout(layout.shapes, gradient_type(layout.dtype))
+        return self._streams([str(draw) for draw in range(draws)], storage, wider)
+
+    def _streams(self, names: Sequence[str], storage: Storage, layout: Layout) -> Streams:
         return Streams(names, layout, self.decoder.device, storage.budget_bytes, storage.directory)
 
 

@@ -27,6 +27,7 @@ from torch import nn
 from workers.measurement.errors import MeasurementError
 from workers.measurement.harm.copies import LayerCopies
 from workers.measurement.harm.head_gradients import head_gradients
+from workers.measurement.harm.loss_scaling import gradients_at
 from workers.measurement.harm.products import LayerProducts
 from workers.measurement.harm.reference_states import ReferenceStates, Storage
 from workers.measurement.layers.streams import Streams
@@ -58,7 +59,7 @@ class Drawing:
 def start_gradients(reference: ReferenceStates, drawing: Drawing, storage: Storage) -> Streams:
     """Return every draw's gradient after the last layer, one stream for each draw."""
     decoder = reference.decoder
-    gradients = reference.streams([str(draw) for draw in range(drawing.draws)], storage)
+    gradients = reference.gradient_streams(drawing.draws, storage)
     for number in range(len(reference.token_ids)):
         generator = np.random.default_rng((drawing.seed, number))
         end = reference.at(len(decoder.layers), number)
@@ -121,8 +122,8 @@ class _LayerRun:
         wanted = [hidden, *(calls[name][k].output for name, k in outputs)]
         for draw, stream in enumerate(self.gradients.names):
             last = draw + 1 == len(self.gradients.names)
-            own = self.gradients.get(stream, number).to(after.dtype)
-            of_hidden, *of_outputs = torch.autograd.grad(after, wanted, own, retain_graph=not last, allow_unused=True)
+            own = self.gradients.get(stream, number)
+            of_hidden, *of_outputs = gradients_at(after, wanted, own, retain_graph=not last)
             if of_hidden is None:
                 raise _no_gradient(depth)
             at = dict(zip(outputs, of_outputs, strict=True))
@@ -163,7 +164,7 @@ class _LayerRun:
                 for k, call in enumerate(calls.get(name, ())):
                     gradient = at[name, k]
                     if gradient is not None:
-                        by_input = gradient.reshape(-1, len(change)).to(change.dtype) @ change
+                        by_input = gradient.reshape(-1, len(change)) @ change.to(gradient.dtype)
                         inputs = call.input.reshape(by_input.shape)
                         by_channel = (inputs.float() * by_input.float()).sum(dim=0)
                         self.products.add_channels(scheme, name, where, by_channel.double().cpu().numpy())

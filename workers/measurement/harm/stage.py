@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 
 from service.contracts.request import MeasurementRequest
+from service.evaluation.uncertainty import MIN_UNITS
 from workers.measurement.harm.copies import Module, weight_only
+from workers.measurement.harm.estimates.agreement import ADDITIVE
+from workers.measurement.harm.loss_scaling import gradient_type
 from workers.measurement.harm.measuring import HarmResults, measure_harm
-from workers.measurement.harm.plan import Size, check_disk, make_plan
+from workers.measurement.harm.plan import Size, make_plan
 from workers.measurement.harm.task import HarmTask
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.predictions.comparison import first_scored
@@ -22,6 +25,7 @@ def run_harm(
     state: SweepState,
     token_ids: torch.Tensor,
     replaced: Mapping[str, Mapping[Module, int]],
+    whole: Mapping[str, float],
     work: Path,
     reporter: ProgressReporter,
 ) -> HarmResults | None:
@@ -32,12 +36,12 @@ def run_harm(
         state: after the last layer.
         token_ids: [N, S].
         replaced: by scheme, the modules that it replaces, and the bytes by which each is smaller.
+        whole: by scheme, the measured mean KL divergence of all of it, nats.
         work: for streams in files, and for what is needed to go on after a kill.
         reporter: gets progress and warnings.
 
     Raises:
         BadRequest: no module has the component that was asked for.
-        DiskTooSmall: the streams do not fit.
     """
     if not request.harm.measures:
         return None
@@ -51,8 +55,8 @@ def run_harm(
     plan = make_plan(
         request.harm, _size(request, state, token_ids, replaced), streams_budget(request, state), directory
     )
-    check_disk(plan, directory)
     with reporter.stage("harm", total=plan.layer_passes, cost=plan.says()) as progress:
+        passes = _Passes(progress)
         task = HarmTask(
             state=state,
             settings=request.harm,
@@ -63,13 +67,16 @@ def run_harm(
             plan=plan,
             directory=directory,
             checkpoint_seconds=request.checkpoint_seconds,
-            passed=_Passes(progress).add,
+            passed=passes.add,
+            whole=whole,
+            complete=request.recommend.enabled,
+            extended=passes.extend,
         )
         results = measure_harm(task)
         for storage in plan.storages:  # mixes need the room
             shutil.rmtree(storage.directory, ignore_errors=True)
         return_pages()
-    _warn(results, reporter)
+    _warn(results, len(token_ids), reporter)
     return results
 
 
@@ -85,6 +92,10 @@ class _Passes:
         self._done = min(self._done + layers, self._progress.total)
         self._progress.done(self._done)
 
+    def extend(self, layers: int) -> None:
+        """Count so many more than were announced."""
+        self._progress.total = self._done + layers
+
 
 def _size(
     request: MeasurementRequest,
@@ -93,12 +104,14 @@ def _size(
     replaced: Mapping[str, Mapping[Module, int]],
 ) -> Size:
     replacing = [scheme for scheme in state.schemes if replaced[scheme.name]]
+    values = token_ids.numel() * state.decoder.config.hidden_size
     return Size(
         layers=len(state.decoder.layers),
         schemes=len(replacing),
         divided_schemes=sum(map(weight_only, replacing)) if request.harm.dimensions else 0,
         modules=max(map(len, replaced.values())),
         stream_bytes=token_ids.numel() * _state_bytes(state),
+        gradient_bytes=values * gradient_type(state.decoder.dtype).itemsize,
     )
 
 
@@ -124,7 +137,17 @@ def _warn_nothing(scheme: str, reporter: ProgressReporter) -> None:
     )
 
 
-def _warn(results: HarmResults, reporter: ProgressReporter) -> None:
+def _warn(results: HarmResults, sequences: int, reporter: ProgressReporter) -> None:
+    for name, harm in results.schemes.items():
+        if harm.apart is not None:
+            _warn_apart(name, harm.apart, len(harm.components), reporter)
+    if sequences < MIN_UNITS and any(harm.products is not None for harm in results.schemes.values()):
+        reporter.warn(
+            "harm-few-sequences",
+            f"Standard errors of estimated harms and of shares of dimensions are by sequence, of which there are "
+            f"{sequences}; with fewer than {MIN_UNITS} they say little",
+            f"Measure {MIN_UNITS} sequences or more.",
+        )
     if results.no_estimate:
         instead = "some modules, drawn at random," if any(h.modules for h in results.schemes.values()) else "the layers"
         reporter.warn(
@@ -138,3 +161,14 @@ def _warn(results: HarmResults, reporter: ProgressReporter) -> None:
             f"The swap of nothing has a harm of {results.of_nothing:.3g} nats instead of 0",
             "Read no harm below this: the device does not give the same numbers twice.",
         )
+
+
+def _warn_apart(scheme: str, additivity: float, modules: int, reporter: ProgressReporter) -> None:
+    low, high = ADDITIVE
+    reporter.warn(
+        "harm-all-measured",
+        f"The KL divergence of {scheme} is {additivity:.3g} times the sum of its modules' scaled estimates, outside of "
+        f"{low} to {high}; so all its {modules} modules were replaced alone, and these measurements select its mixes",
+        "Expect predictions of mixes to be off; what was measured on held-out sequences holds.",
+        where=scheme,
+    )

@@ -4,7 +4,7 @@ N sequences of S tokens
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,6 +37,12 @@ class HarmTask:
     """Seconds between checkpoints of the streams."""
     passed: Callable[[int], None]
     """Gets the number of layers that were read since the last call."""
+    whole: Mapping[str, float] = field(default_factory=dict)
+    """By scheme: measured mean KL divergence of all of it, nats."""
+    complete: bool = False
+    """Measure all modules of a scheme whose harms do not add up."""
+    extended: Callable[[int], None] = lambda _: None
+    """Gets the number of layers that are read on top of what was planned."""
 
     @property
     def layers(self) -> int:

@@ -11,6 +11,8 @@ from workers.measurement.mixes.prediction import Bools
 from workers.measurement.mixes.units import QuantizedModule, Unit, members
 
 UNIFORM = "uniform"
+CONTROLS = (UNIFORM, "first-last", "largest-error", "random", "attn-v")
+"""All that there are."""
 _VALUES = "attn.v"
 
 

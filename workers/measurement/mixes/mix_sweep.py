@@ -5,7 +5,11 @@ layer's own where they keep them. So many mixes cost the memory of one scheme, a
 """
 
 import gc
+import hashlib
+import json
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +20,7 @@ from service.contracts.request import Analysis
 from service.contracts.schemes import Scheme
 from workers.measurement.layers.advance import LayerStreams
 from workers.measurement.layers.copies.quantize_layer import copy_to_quantize
-from workers.measurement.layers.streams import REFERENCE
+from workers.measurement.layers.streams import REFERENCE, StreamCheckpoint
 from workers.measurement.layers.sweep import prepare_sweep
 from workers.measurement.layers.sweep_state import Batch, SweepState
 from workers.measurement.models.decoder import Decoder
@@ -35,15 +39,25 @@ class Mix(NamedTuple):
     """Full names of the modules that stay in 16 bits, those that the scheme keeps anyway among them."""
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """Where a sweep keeps its streams."""
+
+    budget_bytes: int
+    """Streams that are larger than this in all lie in files."""
+    directory: Path
+    """For those files and for checkpoints."""
+    checkpoint_seconds: float
+    """Seconds between checkpoints of the streams, from which a sweep goes on that was killed."""
+
+
 def measure_mixes(
     decoder: Decoder,
     mixes: Sequence[Mix],
     batches: Sequence[torch.Tensor],
     analysis: Analysis,
     first: int,
-    *,
-    budget_bytes: int,
-    directory: Path,
+    workplace: Workplace,
     reporter: ProgressReporter,
 ) -> Predictions:
     """Return the predictions of every mix by its stream's name, compared with the reference's.
@@ -54,8 +68,7 @@ def measure_mixes(
         batches: token ids, [B, S] each.
         analysis: settings.
         first: first scored position of each sequence.
-        budget_bytes: streams that are larger than this in all lie in files.
-        directory: where those files go; made when it is needed.
+        workplace: for the streams.
         reporter: gets the layers done.
     """
     state = prepare_sweep(
@@ -63,19 +76,33 @@ def measure_mixes(
         [Batch(token_ids) for token_ids in batches],
         [mix.scheme.model_copy(update={"name": mix.stream}) for mix in mixes],
         analysis,
-        budget_bytes=budget_bytes,
-        directory=directory,
+        budget_bytes=workplace.budget_bytes,
+        directory=workplace.directory / "streams",
         kept={mix.stream: mix.kept for mix in mixes},
     )
     cost = f"mixes and controls take about {len(mixes) + 1} forward passes of the held-out text"
-    with reporter.stage("mixes", total=len(decoder.layers), batch_sequences=len(batches[0]), cost=cost) as progress:
-        for index in range(len(decoder.layers)):
+    workplace.directory.mkdir(parents=True, exist_ok=True)
+    checkpoint = StreamCheckpoint(workplace.directory / f"mixes_{_digest(mixes)}")
+    done, total = checkpoint.layers_done(), len(decoder.layers)
+    with reporter.stage("mixes", total=total, done=done, batch_sequences=len(batches[0]), cost=cost) as progress:
+        checkpoint.load(state.streams)
+        saved_at = time.monotonic()
+        for index in range(done, total):
             with decoder.resident(index) as layer:
                 _advance(state, index, layer, mixes)
             gc.collect()
             state.pages.check()
             progress.done(index + 1)
+            if time.monotonic() - saved_at >= workplace.checkpoint_seconds:
+                checkpoint.save(index + 1, state.streams)
+                saved_at = time.monotonic()
         return compare_predictions(state, torch.cat([*batches]), first)
+
+
+def _digest(mixes: Sequence[Mix]) -> str:
+    """Return a text that tells these mixes from all others, for a name."""
+    content = json.dumps([(mix.stream, sorted(mix.kept)) for mix in mixes])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _advance(state: SweepState, index: int, layer: nn.Module, mixes: Sequence[Mix]) -> None:

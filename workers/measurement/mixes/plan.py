@@ -4,7 +4,7 @@ N sequences, S draws for each, M modules
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from service.contracts.harm import recommendation as contract
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.schemes import Scheme
-from workers.measurement.errors import BadRequest
 from workers.measurement.mixes.controls import control_mixes
 from workers.measurement.mixes.prediction import Bools, Prediction, predicted
+from workers.measurement.mixes.refusals import check_target
 from workers.measurement.mixes.selection import I64, best_mix, budget_for, frontier, knee
 from workers.measurement.mixes.units import QuantizedModule, Unit, members, units_of
 
@@ -52,6 +52,8 @@ class MixInputs:
     """Modules that the scheme keeps by its own settings."""
     quantized: frozenset[str]
     """All modules that it quantizes."""
+    apart: float | None = None
+    """Additivity of the estimates because of which the products were scaled to measured harms, all of them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class Plan:
     mixes: Mapping[str, Bools]
     """By name: which of the M modules stay in 16 bits, [M]."""
     controls: Mapping[str, Bools]
+    later: Mapping[str, Prediction] = field(default_factory=dict)
+    """By name, what predicts the mixes that were selected after others had been measured."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all mixes, and then of all controls."""
+        return (*self.mixes, *self.controls)
 
     def kept(self, name: str) -> frozenset[str]:
         """Return the full names of the modules that a mix or control keeps, besides those of the scheme's own."""
@@ -89,12 +98,12 @@ def plan_mixes(inputs: MixInputs, settings: RecommendSettings, seed: int) -> Pla
     of_modules = [
         predicted(inputs.products, inputs.positions, weight).scaled(inputs.uniform_kl) for weight in INTERACTION_WEIGHTS
     ]
-    of_units = [prediction.of_units(units) for prediction in of_modules]
-    points = frontier(of_units[0], extra)
-    kind, value, budget = _target(settings, inputs, of_units[0], extra)
+    of_units = of_modules[0].of_units(units)
+    points = frontier(of_units, extra)
+    kind, value, budget = _target(settings, inputs, of_units, extra)
     if budget is None:
         budget = knee(points).extra_bytes
-    mixes = _distinct(members(_chosen(units, best_mix(one, extra, budget)), len(inputs.modules)) for one in of_units)
+    mixes = distinct(best_of_units(one, units, budget) for one in of_modules)
     mixes.sort(key=of_modules[0].divergence)
     return Plan(
         inputs=inputs,
@@ -109,16 +118,6 @@ def plan_mixes(inputs: MixInputs, settings: RecommendSettings, seed: int) -> Pla
     )
 
 
-def check_target(settings: RecommendSettings, scheme: str, uniform_bytes: int, reference_bytes: int) -> None:
-    """Refuse a target in bytes that no mix has, and say which ones do."""
-    most = settings.max_bytes
-    if most is not None and not uniform_bytes <= most < reference_bytes:
-        raise BadRequest(
-            f"recommend.max_bytes: {int(most):,} is not allowed; the smallest mix of {scheme} takes {uniform_bytes:,} "
-            f"bytes, and the model in 16 bits {reference_bytes:,}"
-        )
-
-
 def _target(
     settings: RecommendSettings, inputs: MixInputs, prediction: Prediction, extra: I64
 ) -> tuple[TargetKind, float | None, int | None]:
@@ -131,10 +130,14 @@ def _target(
     return "knee", None, None
 
 
-def _chosen(units: Sequence[Unit], kept: Bools) -> list[Unit]:
-    return [unit for unit, own in zip(units, kept, strict=True) if own]
+def best_of_units(prediction: Prediction, units: Sequence[Unit], budget: int) -> Bools:
+    """Return which modules to keep for the least prediction, [M], in whole units of so many further bytes at most."""
+    extra = np.array([unit.extra_bytes for unit in units], dtype=np.int64)
+    kept = best_mix(prediction.of_units(units), extra, budget)
+    chosen = [unit for unit, own in zip(units, kept, strict=True) if own]
+    return members(chosen, len(prediction.matrix))
 
 
-def _distinct(mixes: Iterable[Bools]) -> list[Bools]:
+def distinct(mixes: Iterable[Bools]) -> list[Bools]:
     """Return the mixes that keep anything, each once."""
     return list({kept.tobytes(): kept for kept in mixes if kept.any()}.values())

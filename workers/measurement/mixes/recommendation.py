@@ -5,7 +5,6 @@ N sequences of S tokens
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from service.evaluation.verdict import Grounds, judge, mean_kl
 from workers.measurement.mixes.choice import F64, Choice, choose
 from workers.measurement.mixes.configuration import configuration, converted_modules
 from workers.measurement.mixes.controls import UNIFORM
-from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
+from workers.measurement.mixes.mix_sweep import Mix, Workplace, measure_mixes
 from workers.measurement.mixes.plan import Plan
 from workers.measurement.mixes.prediction import Prediction
+from workers.measurement.mixes.refining import refined
 from workers.measurement.models.decoder import Decoder
-from workers.measurement.predictions.comparison import Predictions
 from workers.measurement.predictions.metrics import Comparison, kl_divergence, perplexity, perplexity_ratio
 from workers.measurement.runtime.progress import ProgressReporter
 
@@ -44,9 +43,7 @@ def measure_plans(
     decoder: Decoder,
     text: HeldOut,
     analysis: Analysis,
-    *,
-    budget_bytes: int,
-    directory: Path,
+    workplace: Workplace,
     reporter: ProgressReporter,
 ) -> dict[str, contract.Recommendation]:
     """Return the recommendation for every scheme that has a plan, by its name.
@@ -56,30 +53,54 @@ def measure_plans(
         decoder: the model.
         text: held out: it chose nothing.
         analysis: settings.
-        budget_bytes: streams that are larger than this in all lie in files.
-        directory: where those files go; made when it is needed.
+        workplace: for the streams.
         reporter: gets the layers done.
     """
+    names: dict[str, Sequence[str]] = {scheme: plan.names for scheme, plan in plans.items()}
+    measured = _measure(plans, names, decoder, text, analysis, workplace, reporter)
+    for _ in range(1, analysis.recommend.rounds):
+        further = {scheme: _refined(plan, measured[scheme], analysis) for scheme, plan in plans.items()}
+        names = {scheme: [n for n in plan.names if n not in measured[scheme]] for scheme, plan in further.items()}
+        if not any(names.values()):
+            break
+        more = _measure(further, names, decoder, text, analysis, workplace, reporter)
+        plans, measured = further, {scheme: measured[scheme] | more[scheme] for scheme in plans}
+    sequences = sum(len(batch) for batch in text.batches)
+    return {
+        scheme: _Conclusion(scheme, plan, measured[scheme], analysis, decoder).recommendation(sequences)
+        for scheme, plan in plans.items()
+    }
+
+
+def _measure(
+    plans: Mapping[str, Plan],
+    names: Mapping[str, Sequence[str]],
+    decoder: Decoder,
+    text: HeldOut,
+    analysis: Analysis,
+    workplace: Workplace,
+    reporter: ProgressReporter,
+) -> dict[str, dict[str, Comparison]]:
+    """Return by scheme and name what the mixes and controls of these names were measured to do."""
     mixes = [
         Mix(_stream(scheme, name), plan.inputs.scheme, plan.inputs.kept | plan.kept(name))
         for scheme, plan in plans.items()
-        for name in (*plan.mixes, *plan.controls)
+        for name in names[scheme]
     ]
-    predictions = measure_mixes(
-        decoder,
-        mixes,
-        text.batches,
-        analysis,
-        text.first,
-        budget_bytes=budget_bytes,
-        directory=directory,
-        reporter=reporter,
-    )
-    sequences = sum(len(batch) for batch in text.batches)
+    predictions = measure_mixes(decoder, mixes, text.batches, analysis, text.first, workplace, reporter)
     return {
-        scheme: _Conclusion(scheme, plan, predictions, analysis, decoder).recommendation(sequences)
-        for scheme, plan in plans.items()
+        scheme: {name: predictions.comparisons[_stream(scheme, name)] for name in of_scheme}
+        for scheme, of_scheme in names.items()
     }
+
+
+def _refined(plan: Plan, measured: Mapping[str, Comparison], analysis: Analysis) -> Plan:
+    """Return the plan with further mixes; as it is where no position is finite under all."""
+    finite = _where_all_finite(measured)
+    if finite is None:
+        return plan
+    means = {name: float(comparison.kl_divergence.mean()) for name, comparison in finite.items()}
+    return refined(plan, means, whole_groups=analysis.recommend.whole_groups)
 
 
 def _stream(scheme: str, mix: str) -> str:
@@ -89,15 +110,21 @@ def _stream(scheme: str, mix: str) -> str:
 class _Conclusion:
     """What the measured mixes of one scheme say."""
 
-    def __init__(self, scheme: str, plan: Plan, predictions: Predictions, analysis: Analysis, decoder: Decoder) -> None:
+    def __init__(
+        self, scheme: str, plan: Plan, measured: Mapping[str, Comparison], analysis: Analysis, decoder: Decoder
+    ) -> None:
         self._scheme, self._plan, self._analysis, self._decoder = scheme, plan, analysis, decoder
-        names = (*plan.mixes, *plan.controls)
-        self._comparisons = _where_all_finite({n: predictions.comparisons[_stream(scheme, n)] for n in names})
+        self._comparisons = _where_all_finite(measured)
 
     def recommendation(self, sequences: int) -> contract.Recommendation:
         """Return what is recommended, measured on so many held-out sequences."""
         plan = self._plan
-        common = {"target": plan.target, "held_out_sequences": sequences, "frontier": plan.frontier}
+        common = {
+            "target": plan.target,
+            "held_out_sequences": sequences,
+            "frontier": plan.frontier,
+            "selected_by": "estimates" if plan.inputs.apart is None else "measured",
+        }
         if self._comparisons is None:
             reason = "No held-out position has a finite prediction under every mix."
             return contract.Recommendation(**common, reason=reason, **self._config(None))
@@ -111,10 +138,10 @@ class _Conclusion:
         choice = choose({n: kl[n] for n in plan.mixes}, {n: kl[n] for n in plan.controls}, sequence)
         return contract.Recommendation(
             **common,
-            mixes=tuple(self._facts(name, prediction) for name in (*plan.mixes, *plan.controls)),
+            mixes=tuple(self._facts(name, prediction) for name in plan.names),
             difference=_difference(choice),
             chosen=choice.chosen,
-            reason=self._reason(choice, kl),
+            reason=self._reason(choice, kl) + self._selected(),
             **self._config(choice.chosen),
         )
 
@@ -128,7 +155,9 @@ class _Conclusion:
             name=name,
             control=control,
             bytes=plan.inputs.uniform_bytes + plan.extra_bytes(name),
-            predicted_kl=prediction.divergence(plan.controls[name] if control else plan.mixes[name]),
+            predicted_kl=plan.later.get(name, prediction).divergence(
+                plan.controls[name] if control else plan.mixes[name]
+            ),
             kl=contract.HeldOutFigure(value=kl.mean, standard_error=kl.standard_error, interval=kl.interval),
             level=judge(mean_kl(kl), ratio, self._analysis.verdict, grounds).level.name,
             kept=_components(plan, plan.kept(name)),
@@ -151,6 +180,16 @@ class _Conclusion:
         if not plan.mixes:
             return f"No module fits within {budget}, or none has harm."
         return f"No mix under {budget} beats the best control, {control}."
+
+    def _selected(self) -> str:
+        """Say that measured harms selected the mixes, where they did."""
+        inputs = self._plan.inputs
+        if inputs.apart is None:
+            return ""
+        return (
+            f" Estimated harms do not add up (the whole is {inputs.apart:.3g} times their sum), so the mixes were "
+            f"selected by the measured harms of all {len(inputs.modules)} modules."
+        )
 
     def _config(self, chosen: str | None) -> dict[str, Any]:
         """Return the configuration of the chosen mix, else of the uniform scheme."""

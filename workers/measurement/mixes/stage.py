@@ -3,7 +3,6 @@
 N sequences of S tokens, M modules
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from service.contracts.schemes import Scheme
 from service.evaluation.verdict import Grounds
 from workers.measurement.harm.copies import Module
 from workers.measurement.harm.measuring import HarmResults, SchemeHarm
-from workers.measurement.harm.plan import DiskTooSmall
 from workers.measurement.harm.stage import streams_budget
 from workers.measurement.layers.sweep_state import SweepState
-from workers.measurement.mixes.plan import F64, MixInputs, Plan, check_target, plan_mixes
+from workers.measurement.mixes.mix_sweep import Workplace
+from workers.measurement.mixes.plan import F64, MixInputs, Plan, plan_mixes
 from workers.measurement.mixes.recommendation import HeldOut, measure_plans, without_mixes
+from workers.measurement.mixes.refusals import check_sizes, fits
 from workers.measurement.mixes.units import QuantizedModule
 from workers.measurement.predictions.comparison import Predictions, first_scored
 from workers.measurement.predictions.metrics import perplexity
@@ -49,6 +49,11 @@ class Measured:
         saved = sum(self.replaced[scheme].values()) + self.state.outside[scheme].saved_bytes
         return reference - saved, reference
 
+    def divergences(self) -> dict[str, float]:
+        """Return the mean KL divergence, nats, of every scheme that has a finite prediction anywhere."""
+        finite = {name: comparison.where_finite() for name, comparison in self.predictions.comparisons.items()}
+        return {name: float(of.kl_divergence.mean()) for name, of in finite.items() if len(of.kl_divergence)}
+
     def quantized(self, scheme: str) -> frozenset[str]:
         """Return the full names of all modules that a scheme replaces."""
         inside = (self.full_name(module) for module in self.replaced[scheme])
@@ -60,20 +65,8 @@ class Measured:
 
 
 def check_targets(request: MeasurementRequest, measured: Measured) -> None:
-    """Refuse a target in bytes that no mix of any scheme has.
-
-    Raises:
-        BadRequest: says which ones the smallest scheme has.
-    """
-    schemes = sorted((scheme.name for scheme in measured.state.schemes), key=measured.sizes)
-    if schemes and not any(_fits(request, measured, name) for name in schemes):
-        check_target(request.recommend, schemes[0], *measured.sizes(schemes[0]))
-
-
-def _fits(request: MeasurementRequest, measured: Measured, scheme: str) -> bool:
-    """Whether a scheme has mixes of the bytes that were asked for."""
-    uniform, reference = measured.sizes(scheme)
-    return request.recommend.max_bytes is None or uniform <= request.recommend.max_bytes < reference
+    """Refuse a target in bytes that no mix of any scheme has. Raises BadRequest."""
+    check_sizes(request.recommend, {scheme.name: measured.sizes(scheme.name) for scheme in measured.state.schemes})
 
 
 def run_mixes(
@@ -93,9 +86,6 @@ def run_mixes(
         held_out: [N, S], other sequences.
         work: for streams in files.
         reporter: gets progress.
-
-    Raises:
-        DiskTooSmall: the streams do not fit.
     """
     if not request.recommend.enabled or held_out is None:
         return None
@@ -126,24 +116,14 @@ def _measure(
     reporter: ProgressReporter,
 ) -> dict[str, contract.Recommendation]:
     state = measured.state
-    budget = streams_budget(request, state)
-    hidden = state.streams.get(state.streams.names[0], 0)
-    mixes = sum(len(plan.mixes) + len(plan.controls) for plan in plans.values())
-    needed = (mixes + 1) * held_out.numel() * hidden.shape[-1] * hidden.element_size()
-    if needed > budget and needed > (free := shutil.disk_usage(work).free):
-        raise DiskTooSmall(
-            f"recommend: the hidden states of {mixes} mixes and controls need {needed / 1e6:,.1f} MB of disk in "
-            f"{work}, which has {free / 1e6:,.1f} MB free; free some, or measure fewer or shorter sequences"
-        )
     batches = held_out.split(len(state.batches[0].token_ids))
     return measure_plans(
         plans,
         state.decoder,
         HeldOut(batches, first_scored(request.score, request.sequence_length)),
         request,
-        budget_bytes=budget,
-        directory=work / "mixes",
-        reporter=reporter,
+        Workplace(streams_budget(request, state), work / "mixes", request.checkpoint_seconds),
+        reporter,
     )
 
 
@@ -158,7 +138,7 @@ def _missing(request: MeasurementRequest, scheme: Scheme, measured: Measured, ha
         return lacking
     if not measured.predictions.comparisons[scheme.name].finite.any():
         return f"No position has a finite prediction under {scheme.name}."
-    if not _fits(request, measured, scheme.name):
+    if not fits(request.recommend, *measured.sizes(scheme.name)):
         smallest = measured.sizes(scheme.name)[0] / 1e6
         return f"The target lies outside the sizes of its mixes, the smallest of which takes {smallest:,.4g} MB."
     if harm is None or scheme.name not in harm.schemes:
@@ -192,6 +172,7 @@ def _inputs(scheme: Scheme, measured: Measured, harm: HarmResults) -> MixInputs:
         errors={measured.full_name(module): error for module, error in measured.errors[name].items()},
         kept=frozenset(measured.state.kept.get(name, ())),
         quantized=measured.quantized(name),
+        apart=of_scheme.apart,
     )
 
 
@@ -213,5 +194,8 @@ def _corrections(of_scheme: SchemeHarm, harm: HarmResults) -> F64:
     drawn &= np.isfinite(exact)
     usual = exact[drawn].sum() / estimated[drawn].sum() if drawn.any() else 1.0
     ratios = np.divide(exact, estimated, out=np.full(len(exact), np.nan), where=np.isfinite(exact))
-    corrected: F64 = np.clip(np.where(np.isfinite(ratios), ratios, usual), 1 / _CORRECTION, _CORRECTION)
+    factors: F64 = np.where(np.isfinite(ratios), ratios, usual)
+    # Where estimates do not add up, what was measured takes their place, whatever they are.
+    least, most = (0.0, None) if of_scheme.apart is not None else (1 / _CORRECTION, _CORRECTION)
+    corrected: F64 = np.clip(factors, least, most)
     return corrected

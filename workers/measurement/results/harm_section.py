@@ -7,7 +7,14 @@ import numpy as np
 
 from service.contracts.harm.facts import EstimateCheck, HarmFacts, HarmFigure, ModuleHarm
 from service.contracts.sections.outliers import Outliers
-from workers.measurement.harm.estimates.agreement import less_floor, ratio, spearman
+from workers.measurement.harm.estimates.agreement import (
+    ADDITIVE,
+    adds_up,
+    less_floor,
+    measured_over_estimated,
+    ratio,
+    spearman,
+)
 from workers.measurement.harm.estimates.estimate import interactions, predicted_divergence
 from workers.measurement.harm.measuring import HarmResults, SchemeHarm
 from workers.measurement.harm.products import InnerProducts
@@ -20,8 +27,6 @@ from workers.measurement.runtime.table_writer import TableWriter
 
 MOST = 10
 """Modules that the section names."""
-ADDITIVE = (0.8, 1.25)
-"""Additivity within which harms of single modules add up."""
 
 
 def write_harm(
@@ -55,8 +60,7 @@ def write_harm(
 
 
 def _warn_additivity(scheme: str, facts: HarmFacts, modules: int, reporter: ProgressReporter) -> None:
-    low, high = ADDITIVE
-    if facts.additivity is None or low <= facts.additivity <= high:
+    if adds_up(facts.additivity):
         return
     advice = "Rely on what was measured together, such as a variant with keep=MODULE."
     if facts.additivity_of == "estimates":
@@ -64,7 +68,7 @@ def _warn_additivity(scheme: str, facts: HarmFacts, modules: int, reporter: Prog
     reporter.warn(
         "harm-not-additive",
         f"The KL divergence of {scheme} is {facts.additivity:.3g} times the sum of its parts' harms, outside of "
-        f"{low} to {high}: harms of single modules say little of what several do together",
+        f"{ADDITIVE[0]} to {ADDITIVE[1]}: harms of single modules say little of what several do together",
         advice,
         where=scheme,
     )
@@ -121,12 +125,12 @@ def _check(modules: Sequence[Part], layers: Sequence[Part]) -> EstimateCheck | N
     both = [part for part in (modules if of == "modules" else layers) if part.measured and part.estimated]
     if not both:
         return None
-    at_random = [part for part in both if part.at_random] or both
+    at_random = np.array([part.at_random for part in both])
     return EstimateCheck(
         of=of,
         swaps=len(both),
         spearman=spearman(_net(both), column(both, "estimated_harm")),
-        measured_over_estimated=ratio(_net(at_random).sum(), column(at_random, "estimated_harm").sum()),
+        measured_over_estimated=measured_over_estimated(_net(both), column(both, "estimated_harm"), at_random),
     )
 
 

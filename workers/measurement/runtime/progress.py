@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from service.contracts.harm.cost import Cost
 from service.contracts.progress import Failed, Finished, Progress, ProgressLine, Stage, json_line
 from service.contracts.warnings import Warning
 
@@ -45,9 +46,10 @@ class ProgressReporter:
             cost=cost,
         )
         self._say(first)
-        yield StageProgress(self, stage, total)
+        progress = StageProgress(self, stage, total)
+        yield progress
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + self.elapsed - started
-        self._say(Progress(stage=stage, done=total, total=total, elapsed_seconds=self.elapsed))
+        self._say(Progress(stage=stage, done=progress.total, total=progress.total, elapsed_seconds=self.elapsed))
 
     def warn(self, code: str, message: str, advice: str, where: str | None = None) -> Warning:
         """Say something that the reader of the report must know, and what to do next."""
@@ -61,6 +63,10 @@ class ProgressReporter:
         for warning in warnings:
             self._say(warning)
 
+    def planned(self, cost: Cost) -> None:
+        """Print what the measurement would take, a line of kind `plan` that only a plan has."""
+        print(cost.model_dump_json(), file=self.out, flush=True)
+
     def finished(self) -> None:
         """Say that the output is whole."""
         self._say(Finished())
@@ -73,13 +79,14 @@ class ProgressReporter:
         print(json_line(line), file=self.out, flush=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageProgress:
     """A stage under way."""
 
     reporter: ProgressReporter
     stage: Stage
     total: int
+    """May grow, where a stage finds that there is more to do."""
 
     def done(self, units: int) -> None:
         """Say that `units` of the stage's total are done."""

@@ -1,7 +1,5 @@
 """Shares of dimensions, Holm's method and rank correlation against plain formulas and SciPy."""
 
-import shutil
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,7 +9,7 @@ from workers.measurement.errors import BadRequest
 from workers.measurement.harm.copies import Module
 from workers.measurement.harm.estimates.agreement import less_floor, ratio, spearman
 from workers.measurement.harm.estimates.dimensions import Division, Shares, significant
-from workers.measurement.harm.plan import DiskTooSmall, Size, check_disk, grouped, make_plan
+from workers.measurement.harm.plan import Size, grouped, make_plan
 from workers.measurement.harm.selection import by_estimate, of_component
 from workers.measurement.harm.swaps import Swap
 from workers.measurement.results.harm_parts import NAN, Part
@@ -79,29 +77,26 @@ def test_a_component_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "group", "disk"),
-    [(10**9, 41, 0), (40 * 100, 31, 31 * 100), (16 * 100, 16, 31 * 100), (0, 31, 31 * 100 + 31 * 100)],
+    ("budget", "group", "streams", "checkpoints"),
+    [
+        (10**9, 41, 0, 2 * 41 * 100),
+        (40 * 100, 10, 10 * 100, 2 * 10 * 100),
+        (16 * 100, 16, 31 * 100, 2 * 16 * 100),
+        (0, 10, 31 * 100 + 10 * 100, 2 * 10 * 100),
+    ],
 )
-def test_what_memory_cannot_hold_lies_on_disk(budget: int, group: int, disk: int, tmp_path) -> None:
-    size = Size(layers=30, schemes=1, divided_schemes=0, modules=210, stream_bytes=100)
+def test_what_memory_cannot_hold_lies_on_disk(
+    budget: int, group: int, streams: int, checkpoints: int, tmp_path
+) -> None:
+    size = Size(layers=30, schemes=1, divided_schemes=0, modules=210, stream_bytes=100, gradient_bytes=100)
     settings = HarmSettings(exact="modules", top_modules=8, random_modules=2, draws=4)
     plan = make_plan(settings, size, budget, tmp_path)
-    assert (plan.group, plan.disk_bytes) == (group, disk)
+    assert (plan.swaps, plan.group, plan.streams_bytes, plan.checkpoint_bytes) == (41, group, streams, checkpoints)
+    assert plan.disk_bytes == streams + checkpoints
     swaps = [Swap(layer, "rounding") for layer in range(30)]
     groups = list(grouped(swaps, 12))
     assert sorted(swap for of_group in groups for swap in of_group) == swaps
     assert [min(swap.layer for swap in of_group) for of_group in groups] == [18, 6, 0]
-
-
-def test_what_a_killed_measurement_left_counts_as_free(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = Size(layers=3, schemes=1, divided_schemes=0, modules=21, stream_bytes=1 << 16)
-    plan = make_plan(HarmSettings(estimate=True, draws=1), size, 0, tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(DiskTooSmall, match="has 1 bytes free"):
-        check_disk(plan, tmp_path)
-    plan.states.directory.mkdir()
-    (plan.states.directory / "0.stream").write_bytes(bytes(plan.disk_bytes))
-    check_disk(plan, tmp_path)
 
 
 def test_measured_harms_rank_among_estimates_without_the_noise_floor() -> None:

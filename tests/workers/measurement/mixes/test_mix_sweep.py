@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from service.contracts.request import Analysis
 from service.contracts.schemes import SCHEMES
 from workers.measurement.mixes.configuration import configuration, converted_modules
-from workers.measurement.mixes.mix_sweep import Mix, measure_mixes
+from workers.measurement.mixes.mix_sweep import Mix, Workplace, measure_mixes
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.loading import load_decoder
@@ -75,8 +75,8 @@ def test_mixes_of_several_schemes_are_what_transformers_loads(checkpoint: Path, 
         Mix(name, resolved(SCHEMES[of], decoder.dtype), frozenset(modules)) for name, (of, modules) in kept.items()
     ]
     found = measure_mixes(
-        decoder, mixes, TOKEN_IDS.split(2), Analysis(), FIRST, budget_bytes=0, directory=tmp_path / "streams",
-        reporter=ProgressReporter(out=io.StringIO()),
+        decoder, mixes, TOKEN_IDS.split(2), Analysis(), FIRST, Workplace(0, tmp_path / "streams", 60),
+        ProgressReporter(out=io.StringIO()),
     )  # fmt: skip
     with torch.no_grad():
         reference = AutoModelForCausalLM.from_pretrained(checkpoint).eval()(input_ids=TOKEN_IDS, use_cache=False).logits

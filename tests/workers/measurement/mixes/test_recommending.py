@@ -1,17 +1,23 @@
 """The whole of a recommendation: what is measured, what is chosen, and when nothing can be recommended."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tiny_models import request_for
 
 from service.contracts.harm.recommendation import Recommendation
+from service.contracts.progress import Progress
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
-from workers.measurement.errors import BadRequest
+from workers.measurement.errors import BadRequest, ModelChanged
+from workers.measurement.mixes import recommendation
+from workers.measurement.mixes.plan import Plan
+from workers.measurement.mixes.prediction import Prediction
 from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.samples import CALIBRATION, MODEL
@@ -107,3 +113,87 @@ def test_a_reference_that_guesses_gets_no_recommendation(
     assert section.config is not None
     assert section.config["llm_int8_skip_modules"] == ["lm_head"]
     assert pq.read_table(tmp_path / "out/tables/mixes.parquet").num_rows == 0
+
+
+class Killed(KeyboardInterrupt):
+    """Stands for the end of the process: the program leaves its work as it is, as it does at an interrupt."""
+
+
+class Mortal(ProgressReporter):
+    """Dies when so many layers of mixes are done; notes at which layer each of its stages of mixes began."""
+
+    def __init__(self, death: int | None) -> None:
+        super().__init__(out=io.StringIO())
+        self._death = death
+        self.resumed: list[int] = []
+        self._stage = ""
+
+    def _say(self, line: Any) -> None:
+        super()._say(line)
+        if isinstance(line, Progress):
+            if line.stage == "mixes" != self._stage:
+                self.resumed.append(line.done)
+            self._stage = line.stage
+            if line.stage == "mixes" and line.done == self._death:
+                raise Killed
+
+
+SMALL = {
+    "sequences": 2,
+    "sequence_length": 24,
+    "harm": {"exact": "none", "estimate": True, "draws": 2},
+    "recommend": {"enabled": True, "max_bytes": 4_700_000, "whole_groups": False},
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("small") / "out"
+    return out, run(asked(MODEL, CALIBRATION, **SMALL), out)
+
+
+def test_mixes_go_on_from_a_layer_and_are_the_same(small: tuple[Path, Report], tmp_path: Path) -> None:
+    request = asked(MODEL, CALIBRATION, **SMALL, checkpoint_seconds=0, memory_bytes=0)
+    dies, goes_on = Mortal(3), Mortal(None)
+    with pytest.raises(Killed):
+        measure(request, tmp_path / "out", dies)
+    measure(request, tmp_path / "out", goes_on)
+    # The layer at whose end it died was not kept yet: progress is reported before the checkpoint.
+    assert (dies.resumed, goes_on.resumed) == ([0], [2])
+    report = Report.model_validate_json((tmp_path / "out/report.json").read_bytes())
+    assert report.recommendation == small[1].recommendation
+    assert len(recommended(report).mixes) > 5
+    tables = [pq.read_table(out / "tables/mixes.parquet") for out in (tmp_path / "out", small[0])]
+    assert tables[0].equals(tables[1])
+
+
+def test_what_a_second_round_selects_is_measured_too(
+    small: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_more(plan: Plan, measured: dict[str, float], *, whole_groups: bool) -> Plan:
+        """Keep one module more than nothing, and say that half of the divergence is left."""
+        assert measured.keys() == set(plan.names)
+        assert not whole_groups
+        alone = np.arange(len(plan.inputs.modules)) == 5
+        half = Prediction(plan.prediction.matrix / 2)
+        return replace(plan, mixes={**plan.mixes, "mix-9": alone}, later={"mix-9": half})
+
+    monkeypatch.setattr(recommendation, "refined", one_more)
+    request = asked(MODEL, CALIBRATION, **SMALL)
+    twice = request.model_copy(update={"recommend": request.recommend.model_copy(update={"rounds": 2})})
+    second, first = recommended(run(twice, tmp_path / "out")), recommended(small[1])
+    others = [mix for mix in second.mixes if mix.name != "mix-9"]
+    assert others == list(first.mixes)
+    more, uniform = second.mix("mix-9"), second.mix("uniform")
+    assert len(more.skip_modules) == 1
+    assert uniform.bytes < more.bytes
+    assert more.kl.value != uniform.kl.value
+    assert more.predicted_kl < 0.6 * uniform.predicted_kl
+
+
+def test_other_weights_than_the_named_ones_are_refused(tmp_path: Path) -> None:
+    request = asked(MODEL, CALIBRATION)
+    named = request.model_copy(update={"model": request.model.model_copy(update={"fingerprint": "sha256:0"})})
+    with pytest.raises(ModelChanged, match=r"has other weights, sha256:.*; needed: sha256:0") as refused:
+        run(named, tmp_path / "out")
+    assert (refused.value.code, refused.value.bad_input) == ("model-changed", True)

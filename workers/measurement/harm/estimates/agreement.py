@@ -9,8 +9,11 @@ import numpy.typing as npt
 from workers.measurement.statistics.separation import average_ranks
 
 F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 FEWEST_RANKED = 3
 """Parts that a rank correlation needs."""
+ADDITIVE = (0.8, 1.25)
+"""Additivity within which harms of single modules add up."""
 
 
 def spearman(measured: F64, estimated: F64) -> float | None:
@@ -29,3 +32,21 @@ def ratio(above: float, below: float) -> float | None:
 def less_floor(harm: F64, floor: F64) -> F64:
     """Return the harms less the noise floor, at least 0."""
     return np.maximum(harm - floor, 0)
+
+
+def measured_over_estimated(net: F64, estimated: F64, at_random: Bools) -> float | None:
+    """Return the sum of measured harms over that of estimated ones, where both are known; None where nothing is.
+
+    Args:
+        net: measured less the noise floor, [k]; NaN where not measured.
+        estimated: [k]; NaN where not estimated.
+        at_random: [k], which parts were drawn at random; these alone count where there are any with both.
+    """
+    both = np.isfinite(net) & np.isfinite(estimated)
+    chosen = both & at_random if (both & at_random).any() else both
+    return ratio(float(net[chosen].sum()), float(estimated[chosen].sum())) if chosen.any() else None
+
+
+def adds_up(additivity: float | None) -> bool:
+    """Whether the parts' harms add up to the whole's, or nothing is known of it."""
+    return additivity is None or ADDITIVE[0] <= additivity <= ADDITIVE[1]
