@@ -26,6 +26,7 @@ MAKING = {("POST", "/v1/jobs"), ("POST", "/v1/audits"), ("POST", "/v1/files"), (
 BODIES = {
     "/v1/alerts/{alert_id}/acknowledge": {"author": "ben"},
     "/v1/alerts/{alert_id}/dismiss": {"author": "ben", "reason": "x", "until": "2999-01-01T00:00:00Z"},
+    "/v1/reports/{job_id}/recommend": {"recommend": {"max_kl": 0.1}},
 }
 PATCH = {"seed": 5}
 
