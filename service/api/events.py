@@ -15,6 +15,7 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.dependencies import Backend, FromApp, JobId
 from service.api.keys.checking import presented_key
@@ -66,17 +67,24 @@ def _look(store: JobStore, job_id: str, after: int) -> EventList:
     return EventList(events=views, ended=has_ended and complete)
 
 
-def _look_with(backend: Backend, key: str | None, job_id: str, after: int) -> EventList | None:
-    """Return the events after `after`; None where there is nothing to be seen any more, or the key is not valid."""
-    if not _is_valid(backend, key):
-        return None
-    with contextlib.suppress(NotFound):  # the job was deleted
-        return _look(backend.store, job_id, after)
+def _look_if_there(store: JobStore, job_id: str, after: int) -> EventList | None:
+    """Return the events after `after`; None where the job was deleted."""
+    with contextlib.suppress(NotFound):
+        return _look(store, job_id, after)
     return None
 
 
-def _is_valid(backend: Backend, key: str | None) -> bool:
-    return key is None or (backend.keys.verified(key) or backend.keys.verify(key)) is not None
+async def _is_valid(backend: Backend, key: str | None) -> bool:
+    """Whether a stream's key is still accepted; one that was verified a moment ago costs no turn of a thread.
+
+    While the database does not answer, the key is accepted: it is looked at again soon.
+    """
+    if key is None or backend.keys.verified(key) is not None:
+        return True
+    try:
+        return await to_thread.run_sync(backend.keys.verify, key, limiter=_limiter()) is not None
+    except SQLAlchemyError:
+        return True
 
 
 async def _stream(backend: Backend, job_id: str, after: int, key: str | None = None) -> AsyncIterator[bytes]:
@@ -94,7 +102,9 @@ async def _stream(backend: Backend, job_id: str, after: int, key: str | None = N
     with backend.news.follow(job_id, wake, after) as follower:
         while True:
             news.clear()
-            seen = await to_thread.run_sync(_look_with, backend, key, job_id, follower.seen, limiter=_limiter())
+            if not await _is_valid(backend, key):
+                return
+            seen = await to_thread.run_sync(_look_if_there, backend.store, job_id, follower.seen, limiter=_limiter())
             if seen is None:
                 return
             for event in seen.events:
@@ -106,7 +116,7 @@ async def _stream(backend: Backend, job_id: str, after: int, key: str | None = N
                 with anyio.move_on_after(HEARTBEAT_SECONDS) as waiting:
                     await news.wait()
                 if waiting.cancelled_caught:
-                    if not await to_thread.run_sync(_is_valid, backend, key, limiter=_limiter()):
+                    if not await _is_valid(backend, key):
                         return
                     yield KEEPALIVE_COMMENT
 

@@ -32,7 +32,7 @@ from service.contracts.audits.history import (
 _GAPS = ("skipped", "error")
 _NOT_LIMITED = "The figure had no limit at this run."
 _NO_MEASUREMENT = "Nothing was measured yet."
-_NO_NUMBER = "Steps are told of numbers alone."
+_NO_NUMBER = "Steps are detected in numbers only."
 _NOISE_UNKNOWN = f"Fewer than {FEWEST} measurements, and the figure has no interval: its noise is not known."
 _ONE = "One measurement alone has no step."
 

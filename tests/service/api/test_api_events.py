@@ -8,6 +8,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from sqlalchemy import delete
+from sqlalchemy.exc import OperationalError
 
 from service.api import events
 from service.contracts.progress import Progress
@@ -187,6 +188,27 @@ def test_the_stream_ends_when_its_key_is_revoked(world, monkeypatch, heartbeat):
         return sent + [part async for part in stream if not part.startswith(b":")]
 
     assert len(anyio.run(follow)) == 2
+
+
+def test_a_stream_stays_open_while_the_database_cannot_say_whether_its_key_is_valid(world, monkeypatch):
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
+    job = world.submit()
+    asked = []
+
+    def fail(key):
+        asked.append(key)
+        raise OperationalError("SELECT", {}, Exception("gone"))
+
+    monkeypatch.setattr(world.stores.keys, "verify", fail)
+
+    async def follow():
+        stream = events._stream(world.app.state.backend, job.id, 0, "key")
+        sent = [await anext(stream) for _ in range(3)]
+        await stream.aclose()
+        return sent
+
+    assert anyio.run(follow)[-1].startswith(b":")
+    assert set(asked) == {"key"}
 
 
 def test_a_stream_over_http_has_the_key_that_opened_it(world, client, monkeypatch):

@@ -59,7 +59,7 @@ def test_the_two_limits_of_a_figure_share_its_series():
     assert [(one.limit, one.bound, one.verdict) for one in kl.points[0].limits] == [
         (absolute, 0.5, "broken"), (LIMIT, 0.48, "pass"),
     ]  # fmt: skip
-    assert (verdict.points[0].value, verdict.no_steps) == ("severe", "Steps are told of numbers alone.")
+    assert (verdict.points[0].value, verdict.no_steps) == ("severe", "Steps are detected in numbers only.")
 
 
 def test_a_figure_without_a_limit_today_is_left_out_and_one_without_a_value_is_a_gap():
