@@ -7,6 +7,7 @@ longer valid.
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -26,7 +27,10 @@ from service.store.statuses import Status
 
 ENDED = frozenset({Status.succeeded, Status.failed, Status.cancelled})
 HEARTBEAT_SECONDS = 10.0
-"""A stream without events sends a comment this often, so that proxies keep it open."""
+"""Longest that a stream without events sends nothing; then it sends a comment, so that proxies keep it open.
+
+Pauses are of random length from half of this, so that many streams do not send at one time.
+"""
 RECONNECT_MILLISECONDS = 1000
 """Pause before a browser opens a broken stream again."""
 LARGEST_SEQUENCE = 2**31 - 1
@@ -113,7 +117,7 @@ async def _stream(backend: Backend, job_id: str, after: int, key: str | None = N
             if seen.ended:
                 return
             while len(seen.events) < _BATCH and not news.is_set():
-                with anyio.move_on_after(HEARTBEAT_SECONDS) as waiting:
+                with anyio.move_on_after(HEARTBEAT_SECONDS * random.uniform(0.5, 1)) as waiting:
                     await news.wait()
                 if waiting.cancelled_caught:
                     if not await _is_valid(backend, key):
