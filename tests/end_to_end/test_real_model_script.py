@@ -181,8 +181,15 @@ def test_what_cannot_be_checked_is_left_out_and_said(checks, real, browser, envi
     assert done.returncode == 0, done.stderr
     called = done.stdout.splitlines()[-1]
     assert called.startswith("pytest -n 2")
-    assert (f"-m {marker} --cov" in called) if marker else ("-m" not in called)
+    assert called.endswith(f" -m {marker}") if marker else ("-m" not in called)
+    assert "--cov" not in called
     assert done.stdout.count("LEFT OUT") == (real != 0) + (browser != 0)
+
+
+def test_coverage_is_measured_where_it_is_asked_for(checks):
+    called = checks(0, HEADROOM_COVERAGE="1").stdout.splitlines()[-1]
+    assert called.startswith("pytest -n 2")
+    assert "--cov --cov-report" in called
 
 
 @pytest.mark.parametrize(
