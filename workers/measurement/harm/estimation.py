@@ -30,7 +30,7 @@ def estimate(task: HarmTask, reference: ReferenceStates) -> dict[str, InnerProdu
     if not all(file.exists() for file in files):
         _sweep(task, reference, files)
     else:
-        task.passed(layers)
+        task.passed(layers * task.plan.estimate_forwards)
     names = [scheme.name for scheme in task.schemes]
     return load_products(files, names, [scheme.name for scheme in task.divided])
 
@@ -39,7 +39,7 @@ def _sweep(task: HarmTask, reference: ReferenceStates, files: Sequence[Path]) ->
     checkpoint = StreamCheckpoint(task.directory / "gradients")
     done = checkpoint.layers_done()
     gradients = _gradients(task, reference, checkpoint, done)
-    task.passed(done)
+    task.passed(done * task.plan.estimate_forwards)
     saved_at = time.monotonic()
 
     def changes(copies: LayerCopies) -> Mapping[str, Mapping[str, torch.Tensor]]:
@@ -52,7 +52,7 @@ def _sweep(task: HarmTask, reference: ReferenceStates, files: Sequence[Path]) ->
     for products in layers:
         products.save(files[products.layer])
         task.state.pages.check()
-        task.passed(1)
+        task.passed(task.plan.estimate_forwards)
         if time.monotonic() - saved_at >= task.checkpoint_seconds:
             checkpoint.save(task.layers - products.layer, gradients)
             saved_at = time.monotonic()

@@ -100,7 +100,7 @@ def _estimate(task: HarmTask, reference: ReferenceStates, harms: Mapping[str, Sc
     try:
         products = estimate(task, reference)
     except NoGradient as error:
-        task.passed(task.layers)
+        task.passed(task.layers * task.plan.estimate_forwards)
         return str(error)
     for name, of_scheme in products.items():
         harms[name].products = of_scheme
@@ -139,7 +139,7 @@ def _complete(
             swaps += [Swap(module.layer, "module", name, module.name) for module in missing]
     if not swaps:
         return
-    task.extended(task.layers * -(-len(swaps) // task.plan.group))
+    task.extended(sum(task.layers - swap.layer for swap in swaps))
     for swap, harm_of_swap in measure_swaps(task, reference, swaps).items():
         harms[swap.scheme].modules[Module(swap.layer, swap.module)] = harm_of_swap
 

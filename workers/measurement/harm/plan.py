@@ -44,14 +44,21 @@ class Plan(NamedTuple):
     """Those of nothing and of rounding among them; with fewer modules than were asked for it is less."""
     group: int
     """Swaps that go through the layers together."""
-    layer_passes: int
-    """Times that a layer is read, at most."""
+    layers: int
+    """Decoder layers."""
+    estimate_forwards: int
+    """Forward passes that the estimate is worth."""
     forwards: float
     """Forward passes of the whole text that cost as much, about."""
     streams_bytes: int
     """What streams in files take of the disk."""
     checkpoint_bytes: int
     """What their checkpoints take: a new one is whole before the one before it goes."""
+
+    @property
+    def layer_passes(self) -> int:
+        """Passes of the text through one layer, as many as `forwards` is worth."""
+        return round(self.layers * self.forwards)
 
     @property
     def groups(self) -> int:
@@ -84,6 +91,7 @@ def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: 
         directory: for those files.
     """
     states = (size.layers + 1) * size.stream_bytes
+    estimate = _estimate_forwards(settings, size)
     draws = settings.draws if settings.estimates else 0
     in_memory = states + max(draws * size.gradient_bytes, size.stream_bytes) <= budget_bytes
     left = max(0, budget_bytes - states) if in_memory else budget_bytes
@@ -100,8 +108,10 @@ def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: 
         working=Storage(left, directory / "working"),
         swaps=swaps,
         group=group,
-        layer_passes=size.layers * (1 + (draws > 0) + -(-swaps // group)),
-        forwards=_forwards(settings, size, swaps),
+        layers=size.layers,
+        estimate_forwards=estimate,
+        # Swaps leave at half of the depth on average.
+        forwards=1 + estimate + swaps * (size.layers + 1) / (2 * size.layers),
         streams_bytes=(0 if in_memory else states) + in_files,
         checkpoint_bytes=CHECKPOINTS * held,
     )
@@ -135,13 +145,12 @@ def _count(settings: HarmSettings, size: Size) -> int:
     return size.schemes * of_scheme + size.layers + 1
 
 
-def _forwards(settings: HarmSettings, size: Size, swaps: int) -> float:
-    """Return how many forward passes the measurement is worth, with swaps that leave at half of the depth."""
-    estimate = 0.0
-    if settings.estimates:
-        # Forward, isolated errors of every scheme, and a gradient for each draw; the same again by input channel.
-        estimate = 1 + size.schemes + settings.draws * (1 + size.divided_schemes)
-    return 1 + estimate + swaps * (size.layers + 1) / (2 * size.layers)
+def _estimate_forwards(settings: HarmSettings, size: Size) -> int:
+    """Return how many forward passes the estimate is worth."""
+    if not settings.estimates:
+        return 0
+    # Forward, isolated errors of every scheme, and a gradient for each draw; the same again by input channel.
+    return 1 + size.schemes + settings.draws * (1 + size.divided_schemes)
 
 
 def size_in_words(count: int) -> str:

@@ -81,7 +81,7 @@ def run_harm(
 
 
 class _Passes:
-    """Adds up the layers that were read."""
+    """Adds up passes of the text through one layer."""
 
     def __init__(self, progress: StageProgress) -> None:
         self._progress = progress

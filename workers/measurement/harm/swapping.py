@@ -39,14 +39,15 @@ def _measure_group(task: HarmTask, reference: ReferenceStates, group: Sequence[S
     checkpoint = StreamCheckpoint(task.directory / f"swaps-{digest}")
     done = checkpoint.layers_done()
     checkpoint.load(streams)
-    passed, saved_at = 0, time.monotonic()
+    before, saved_at = 0, time.monotonic()
 
     layers = swap_layers(
         reference, group, streams, lambda index, layer: copy_layer(task.state, index, layer), task.seed, done
     )
     for through in layers:
-        task.passed(through - passed)
-        passed = through
+        passed = sum(max(0, through - swap.layer) for swap in group)
+        task.passed(passed - before)
+        before = passed
         task.state.pages.check()
         if time.monotonic() - saved_at >= task.checkpoint_seconds and through < task.layers:
             checkpoint.save(through, streams)

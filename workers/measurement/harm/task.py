@@ -36,13 +36,13 @@ class HarmTask:
     checkpoint_seconds: float
     """Seconds between checkpoints of the streams."""
     passed: Callable[[int], None]
-    """Gets the number of layers that were read since the last call."""
+    """Gets how many passes of the text through one layer the work since the last call is worth."""
     whole: Mapping[str, float] = field(default_factory=dict)
     """By scheme: measured mean KL divergence of all of it, nats."""
     complete: bool = False
     """Measure all modules of a scheme whose harms do not add up."""
     extended: Callable[[int], None] = lambda _: None
-    """Gets the number of layers that are read on top of what was planned."""
+    """Gets how many such passes come on top of what was planned."""
 
     @property
     def layers(self) -> int:
