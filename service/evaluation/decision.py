@@ -141,8 +141,16 @@ def configuration(report: Report) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def as_python(config: Mapping[str, Any]) -> str:
-    """Return a configuration as Python, one argument a line."""
-    return "\n".join(["BitsAndBytesConfig(", *(f"    {name}={value!r}," for name, value in config.items()), ")"])
+    """Return a configuration as Python, one argument a line, and one module a line."""
+    return "\n".join(
+        ["BitsAndBytesConfig(", *(f"    {name}={_literal(value)}," for name, value in config.items()), ")"]
+    )
+
+
+def _literal(value: object) -> str:
+    if not isinstance(value, list) or not value:
+        return repr(value)
+    return "\n".join(["[", *(f"        {one!r}," for one in value), "    ]"])
 
 
 def as_json(config: Mapping[str, Any]) -> str:

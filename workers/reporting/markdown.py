@@ -7,7 +7,7 @@ was written once it is rendered.
 import re
 from collections.abc import Iterable, Sequence
 
-from workers.reporting.text import visible
+from workers.reporting.text import visible, visible_lines
 
 _REFERENCES = {character: f"&#{ord(character)};" for character in '&<>`[]|$\\^~{}"'}
 _BROKEN = {"@": "@<!-- -->", "#": "&#35;<!-- -->"}
@@ -44,4 +44,4 @@ def code(text: str) -> str:
     """Return `text` as a block of code, whatever backticks it holds."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{visible(text)}\n{fence}\n"
+    return f"{fence}\n{visible_lines(text)}\n{fence}\n"

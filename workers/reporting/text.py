@@ -12,12 +12,17 @@ from rich.filesize import pick_unit_and_suffix
 from service.evaluation.numbers import ABSENT, claim, estimate, number, percent_estimate
 
 __all__ = ["ABSENT", "claim", "counted", "data_size", "duration", "estimate", "listing", "number", "percent",
-           "percent_estimate", "plain", "ranges", "short_name", "visible"]  # fmt: skip
+           "percent_estimate", "plain", "ranges", "short_name", "visible", "visible_lines"]  # fmt: skip
 
 
 def visible(text: str) -> str:
     """Return `text` with every unprintable character (controls, bidirectional marks, newlines) as its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def visible_lines(text: str) -> str:
+    """Return `text` with its lines as they are, and every other unprintable character as its escape."""
+    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def plain(text: str, limit: int = 32) -> str:

@@ -1,6 +1,8 @@
 """The frontier and every measured mix are in the figure, and the page says first what to ship."""
 
+import html
 import json
+import re
 import shlex
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from service.contracts.harm.recommendation import RecommendSettings
 from workers.reporting.figures import frontier
 from workers.reporting.loading import load
+from workers.reporting.render import render
 from workers.reporting.summary import summary
 from workers.reporting.topics import mixes
 from workers.reporting.topics.reproduction import command
@@ -101,6 +104,22 @@ def test_the_summary_says_first_what_to_ship(recommended):
     text = summary(load(recommended), ())
     assert text.index("## Decision") < text.index("## Verdict")
     assert "nf4 needs 0.4 MB more: keep mlp.down of layer 3 in 16 bits" in text
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_the_configuration_can_be_copied_from_summary_and_page(recommended):
+    content = json.loads((recommended / "report.json").read_text())
+    content["recommendation"]["nf4"]["mixes"][0]["level"] = "negligible"  # so that it is shipped
+    (recommended / "report.json").write_text(json.dumps(content))
+    render(recommended)
+    page = (recommended / "report.html").read_text(encoding="utf-8")
+    blocks = [html.unescape(block) for block in re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)]
+    blocks += re.findall(r"```\n(.*?)```", (recommended / "summary.md").read_text(encoding="utf-8"), re.DOTALL)
+    python = [block.partition("\n\n")[0] for block in blocks if block.startswith("BitsAndBytesConfig(")]
+    assert len(python) == 3  # first on the page, with the mixes, in the summary
+    assert [eval(block, {"BitsAndBytesConfig": dict}) for block in python] == [CONFIG] * 3
+    (fragment,) = [block for block in blocks if block.startswith("{")]
+    assert json.loads(fragment)["quantization_config"].items() >= CONFIG.items()
 
 
 def test_the_command_that_repeats_it_recommends_under_the_same_target(recommended):

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from workers.reporting.drawing.figure import Saved, joined
 from workers.reporting.html.inline_svg import inline
-from workers.reporting.text import counted, visible
+from workers.reporting.text import counted, visible, visible_lines
 
 _HERE = Path(__file__).parent
 _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)")
@@ -67,7 +67,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters.update(counted=counted, families=families, options=_options)
+    engine.filters.update(counted=counted, families=families, options=_options, code=_code)
     return engine
 
 
@@ -84,6 +84,11 @@ def placed_figure(saved: Saved, directory: Path) -> Placed:
 def _options(text: str) -> Markup:
     """Return `text` with its command line options marked, so that none is broken across lines."""
     return Markup(_OPTION.sub(r'<span class="option">\1</span>', str(escape(visible(text)))))
+
+
+def _code(text: str) -> Markup:
+    """Return `text` for a block of code, with its lines."""
+    return escape(visible_lines(text))
 
 
 def _finalize(value: object) -> object:
