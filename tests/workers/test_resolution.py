@@ -148,7 +148,7 @@ def test_the_newest_child_is_measured(made: Any, checkpoint: Path) -> None:
     bench = made(str(checkpoint.parent), newest_in=True)
     assert bench.run().status is Status.succeeded
     assert resolution(bench).model == str(newer)
-    assert measured(bench)["model"] == {"path": str(newer), "source": str(newer), "revision": None}
+    assert measured(bench)["model"] == {"path": str(newer), "source": str(newer), "revision": None, "fingerprint": None}
 
 
 def test_a_hub_branch_is_resolved_without_a_download_and_measured_at_that_commit(
@@ -161,7 +161,8 @@ def test_a_hub_branch_is_resolved_without_a_download_and_measured_at_that_commit
     assert not any("/resolve/" in path for path in Hub.asked)
     found = resolution(bench)
     assert (found.model, found.revision, found.fingerprint) == ("org/name@main", COMMIT, None)
-    assert measured(bench)["model"] == {"path": "/fetched", "source": "org/name@main", "revision": COMMIT}
+    model = {"path": "/fetched", "source": "org/name@main", "revision": COMMIT, "fingerprint": None}
+    assert measured(bench)["model"] == model
     again = made("org/name@main", unless_identity=found.identity)
     assert again.run(UNWANTED, hub=UNWANTED).status is Status.cancelled
 

@@ -129,7 +129,8 @@ say(kind="finished")
     assert bench.run(hub=fetch).status is Status.succeeded
     row = bench.store.artifact(bench.job_id, "report.json")
     request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
-    assert request.model.model_dump(mode="json") == {"path": "/cache/abc", "source": "org/name@main", "revision": "abc"}
+    model = {"path": "/cache/abc", "source": "org/name@main", "revision": "abc", "fingerprint": None}
+    assert request.model.model_dump(mode="json") == model
     bench.engine.dispose()
 
 

@@ -12,7 +12,7 @@ from tiny_models import request_for, words
 
 from service.contracts.request import MeasurementRequest
 from workers.measurement import __main__ as main
-from workers.measurement import program
+from workers.measurement import preparation
 from workers.measurement.errors import BadRequest, DeviceOutOfMemory
 from workers.measurement.layers import advance
 from workers.measurement.results.report import timing
@@ -191,7 +191,7 @@ def test_a_device_that_is_full_while_the_model_is_loaded_knows_no_batch(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError(FULL)
 
-    monkeypatch.setattr(program, "load_decoder", full)
+    monkeypatch.setattr(preparation, "load_decoder", full)
     status, last = run(request_for(checkpoints["llama"], calibration_text))
     assert (status, last["code"], last["batch_sequences"]) == (1, "device-out-of-memory", None)
     assert last["message"].endswith(f"of 14.57 GiB free; {OTHER}")

@@ -32,7 +32,7 @@ def test_held_out_sequences_are_others_and_change_no_other(calibrated) -> None:
     assert {row[0] for row in others} == {row[0] for row in own}  # the BOS token
 
 
-@pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.parametrize("sequences", [2, 3])
 def test_a_text_without_as_many_others_is_refused(sequences: int, calibrated, tmp_path: Path) -> None:
     text = tmp_path / "ids.jsonl"
     text.write_text('{"token_ids": [' + ", ".join(["5"] * (2 * 48 * sequences - 1)) + "]}")
