@@ -1,4 +1,4 @@
-"""What a measurement is going to take, as far as the shapes of the model and the settings tell."""
+"""Cost of a measurement before it is made, from the shapes of the model and the settings."""
 
 from typing import Literal
 

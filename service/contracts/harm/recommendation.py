@@ -1,4 +1,4 @@
-"""What a job asks about mixes, and the part of a report that recommends one: which modules to keep in 16 bits."""
+"""Settings of a recommendation, and its section of the report: mixes, measured, and which modules stay in 16 bits."""
 
 from typing import Annotated, Any, Literal, Self
 

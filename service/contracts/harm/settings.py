@@ -1,4 +1,4 @@
-"""What a job asks about harm: how much replacing one module or one layer alone changes the predictions."""
+"""Settings of harm: the change of the predictions when one module or one layer alone is replaced."""
 
 from typing import Annotated, Literal
 

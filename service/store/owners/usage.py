@@ -1,4 +1,4 @@
-"""How much of the service an owner uses, and the limits of it."""
+"""Sums up what an owner uses of the service: queued jobs and uploaded bytes; refuses what exceeds the limits."""
 
 from datetime import UTC, datetime, time, timedelta
 

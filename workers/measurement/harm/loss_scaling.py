@@ -38,11 +38,11 @@ def gradients_at(
     exponent = _exponent(gradient)
     for trial in range(_TRIALS):
         scaled = (gradient.float() * 2.0**exponent).half()
-        found = torch.autograd.grad(output, inputs, scaled, retain_graph=True, allow_unused=True)
-        if trial + 1 == _TRIALS or all(one is None or bool(one.isfinite().all()) for one in found):
+        scaled_gradients = torch.autograd.grad(output, inputs, scaled, retain_graph=True, allow_unused=True)
+        if trial + 1 == _TRIALS or all(one is None or bool(one.isfinite().all()) for one in scaled_gradients):
             break
         exponent -= _STEP
-    return tuple(one if one is None else one.float() * 2.0**-exponent for one in found)
+    return tuple(one if one is None else one.float() * 2.0**-exponent for one in scaled_gradients)
 
 
 def _exponent(gradient: torch.Tensor) -> int:

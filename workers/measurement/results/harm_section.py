@@ -25,7 +25,7 @@ from workers.measurement.results.report import MeasurementResults
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.measurement.runtime.table_writer import TableWriter
 
-MOST = 10
+LISTED_MODULES = 10
 """Modules that the section names."""
 
 
@@ -164,7 +164,7 @@ def most_harmful(parts: Sequence[Part]) -> list[Part]:
     known = np.where(
         [part.measured for part in parts], _net(parts), np.nan_to_num(column(parts, "estimated_harm"), nan=-1)
     )
-    return [parts[place] for place in np.argsort(-known, kind="stable")[:MOST]]
+    return [parts[place] for place in np.argsort(-known, kind="stable")[:LISTED_MODULES]]
 
 
 def _named(part: Part) -> ModuleHarm:
