@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from workers.reporting.markdown import bullets, code, escaped, line, table
 from workers.reporting.render import render
-from workers.reporting.text import visible
+from workers.reporting.text import visible, visible_lines
 
 HOSTILE = (
     "| x | <img src=http://evil.example onerror=1> [a](javascript:b) `c` **d** _e_ ~~f~~ $g$ @octocat fixes #1 "
@@ -153,4 +153,4 @@ def test_any_text_is_shown_as_it_is(text):
 def test_a_block_of_code_holds_any_text(text):
     rendered = shown(code(text))
     assert rendered.tags == ["pre", "code"]
-    assert rendered.text.rstrip("\n") == visible(text).rstrip("\n")
+    assert rendered.text.rstrip("\n") == visible_lines(text).rstrip("\n")
