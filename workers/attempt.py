@@ -11,14 +11,11 @@ import json
 import logging
 import shutil
 import time
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from service.contracts.audits.resolution import Resolution, Terms
-from service.contracts.files import StoredFile, format_of
-from service.contracts.progress import Failed, Finished, Progress
-from service.contracts.request import SAMPLE, Analysis, CalibrationFile, LabelledFile, MeasurementRequest, ModelFiles
+from service.contracts.progress import Failed, Progress
+from service.contracts.request import MeasurementRequest
 from service.contracts.warnings import Warning
 from service.settings import Settings
 from service.store.artifacts import ArtifactStore
@@ -26,26 +23,20 @@ from service.store.job_records import Artifact, Claim
 from service.store.leases import Leases
 from workers.bundle import BUNDLE, media_type, report_files, write_bundle
 from workers.checkpoints import as_here, checkpoints_of, with_batch
-from workers.children import Ended
 from workers.failures import (
     DEVICE_FULL,
     KILLED,
     OUT_OF_MEMORY,
     JobFailed,
-    Unchanged,
-    device_full_in_library,
     internal,
-    unexplained,
 )
+from workers.job_inputs import JobInputs
 from workers.lease import Lease
 from workers.measurement.runtime.workspace import unfinished
 from workers.model_files.cache import ModelCache
-from workers.model_files.resolution import Resolved, identity
-from workers.model_files.roots import directory_within
-from workers.model_files.size_classes import check_fetched, check_size, fetch_options, weights_bytes
+from workers.model_files.size_classes import weights_bytes
 from workers.relay import Relay
 from workers.retrying_artifacts import RetryingArtifacts
-from workers.samples import CALIBRATION, LABELLED, MODEL
 from workers.sandbox.limits import LIMIT_CODES
 from workers.sandbox.programs import Commands, Programs
 from workers.sandbox.sandbox import Sandbox
@@ -78,10 +69,13 @@ class Attempt:
         self._out = directory / "measured" / "out"
         self._request_file = directory / "request.json"
         self._temporary = directory / "tmp"
-        self._settings, self._commands, self._sandbox = settings, commands, sandbox
-        self._programs = Programs(sandbox, lease, claim, directory, settings.fetch_seconds)
+        self._home, self._sandbox = settings.home, sandbox
+        self._programs = Programs(commands, sandbox, lease, claim, directory, settings.fetch_seconds)
         self._checkpoints = checkpoints_of(store, artifacts, lease, claim, self._request_file, self._out, settings)
         self._models = ModelCache(settings.model_cache_bytes)
+        self._inputs = JobInputs(
+            claim, directory, settings, store, self._artifacts, sandbox, self._programs, self._models
+        )
         self._layers = 0  # that the last measurement has done
 
     def run(self) -> list[Artifact]:
@@ -96,13 +90,13 @@ class Attempt:
         began = time.monotonic()
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
-        self._sandbox.open(self._out.parent, self._settings.home)
-        asked = self._request()
+        self._sandbox.open(self._out.parent, self._home)
+        asked = self._inputs.request()
         left = self._left_request(asked)
         if left is None or not self._is_measured():
             self._discard(self._out)
             with self._checkpoints:
-                self._sandbox.open(self._out.parent, self._settings.home)  # with what was fetched
+                self._sandbox.open(self._out.parent, self._home)  # with what was fetched
                 left = self._left_request(asked)
                 self._measure(left or asked, may_halve=left is None or left == asked)
         self._draw(began)
@@ -176,11 +170,11 @@ class Attempt:
 
     def _run_measurement(self, model: Path) -> None:
         relay = Relay(self._store, self._claim)
-        command = [*self._commands.measurement, str(self._request_file), str(self._out)]
+        command = [*self._programs.commands.measurement, str(self._request_file), str(self._out)]
         ended = self._programs.measure(command, relay.line, weights_bytes(model))
         relay.flush()
         self._layers = relay.layers
-        self._demand_success("the measurement", relay, ended)
+        self._programs.demand_success("the measurement", relay, ended)
         if not (self._out / "report.json").is_file():
             raise JobFailed(internal("the measurement said that it finished, and left no report.json"))
 
@@ -198,7 +192,7 @@ class Attempt:
             relay.progress(Progress(stage="report", done=done, total=1, elapsed_seconds=elapsed))
 
         report(0)
-        self._programs.draw([*self._commands.reporting, str(self._out)])
+        self._programs.draw([*self._programs.commands.reporting, str(self._out)])
         report(1)
 
     def _keep(self) -> list[Artifact]:
@@ -211,92 +205,3 @@ class Attempt:
             sha256, size = self._artifacts.put(path)
             rows.append(Artifact(self._claim.job_id, name, sha256, size, media_type(name)))
         return rows
-
-    def _request(self) -> MeasurementRequest:
-        asked, terms = self._claim.request, self._claim.terms
-        model = self._model(asked.model) if terms is None else self._resolved(terms)
-        check_size(model.path, self._settings)
-        if asked.earlier is not None:
-            model = model.model_copy(update={"fingerprint": asked.earlier.fingerprint})
-        analysis = {name: getattr(asked, name) for name in Analysis.model_fields}
-        return MeasurementRequest(
-            job_id=self._claim.job_id,
-            model=model,
-            calibration=self._calibration(),
-            labelled=self._labelled(),
-            device=self._settings.device,
-            any_model_type=self._settings.any_model_type,
-            memory_bytes=self._settings.memory,
-            checkpoint_seconds=self._settings.checkpoint_seconds,
-            **analysis,
-        )
-
-    def _model(self, name: str) -> ModelFiles:
-        if name == SAMPLE:
-            return ModelFiles(path=MODEL, source=SAMPLE)
-        if name.startswith("/"):
-            return ModelFiles(path=directory_within(Path(name), self._settings.model_roots), source=name)
-        return self._models.fetched(name, partial(self._fetched, name))
-
-    def _fetched(self, name: str) -> ModelFiles:
-        target, relay = self._directory / "model.json", Relay(self._store, self._claim)
-        fetching = [*self._commands.hub, *fetch_options(self._settings), name, str(target)]
-        ended = self._programs.fetch(fetching, self._temporary, relay.line)
-        check_fetched(relay.last_word)
-        self._demand_success("fetching the model", relay, ended)
-        return ModelFiles.model_validate_json(target.read_text())
-
-    def _resolved(self, terms: Terms) -> ModelFiles:
-        """Return the model of an audit's job as it is now, fetched if need be, and store its resolution.
-
-        Raises Unchanged for a job that would measure what the terms say is known.
-        """
-        asked = self._claim.request
-        target = self._directory / "resolved.json"
-        options = [f"--root={root}" for root in self._settings.model_roots]
-        options += ["--newest-in"] if terms.newest_in else []
-        relay = Relay(self._store, self._claim)
-        resolving = [*self._commands.resolution, asked.model, self._settings.device, str(target), *options]
-        ended = self._programs.fetch(resolving, self._temporary, relay.line)
-        self._demand_success("resolving the model", relay, ended)
-        resolved = Resolved.model_validate_json(target.read_text())
-        fingerprint, needed = resolved.fingerprint, terms.fingerprint
-        if needed not in (None, fingerprint):
-            message = f"model: {resolved.model!r} has other weights, {fingerprint}; needed: {needed}"
-            raise JobFailed(Failed(code="model-changed", message=message, bad_input=True))
-        resolution = Resolution(
-            identity=identity(resolved.content, resolved.hardware, asked),
-            **resolved.model_dump(exclude={"content", "hardware"}),
-        )
-        self._store.resolved(self._claim, resolution)
-        if resolution.identity == terms.unless_identity:
-            raise Unchanged
-        if resolved.revision is None:
-            return self._model(resolved.model)
-        fetched = self._model(f"{resolved.model.partition('@')[0]}@{resolved.revision}")
-        return fetched.model_copy(update={"source": resolved.model})
-
-    def _calibration(self) -> CalibrationFile:
-        stored = self._claim.request.calibration
-        if stored is None:
-            return CalibrationFile(path=CALIBRATION, source=SAMPLE)
-        path = self._readable(stored)
-        return CalibrationFile(path=path, source=stored.name, format=format_of(stored.name))
-
-    def _labelled(self) -> LabelledFile | None:
-        stored, model = self._claim.request.labelled, self._claim.request.model
-        if stored is None:
-            return LabelledFile(path=LABELLED, source=SAMPLE) if model == SAMPLE else None
-        return LabelledFile(path=self._readable(stored), source=stored.name)
-
-    def _readable(self, stored: StoredFile) -> Path:
-        """Return a file from the store where the measurement can read it, until the attempt ends."""
-        return self._sandbox.share(self._artifacts.path(stored.sha256), self._directory)
-
-    def _demand_success(self, what: str, relay: Relay, ended: Ended) -> None:
-        if isinstance(relay.last_word, Failed):
-            raise JobFailed(self._sandbox.explained(relay.last_word, ended))
-        if ended.status != 0 or not isinstance(relay.last_word, Finished):
-            batch = relay.batch_sequences, self._claim.request.sequence_length
-            failed = device_full_in_library(ended, *batch) or unexplained(what, ended)
-            raise JobFailed(self._sandbox.explained(failed, ended))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from workers.measurement.harm.loss_scaling import gradient_type
+from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.layers.arguments import SharedTensors
 from workers.measurement.layers.streams import Layout, Streams
 from workers.measurement.models.decoder import Decoder, run_layer

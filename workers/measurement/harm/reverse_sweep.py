@@ -26,9 +26,9 @@ from torch import nn
 
 from workers.measurement.errors import MeasurementError
 from workers.measurement.harm.copies import LayerCopies
-from workers.measurement.harm.head_gradients import head_gradients
-from workers.measurement.harm.linear_gradients import fast_linear_gradients
-from workers.measurement.harm.loss_scaling import gradients_at
+from workers.measurement.harm.gradients.head_gradients import head_gradients
+from workers.measurement.harm.gradients.linear_gradients import fast_linear_gradients
+from workers.measurement.harm.gradients.loss_scaling import gradients_at
 from workers.measurement.harm.products import LayerProducts
 from workers.measurement.harm.reference_states import ReferenceStates, Storage
 from workers.measurement.layers.streams import Streams

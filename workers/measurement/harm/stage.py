@@ -10,7 +10,7 @@ from service.contracts.request import MeasurementRequest
 from service.evaluation.uncertainty import MIN_UNITS
 from workers.measurement.harm.copies import Module, weight_only
 from workers.measurement.harm.estimates.agreement import ADDITIVE
-from workers.measurement.harm.loss_scaling import gradient_type
+from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.harm.measuring import HarmResults, measure_harm
 from workers.measurement.harm.plan import Size, make_plan
 from workers.measurement.harm.task import HarmTask

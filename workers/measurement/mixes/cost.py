@@ -15,7 +15,7 @@ from service.contracts.harm.cost import Cost, SchemeSize, StageCost
 from service.contracts.request import MeasurementRequest
 from workers.measurement.harm.copies import weight_only
 from workers.measurement.harm.expected import Expected
-from workers.measurement.harm.loss_scaling import gradient_type
+from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.harm.plan import (
     CHECKPOINTS,
     DiskTooSmall,

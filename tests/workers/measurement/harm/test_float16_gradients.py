@@ -11,8 +11,8 @@ from tiny_models import CONFIGS, VOCABULARY, save_checkpoint
 from transformers import AutoModelForCausalLM
 
 from workers.measurement.harm.copies import LayerCopies
-from workers.measurement.harm.head_gradients import draw_tokens
-from workers.measurement.harm.loss_scaling import gradient_type, gradients_at
+from workers.measurement.harm.gradients.head_gradients import draw_tokens
+from workers.measurement.harm.gradients.loss_scaling import gradient_type, gradients_at
 from workers.measurement.harm.reference_states import ReferenceStates, Storage, record_states
 from workers.measurement.harm.reverse_sweep import Drawing, reverse_layers, start_gradients
 from workers.measurement.layers.streams import Streams

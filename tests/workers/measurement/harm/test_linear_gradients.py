@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from workers.measurement.harm import linear_gradients
-from workers.measurement.harm.linear_gradients import fast_linear_gradients, multiplies_fast
+from workers.measurement.harm.gradients import linear_gradients
+from workers.measurement.harm.gradients.linear_gradients import fast_linear_gradients, multiplies_fast
 
 CPU = torch.device("cpu")
 

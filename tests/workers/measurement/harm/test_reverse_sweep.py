@@ -16,7 +16,7 @@ from service.contracts.schemes import SCHEMES
 from workers.measurement.harm.copies import LayerCopies, Module, component_of
 from workers.measurement.harm.estimates.agreement import spearman
 from workers.measurement.harm.estimates.estimate import estimated_harm, interactions, predicted_divergence
-from workers.measurement.harm.head_gradients import draw_tokens
+from workers.measurement.harm.gradients.head_gradients import draw_tokens
 from workers.measurement.harm.products import InnerProducts, load_products
 from workers.measurement.harm.reference_states import ReferenceStates, Storage, record_states
 from workers.measurement.harm.reverse_sweep import Drawing, reverse_layers, start_gradients

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from workers.measurement.harm.linear_gradients import fast_linear_gradients
-from workers.measurement.harm.loss_scaling import gradient_type, gradients_at
+from workers.measurement.harm.gradients.linear_gradients import fast_linear_gradients
+from workers.measurement.harm.gradients.loss_scaling import gradient_type, gradients_at
 from workers.measurement.models.decoder import Decoder
 
 
