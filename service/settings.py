@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     """Where files are kept: `file:///directory` or `s3://bucket/prefix`; default: a directory in `home`."""
 
     artifact_cache_bytes: MemorySize = DEFAULT_ARTIFACT_CACHE
-    """Copies of files from a bucket take so much of the disk, and more only while they are in use."""
+    """Disk that copies of files from a bucket may take, in bytes; more only while they are in use."""
 
     retention_days: RetentionDays | None = None
     """Days after its job's end for which a report is kept, unless the job says so itself; default: forever."""
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     """The largest file that can be uploaded; other request bodies have 1 MiB at most."""
 
     file_quota_bytes: MemorySize = DEFAULT_FILE_QUOTA
-    """Uploaded files of one owner may have so many bytes together."""
+    """Largest total size of one owner's uploaded files, in bytes."""
 
     file_seconds: float = Field(default=7 * 86_400.0, gt=0)
     """An uploaded file that no job names is forgotten after this time."""
@@ -149,7 +149,7 @@ class Settings(BaseSettings):
     """Networks besides the public ones that webhooks may be in, such as `10.1.0.0/16,fd00::/64`."""
 
     delivery_days: int = Field(default=90, ge=7, le=36_500)
-    """Messages to webhooks and mailboxes can be looked up and sent again for so many days after their last attempt."""
+    """Days after its last attempt for which a message to a webhook or mailbox can be looked up and sent again."""
 
     smtp_url: SecretStr | None = None
     """Server for e-mail: `smtp://HOST:PORT`, `smtp://USER:PASSWORD@HOST:PORT?starttls=1` or `smtps://...`."""

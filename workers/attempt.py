@@ -159,7 +159,7 @@ class Attempt:
         """Return the request with a smaller batch, and warn in the job's events.
 
         Another batch is another measurement, with other last digits and streams that are laid out otherwise: what the
-        one before left, if anything, cannot be gone on from.
+        one before left, if anything, cannot be continued.
         """
         self._discard(unfinished(self._out))
         batch = "1 sequence" if sequences == 1 else f"{sequences} sequences"

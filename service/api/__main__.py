@@ -1,6 +1,7 @@
 """`python -m service.api`: serve the API, on an address or on a listening socket that the parent opened."""
 
 import argparse
+import gc
 import socket
 import sys
 
@@ -33,6 +34,9 @@ def main() -> None:
     with reporting_failure("api"):
         chosen = settings()
         app = _app(chosen)
+    # Full collections then look at the objects of requests alone: they are short, and come before many have piled up.
+    gc.collect()
+    gc.freeze()
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -23,7 +23,7 @@ from service.store.files.uploads import UploadedFile
 router = APIRouter(prefix="/v1/files")
 
 WRITTEN_BYTES = 1 << 20
-"""About so much of a file is in memory at a time."""
+"""Bytes of a file that are in memory at a time, about."""
 
 FileName = Annotated[
     str,

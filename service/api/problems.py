@@ -33,7 +33,7 @@ SHOWN_CHARACTERS = 200
 SHOWN_DEPTH = 3
 """Deeper values are left out."""
 NAMED_ERRORS = 20
-"""A problem document names so many refused values at most; its message states how many more there are."""
+"""Refused values that a problem document names at most; its message states how many more there are."""
 
 _HTTP_CODES = {
     400: "malformed-request",

@@ -87,21 +87,27 @@ def changes(run: AuditRun, alerts: Sequence[OpenAlert], now: datetime) -> Change
         return Changes(expired=_expired((alert for alert in alerts if alert.broken), now))
     if run.verdict not in _JUDGED:
         return Changes()
-    failed = confirmed(run.findings, run.reruns) if run.verdict == "fail" else ()
-    broken = {identity(one.figure, one.limit): one for one in reversed(failed)}
-    judged: defaultdict[Identity, list[Finding]] = defaultdict(list)
-    for finding in run.findings:
-        judged[identity(finding.figure, finding.limit)].append(finding)
+    judged, broken = _by_identity(run)
     known = {alert.identity for alert in alerts}
     still_broken = [alert for alert in alerts if alert.identity in broken]
-    others = [(alert, judged[alert.identity]) for alert in alerts if alert.identity not in broken]
+    others = [(alert, judged.get(alert.identity, [])) for alert in alerts if alert.identity not in broken]
     return Changes(
-        opened=tuple((key, broken[key]) for key in judged if key in broken and key not in known),
+        opened=tuple((key, finding) for key, finding in broken.items() if key not in known),
         broken=tuple((alert.id, broken[alert.identity]) for alert in still_broken),
         doubtful=tuple(alert.id for alert, findings in others if _is_doubtful(findings)),
         closed=tuple((alert.id, findings[0]) for alert, findings in others if _passed(findings)),
         expired=_expired(still_broken, now),
     )
+
+
+def _by_identity(run: AuditRun) -> tuple[dict[Identity, list[Finding]], dict[Identity, Finding]]:
+    """Return a run's findings on every figure, and of each figure on which it failed the first that failed."""
+    judged: defaultdict[Identity, list[Finding]] = defaultdict(list)
+    for finding in run.findings:
+        judged[identity(finding.figure, finding.limit)].append(finding)
+    failed = confirmed(run.findings, run.reruns) if run.verdict == "fail" else ()
+    first = {identity(one.figure, one.limit): one for one in reversed(failed)}
+    return dict(judged), {key: first[key] for key in judged if key in first}
 
 
 def _is_doubtful(findings: Sequence[Finding]) -> bool:

@@ -59,14 +59,15 @@ def identical(candidate: Report, baseline: Report) -> bool:
 
 
 def _number(limit: Limit, evidence: Evidence) -> Finding:
-    candidate, baseline = evidence.candidate, evidence.baseline
-    before = read(limit.figure, baseline) if limit.against_baseline and baseline else None
-    if limit.against_baseline and before is None:
+    candidate = evidence.candidate
+    baseline = evidence.baseline if limit.against_baseline else None
+    before = read(limit.figure, baseline) if baseline else None
+    if baseline and before is None:
         return _finding(limit, "not_judged", "The baseline has no such figure.", value=_shown(limit, candidate))
     value = read(limit.figure, candidate)
     if value is None:
         return _missing(limit, candidate.report, before)
-    bound = limit.bound * _float(before) if limit.against_baseline else limit.bound
+    bound = limit.bound * _float(before) if baseline else limit.bound
     facts: dict[str, Any] = {
         "value": value,
         "baseline": before,
@@ -75,9 +76,9 @@ def _number(limit: Limit, evidence: Evidence) -> Finding:
     }
     within = holds(limit, _float(value), bound)
     if position_mean(limit.figure) is None:
-        return _finding(limit, "pass" if within else "broken", _said(limit, facts, within=within), **facts)
-    if limit.against_baseline and baseline and identical(candidate.report, baseline.report):
-        return _finding(limit, "pass" if within else "broken", f"{_said(limit, facts, within=within)} {EXACT}", **facts)
+        return _by_effect(limit, _said(limit, facts, within=within), facts, within=within)
+    if baseline and identical(candidate.report, baseline.report):
+        return _by_effect(limit, f"{_said(limit, facts, within=within)} {EXACT}", facts, within=within)
     return _tested(limit, evidence, facts, within=within)
 
 
@@ -91,7 +92,7 @@ def _tested(limit: Limit, evidence: Evidence, facts: dict[str, Any], *, within: 
         within = excess.value <= 0
     said = f"{_said(limit, facts, within=within)}{_shared(limit, evidence)}"
     if p is not None:
-        return _finding(limit, "pass" if within else "broken", said, excess=excess, p_value=p, **facts)
+        return _by_effect(limit, said, {**facts, "excess": excess, "p_value": p}, within=within)
     if within:
         return _finding(limit, "pass", said, excess=excess, **facts)
     unknown = "The positions at hand are too few to tell it from noise."
@@ -112,9 +113,9 @@ def _level(limit: Limit, evidence: Evidence) -> Finding:
     within = judged.level <= allowed
     said = _level_in_words(judged, allowed, against_baseline=before is not None)
     if before is not None and evidence.baseline and identical(candidate.report, evidence.baseline.report):
-        return _finding(limit, "pass" if within else "broken", f"{said} {EXACT}", **facts)
+        return _by_effect(limit, f"{said} {EXACT}", facts, within=within)
     if allowed is Level.severe or judged.by_kl is None:
-        return _finding(limit, "pass" if within else "broken", said, **facts)
+        return _by_effect(limit, said, facts, within=within)
     return _tested_level(limit, evidence, allowed, said, facts)
 
 
@@ -125,7 +126,7 @@ def _level_in_words(judged: Judgment, allowed: Level, *, against_baseline: bool)
 
 
 def _baseline_level(limit: Limit, evidence: Evidence) -> Level | None:
-    """Return the baseline's level by the limits of the report; None where a limit does not speak of the baseline."""
+    """Return the baseline's level by the limits of the report; None where a limit is not against the baseline."""
     if not limit.against_baseline or evidence.baseline is None:
         return None
     return level_of(evidence.baseline, limit.figure.scheme or "", evidence.candidate).level
@@ -137,8 +138,7 @@ def _tested_level(limit: Limit, evidence: Evidence, allowed: Level, said: str, f
     test = level_test(evidence, limit.figure.scheme or "", allowed, against_baseline=limit.against_baseline)
     if test.p_value is None and not within:
         return _finding(limit, "warn", f"{said} The positions at hand are too few to tell it from noise.", **facts)
-    facts = {**facts, "excess": test.excess, "p_value": test.p_value}
-    return _finding(limit, "pass" if within else "broken", said, **facts)
+    return _by_effect(limit, said, {**facts, "excess": test.excess, "p_value": test.p_value}, within=within)
 
 
 def _dimensions(limit: Limit, evidence: Evidence) -> Finding:
@@ -164,13 +164,16 @@ def _incomparable(figure: Figure, evidence: Evidence, baseline: ComparableReport
         refused = {one.name: one.reason for one in cautions.uncomparable_outliers(before, after)}
         if figure.path in refused:
             return f"The sets cannot be compared: {refused[figure.path]}."
-    if not figure.depends_on_text:
-        return None
-    same_text = before.calibration.fingerprint == after.calibration.fingerprint
+    return _other_text(figure, evidence, baseline) if figure.depends_on_text else None
+
+
+def _other_text(figure: Figure, evidence: Evidence, baseline: ComparableReport) -> str | None:
+    """Return why the text keeps a figure from being compared; None for the same text, or positions that both scored."""
+    after, before = evidence.candidate.report, baseline.report
     scheme = evidence.scheme_for(figure)
     if position_mean(figure) is not None and scheme is not None and evidence.paired(scheme):
         return None
-    if not same_text:
+    if before.calibration.fingerprint != after.calibration.fingerprint:
         return "The calibration texts differ, and texts that differ are never compared."
     if before.analysis.score != after.analysis.score and figure.path.partition(".")[0] in ("schemes", "reference"):
         return "Other positions were scored."
@@ -239,6 +242,10 @@ def _shown(limit: Limit, side: ComparableReport) -> Any:
 
 def _float(value: Any) -> float:
     return float(value)
+
+
+def _by_effect(limit: Limit, reason: str, facts: dict[str, Any], *, within: bool) -> Finding:
+    return _finding(limit, "pass" if within else "broken", reason, **facts)
 
 
 def _finding(limit: Limit, verdict: str, reason: str, **facts: Any) -> Finding:

@@ -101,7 +101,7 @@ def choose(
 
 
 def is_comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether limits can be held against a report of other times: its settings, texts and schemes are the same.
+    """Return whether an earlier report can be a baseline: its settings, texts and schemes are the present ones.
 
     Args:
         before: The definition that the report's audit had then, as JSON.
@@ -111,7 +111,7 @@ def is_comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys of a definition that keep reports of other times from being comparable; see `is_comparable`."""
+    """Return the keys of a definition that keep earlier reports from being comparable; see `is_comparable`."""
     files = [key for key in ("calibration", "labelled") if _sha256(before.get(key)) != _sha256(now.get(key))]
     settings = [key for key in _FIGURE_SETTINGS if before.get(key) != now.get(key)]
     schemes = [] if all(one in before.get("schemes", ()) for one in now["schemes"]) else ["schemes"]

@@ -71,14 +71,15 @@ def combine(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> Outcome:
         warned = [f"{one.limit}: {one.reason}" for one in findings if one.verdict == "warn"]
         uncompared = any(one.uncompared for one in findings)
         return Outcome("warn" if warned or uncompared else "pass", (*warned, *not_judged))
-    ended = _ended(reruns)
-    doubts = {one.limit: tuple(_doubts(one, ended)) for one in broken}
     verdict: RunVerdict = "fail" if confirmed(findings, reruns) else "unconfirmed"
-    reasons = [
-        " ".join((f"{one.limit}: {one.reason}", *(doubts[one.limit] or (_standing(one, reruns, ended),))))
-        for one in broken
-    ]
-    return Outcome(verdict, (*reasons, *not_judged))
+    return Outcome(verdict, (*(_why_broken(one, reruns) for one in broken), *not_judged))
+
+
+def _why_broken(finding: Finding, reruns: Sequence[Rerun]) -> str:
+    """Return the reason of a broken finding, with what its reruns say of it."""
+    ended = _ended(reruns)
+    said = tuple(_doubts(finding, ended)) or (_standing(finding, reruns, ended),)
+    return " ".join((f"{finding.limit}: {finding.reason}", *said))
 
 
 def confirmed(findings: Sequence[Finding], reruns: Sequence[Rerun]) -> tuple[Finding, ...]:

@@ -6,6 +6,7 @@ be clearly larger than the baseline's own, position by position, so that two mod
 their noise do not differ. Either of the two is enough, so twice the smaller probability counts.
 """
 
+from operator import itemgetter
 from typing import NamedTuple
 
 from service.audits.evidence import Evidence, own_excess, p_value, paired_excess, position_mean
@@ -37,21 +38,21 @@ def level_of(side: ComparableReport, scheme: str, limits_of: ComparableReport) -
 def level_test(evidence: Evidence, scheme: str, allowed: Level, *, against_baseline: bool) -> LevelTest:
     """Return how clearly a scheme's verdict is worse than `allowed`, which is not the worst level."""
     limits = evidence.candidate.report.analysis.verdict
-    tests = []
+    known = []
     for name, classes in zip(MEASURES, (kl_limit(limits), ratio_limit(limits)), strict=True):
         of = position_mean(Figure(f"schemes.{scheme}.{name}", "number"))
         bound = classes.noticeable if allowed is Level.negligible else classes.severe
-        if of is None:
-            continue
-        excess = own_excess(of, evidence.own(scheme), bound, 1)
-        p = None if excess is None else p_value(excess)
-        if p is not None and against_baseline:
-            change = paired_excess(of, evidence.paired(scheme), 1.0, 1)
-            p_change = None if change is None else p_value(change)
-            p = None if p_change is None else max(p, p_change)
-        tests.append(LevelTest(excess, p))
-    known = [test for test in tests if test.p_value is not None]
+        excess = None if of is None else own_excess(of, evidence.own(scheme), bound, 1)
+        probabilities = [_p_value(excess)]
+        if of is not None and against_baseline:
+            probabilities.append(_p_value(paired_excess(of, evidence.paired(scheme), 1.0, 1)))
+        if None not in probabilities:
+            known.append((max(p for p in probabilities if p is not None), excess))
     if not known:
         return LevelTest(None, None)
-    clearest = min(known, key=lambda test: test.p_value if test.p_value is not None else 1.0)
-    return LevelTest(clearest.excess, min(1.0, len(MEASURES) * (clearest.p_value or 0.0)))
+    p, excess = min(known, key=itemgetter(0))
+    return LevelTest(excess, min(1.0, len(MEASURES) * p))
+
+
+def _p_value(excess: Estimate | None) -> float | None:
+    return None if excess is None else p_value(excess)

@@ -20,7 +20,7 @@ ANSWER_SECONDS = 60.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts that no proxy of the environment can reach for us."""
 SHOWN_CHARACTERS = 40
-"""Of a request that cannot be sent, so much is shown on either side of what is in the way."""
+"""Characters of a request that cannot be sent, shown on either side of the one that is not allowed."""
 _BY_KEYS = "/v1/audits"
 """Paths of resources whose fields have the names of keys in a file: messages keep these."""
 _TYPE_PREFIX = "urn:headroom:problem:"

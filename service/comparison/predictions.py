@@ -80,23 +80,25 @@ def _change(
 ) -> Change:
     """Return the change of the mean of `figure`, or of exp of that mean."""
     if before is None or after is None:
-        difference = None
-    elif not paired:
-        difference = Estimate(value=after.value - before.value, standard_error=None)
-    else:
-        values = [[_figures(figure(pair.before), figure(pair.after)) for pair in sequence] for sequence in paired]
-        difference = _of_exp(values) if of_exp else mean([[b - a for a, b in one] for one in values])
-    known = difference is not None and bool(paired)
-    interval = difference.interval if difference is not None else None
+        return _unpaired(before, after, None)
+    if not paired:
+        return _unpaired(before, after, Estimate(value=after.value - before.value, standard_error=None))
+    values = [[_figures(figure(pair.before), figure(pair.after)) for pair in sequence] for sequence in paired]
+    difference = _of_exp(values) if of_exp else mean([[b - a for a, b in one] for one in values])
+    interval = difference.interval
     return Change(
         baseline=before,
         other=after,
         difference=difference,
-        paired=known,
-        positions=sum(map(len, paired)) if known else None,
-        sequences=len(paired) if known else None,
+        paired=True,
+        positions=sum(map(len, paired)),
+        sequences=len(paired),
         clear=None if interval is None else not interval[0] <= 0 <= interval[1],
     )
+
+
+def _unpaired(before: Estimate | None, after: Estimate | None, difference: Estimate | None) -> Change:
+    return Change(baseline=before, other=after, difference=difference, paired=False, positions=None, clear=None)
 
 
 def _figures(before: float, after: float) -> tuple[float, float]:

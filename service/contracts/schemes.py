@@ -3,7 +3,7 @@
 Real schemes run on bitsandbytes' own modules, the kernels that people deploy. Simulated ones round the same numbers
 to the same grids, but compute the matrix product with rounded values in the model's own type: they tell what a
 format does to a model, not how a particular kernel's last digits fall. Their settings name formats of numbers
-(`weight_format`, `input_format`), over what one scale is shared (`weight_group`: an output `channel` or so many
+(`weight_format`, `input_format`), over what one scale is shared (`weight_group`: an output `channel` or a number of
 neighboring inputs; `input_group`: a `token` or the whole `tensor` of a batch) and in what the scale is stored.
 """
 

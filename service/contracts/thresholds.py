@@ -29,7 +29,7 @@ class LlmInt8RelativeThresholds(LlmInt8Thresholds):
     """The same with magnitudes relative to each token's own, so that the scale of a norm's gain does not matter."""
 
     magnitude: Annotated[float, Field(gt=0), NoBoolean] = 6.0
-    """abs(x) at or above so many times the root mean square of its token's channels counts."""
+    """abs(x) counts from this multiple of the root mean square of its token's channels."""
 
 
 class MassiveThresholds(Thresholds):
@@ -38,7 +38,7 @@ class MassiveThresholds(Thresholds):
     magnitude: Annotated[float, Field(ge=0), NoBoolean] = 100.0
     """abs(x) must be larger."""
     ratio: Annotated[float, Field(gt=0), NoBoolean] = 1000.0
-    """abs(x) must be at least so many times the median magnitude."""
+    """abs(x) must be at least this multiple of the median magnitude."""
 
 
 class MedianQuantileThresholds(Thresholds):
@@ -52,7 +52,7 @@ class VarianceThresholds(Thresholds):
     """When a hidden dimension is an outlier by Rudman et al."""
 
     ratio: Annotated[float, Field(gt=0), NoBoolean] = 5.0
-    """The dimension's variance must be at least so many times the mean variance of the layer's dimensions."""
+    """The dimension's variance must be at least this multiple of the mean variance of the layer's dimensions."""
 
 
 class HeadThresholds(Thresholds):

@@ -1,7 +1,8 @@
 """Delivers messages: claims those that are due, and attempts each in a thread of its own.
 
-Only so many attempts are under way at once, and each has a deadline, so that slow receivers neither hold up the others
-nor pile up. An attempt that the process does not live to record is made again by the next claim, under the same id.
+The attempts that are under way at once are limited, and each has a deadline, so that slow receivers neither hold up
+the others nor pile up. An attempt that the process does not live to record is made again by the next claim, under the
+same id.
 """
 
 import logging
@@ -56,7 +57,7 @@ class Deliverer:
         return len(owed)
 
     def wait(self, seconds: float) -> None:
-        """Wait for the attempts that are under way, no longer than so many seconds."""
+        """Wait for the attempts that are under way, for `seconds` at most."""
         deadline = time.monotonic() + seconds
         with self._lock:
             threads = tuple(self._threads)

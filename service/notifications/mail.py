@@ -51,18 +51,24 @@ def mail_server(url: str) -> MailServer:
     shown = "..." if "@" in url else url
     try:
         parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-        starttls = _STARTTLS[options.pop("starttls", "0")]
-        default_port = _SUBMISSION if starttls else _PORTS[parts.scheme]
-        port = parts.port or default_port
+        default_port, starttls = _PORTS[parts.scheme], _starttls(parts.query)
+        port = parts.port or (_SUBMISSION if starttls else default_port)
     except (ValueError, KeyError) as error:
         raise InvalidRequest(SETTING, shown, _FORMS) from error
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/") or parts.fragment or options:
+    if not parts.hostname or parts.path not in ("", "/") or parts.fragment:
         raise InvalidRequest(SETTING, shown, _FORMS)
     if parts.scheme == "smtps" and starttls:
         raise InvalidRequest(SETTING, shown, "starttls with smtp:// only; smtps:// uses TLS from the start")
     security: Security = "tls" if parts.scheme == "smtps" else "starttls" if starttls else "none"
     return MailServer(parts.hostname, port, security, _unquoted(parts.username), _unquoted(parts.password))
+
+
+def _starttls(query: str) -> bool:
+    """Return what the only option of a URL says. Raises ValueError or KeyError for any other query."""
+    if not query:
+        return False
+    ((name, value),) = parse_qsl(query, strict_parsing=True)
+    return {"starttls": _STARTTLS}[name][value]
 
 
 def _unquoted(text: str | None) -> str | None:

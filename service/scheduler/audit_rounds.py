@@ -21,7 +21,7 @@ from service.store.runs.store import RunStore
 log = logging.getLogger(__name__)
 
 LEASES = 5
-"""A scheduler may judge one measurement for as long as so many leases of a job."""
+"""A scheduler may judge one measurement for this many times the lease of a job."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Repeating(Generic[Done]):
         return done
 
     def run(self, seconds: float, stop: Event) -> None:
-        """Repeat the step with a pause of so many seconds until `stop` is set."""
+        """Repeat the step with a pause of `seconds` until `stop` is set."""
         while not stop.is_set():
             self.step()
             stop.wait(seconds)

@@ -69,7 +69,7 @@ class AuditRunRow(Base):
     findings: Mapped[Documents]
     reruns: Mapped[Documents]
     figures: Mapped[Document]
-    """The report's numeric figures that limits speak of, by their paths."""
+    """The report's numeric figures that have limits, by their paths."""
     identity: Mapped[str | None] = mapped_column(String(71))
     """What was measured, as the worker resolved it."""
     fence: Mapped[int] = mapped_column(default=0)

@@ -43,7 +43,7 @@ class Leases(Transactions):
             worker: What the job calls the worker.
             lease_seconds: How long the worker may go without renewing the claim.
             sizes: The classes of jobs that it takes.
-            most_running: Owners who have so many running jobs are passed over; None: nobody is.
+            most_running: Running jobs of an owner at which the owner is passed over; None: nobody is.
         """
         while True:
             with self._read() as session:

@@ -20,6 +20,7 @@ from bench import DRAW, LEASE, MEASURE, NAMES, SLEEP, Bench, alive, waits, write
 from sqlalchemy.exc import OperationalError
 
 from service.contracts.files import StoredFile
+from service.contracts.harm.earlier import EarlierReport
 from service.contracts.progress import Failed, Progress
 from service.contracts.request import JobRequest, MeasurementRequest
 from service.errors import NotFound, StoreFailed
@@ -69,6 +70,17 @@ def test_the_measurement_is_told_the_worker_s_memory_and_checkpoints(bench: Benc
     row = bench.store.artifact(bench.job_id, "report.json")
     request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
     assert (request.memory_bytes, request.checkpoint_seconds) == (2**20, 7.5)
+
+
+@pytest.mark.parametrize("model", ["sample", "/models/a", "org/name@main"])
+def test_the_measurement_for_an_earlier_report_is_told_the_weights_that_it_needs(tmp_path: Path, model: str) -> None:
+    earlier = EarlierReport(job_id="0a", fingerprint="sha256:" + "5" * 64)
+    bench = Bench(tmp_path, JobRequest(model=model, earlier=earlier))
+    bench.run(hub='target.write_text(json.dumps({"path": "/cache/abc", "source": "a"})); say(kind="finished")\n')
+    row = bench.store.artifact(bench.job_id, "report.json")
+    request = MeasurementRequest.model_validate_json(bench.artifacts.path(row.sha256).read_bytes())
+    assert request.model.fingerprint == earlier.fingerprint
+    bench.engine.dispose()
 
 
 KEEP_TEXTS = """

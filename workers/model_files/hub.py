@@ -75,8 +75,11 @@ def _check_size(repository: str, commit: str, most: int, small: int | None) -> N
         )
     if small is not None and weights > small:
         raise NotSmall(f"{weights} bytes of weights; this worker takes {small} at most")
-    # Should the hub send more than its list says, the system ends the file there.
-    longest = max(most, _OWN_BYTES)
+    _limit_files(max(most, _OWN_BYTES))
+
+
+def _limit_files(longest: int) -> None:
+    """Have the system end a file at a size, in bytes, should the hub send more than its list says."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (longest if hard == resource.RLIM_INFINITY else min(longest, hard), hard))
 
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         fetched = fetch(name, limits.get("--bytes"), limits.get("--small"))
         Path(target).write_text(fetched.model_dump_json())
-    except BaseException as error:  # whatever it is, the one who waits must hear of it
+    except BaseException as error:  # the process that waits needs the reason, whatever it is
         failed = failed_to_fetch(name, error)
         print(failed.model_dump_json(), flush=True)
         return 2 if failed.bad_input else 1

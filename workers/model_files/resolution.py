@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         resolved = resolve(model, device, newest_in="--newest-in" in options, roots=roots)
         Path(target).write_text(resolved.model_dump_json())
-    except BaseException as error:  # whatever it is, the one who waits must hear of it
+    except BaseException as error:  # the process that waits needs the reason, whatever it is
         failed = _failed(model, error)
         print(failed.model_dump_json(), flush=True)
         return 2 if failed.bad_input else 1

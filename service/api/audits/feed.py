@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1")
 open_router = APIRouter(prefix="/v1/feeds")
 
 ENTRIES = 50
-"""The newest announcements, so many."""
+"""Announcements of a feed, the newest."""
 _ATOM: dict[int | str, dict[str, Any]] = {200: {"content": {"application/atom+xml": {}}}}
 
 

@@ -30,7 +30,7 @@ _PAGE = 1000
 _REMEMBERED = 10_000
 _COMPARED = 2
 
-Runs = Annotated[int, Query(ge=1, le=MOST_RUNS, description="The newest runs, so many.")]
+Runs = Annotated[int, Query(ge=1, le=MOST_RUNS, description="How many runs, the newest.")]
 RunIds = Annotated[
     list[Annotated[str, Query(pattern=r"^[0-9a-f]{32}$")]],
     Query(description="Ids of 2 runs of the audit. The first is the baseline."),

@@ -27,7 +27,7 @@ class Buckets:
         self._most = most
         self._now = now
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Tokens, and when there were so many."""
+        """Tokens, and when they were counted."""
         self._lock = Lock()
 
     def take(self, caller: str, per_second: float | None = None) -> float:

@@ -32,7 +32,7 @@ FEWEST = 8
 PENALTY = 10.0
 """Noise variances that a step costs."""
 FEW_VALUES = 6.0
-"""Added to the penalty where the noise is estimated from n values: so many n-ths of it."""
+"""Where the noise is estimated from n values, the penalty is larger by this factor over n."""
 _KEPT = 0.75
 """Share of the differences, the smallest, that the noise is taken from."""
 NORMAL_95 = NormalDist().inv_cdf(0.975)

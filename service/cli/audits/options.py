@@ -21,16 +21,17 @@ def body(
     sent |= {key: value for key in _AS_TYPED if (value := getattr(options, key)) is not None}
     sent |= _model(model, options, on_this_machine=on_this_machine)
     sent |= {key: list(values) for option, key in _LISTS.items() if (values := getattr(options, option))}
-    for key in FILES:
-        if (path := getattr(options, key)) is not None:
-            sent[key] = upload(f"--{key}", path, largest_file)
-    notify = [{"webhook": url} for url in options.webhook or ()]
-    notify += [{"email": address} for address in options.email or ()]
-    if notify:
-        sent["notify"] = notify
+    named = ((key, getattr(options, key)) for key in FILES)
+    sent |= {key: upload(f"--{key}", path, largest_file) for key, path in named if path is not None}
+    if options.webhook or options.email:
+        sent["notify"] = _receivers(options)
     for text in options.others or ():
         _set(sent, text)
     return sent
+
+
+def _receivers(options: AuditOptions) -> list[dict[str, str]]:
+    return [{"webhook": url} for url in options.webhook or ()] + [{"email": one} for one in options.email or ()]
 
 
 def _model(model: str | None, options: AuditOptions, *, on_this_machine: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def path_of(name: str, parameter: str = "NAME") -> str:
 def create(
     name: str, model: str | None, options: AuditOptions, *, force: bool, seeds: int | None, as_json: bool
 ) -> None:
-    """Make an audit, and print it; with `seeds` its limits' noise too, measured on so many further seeds."""
+    """Make an audit, and print it; with `seeds` its limits' noise too, measured on that many further seeds."""
     from service.cli.audits import calibrating
 
     sent = _body(name, model, options)

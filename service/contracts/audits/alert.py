@@ -64,7 +64,7 @@ class Announcement(Record):
     at: datetime
     kind: Literal["alerts", "error", "paused"]
     """`alerts`: some opened or closed. `error`: the run has no report; only the feed says so. `paused`: neither has it,
-    and the audit pauses, after so many in a row: the model is watched no more until somebody resumes the audit."""
+    and the audit pauses, after too many in a row: the model is watched no more until somebody resumes the audit."""
     run_id: str
     verdict: RunVerdict
     report_id: str | None = None

@@ -71,7 +71,7 @@ class AuditSettings(Analysis):
     catch_up_seconds: Seconds = 86_400
     """How late, in seconds, the latest missed time is still made up for; earlier ones never are."""
     jitter_seconds: Seconds = 0
-    """Runs start up to so many seconds after their scheduled time."""
+    """Longest time after the scheduled one at which a run starts, in seconds."""
     overlap: Literal["skip", "queue"] = "skip"
     """What becomes of a time at which the run before has not ended."""
     pause_after_errors: Annotated[int, Field(ge=1, le=1000), NoBoolean] = 3
@@ -146,7 +146,7 @@ class Finding(Record):
     """`p_value` up to which the breach is beyond noise, by Holm's method over all limits of the run."""
     verdict: FindingVerdict
     uncompared: bool = False
-    """The limit is held against a baseline that is there, and could not be judged."""
+    """The limit is against a baseline; there is one, but the limit could not be judged."""
     final: bool = False
     """The first measurement decides: the weights are the baseline's, so that a rerun would give the same."""
     reason: str

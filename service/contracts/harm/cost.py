@@ -10,7 +10,7 @@ class StageCost(Frozen):
 
     stage: Literal["sweep", "harm", "mixes"]
     forwards: float
-    """Forward passes of the text that cost as much, about; of as many tokens, where the text is the held-out one."""
+    """The work in forward passes of the text, about; for the held-out text, which has as many tokens, of that."""
     streams_bytes: int
     """Hidden states in files, because memory does not hold them; 0 where it does."""
     checkpoint_bytes: int

@@ -14,7 +14,7 @@ class RecommendSettings(Frozen):
     enabled: bool = False
     """Needs estimated harm, and as many sequences again as `sequences` that are measured for nothing else."""
     max_bytes: Annotated[ByteSize, Field(gt=0), NoBoolean] | None = None
-    """The model may take so many bytes: weights with scales, embeddings included."""
+    """Bytes that the model may take: weights with scales, embeddings included."""
     max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False), NoBoolean] | None = None
     """The KL divergence may be so large, nats per token; as few bytes as that is predicted to take."""
     whole_groups: bool = True
@@ -42,7 +42,7 @@ class Target(Record):
 
 
 class FrontierPoint(Record):
-    """The least predicted KL divergence of all mixes of so many bytes."""
+    """The least predicted KL divergence of all mixes of that size."""
 
     bytes: int
     predicted_kl: float

@@ -18,9 +18,9 @@ class HarmSettings(Frozen):
     component: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,255}$")] | None = None
     """With `modules`: measure all modules of this component, such as `mlp.down`, instead of the `top_modules`."""
     top_modules: Annotated[int, Field(ge=0, le=100_000), NoBoolean] = 24
-    """With `modules`: measure so many modules of the largest estimated harm."""
+    """With `modules`: the number of modules that are measured for their large estimated harm."""
     random_modules: Annotated[int, Field(ge=0, le=100_000), NoBoolean] = 12
-    """With `modules`: also measure so many others, chosen at random by the job's seed, to check the estimate."""
+    """With `modules`: the number of others, chosen at random by the job's seed, that are measured as a check."""
     draws: Annotated[int, Field(ge=1, le=1024), NoBoolean] = 4
     """Continuations drawn for each sequence. The relative standard error of an estimated harm is about
     sqrt(2 / (sequences x draws))."""

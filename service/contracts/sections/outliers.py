@@ -106,7 +106,7 @@ class Outliers(Record):
         return {name: of for name, of in definitions.items() if of is not None}
 
     def named(self, hidden_size: int) -> dict[str, Definition]:
-        """Return the definitions that discriminate among so many dimensions; reports name the dimensions of these."""
+        """Return the definitions that discriminate among `hidden_size` dimensions, which reports name."""
         return {
             name: of
             for name, of in self.present().items()

@@ -3,7 +3,7 @@
     checkpoints/JOB/FENCE.json     what a checkpoint consists of, written when its files are there
     checkpoints/JOB/files/SHA256   its files; most are in the next checkpoint too, and are not put again
 
-Each claim of a job writes under its own fencing number, and the latest is gone on from. What a worker that lost its
+Each claim of a job writes under its own fencing number, and the latest is continued. What a worker that lost its
 job still writes is therefore older than what its successor writes.
 """
 

@@ -62,7 +62,7 @@ class UploadStore(Transactions):
         self._kept = timedelta(seconds=keep_seconds)
 
     def check_room(self, owner: str, size: int) -> None:
-        """Raise QuotaReached unless the owner may upload so many bytes more."""
+        """Raise QuotaReached unless the owner may upload that many more bytes."""
         with self._read() as session:
             self._check_room(session, owner, size)
 

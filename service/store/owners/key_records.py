@@ -87,7 +87,7 @@ class VerifiedKeys:
         return key if self._now() < until else None
 
     def add(self, sha256: str, key: Key, left: float, revocations: int) -> None:
-        """Keep a key that expires in `left` seconds, unless one was revoked since there were so many revocations."""
+        """Keep a key that expires in `left` seconds, unless a key was revoked since `revocations` was read."""
         with self._lock:
             if revocations != self.revocations:
                 return

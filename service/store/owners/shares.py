@@ -44,7 +44,7 @@ def next_job(session: Session, sizes: Sequence[SizeClass], most_running: int | N
     Args:
         session: Of the transaction; it sees all owners.
         sizes: The classes that the worker takes.
-        most_running: Owners who have so many running jobs are passed over, unless a key of theirs has another limit;
+        most_running: Running jobs of an owner at which the owner is passed over, where no key has another limit;
             None: nobody else is.
     """
     queued = (JobRow.status == Status.queued, JobRow.size.in_(sizes))
@@ -102,7 +102,7 @@ def begin(session: Session, owner: str, now: datetime) -> None:
 
 
 def serve(session: Session, owner: str, seconds: float) -> None:
-    """Note that a worker spent so many seconds on a job of an owner."""
+    """Note the seconds that a worker spent on a job of an owner."""
     session.execute(update(OwnerRow).where(OwnerRow.owner == owner).values(served=OwnerRow.served + max(0.0, seconds)))
 
 

@@ -21,7 +21,7 @@ class Usage(Transactions):
     """What the caller uses, as long as the caller has limits."""
 
     def use_upload(self, size: int) -> None:
-        """Count an upload of so many bytes. Raises LimitReached when it is too much for today."""
+        """Count the bytes of an upload. Raises LimitReached when they are too many for today."""
         limits = self._access.limits
         if limits is None or size == 0:
             return

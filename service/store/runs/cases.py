@@ -101,7 +101,7 @@ class Measured:
     findings: tuple[Finding, ...]
     baseline_report_id: str | None
     figures: dict[str, float]
-    """The report's numeric figures that limits speak of, by their paths."""
+    """The report's numeric figures that have limits, by their paths."""
     identity: str | None
 
 

@@ -48,7 +48,7 @@ class ReferenceStates:
         return self._streams(names, storage, _layout(self.token_ids, self.at(0, 0)))
 
     def gradient_streams(self, draws: int, storage: Storage) -> Streams:
-        """Return streams for the gradients of so many draws, named by their numbers, which hold nothing yet."""
+        """Return empty streams for the gradients of every draw, named by their numbers."""
         layout = _layout(self.token_ids, self.at(0, 0))
         wider = Layout(layout.shapes, gradient_type(layout.dtype))
         return self._streams([str(draw) for draw in range(draws)], storage, wider)

@@ -26,8 +26,8 @@ from torch import nn
 
 from workers.measurement.errors import MeasurementError
 from workers.measurement.harm.copies import LayerCopies
+from workers.measurement.harm.gradients.cpu_gradients import fast_gradients
 from workers.measurement.harm.gradients.head_gradients import head_gradients
-from workers.measurement.harm.gradients.linear_gradients import fast_linear_gradients
 from workers.measurement.harm.gradients.loss_scaling import gradients_at
 from workers.measurement.harm.products import LayerProducts
 from workers.measurement.harm.reference_states import ReferenceStates, Storage
@@ -114,7 +114,7 @@ class _LayerRun:
         depth, reference = self.copies.index, self.reference
         hidden = reference.at(depth, number).detach().clone().requires_grad_()
         names = {name for copied in self.copies.copies.values() for name in copied.replaced}
-        with fast_linear_gradients(hidden.dtype, hidden.device), _recording(self.copies.layer, names) as calls:
+        with fast_gradients(hidden.dtype, hidden.device), _recording(self.copies.layer, names) as calls:
             after = run_layer(self.copies.layer, hidden, reference.arguments[number][depth])
         if not after.requires_grad:
             raise _no_gradient(depth)

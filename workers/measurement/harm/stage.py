@@ -88,12 +88,12 @@ class _Passes:
         self._done = 0
 
     def add(self, layers: int) -> None:
-        """Take so many more."""
+        """Add passes that are done."""
         self._done = min(self._done + layers, self._progress.total)
         self._progress.done(self._done)
 
     def extend(self, layers: int) -> None:
-        """Count so many more than were announced."""
+        """Add passes to come, which were not announced."""
         self._progress.total = self._done + layers
 
 

@@ -52,7 +52,7 @@ def swap_layers(
     Args:
         reference: its states at every depth.
         swaps: those of one group.
-        streams: one for each, by its key; those of swaps before layer `done` are through so many layers.
+        streams: one for each, by its key; those of swaps before layer `done` are through `done` layers.
         copy_layer: makes the schemes' copies of a layer.
         seed: of the swaps that move what a layer gives.
         done: layers that the streams are through.

@@ -22,7 +22,7 @@ from workers.measurement.inputs.input_files import read_json_lines, refuser
 TOKEN_IDS = "token_ids"
 """Field or column of documents that are tokenized already."""
 TEXT_BYTES = 1 << 20
-"""About so much of a plain text is handed on at a time; it is only ever cut at the end of a line."""
+"""Bytes of a plain text that are handed on at a time, about; it is only ever cut at the end of a line."""
 PARQUET_ROWS = 64
 """Rows of a Parquet file that are in memory at a time."""
 

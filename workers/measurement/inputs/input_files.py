@@ -14,7 +14,7 @@ Refuse = Callable[[str], MeasurementError]
 
 def refuser(kind: type[MeasurementError], parameter: str, file: CalibrationFile | LabelledFile) -> Refuse:
     """Return a function that makes the errors about a file that came as `parameter`."""
-    # The path of an upload says nothing to the one who sent it.
+    # The path of an upload means nothing to its sender.
     name = str(file.path) if file.source == file.path.name else file.source
 
     def refuse(problem: str) -> MeasurementError:

@@ -68,7 +68,7 @@ def labelled_batches(
 
 
 def _split(prompts: Sequence[tuple[int, NDArray[np.int64]]], most: int) -> Iterator[LabelledBatch]:
-    """Yield batches of at most so many prompts, or 1, of equal length; prompts: record index and token ids [S]."""
+    """Yield batches of at most `most` prompts, or 1, of equal length; prompts: record index and token ids [S]."""
     size = max(1, most)
     for start in range(0, len(prompts), size):
         indices, ids = zip(*prompts[start : start + size], strict=True)

@@ -150,7 +150,7 @@ def _refusal(error: BaseException, *, loaded: bool) -> str:
 
 
 def _limit(present: int | None, most: int, seconds: int) -> None:
-    """Let this process have so many bytes more than at its beginning, and so many seconds more than it has used."""
+    """Limit the memory and the processor time that this process uses from now on, in bytes and seconds."""
     if present is not None:
         _lower(resource.RLIMIT_DATA, present + most)
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -105,7 +105,7 @@ def check_disk(cost: Cost, work: Path) -> None:
 def _stage(
     stage: Literal["sweep", "mixes"], forwards: float, streams: int, stream_bytes: int, budget_bytes: int
 ) -> StageCost:
-    """Return the cost of a sweep with so many streams of B bytes."""
+    """Return the cost of a sweep with a number of streams, each of B bytes."""
     held = streams * stream_bytes
     return StageCost(
         stage=stage,

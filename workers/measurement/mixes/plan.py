@@ -131,7 +131,7 @@ def _target(
 
 
 def best_of_units(prediction: Prediction, units: Sequence[Unit], budget: int) -> Bools:
-    """Return which modules to keep for the least prediction, [M], in whole units of so many further bytes at most."""
+    """Return which modules to keep for the least prediction, [M], in whole units, within a budget in bytes."""
     extra = np.array([unit.extra_bytes for unit in units], dtype=np.int64)
     kept = best_mix(prediction.of_units(units), extra, budget)
     chosen = [unit for unit, own in zip(units, kept, strict=True) if own]

@@ -117,7 +117,7 @@ class _Conclusion:
         self._comparisons = _where_all_finite(measured)
 
     def recommendation(self, sequences: int) -> contract.Recommendation:
-        """Return what is recommended, measured on so many held-out sequences."""
+        """Return what is recommended, measured on that number of held-out sequences."""
         plan = self._plan
         common = {
             "target": plan.target,

@@ -23,7 +23,7 @@ FRONTIER_POINTS = 24
 
 
 class FrontierPoint(NamedTuple):
-    """The best mix of so many bytes."""
+    """The best mix of a size."""
 
     extra_bytes: int
     """More than the uniform scheme takes."""

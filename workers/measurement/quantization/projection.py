@@ -40,7 +40,7 @@ class QuantizedProjection:
 def row_ranges(weight: torch.Tensor, block: int = 1) -> Iterator[slice]:
     """Yield ranges of rows of a weight [out, in] that together are all of it, in order.
 
-    Every range begins with a whole block of so many elements, a power of two.
+    Every range begins with a whole block of `block` elements, a power of two.
     """
     rows, columns = weight.shape
     multiple = max(_RANGE_ROWS, block // math.gcd(block, max(1, columns)))

@@ -20,7 +20,7 @@ _BARS = 60
 _SMALL_MARKS_FROM = 120
 """Runs from which marks are smaller."""
 _LIMIT_DRAWN_WITHIN = 3.0
-"""A limit that lies further off the values than so many times their span is not drawn, but stated."""
+"""A limit whose distance from the values is more than this multiple of their span is not drawn, but stated."""
 _LONGEST = 122
 """Characters of a line above a panel."""
 _MOST_STEPS = 5

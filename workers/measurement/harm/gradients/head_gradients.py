@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from workers.measurement.harm.gradients.linear_gradients import fast_linear_gradients
+from workers.measurement.harm.gradients.cpu_gradients import fast_gradients
 from workers.measurement.harm.gradients.loss_scaling import gradient_type, gradients_at
 from workers.measurement.models.decoder import Decoder
 
@@ -46,7 +46,7 @@ def head_gradients(
     gradients = hidden.new_zeros((draws, *hidden.shape[1:]), dtype=gradient_type(hidden.dtype))
     for chunk in _chunks(first, hidden.shape[1] - 1, step):
         part = hidden[:, chunk].detach().requires_grad_()
-        with fast_linear_gradients(part.dtype, part.device):
+        with fast_gradients(part.dtype, part.device):
             logits = decoder.logits(part)
         probabilities = torch.softmax(logits.detach()[0].float(), dim=-1)
         uniform = torch.from_numpy(generator.random((len(probabilities), draws)))

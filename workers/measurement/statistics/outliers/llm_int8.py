@@ -196,7 +196,7 @@ def _note(
 ) -> None:  # pragma: no cover - compiled
     """Note every value of dimensions [k] of tokens [T, d] that reaches its token's limit [T].
 
-    positions [k, bytes], abs_max [k] and values, which has room for just so many, are those of `Hits`.
+    positions [k, bytes], abs_max [k] and values, which has room for as many, are those of `Hits`.
     """
     width, n = len(dimensions), 0
     row, bits = np.empty(width, x.flat.dtype), np.empty(width, np.uint32)

@@ -1,6 +1,6 @@
 """Finds massive activations (Sun et al., arXiv 2402.17762): the few values thousands of times the typical one.
 
-A value of the residual stream is massive when it is larger than a magnitude and at least so many times the median
+A value of the residual stream is massive when it is larger than a magnitude and at least a multiple of the median
 magnitude. The median is taken two ways, and both are kept: over the sequence's whole hidden state, and over the
 token's own vector.
 
@@ -44,7 +44,7 @@ class Limits:
     magnitude: float
     """abs(x) must be larger."""
     ratio: float
-    """abs(x) must be at least so many times the median magnitude."""
+    """abs(x) must be at least this multiple of the median magnitude."""
 
 
 def massive_activations(
@@ -75,7 +75,7 @@ def massive_activations(
         below, finite = _counts_on_host(vectors, bounds) if copies.on_host else _counts(vectors, bounds)
 
         def choose(below: I64, finite: I64) -> None:
-            # No value can be so many times its token's median where more than half of the token is over that part of
+            # No value can be that multiple of its token's median where more than half of the token is over that part of
             # the token's largest; to count costs less than to sort.
             chosen = np.flatnonzero((peaks >= limits.ratio * median) | (2 * below >= finite))
             copies.add(
@@ -92,7 +92,7 @@ def _rows_of(x: torch.Tensor, positions: I64) -> torch.Tensor:
 
 
 def _bounds(peaks: F64, ratio: float) -> F32:
-    """Return the largest medians of which peaks [p] can be so many times, [p]."""
+    """Return the largest medians of which peaks [p] can be the multiple, [p]."""
     with np.errstate(over="ignore"):
         return (peaks / ratio * (1 + _ROUNDING)).astype(np.float32)
 

@@ -35,7 +35,7 @@ class Ranked(NamedTuple):
     estimated: bool = True
 
     def needed(self, share: float) -> int:
-        """Return how many of the most harmful parts have so much of the harm together."""
+        """Return how many of the most harmful parts have a share of the harm together."""
         return int(np.argmax(self.shares >= share)) + 1
 
 
