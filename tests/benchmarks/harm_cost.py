@@ -53,15 +53,17 @@ def forward_seconds(model: Path, sequences: int, length: int) -> tuple[float, fl
     """Return the seconds that the text takes through the layers, and through the head, sequence by sequence."""
     whole = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
     token_ids = torch.randint(200, (sequences, length))
-    seconds = []
+    seconds: dict[str, list[float]] = {"layers": [], "head": []}
     with torch.no_grad():
-        for run in (whole.model, whole):
-            run(input_ids=token_ids[:1], use_cache=False)
+        for _ in range(5):
             started = time.perf_counter()
-            for one in token_ids.split(1):
-                run(input_ids=one, use_cache=False)
-            seconds.append(time.perf_counter() - started)
-    return seconds[0], seconds[1] - seconds[0]
+            hidden = [whole.model(input_ids=one, use_cache=False).last_hidden_state for one in token_ids.split(1)]
+            between = time.perf_counter()
+            for one in hidden:
+                whole.lm_head(one)
+            seconds["layers"].append(between - started)
+            seconds["head"].append(time.perf_counter() - between)
+    return statistics.median(seconds["layers"]), statistics.median(seconds["head"])
 
 
 def main() -> None:

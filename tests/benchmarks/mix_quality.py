@@ -17,22 +17,17 @@ from pathlib import Path
 import numpy as np
 import program_environment  # noqa: F401  (before torch)
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from nf4_harm import BITS, copied, nf4_harm, quantized_modules
 
 from service.contracts.harm.recommendation import RecommendSettings
-from service.contracts.request import Analysis, MeasurementRequest, schemes_for
+from service.contracts.request import Analysis, MeasurementRequest
 from service.contracts.schemes import SCHEMES, Scheme
 from workers.measurement.__main__ import quiet_libraries
-from workers.measurement.harm.copies import Module, component_of
-from workers.measurement.harm.stage import run_harm
 from workers.measurement.inputs.calibration import calibrate
 from workers.measurement.inputs.tokenizer import load_tokenizer
 from workers.measurement.layers.copies.quantize_layer import quantize_layer
-from workers.measurement.layers.sweep import prepare_sweep
-from workers.measurement.layers.sweep_state import Batch
 from workers.measurement.mixes.mix_sweep import Mix, Workplace, measure_mixes
 from workers.measurement.mixes.plan import MixInputs, Plan, plan_mixes
-from workers.measurement.mixes.units import QuantizedModule
 from workers.measurement.models.checkpoint import open_checkpoint
 from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.loading import load_decoder
@@ -42,38 +37,15 @@ from workers.measurement.runtime.progress import ProgressReporter
 
 SHARES = (0.02, 0.05, 0.10, 0.25)
 TEXT = Path(__file__).parents[2] / "workers/samples/calibration.txt"
-BITS = {"kept": 16.0, "nf4": 4.5}
-
-
-def copied(path: Path, dtype: str, directory: Path) -> Path:
-    """Return the checkpoint in another type."""
-    AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(path).save_pretrained(directory)
-    return directory
-
-
-def described(decoder: Decoder) -> list[QuantizedModule]:
-    """Every module of the layers that nf4 quantizes, with its bytes at 16 bits."""
-    modules = []
-    for index, layer in enumerate(decoder.layers):
-        for part in projections(layer, decoder.layer_config(index)):
-            elements = layer.get_submodule(part.name).weight.numel()
-            extra = int(elements * (BITS["kept"] - BITS["nf4"]) / 8)
-            modules.append(QuantizedModule(index, f"{decoder.prefix}{index}.{part.name}", component_of(part), extra))
-    return modules
 
 
 def products(request: MeasurementRequest, decoder: Decoder, token_ids: torch.Tensor, scratch: Path) -> np.ndarray:
     """a_m of every module, [N, S, M], in the order of the modules."""
-    schemes, quiet = schemes_for(request), ProgressReporter(out=io.StringIO())
-    batches = [Batch(part) for part in token_ids.split(4)]
-    state = prepare_sweep(decoder, batches, schemes, request, budget_bytes=2**31, directory=scratch / "streams")
-    modules = [Module(m.layer, m.name.removeprefix(f"{decoder.prefix}{m.layer}.")) for m in described(decoder)]
-    harm = run_harm(request, state, token_ids, {"nf4": dict.fromkeys(modules, 0)}, {}, scratch, quiet)
-    assert harm is not None
-    found = harm.schemes["nf4"].products
+    found = nf4_harm(request, decoder, token_ids, scratch).schemes["nf4"].products
     assert found is not None
-    return found.matrix()[:, :, [found.modules.index(module) for module in modules]]
+    prefix = decoder.prefix
+    names = [f"{prefix}{module.layer}.{module.name}" for module in found.modules]
+    return found.matrix()[:, :, [names.index(module.name) for module in quantized_modules(decoder)]]
 
 
 def weight_errors(decoder: Decoder, scheme: Scheme) -> dict[str, float]:
@@ -130,7 +102,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
     )  # fmt: skip
     text = calibrate(request, load_tokenizer(path), decoder.config.vocab_size)
     scheme = resolved(SCHEMES["nf4"], decoder.dtype)
-    modules = described(decoder)
+    modules = quantized_modules(decoder)
     if options.products is not None and options.products.exists():
         values = np.load(options.products)
     else:

@@ -14,8 +14,8 @@ from workers.measurement.harm.task import HarmTask
 from workers.measurement.layers.streams import StreamCheckpoint, Streams
 from workers.measurement.predictions.comparison import positions_per_chunk
 
-_DRAWING_PARTS = 8
-"""Drawing holds several tensors of float32 and float64 for each tensor of logits."""
+_DRAWING_PARTS = 16
+"""Drawing holds tensors of float32 and float64 beside the logits, several times as large as those of a comparison."""
 
 
 def estimate(task: HarmTask, reference: ReferenceStates) -> dict[str, InnerProducts]:
