@@ -19,6 +19,7 @@ from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.harm.plan import (
     CHECKPOINTS,
     DiskTooSmall,
+    Plan,
     Size,
     bytes_on_disk,
     make_plan,
@@ -50,32 +51,23 @@ def cost_of(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Ex
     """
     of_token = decoder.config.hidden_size * decoder.dtype.itemsize
     sweep = _stage("sweep", 1 + 2 * len(expected), 1 + len(expected), sum(text) * of_token, request.memory_bytes)
-    stages, plan, mixes = [sweep], None, 0
-    left = request.memory_bytes - (0 if sweep.streams_bytes else sweep.checkpoint_bytes // CHECKPOINTS)
     kept = sweep.streams_bytes, sweep.checkpoint_bytes // CHECKPOINTS
+    left = max(0, request.memory_bytes - (0 if sweep.streams_bytes else kept[1]))
+    later, plan, mixes = [], None, 0
     if request.harm.measures:
-        plan = make_plan(request.harm, _size(request, decoder, expected, text.tokens), max(0, left), Path())
-        harm = StageCost(
-            stage="harm",
-            forwards=plan.forwards,
-            streams_bytes=plan.streams_bytes,
-            checkpoint_bytes=plan.checkpoint_bytes,
-        )
-        stages.append(_beside(harm, *kept))
+        plan = make_plan(request.harm, _size(request, decoder, expected, text.tokens), left, Path())
+        later.append(_harm_stage(plan))
     if request.recommend.enabled:
-        mixes = len(expected) * (len(CONTROLS) + request.recommend.rounds * len(INTERACTION_WEIGHTS))
-        together = len(expected) * (len(CONTROLS) + len(INTERACTION_WEIGHTS))
-        of_mixes = _stage("mixes", mixes + request.recommend.rounds, 1 + together, text.tokens * of_token, max(0, left))
-        stages.append(_beside(of_mixes, *kept))
-    modules = sum(len(one.components) for one in expected)
+        mixes, of_mixes = _mixes_stage(request, len(expected), text.tokens * of_token, left)
+        later.append(of_mixes)
     return Cost(
         source=request.model.source,
         layers=len(decoder.layers),
         sequences=request.sequences,
         sequence_length=request.sequence_length,
         held_out_sequences=request.sequences if request.recommend.enabled else 0,
-        stages=tuple(stages),
-        modules=modules,
+        stages=(sweep, *(_beside(stage, *kept) for stage in later)),
+        modules=sum(len(one.components) for one in expected),
         swaps=plan.swaps if plan else 0,
         further_swaps=_further(request, expected) if request.recommend.enabled else 0,
         swap_groups=plan.groups if plan else 0,
@@ -113,6 +105,25 @@ def _stage(
         streams_bytes=held if held > budget_bytes else 0,
         checkpoint_bytes=CHECKPOINTS * held,
     )
+
+
+def _harm_stage(plan: Plan) -> StageCost:
+    return StageCost(
+        stage="harm",
+        forwards=plan.forwards,
+        streams_bytes=plan.streams_bytes,
+        checkpoint_bytes=plan.checkpoint_bytes,
+    )
+
+
+def _mixes_stage(
+    request: MeasurementRequest, schemes: int, stream_bytes: int, budget_bytes: int
+) -> tuple[int, StageCost]:
+    """Return how many mixes and controls are measured, and what that costs; each round measures the reference too."""
+    rounds = request.recommend.rounds
+    mixes = schemes * (len(CONTROLS) + rounds * len(INTERACTION_WEIGHTS))
+    together = schemes * (len(CONTROLS) + len(INTERACTION_WEIGHTS))
+    return mixes, _stage("mixes", mixes + rounds, 1 + together, stream_bytes, budget_bytes)
 
 
 def _beside(cost: StageCost, streams_bytes: int, checkpoint_bytes: int) -> StageCost:

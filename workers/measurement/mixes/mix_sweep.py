@@ -8,7 +8,7 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -87,16 +87,23 @@ def measure_mixes(
     with reporter.stage("mixes", total=total, done=done, batch_sequences=len(batches[0]), cost=cost) as progress:
         checkpoint.load(state.streams)
         saved_at = time.monotonic()
-        for index in range(done, total):
-            with decoder.resident(index) as layer:
-                _advance(state, index, layer, mixes)
-            gc.collect()
-            state.pages.check()
-            progress.done(index + 1)
+        for through in _layers(state, mixes, done):
+            progress.done(through)
             if time.monotonic() - saved_at >= workplace.checkpoint_seconds:
-                checkpoint.save(index + 1, state.streams)
+                checkpoint.save(through, state.streams)
                 saved_at = time.monotonic()
         return compare_predictions(state, torch.cat([*batches]), first)
+
+
+def _layers(state: SweepState, mixes: Sequence[Mix], done: int) -> Iterator[int]:
+    """Take every stream through the layers from `done` on, and yield how many they are through."""
+    for index in range(done, len(state.decoder.layers)):
+        with state.decoder.resident(index) as layer:
+            _advance(state, index, layer, mixes)
+        del layer
+        gc.collect()
+        state.pages.check()
+        yield index + 1
 
 
 def _digest(mixes: Sequence[Mix]) -> str:
