@@ -7,7 +7,7 @@ from rich.console import Console
 
 from service.cli import output
 from service.cli.analysis import Watch
-from service.cli.audits.resources import path_of
+from service.cli.audits.audit_path import path_of
 from service.cli.client import Document
 from service.cli.connection import Service, connect
 from service.cli.running import interruptible

@@ -1,9 +1,10 @@
 """`headroom audits` but for `run` and `apply`: the API's audits, made, changed and shown."""
 
-import re
 from typing import Any
 
 from service.cli import output
+from service.cli.audits import calibrating
+from service.cli.audits.audit_path import path_of
 from service.cli.audits.options import body
 from service.cli.client import Document
 from service.cli.commands.audit_options import AuditOptions
@@ -13,23 +14,11 @@ from service.cli.running import interruptible
 from service.errors import InvalidRequest
 from service.settings import settings
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-
-
-def path_of(name: str, parameter: str = "NAME") -> str:
-    """Return the path of an audit. Raises InvalidRequest for what is neither a name nor an id."""
-    if not _NAME.fullmatch(name):
-        allowed = "the name or id of an audit: 1 to 63 of a-z, 0-9 and -, first a letter or a digit"
-        raise InvalidRequest(parameter, name, allowed)
-    return f"/v1/audits/{name}"
-
 
 def create(
     name: str, model: str | None, options: AuditOptions, *, force: bool, seeds: int | None, as_json: bool
 ) -> None:
     """Make an audit, and print it; with `seeds` its limits' noise too, measured on that many further seeds."""
-    from service.cli.audits import calibrating
-
     sent = _body(name, model, options)
     if seeds is None:
         with connect(workers=False) as service:

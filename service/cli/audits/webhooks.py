@@ -1,7 +1,7 @@
 """`headroom audits webhooks`: secrets of webhooks, and the messages of audits with the history of their delivery."""
 
 from service.cli import output
-from service.cli.audits.resources import path_of
+from service.cli.audits.audit_path import path_of
 from service.cli.client import Document
 from service.cli.connection import connect
 from service.cli.resources import checked_id, more_entries

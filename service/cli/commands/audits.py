@@ -158,9 +158,10 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Show the limited figures of an audit over its runs, with steps and what changed at them."""
-    from service.cli.audits import history, resources
+    from service.cli.audits import history
+    from service.cli.audits.audit_path import path_of
 
-    history.show_history(resources.path_of(name), figure=figure, runs=runs, table=table, out=out, as_json=as_json)
+    history.show_history(path_of(name), figure=figure, runs=runs, table=table, out=out, as_json=as_json)
 
 
 @app.command()

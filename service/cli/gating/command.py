@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from service.cli import output
-from service.cli.commands.gate import GateOptions
+from service.cli.commands.gate_options import GateOptions
 from service.cli.connection import Service, WorkerOptions, connect, with_options
 from service.cli.gating import baseline as baselines
 from service.cli.gating import measuring, written
