@@ -38,8 +38,8 @@ def line(console: Console, text: str) -> None:
 def table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Print rows of values under their titles; None is shown as nothing."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        shown.add_column(title, overflow="fold")
+    for column, title in enumerate(titles):
+        shown.add_column(title, overflow="fold", no_wrap=column == 0)  # ids and names can be copied
     console = results()
     for row in rows:
         shown.add_row(

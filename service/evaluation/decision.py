@@ -27,8 +27,11 @@ class Option(NamedTuple):
     mix: MixFacts | None
     """None for the scheme as it is."""
     level: Level
+    """The worse one, where a scheme was measured on held-out text too."""
     bytes: int
     kl: float
+    also: tuple[str, ...] = ()
+    """Other levels that the 95% intervals allow."""
 
 
 def decision(report: Report) -> tuple[str, ...]:
@@ -63,24 +66,41 @@ def _options(report: Report) -> Iterator[Option]:
     for name, facts in report.schemes.items():
         if facts.simulated or facts.analysis_only or facts.kl_divergence is None:
             continue
-        level = Level[(facts.verdict or verdict_of(report, facts)).level]
-        yield Option(name, None, level, facts.model_bytes, facts.kl_divergence.mean)
         recommended = (report.recommendation or {}).get(name)
+        verdict = facts.verdict or verdict_of(report, facts)
+        own = Option(
+            name, None, Level[verdict.level], facts.model_bytes, facts.kl_divergence.mean, verdict.not_ruled_out
+        )
+        yield own if recommended is None else _with_held_out(own, recommended)
         if recommended is not None and recommended.chosen is not None:
             mix = recommended.mix(recommended.chosen)
             yield Option(name, mix, Level[mix.level], mix.bytes, mix.kl.value)
 
 
+def _with_held_out(own: Option, recommended: Recommendation) -> Option:
+    """Return a scheme as it is, with the figures of the held-out text where its level is worse there."""
+    measured = next((mix for mix in recommended.mixes if mix.name == UNIFORM), None)
+    if measured is None or not own.level < Level[measured.level] < Level.unjudged:
+        return own
+    also = tuple(level for level in (own.level.name, *own.also) if level != measured.level)
+    return own._replace(level=Level[measured.level], kl=measured.kl.value, also=also)
+
+
 def _shipping(report: Report) -> Iterator[str]:
-    """Say what to ship; nothing where no effect could be judged."""
+    """Say what to ship."""
     shipped, judged = to_ship(report), _judged(report)
     if shipped is not None:
         kept = f" with {in_words(shipped.mix.kept)} in 16 bits" if shipped.mix is not None else ""
-        yield f"Ship {shipped.scheme}{kept} (KL {shipped.kl:.3g}, {shipped.level.name})."
+        also = f"; the 95% intervals also allow {' and '.join(shipped.also)}" if shipped.also else ""
+        yield f"Ship {shipped.scheme}{kept} (KL {shipped.kl:.3g}, {shipped.level.name}{also})."
     elif judged:
         within = [option for option in judged if _within(report, option)]
         which = "every effect" if len(within) == len(judged) else "every effect within the target"
         yield f"Ship none of what was measured: {f'{which} is severe' if within else 'none meets the target'}."
+    elif any(True for _ in _options(report)):
+        yield "Ship none of what was measured: no effect could be judged."
+    else:
+        yield "Ship none of what was measured: BitsAndBytesConfig can express no scheme of this report."
 
 
 def _of_scheme(scheme: str, recommended: Recommendation) -> str:

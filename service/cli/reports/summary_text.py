@@ -76,7 +76,8 @@ def _warnings(warnings: Iterable[Warning]) -> Iterable[str]:
     for same in by_code(warnings, SHOWN_WARNINGS):
         for warning in same.shown:
             where = f" ({warning.where})" if warning.where else ""
-            advice = f" {warning.advice}" if warning.advice else ""
+            stop = "" if warning.message.endswith(".") and not where else "."
+            advice = f"{stop} {warning.advice}" if warning.advice else ""
             yield f"Warning {same.code}: {warning.message}{where}{advice}"
         if same.rest:
             yield f"Warning {same.code}: {len(same.rest)} more in report.json."

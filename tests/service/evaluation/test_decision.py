@@ -95,6 +95,34 @@ def test_nothing_is_shipped_that_is_severe():
     assert configuration(severe) is None
 
 
+def with_schemes(of, **changed):
+    """The report, with facts of all its schemes changed."""
+    schemes = {name: facts.model_copy(update=changed) for name, facts in of.schemes.items()}
+    return of.model_copy(update={"schemes": schemes})
+
+
+def test_a_level_that_is_not_settled_is_said_to_be_so():
+    unsettled = report(int8="negligible").schemes["int8"].verdict.model_copy(update={"not_ruled_out": ("noticeable",)})
+    of = with_schemes(report(int8="negligible"), verdict=unsettled)
+    assert decision(of)[0] == "Ship int8 (KL 0.0239, negligible; the 95% intervals also allow noticeable)."
+
+
+def test_the_worse_level_counts_where_held_out_text_gives_another():
+    worse = report(int8="severe", nf4="negligible", mixed="severe", chosen=None)
+    mixes = [one.model_copy(update={"level": "noticeable"}) for one in worse.recommendation["nf4"].mixes]
+    recommended = worse.recommendation["nf4"].model_copy(update={"mixes": tuple(mixes)})
+    of = worse.model_copy(update={"recommendation": {"nf4": recommended}})
+    assert decision(of)[0] == "Ship nf4 (KL 0.268, noticeable; the 95% intervals also allow negligible)."
+
+
+def test_schemes_that_cannot_be_shipped_leave_nothing_to_ship():
+    beginning = "Ship none of what was measured: "
+    none = decision(with_schemes(report(), simulated=True))
+    assert none[0] == beginning + "BitsAndBytesConfig can express no scheme of this report."
+    unjudged = report(int8="unjudged", nf4="unjudged", chosen=None)
+    assert decision(unjudged)[0] == beginning + "no effect could be judged."
+
+
 def under(target, **changed):
     """The report of a job that asked for this target."""
     asked = report(**changed)

@@ -174,6 +174,14 @@ def test_a_figure_without_any_value_has_no_scale(count):
     assert (axes.get_ylabel(), list(axes.get_yticks())) == ("no value", [])
 
 
+@pytest.mark.parametrize("kind", ["dimensions", "level"])
+def test_a_set_or_level_that_was_never_judged_is_drawn(kind):
+    points = [point(None, "not_judged", bound=None, run="pass")]
+    of = history(points, figure(points, name="outliers.llm_int8", kind=kind, limits=("outliers.llm_int8 none gained",)))
+    [drawing] = drawn(of)
+    assert drawing.figure.axes[0].get_ylabel() == ("no value" if kind == "dimensions" else "")
+
+
 @pytest.mark.parametrize(("count", "label"), [(1, "UTC"), (2, "2026-01-01 03:00 to 2026-01-02 03:00 UTC")])
 def test_the_time_axis_says_of_which_days_and_zone_it_is(count, label):
     [drawing] = drawn(history([point(1.0)] * count))

@@ -179,7 +179,8 @@ class _Conclusion:
         budget = f"+{megabytes(extra)}"
         if not plan.mixes:
             return f"No module fits within {budget}, or none has harm."
-        return f"No mix under {budget} beats the best control, {control}."
+        beside = "" if choice.best_control == UNIFORM else f"; {UNIFORM} has {kl[UNIFORM].mean():.3g}"
+        return f"No mix under {budget} beats the best control, {control}{beside}."
 
     def _selected(self) -> str:
         """Say that measured harms selected the mixes, where they did."""

@@ -115,8 +115,11 @@ def _values_axis(axes: Any, one: Series) -> None:
     low, high = min([low, *_near(one)]), max([high, *_near(one)])
     foot = 1.0 if np.isfinite(one.values).all() else _ROOM_BELOW  # marks of runs without a value stand there
     if one.of.kind == "dimensions":
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.set(ylim=(-0.08 * foot * max(high, 1), 1.15 * max(high, 1)), ylabel="gained")
+        if one.has_value:
+            axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set(
+            ylim=(-0.08 * foot * max(high, 1), 1.15 * max(high, 1)), ylabel="gained" if one.has_value else "no value"
+        )
     elif logarithmic(low, high):
         room = (high / low) ** 0.08
         style.log_axis(axes, low / room**foot, high * room**1.6)
