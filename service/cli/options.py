@@ -9,7 +9,14 @@ import typer
 
 from service.errors import InvalidRequest
 
-_OPTIONS = {"model": "MODEL", "schemes": "--scheme", "page_size": "--limit"}
+_OPTIONS = {
+    "model": "MODEL",
+    "schemes": "--scheme",
+    "scopes": "--scope",
+    "page_size": "--limit",
+    "recommend.max_bytes": "--max-bytes",
+    "recommend.max_kl": "--max-kl",
+}
 """Options that are not named for their field."""
 _GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm|recommend)(\.|$)")
 """Fields that `--set` sets."""
@@ -19,6 +26,8 @@ _KEY_LIMIT = re.compile(r"limits\.([a-z_]+)")
 
 def option_of(field: str) -> str:
     """Return the option that sets a field of a request: `--sequence-length` for `sequence_length`."""
+    if field in _OPTIONS:
+        return _OPTIONS[field]
     if _GROUP.match(field):
         return f"--set {field}"
     if of_key := _KEY_LIMIT.fullmatch(field):

@@ -1,8 +1,15 @@
 """Base classes: of requests, and of the records in a report."""
 
-from typing import Any
+from typing import Any, LiteralString
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 
@@ -15,6 +22,18 @@ def no_boolean(value: Any) -> Any:
 
 NoBoolean = BeforeValidator(no_boolean)
 """Refuses true and false in place of a number."""
+
+
+def allowing(allowed: LiteralString) -> WrapValidator:
+    """Replace the message of a failed check by `allowed`."""
+
+    def check(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return parse(no_boolean(value))
+        except (ValidationError, PydanticCustomError) as error:
+            raise PydanticCustomError("not_allowed", allowed) from error
+
+    return WrapValidator(check)
 
 
 def at_most(items: int) -> BeforeValidator:

@@ -2,25 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, LiteralString
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     ByteSize,
     Field,
-    ValidationError,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from service.contracts.files import FileFormat, StoredFile, Upload, format_of
 from service.contracts.harm.earlier import EarlierReport
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.harm.settings import HarmSettings
-from service.contracts.record import Frozen, NoBoolean, at_most, no_boolean
+from service.contracts.record import Frozen, NoBoolean, allowing, at_most
 from service.contracts.schemes import SCHEMES, Scheme
 from service.contracts.thresholds import (
     HeadThresholds,
@@ -41,18 +37,6 @@ SizeClass = Literal["small", "large"]
 """Class of a job by the size of its model, so that small ones need not wait behind large ones: `small` until a worker
 that takes only small ones finds the model to be larger than that."""
 SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large")
-
-
-def allowing(allowed: LiteralString) -> WrapValidator:
-    """Replace the message of a failed check by `allowed`."""
-
-    def check(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return parse(no_boolean(value))
-        except (ValidationError, PydanticCustomError) as error:
-            raise PydanticCustomError("not_allowed", allowed) from error
-
-    return WrapValidator(check)
 
 
 MemorySize = Annotated[

@@ -1,6 +1,7 @@
 """Formats a value and its 95% interval for a reader, wherever they are shown."""
 
 import math
+from collections.abc import Sequence
 
 from service.contracts.report import Estimate
 
@@ -37,7 +38,12 @@ def exact(value: float) -> str:
 def apart(value: float, other: float) -> str:
     """Return `value` to four significant digits, or to as many as it takes to tell it from `other`."""
     shown = ((number(value, digits), number(other, digits)) for digits in range(4, 18))
-    return next((first for first, second in shown if first != second), number(value, 4))
+    return next((first for first, second in shown if _without_zeros(first) != _without_zeros(second)), number(value, 4))
+
+
+def _without_zeros(text: str) -> str:
+    """Return a written number without zeros at the end of its decimals: 0.010000 and 0.01000 are the same."""
+    return text.rstrip("0") if "." in text and "e" not in text else text
 
 
 def estimate(figure: Estimate | None) -> str:
@@ -45,9 +51,12 @@ def estimate(figure: Estimate | None) -> str:
     return _with(figure, "")
 
 
-def claim(figure: Estimate | None, unit: str = "") -> str:
-    """Return `value unit (95% interval low to high)`, for a sentence; the value alone where it has no interval."""
-    return _with(figure, "95% interval ", f" {unit}" if unit else "")
+def claim(figure: Estimate | None, unit: str = "", limits: Sequence[float] = ()) -> str:
+    """Return `value unit (95% interval low to high)`, for a sentence; the value alone where it has no interval.
+
+    With limits, as many digits are written as it takes to tell the value from each of them.
+    """
+    return _with(figure, "95% interval ", f" {unit}" if unit else "", limits)
 
 
 def short_percent(share: float) -> str:
@@ -65,16 +74,17 @@ def percent_estimate(share: Estimate | None) -> str:
     return f"{share.value:.2%} ({low:.2%} to {high:.2%})"
 
 
-def _with(figure: Estimate | None, words: str, unit: str = "") -> str:
+def _with(figure: Estimate | None, words: str, unit: str = "", limits: Sequence[float] = ()) -> str:
     if figure is None:
         return ABSENT
-    written = _written(figure)
+    written = _written(figure, limits)
     if written is None:
-        return f"{number(figure.value, 4)}{unit}"
+        shown = [apart(figure.value, limit) for limit in limits]
+        return f"{max(shown, key=len, default=number(figure.value, 4))}{unit}"
     return f"{written[0]}{unit} ({words}{written[1]} to {written[2]})"
 
 
-def _written(figure: Estimate | None) -> tuple[str, str, str] | None:
+def _written(figure: Estimate | None, limits: Sequence[float] = ()) -> tuple[str, str, str] | None:
     """Return value and bounds to the second digit of the interval's reach, a tenth at least under a thousand."""
     if figure is None or figure.interval is None:
         return None
@@ -86,5 +96,7 @@ def _written(figure: Estimate | None) -> tuple[str, str, str] | None:
         alone = number(value, 4)
         return alone, alone, alone
     places = min(9, max(int(abs(value) < 1000), 1 - math.floor(math.log10(reach))))
+    while places < 9 and any(value != limit and f"{value:.{places}f}" == f"{limit:.{places}f}" for limit in limits):
+        places += 1
     first, second, third = (f"{one:,.{places}f}" for one in (value, low, high))
     return first, second, third

@@ -193,11 +193,12 @@ def _reasons(
         because = grounds.lacking() if judged.level is Level.unjudged else None
         yield because or "The quantized model has no finite prediction at any position."
         return
-    bounds = _class_bounds(kl_limit(limits), judged.by_kl)
-    yield f"Mean KL divergence is {claim(kl, 'nats')}: {judged.by_kl.name} ({bounds})."
-    if risen(ratio) or ratio.value < ratio_limit(limits).noticeable:
-        bounds = _class_bounds(ratio_limit(limits), judged.by_ratio)
-        yield f"Perplexity ratio is {claim(ratio)}: {judged.by_ratio.name} ({bounds})."
+    of_kl, of_ratio = kl_limit(limits), ratio_limit(limits)
+    shown = claim(kl, "nats", (of_kl.noticeable, of_kl.severe))
+    yield f"Mean KL divergence is {shown}: {judged.by_kl.name} ({_class_bounds(of_kl, judged.by_kl)})."
+    if risen(ratio) or ratio.value < of_ratio.noticeable:
+        shown = claim(ratio, limits=(of_ratio.noticeable, of_ratio.severe))
+        yield f"Perplexity ratio is {shown}: {judged.by_ratio.name} ({_class_bounds(of_ratio, judged.by_ratio)})."
     else:
         yield f"Perplexity ratio is {claim(ratio)}: no significant increase, because the interval includes 1."
     if kl.interval is None:

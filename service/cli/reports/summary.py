@@ -8,7 +8,7 @@ from service.contracts.report import Report, SchemeFacts, SchemeVerdict
 from service.contracts.sections.labelled import Labelled
 from service.contracts.sections.outliers import Definition
 from service.contracts.thresholds import VerdictLimits
-from service.evaluation.decision import decision
+from service.evaluation.decision import configuration, decision, to_ship
 from service.evaluation.next_steps import next_steps
 from service.evaluation.verdict import verdict_of
 
@@ -20,7 +20,11 @@ def summarize(report: Report) -> dict[str, Any]:
         **(
             {}
             if recommended is None
-            else {"decision": list(decision(report)), "recommendation": _recommended(recommended)}
+            else {
+                "decision": list(decision(report)),
+                "ship": _shipped(report),
+                "recommendation": _recommended(recommended),
+            }
         ),
         "model": report.model.model_dump(
             include={"source", "architecture", "layers", "hidden_size", "parameters"}, mode="json"
@@ -39,6 +43,22 @@ def summarize(report: Report) -> dict[str, Any]:
         "labelled": _labelled(report.labelled),
         "warnings": [_document(warning) for warning in report.warnings],
         "next_steps": list(next_steps(report)),
+    }
+
+
+def _shipped(report: Report) -> dict[str, Any] | None:
+    """Return the scheme or mix to ship, with its configuration; None where nothing is shipped."""
+    shipped = to_ship(report)
+    if shipped is None:
+        return None
+    configured = configuration(report)
+    return {
+        "scheme": shipped.scheme,
+        "mix": shipped.mix and shipped.mix.name,
+        "level": shipped.level.name,
+        "kl": shipped.kl,
+        "bytes": shipped.bytes,
+        "config": configured and configured[1],
     }
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from service.contracts.files import StoredFile, Upload
-from service.contracts.record import Frozen, NoBoolean, Record, at_most
+from service.contracts.record import Frozen, NoBoolean, Record, allowing, at_most
 from service.contracts.report import Estimate
-from service.contracts.request import Analysis, allowing
+from service.contracts.request import Analysis
 
 FindingVerdict = Literal["pass", "warn", "broken", "not_judged"]
 """`pass`: the limit holds. `warn`: it is broken, within the figure's noise. `broken`: it is broken beyond the noise, or

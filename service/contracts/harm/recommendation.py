@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 
 from service.contracts.harm.facts import HarmFigure
-from service.contracts.record import Frozen, NoBoolean, Record
+from service.contracts.record import Frozen, NoBoolean, Record, allowing
 
 
 class RecommendSettings(Frozen):
@@ -13,7 +13,12 @@ class RecommendSettings(Frozen):
 
     enabled: bool = False
     """Needs estimated harm, and as many sequences again as `sequences` that are measured for nothing else."""
-    max_bytes: Annotated[ByteSize, Field(gt=0), NoBoolean] | None = None
+    max_bytes: (
+        Annotated[
+            ByteSize, Field(gt=0), allowing("allowed: 1 or more bytes, or a number with a unit, such as 125MB or 4GiB")
+        ]
+        | None
+    ) = None
     """Bytes that the model may take: weights with scales, embeddings included."""
     max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False), NoBoolean] | None = None
     """The KL divergence may be so large, nats per token; as few bytes as that is predicted to take."""

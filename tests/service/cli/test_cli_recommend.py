@@ -39,6 +39,8 @@ COST = {
         (("--report", "x", "--plan"), "--plan"),
         (("org/name", "--plan"), "MODEL: 'org/name' is not fetched; allowed: a directory of this machine"),
         (("sample", "--plan", "--set", "harm.draws=0"), "harm.draws"),
+        (("sample", "--plan", "--max-bytes", "125QB"), "--max-bytes: '125QB' is not allowed; allowed: 1 or more bytes"),
+        (("sample", "--plan", "--max-kl", "0"), "--max-kl"),
     ],
 )
 def test_what_does_not_go_together_is_refused(headroom, monkeypatch, tmp_path, arguments, said):

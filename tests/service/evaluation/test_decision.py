@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import BitsAndBytesConfig
 
+from service.cli.reports.summary import summarize
 from service.contracts.harm.recommendation import KeptComponent
 from service.contracts.report import Report
 from service.evaluation.decision import as_json, as_python, configuration, decision, in_words
@@ -169,6 +170,17 @@ def test_sizes_of_large_models_are_written_out():
 
 def test_a_configuration_that_transformers_reads_otherwise_is_not_offered():
     assert configuration(report(int8="severe", mixed="noticeable", config_verified=False)) is None
+
+
+def test_the_json_of_the_command_line_has_what_is_shipped():
+    assert summarize(report(int8="severe", mixed="noticeable"))["ship"] == {
+        "scheme": "nf4", "mix": "mix-1", "level": "noticeable", "kl": 0.226, "bytes": 120_200_000, "config": CONFIG,
+    }  # fmt: skip
+    assert summarize(report(int8="severe", chosen=None))["ship"] is None
+    assert summarize(report())["ship"] == {
+        "scheme": "int8", "mix": None, "level": "noticeable", "kl": 0.0239, "bytes": 163_500_000, "config": None,
+    }  # fmt: skip
+    assert "ship" not in summarize(report().model_copy(update={"recommendation": None}))
 
 
 def test_without_a_recommendation_nothing_is_decided():

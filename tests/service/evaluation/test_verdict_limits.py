@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from service.contracts.report import Estimate
 from service.contracts.request import Analysis
 from service.contracts.thresholds import VerdictLimits
-from service.evaluation.verdict import Grounds, Level, judge
+from service.evaluation.verdict import Grounds, Level, judge, recorded
 
 DEFAULTS = VerdictLimits()
 FIRM = Grounds(perplexity=20.0, vocabulary=4096, quantised_share=1.0)
@@ -20,6 +20,17 @@ def figure(value, error):
     """A figure over so many sequences that the interval reaches 1.96 standard errors."""
     interval = None if error is None else (value - 1.96 * error, value + 1.96 * error)
     return Estimate(value=value, standard_error=error, interval=interval)
+
+
+@pytest.mark.parametrize(
+    ("kl", "error", "shown"),
+    [(0.0041, 0.001, "0.0041 nats"), (0.00999, 0.001, "0.00999 nats"), (0.00999, None, "0.009990 nats"),
+     (0.0099999, None, "0.0099999 nats"), (0.0099999, 0.002, "0.0099999 nats")],
+)  # fmt: skip
+def test_a_value_is_written_with_the_digits_that_tell_it_from_the_limits(kl, error, shown):
+    first = recorded(figure(kl, error), figure(1.0, 0.001), DEFAULTS, FIRM).reasons[0]
+    assert first.startswith(f"Mean KL divergence is {shown}")
+    assert first.endswith("negligible (under 0.01).")
 
 
 @pytest.mark.parametrize(
