@@ -124,16 +124,19 @@ def test_a_report_s_model_and_settings_are_asked_for(headroom, remote, work, rep
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--max-kl", "0"), "--recommend"),
+        (("--max-kl", "0"), "--max-kl: 0.0 is not allowed; allowed: a number above 0"),
         (("--max-kl", "nan"), "--max-kl: nan is not allowed; allowed: a finite number over 0"),
-        (("--max-bytes", "much"), "max_bytes"),
+        (
+            ("--max-bytes", "much"),
+            "--max-bytes: 'much' is not allowed; allowed: 1 or more bytes, or a number with a unit",
+        ),
         (("--max-bytes", "1MB", "--max-kl", "0.1"), "exclude each other"),
     ],
 )
 def test_recommend_refuses_targets_that_cannot_be(headroom, tmp_path, options, said):
     ran = headroom("recommend", "sample", "--out", str(tmp_path / "out"), *options)
     assert ran.code == 2
-    assert said.removeprefix("--") in ran.err
+    assert said in ran.err
 
 
 def test_analyze_with_json_prints_one_document(headroom, remote, work, report, tmp_path):
