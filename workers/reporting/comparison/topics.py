@@ -15,7 +15,7 @@ from service.contracts.report import Estimate
 from service.contracts.sections.outliers import discriminating
 from service.evaluation.uncertainty import MIN_UNITS
 from workers.reporting.comparison.gathering import Gathered
-from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, ranges
+from workers.reporting.text import ABSENT, claim, counted, estimate, listing, number, percent_estimate, ranges
 from workers.reporting.topics.records import Grid, Topic, marked
 
 _NO_SCHEME = "The reports share no scheme."
@@ -119,8 +119,9 @@ def _divergence(gathered: Gathered) -> Topic:
     rows = []
     for difference in gathered.comparison.differences:
         for scheme, both in difference.schemes.items():
-            changes = both.kl_divergence, both.perplexity_ratio, both.same_top_token
-            cells = [cell for change in changes for cell in _cells(change)]
+            top = both.same_top_token
+            cells = [cell for change in (both.kl_divergence, both.perplexity_ratio) for cell in _cells(change)]
+            cells += [percent_estimate(top.other), _cells(top)[1]]
             rows.append((f"{_marked(gathered, scheme)}, {difference.label}", *cells, _how(both.kl_divergence)))
     grids = []
     if rows:

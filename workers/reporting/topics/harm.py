@@ -92,7 +92,8 @@ def _most_harmful(report: Report, name: str, facts: HarmFacts) -> Grid:
         for one in facts.modules
     )
     return Grid(
-        f"Most harmful parts: {marked(name, report.schemes[name])}",
+        f"Most harmful parts: {marked(name, report.schemes[name])}; in the order of harm less the noise floor, or of "
+        "the estimate where harm was not measured",
         ("Part", "Harm, nats", "Standard error", "Estimated", "Noise floor"),
         rows or ((ABSENT,) * 5,),
     )
