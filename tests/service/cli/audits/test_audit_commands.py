@@ -15,6 +15,7 @@ from sqlalchemy import update
 from service.cli.running import BAD_INPUT, DONE, JOB_FAILED, LIMIT_BROKEN, UNREACHABLE
 from service.contracts.audits.audit import AuditDefinition, Finding
 from service.store.audit_tables import AuditRunRow
+from service.store.audits import AuditStore
 from service.store.statuses import RunState
 
 FILE = """\
@@ -167,15 +168,22 @@ def test_run_without_waiting_leaves_the_run_to_the_service(headroom, remote):
     assert headroom("audits", "run", "a", "--json").document["run"]["verdict"] is None
 
 
-def test_ctrl_c_stops_the_waiting_and_not_the_run(remote):
+def test_ctrl_c_stops_the_waiting_and_not_the_run(remote, monkeypatch):
+    waiting, run_of = threading.Event(), AuditStore.run
+
+    def run(*arguments):
+        waiting.set()  # the command knows the run, and asks for its verdict
+        return run_of(*arguments)
+
+    monkeypatch.setattr(AuditStore, "run", run)
     remote.audits.create(AuditDefinition(name="a", model="sample"))
     code = "import sys; from service.cli.main import main; sys.argv = ['headroom', *sys.argv[1:]]; main()"
     command = [sys.executable, "-c", code, "audits", "run", "a", "--wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (runs := remote.audits.runs("a").runs):
-            time.sleep(0.05)
+        assert waiting.wait(60)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
+    runs = remote.audits.runs("a").runs
     assert (process.returncode, out) == (JOB_FAILED, "")
     assert err == f"run {runs[0].id} was not stopped; it goes on as soon as the service runs\nheadroom: stopped\n"
     assert remote.audits.run(runs[0].id).verdict is None
