@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from service.contracts.harm.recommendation import KeptComponent, MixFacts, Recommendation
 from service.contracts.report import Report
 from service.evaluation.numbers import megabytes, number
-from service.evaluation.verdict import Level, verdict_of
+from service.evaluation.verdict import Level, Limit, kl_limit, verdict_of
 
 UNIFORM = "uniform"
 """Name of the control that keeps nothing."""
@@ -71,19 +71,25 @@ def _options(report: Report) -> Iterator[Option]:
         own = Option(
             name, None, Level[verdict.level], facts.model_bytes, facts.kl_divergence.mean, verdict.not_ruled_out
         )
-        yield own if recommended is None else _with_held_out(own, recommended)
+        yield own if recommended is None else _with_held_out(own, recommended, kl_limit(report.analysis.verdict))
         if recommended is not None and recommended.chosen is not None:
             mix = recommended.mix(recommended.chosen)
             yield Option(name, mix, Level[mix.level], mix.bytes, mix.kl.value)
 
 
-def _with_held_out(own: Option, recommended: Recommendation) -> Option:
-    """Return a scheme as it is, with the figures of the held-out text where its level is worse there."""
+def _with_held_out(own: Option, recommended: Recommendation, limit: Limit) -> Option:
+    """Return a scheme as it is, with what the held-out text says of it.
+
+    Where its level is worse there, level and KL divergence are those; the interval may allow other levels too.
+    """
     measured = next((mix for mix in recommended.mixes if mix.name == UNIFORM), None)
-    if measured is None or not own.level < Level[measured.level] < Level.unjudged:
+    if measured is None or own.level is Level.unjudged or measured.level == Level.unjudged.name:
         return own
-    also = tuple(level for level in (own.level.name, *own.also) if level != measured.level)
-    return own._replace(level=Level[measured.level], kl=measured.kl.value, also=also)
+    level = max(own.level, Level[measured.level])
+    allowed = {own.level, Level[measured.level], *(Level[name] for name in own.also)}
+    allowed |= {limit.level(bound) for bound in measured.kl.interval or ()}
+    also = tuple(other.name for other in sorted(allowed - {level}))
+    return own._replace(level=level, kl=own.kl if level is own.level else measured.kl.value, also=also)
 
 
 def _shipping(report: Report) -> Iterator[str]:

@@ -135,7 +135,8 @@ def _warnings(report: Report) -> tuple[str, ...]:
     for same in by_code([*first, *others]):
         for warning in same.shown:
             place = f" ({warning.where})" if warning.where else ""
-            advice = f" {warning.advice}" if warning.advice else ""
+            stop = "" if warning.message.endswith(".") and not place else "."
+            advice = f"{stop} {warning.advice}" if warning.advice else ""
             items.append(f"{warning.message}{place}{advice} [{same.code}]")
         if same.rest:
             items.append(f"{len(same.rest):,} more in the report [{same.code}]")

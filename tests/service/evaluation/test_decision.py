@@ -83,7 +83,7 @@ def test_a_mix_of_a_milder_effect_is_shipped_with_its_configuration():
 
 def test_a_scheme_of_the_same_effect_is_shipped_as_it_is():
     same = report(int8="severe", nf4="noticeable", mixed="noticeable")
-    assert decision(same)[0] == "Ship nf4 (KL 0.267, noticeable)."
+    assert decision(same)[0] == "Ship nf4 (KL 0.267, noticeable; the 95% intervals also allow severe)."
     assert configuration(same) == ("nf4", CONFIG | {"llm_int8_skip_modules": ["lm_head"]})
 
 
@@ -113,7 +113,7 @@ def test_the_worse_level_counts_where_held_out_text_gives_another():
     mixes = [one.model_copy(update={"level": "noticeable"}) for one in worse.recommendation["nf4"].mixes]
     recommended = worse.recommendation["nf4"].model_copy(update={"mixes": tuple(mixes)})
     of = worse.model_copy(update={"recommendation": {"nf4": recommended}})
-    assert decision(of)[0] == "Ship nf4 (KL 0.268, noticeable; the 95% intervals also allow negligible)."
+    assert decision(of)[0] == ("Ship nf4 (KL 0.268, noticeable; the 95% intervals also allow negligible and severe).")
 
 
 def test_schemes_that_cannot_be_shipped_leave_nothing_to_ship():
