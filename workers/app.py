@@ -83,7 +83,7 @@ def stopping() -> bool:
 
 
 def main() -> None:
-    """Run a worker until it is told to stop, or with --once for one job; for its broker it waits.
+    """Run a worker until it is told to stop, or with --once for one job. It waits for its broker.
 
     Exits with 2 when a setting is not allowed, and with 3 when the database does not answer at the start.
     """

@@ -125,11 +125,11 @@ class Attempt:
         | it ended because                   | it is run again                                                |
         |------------------------------------|----------------------------------------------------------------|
         | it was killed                      | from its checkpoint, while each time gets through more layers   |
-        | the device has too little memory   | anew with half the batch, once in a job's life                  |
-        | it cannot go on from what was left | anew, which leaves nothing to go on from                        |
+        | the device has too little memory   | from the beginning with half the batch, once in a job's life    |
+        | it cannot use what was left        | from the beginning, which leaves nothing to continue            |
         | of anything else                   | never                                                          |
 
-        The memory that a killed one lacked may be there by then; but what needs more than there is must end.
+        A killed one may find the memory that it lacked; one that needs more than the machine has must end.
         """
         reached, tried = -1, ""
         while True:

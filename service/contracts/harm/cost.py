@@ -14,7 +14,7 @@ class StageCost(Frozen):
     streams_bytes: int
     """Hidden states in files, because memory does not hold them; 0 where it does."""
     checkpoint_bytes: int
-    """Checkpoints of the streams, which a measurement that is killed goes on from."""
+    """Checkpoints of the streams, from which a killed measurement is continued."""
 
 
 class SchemeSize(Frozen):
