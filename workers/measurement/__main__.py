@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _restart_without_kernels(reporter: ProgressReporter, arguments: list[str], error: BaseException) -> NoReturn:
-    """Start again with plain torch in place of the CUDA kernels: after such an error a process cannot use the device."""
+    """Start again with plain torch in place of CUDA kernels: after such an error a process cannot use the device."""
     why = first_line(error)
     print(f"the device failed, so the measurement begins anew without CUDA kernels: {why}", file=sys.stderr, flush=True)
     os.dup2(reporter.out.fileno(), 1)
