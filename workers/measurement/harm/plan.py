@@ -11,12 +11,23 @@ from service.contracts.harm.settings import HarmSettings
 from workers.measurement.errors import MeasurementError
 from workers.measurement.harm.reference_states import Storage
 from workers.measurement.harm.swaps import Swap
+from workers.measurement.models.decoder import Decoder
 
 
 class DiskTooSmall(MeasurementError):
     """The disk has less free room than the streams need."""
 
     code = "disk-full"
+
+
+class Room(NamedTuple):
+    """Host memory for streams, bytes."""
+
+    most: int
+    """Streams that are larger in all lie in files."""
+    modest: int
+    """Streams as large as this add little to what the model takes. No more is used where that costs no time: for
+    reference states, which can be read from files as fast, and for more than a few swaps at a time."""
 
 
 class Size(NamedTuple):
@@ -81,22 +92,34 @@ class Plan(NamedTuple):
         return f"harm takes about {self.forwards:.0f} forward passes of the text and {disk} of disk"
 
 
-def make_plan(settings: HarmSettings, size: Size, budget_bytes: int, directory: Path) -> Plan:
+def room_for_streams(memory_bytes: int, decoder: Decoder) -> Room:
+    """Return the host memory for streams, of which there are memory_bytes at most.
+
+    Where a device computes, it waits for files, and host memory holds little else; so all of it is used.
+    """
+    if decoder.device.type != "cpu":
+        return Room(memory_bytes, memory_bytes)
+    weights = sum(parameter.nbytes for parameter in decoder.model.parameters())
+    return Room(memory_bytes, min(memory_bytes, max(weights // 2, _MODEST_BYTES)))
+
+
+def make_plan(settings: HarmSettings, size: Size, room: Room, directory: Path) -> Plan:
     """Return the plan for these settings.
 
     Args:
         settings: at least something is measured or estimated.
         size: of what is measured.
-        budget_bytes: streams beyond it lie in files.
+        room: for streams; those beyond it lie in files.
         directory: for those files.
     """
     states = (size.layers + 1) * size.stream_bytes
     estimate = _estimate_forwards(settings, size)
     draws = settings.draws if settings.estimates else 0
-    in_memory = states + max(draws * size.gradient_bytes, size.stream_bytes) <= budget_bytes
-    left = max(0, budget_bytes - states) if in_memory else budget_bytes
+    in_memory = states + max(draws * size.gradient_bytes, size.stream_bytes) <= room.modest
+    left = room.most - states if in_memory else room.most
     swaps = _count(settings, size)
-    fitting = left // size.stream_bytes
+    modest = max(_FEW, (room.modest - states if in_memory else room.modest) // size.stream_bytes)
+    fitting = min(left // size.stream_bytes, modest)
     # A group that memory cannot hold takes no more disk, with its checkpoints, than the states of all layers do.
     on_disk = (size.layers + 1) // (1 + CHECKPOINTS)
     possible = swaps or size.layers + 1  # layers are swapped where nothing was asked for and there is no gradient
@@ -167,3 +190,5 @@ CHECKPOINTS = 2
 """Checkpoints of the same streams that lie on the disk at once, for a moment."""
 _FEW = 16
 """Swaps in a group for which it pays to read the layers once more."""
+_MODEST_BYTES = 1 << 27
+"""Streams of this size add little to what the program itself takes."""

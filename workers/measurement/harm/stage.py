@@ -12,7 +12,7 @@ from workers.measurement.harm.copies import Module, weight_only
 from workers.measurement.harm.estimates.agreement import ADDITIVE
 from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.harm.measuring import HarmResults, measure_harm
-from workers.measurement.harm.plan import Size, make_plan
+from workers.measurement.harm.plan import Room, Size, make_plan, room_for_streams
 from workers.measurement.harm.task import HarmTask
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.predictions.comparison import first_scored
@@ -52,9 +52,7 @@ def run_harm(
         return None
     directory = work / "harm"
     directory.mkdir(exist_ok=True)
-    plan = make_plan(
-        request.harm, _size(request, state, token_ids, replaced), streams_budget(request, state), directory
-    )
+    plan = make_plan(request.harm, _size(request, state, token_ids, replaced), room_left(request, state), directory)
     with reporter.stage("harm", total=plan.layer_passes, cost=plan.says()) as progress:
         passes = _Passes(progress)
         task = HarmTask(
@@ -121,11 +119,11 @@ def _state_bytes(state: SweepState) -> int:
     return hidden.shape[-1] * hidden.element_size()
 
 
-def streams_budget(request: MeasurementRequest, state: SweepState) -> int:
+def room_left(request: MeasurementRequest, state: SweepState) -> Room:
     """Return the memory that the sweep's streams leave."""
     tokens = sum(batch.token_ids.numel() for batch in state.batches)
     held = 0 if state.streams.in_files else len(state.streams.names) * tokens * _state_bytes(state)
-    return max(0, request.memory_bytes - held)
+    return room_for_streams(max(0, request.memory_bytes - held), state.decoder)
 
 
 def _warn_nothing(scheme: str, reporter: ProgressReporter) -> None:

@@ -24,6 +24,7 @@ from workers.measurement.harm.plan import (
     bytes_on_disk,
     make_plan,
     modules_measured,
+    room_for_streams,
     size_in_words,
 )
 from workers.measurement.mixes.controls import CONTROLS
@@ -55,7 +56,9 @@ def cost_of(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Ex
     left = max(0, request.memory_bytes - (0 if sweep.streams_bytes else kept[1]))
     later, plan, mixes = [], None, 0
     if request.harm.measures:
-        plan = make_plan(request.harm, _size(request, decoder, expected, text.tokens), left, Path())
+        plan = make_plan(
+            request.harm, _size(request, decoder, expected, text.tokens), room_for_streams(left, decoder), Path()
+        )
         later.append(_harm_stage(plan))
     if request.recommend.enabled:
         mixes, of_mixes = _mixes_stage(request, len(expected), text.tokens * of_token, left)

@@ -16,7 +16,7 @@ from service.contracts.schemes import Scheme
 from service.evaluation.verdict import Grounds
 from workers.measurement.harm.copies import Module
 from workers.measurement.harm.measuring import HarmResults, SchemeHarm
-from workers.measurement.harm.stage import streams_budget
+from workers.measurement.harm.stage import room_left
 from workers.measurement.layers.sweep_state import SweepState
 from workers.measurement.mixes.mix_sweep import Workplace
 from workers.measurement.mixes.plan import F64, MixInputs, Plan, plan_mixes
@@ -122,7 +122,7 @@ def _measure(
         state.decoder,
         HeldOut(batches, first_scored(request.score, request.sequence_length)),
         request,
-        Workplace(streams_budget(request, state), work / "mixes", request.checkpoint_seconds),
+        Workplace(room_left(request, state).most, work / "mixes", request.checkpoint_seconds),
         reporter,
     )
 

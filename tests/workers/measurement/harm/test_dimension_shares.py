@@ -9,7 +9,7 @@ from workers.measurement.errors import BadRequest
 from workers.measurement.harm.copies import Module
 from workers.measurement.harm.estimates.agreement import less_floor, ratio, spearman
 from workers.measurement.harm.estimates.dimensions import Division, Shares, significant
-from workers.measurement.harm.plan import Size, grouped, make_plan
+from workers.measurement.harm.plan import Room, Size, grouped, make_plan
 from workers.measurement.harm.selection import by_estimate, of_component
 from workers.measurement.harm.swaps import Swap
 from workers.measurement.results.harm_parts import NAN, Part
@@ -77,20 +77,23 @@ def test_a_component_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "group", "streams", "checkpoints"),
+    ("room", "group", "streams", "checkpoints"),
     [
-        (10**9, 41, 0, 2 * 41 * 100),
-        (40 * 100, 10, 10 * 100, 2 * 10 * 100),
-        (16 * 100, 16, 31 * 100, 2 * 16 * 100),
-        (0, 10, 31 * 100 + 10 * 100, 2 * 10 * 100),
+        (Room(10**9, 10**9), 41, 0, 2 * 41 * 100),
+        (Room(10**9, 31 * 100 + 20 * 100), 20, 0, 2 * 20 * 100),
+        (Room(10**9, 20 * 100), 20, 31 * 100, 2 * 20 * 100),
+        (Room(10**9, 0), 16, 31 * 100, 2 * 16 * 100),
+        (Room(40 * 100, 40 * 100), 10, 10 * 100, 2 * 10 * 100),
+        (Room(16 * 100, 16 * 100), 16, 31 * 100, 2 * 16 * 100),
+        (Room(0, 0), 10, 31 * 100 + 10 * 100, 2 * 10 * 100),
     ],
 )
 def test_what_memory_cannot_hold_lies_on_disk(
-    budget: int, group: int, streams: int, checkpoints: int, tmp_path
+    room: Room, group: int, streams: int, checkpoints: int, tmp_path
 ) -> None:
     size = Size(layers=30, schemes=1, divided_schemes=0, modules=210, stream_bytes=100, gradient_bytes=100)
     settings = HarmSettings(exact="modules", top_modules=8, random_modules=2, draws=4)
-    plan = make_plan(settings, size, budget, tmp_path)
+    plan = make_plan(settings, size, room, tmp_path)
     assert (plan.swaps, plan.group, plan.streams_bytes, plan.checkpoint_bytes) == (41, group, streams, checkpoints)
     assert plan.disk_bytes == streams + checkpoints
     swaps = [Swap(layer, "rounding") for layer in range(30)]
