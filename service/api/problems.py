@@ -95,7 +95,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _named_errors(request: Request, error: RequestValidationError) -> JSONResponse:
-    items = error.errors()
+    items = _causes(error.errors())
     if isinstance(error.body, bytes) and error.body:  # the body was not parsed as JSON
         sent = request.headers.get("content-type", "")[:SHOWN_CHARACTERS]
         return problem(
@@ -107,6 +107,17 @@ def _named_errors(request: Request, error: RequestValidationError) -> JSONRespon
     entries, sentences = zip(*(_refused(item, keys) for item in items[:NAMED_ERRORS]), strict=True)
     more = (f"and {len(items) - NAMED_ERRORS} more errors",) if len(items) > NAMED_ERRORS else ()
     return problem(InvalidRequest.code, InvalidRequest.status, "; ".join((*sentences, *more)), errors=entries)
+
+
+def _causes(items: Sequence[Any]) -> list[Any]:
+    """Return errors without those that follow from others: a list is too short where its elements were refused."""
+    places = [tuple(item["loc"]) for item in items]
+
+    def follows(item: Any) -> bool:
+        place = tuple(item["loc"])
+        return item["type"] == "too_short" and any(o[: len(place)] == place and len(o) > len(place) for o in places)
+
+    return [item for item in items if not follows(item)]
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

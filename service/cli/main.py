@@ -13,7 +13,7 @@ from service.cli.commands.analyze_options import AnalyzeOptions, RecommendOption
 from service.cli.commands.gate import gate
 from service.cli.commands.option_groups import with_options
 from service.cli.options import Device, Json, Memory, whole_option
-from service.cli.running import run
+from service.cli.running import UsageError, run
 
 app = typer.Typer(
     name="headroom",
@@ -53,13 +53,13 @@ def recommend(*, options: RecommendOptions, as_json: Json = False) -> int:
     from service.cli import analysis, planning
 
     if not options.model and options.report is None:
-        raise typer.BadParameter("is required, unless --report is given", param_hint="MODEL")
+        raise UsageError("MODEL is required, unless --report is given")
     if options.plan:
         if options.report is not None:
-            raise typer.BadParameter("does not go with --report: give MODEL instead", param_hint="--plan")
+            raise UsageError("--plan does not go with --report: give MODEL instead")
         return planning.plan(options, as_json=as_json)
     if options.out is None:
-        raise typer.BadParameter("is required, unless --plan is given", param_hint="--out")
+        raise UsageError("--out is required, unless --plan is given")
     return analysis.analyze(options, as_json=as_json)
 
 

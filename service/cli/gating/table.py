@@ -29,6 +29,8 @@ def show(console: Console, title: str, run: AuditRun) -> None:
         console.print(_table(run))
     for reason in run.reasons:
         line(console, reason)
+    if run.report_id is not None:
+        line(console, f"Measured in report {run.report_id}")
     line(console, f"Verdict on {title}: {run.verdict}")
 
 

@@ -33,7 +33,7 @@ def test_a_key_is_made_used_listed_and_revoked(headroom, monkeypatch):
 def test_a_scope_that_is_none_is_refused(headroom):
     refused = headroom("keys", "create", "ann", "--scope", "all")
     assert refused.code == 2
-    assert "scope" in refused.err
+    assert refused.err == "headroom: --scope: 'all' is not allowed; allowed: 'submit', 'read' or 'admin'\n"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def room_for_streams(memory_bytes: int, decoder: Decoder) -> Room:
     if decoder.device.type != "cpu":
         return Room(memory_bytes, memory_bytes)
     weights = sum(parameter.nbytes for parameter in decoder.model.parameters())
-    return Room(memory_bytes, min(memory_bytes, max(weights // 2, _MODEST_BYTES)))
+    return Room(memory_bytes, min(memory_bytes, max(weights // 4, _MODEST_BYTES)))
 
 
 def make_plan(settings: HarmSettings, size: Size, room: Room, directory: Path) -> Plan:

@@ -93,7 +93,7 @@ def _most_harmful(report: Report, name: str, facts: HarmFacts) -> Grid:
     )
     return Grid(
         f"Most harmful parts: {marked(name, report.schemes[name])}; in the order of harm less the noise floor, or of "
-        "the estimate where harm was not measured",
+        "the estimate where harm was not measured; harm and estimates below the noise floor are not told from rounding",
         ("Part", "Harm, nats", "Standard error", "Estimated", "Noise floor"),
         rows or ((ABSENT,) * 5,),
     )

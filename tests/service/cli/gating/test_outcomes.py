@@ -125,7 +125,7 @@ def test_the_json_names_the_job():
 
 def test_the_table_has_a_row_for_each_limit_then_reasons_and_verdict():
     out = io.StringIO()
-    show(Console(file=out, width=160), "m", run())
+    show(Console(file=out, width=160), "m", run().model_copy(update={"report_id": "c" * 32}))
     lines = [re.split(r"\s{2,}", line.strip()) for line in out.getvalue().splitlines()]
     limits = [one.limit for one in ALL]
     assert lines[1] == ["failed", limits[0], "0.0239 (0.0214 to 0.0264)", "0.01500", "0.01800"]
@@ -133,7 +133,7 @@ def test_the_table_has_a_row_for_each_limit_then_reasons_and_verdict():
     assert lines[3] == ["warned", limits[2], "0.8900", "-", "0.9"]
     assert lines[4] == ["passed", limits[3], "noticeable", "noticeable", "noticeable"]
     assert lines[5] == ["not judged", limits[4], "none gained", "-", "-"]
-    assert lines[6:] == [["It is <worse> & so | on."], ["Verdict on m: fail"]]
+    assert lines[6:] == [["It is <worse> & so | on."], [f"Measured in report {'c' * 32}"], ["Verdict on m: fail"]]
 
 
 def test_gained_dimensions_are_named():

@@ -88,9 +88,7 @@ def test_a_component_that_is_not_there_is_refused_with_those_that_are() -> None:
         (Room(0, 0), 10, 31 * 100 + 10 * 100, 2 * 10 * 100),
     ],
 )
-def test_what_memory_cannot_hold_lies_on_disk(
-    room: Room, group: int, streams: int, checkpoints: int, tmp_path
-) -> None:
+def test_what_memory_cannot_hold_lies_on_disk(room: Room, group: int, streams: int, checkpoints: int, tmp_path) -> None:
     size = Size(layers=30, schemes=1, divided_schemes=0, modules=210, stream_bytes=100, gradient_bytes=100)
     settings = HarmSettings(exact="modules", top_modules=8, random_modules=2, draws=4)
     plan = make_plan(settings, size, room, tmp_path)
