@@ -100,7 +100,7 @@ def room_for_streams(memory_bytes: int, decoder: Decoder) -> Room:
     if decoder.device.type != "cpu":
         return Room(memory_bytes, memory_bytes)
     weights = sum(parameter.nbytes for parameter in decoder.model.parameters())
-    return Room(memory_bytes, min(memory_bytes, max(weights // 4, _MODEST_BYTES)))
+    return Room(memory_bytes, min(memory_bytes, max(weights // 8, _MODEST_BYTES)))
 
 
 def make_plan(settings: HarmSettings, size: Size, room: Room, directory: Path) -> Plan:
@@ -188,7 +188,7 @@ _BLOCK = 512
 """Bytes of a block, in which POSIX counts what a file takes of the disk."""
 CHECKPOINTS = 2
 """Checkpoints of the same streams that lie on the disk at once, for a moment."""
-_FEW = 16
+_FEW = 8
 """Swaps in a group for which it pays to read the layers once more."""
-_MODEST_BYTES = 1 << 27
+_MODEST_BYTES = 1 << 26
 """Streams of this size add little to what the program itself takes."""
