@@ -14,8 +14,8 @@ from workers.measurement.harm.task import HarmTask
 from workers.measurement.layers.streams import StreamCheckpoint, Streams
 from workers.measurement.predictions.comparison import positions_per_chunk
 
-_DRAWING_PARTS = 16
-"""Drawing holds tensors of float32 and float64 beside the logits, several times as large as those of a comparison."""
+_DRAWING_PARTS = 4
+"""Drawing holds several tensors of float32 and one of float64 beside the logits: several times a comparison's."""
 
 
 def estimate(task: HarmTask, reference: ReferenceStates) -> dict[str, InnerProducts]:
@@ -64,7 +64,8 @@ def _gradients(task: HarmTask, reference: ReferenceStates, checkpoint: StreamChe
     if done:
         gradients = reference.gradient_streams(task.settings.draws, task.plan.working)
     else:
-        step = max(1, positions_per_chunk(task.state.decoder) // _DRAWING_PARTS)
+        of_float32 = positions_per_chunk(task.state.decoder) * task.state.decoder.dtype.itemsize // 4
+        step = max(1, of_float32 // _DRAWING_PARTS)
         gradients = start_gradients(
             reference, Drawing(task.settings.draws, task.first, task.seed, step), task.plan.working
         )
