@@ -4,9 +4,9 @@
         [--runs 3] [--only KIND]
 
 Of each: the seconds of the harm stage over those of a report without harm, on the same text and the same scheme, and
-the peak of resident memory over that report's. `layers` is also held against its passes: the seconds of as many
-forward passes of the model as its swaps are worth, measured by hand. Without MODEL a Llama of the size of SmolLM2 is
-made, of type DTYPE. Every measurement is a process of its own; the runs take turns.
+the peak of resident memory over that report's. `estimate` and `layers` are also held against their passes: the seconds
+of as many forward passes of the model, measured by hand, as gradients and swaps are worth. Without MODEL a Llama of the
+size of SmolLM2 is made, of type DTYPE. Every measurement is a process of its own; the runs take turns.
 """
 
 import argparse
@@ -107,6 +107,10 @@ def main() -> None:
         for kind, of in medians.items()
         if kind != "plain"
     }
+    if "estimate" in ratios:
+        # The states are recorded and computed again, the scheme's errors take a pass, and so does each draw's gradient.
+        passes = (3 + KINDS["estimate"]["draws"]) * layers + 2 * head
+        ratios["estimate"]["stage / its passes"] = medians["estimate"]["harm"] / passes
     if "layers" in ratios:
         # The scheme's swaps and those of rounding leave at every layer; one of nothing goes all the way.
         passes = (depth + 1 + 1) * layers + (2 * depth + 2) * head
