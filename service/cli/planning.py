@@ -90,7 +90,9 @@ def _show(cost: Cost) -> None:
     )
     groups = "1 group" if cost.swap_groups == 1 else f"{cost.swap_groups} groups"
     further = f"; {cost.further_swaps} more if harms do not add up" if cost.further_swaps else ""
-    output.line(console, f"Parts replaced alone: {cost.swaps} in {groups}{further}. Mixes and controls: {cost.mixes}.")
+    output.line(
+        console, f"Parts replaced alone: {cost.swaps} in {groups}{further}. Mixes and controls: at most {cost.mixes}."
+    )
     for size in cost.sizes:
         output.line(
             console,

@@ -12,6 +12,7 @@ from service.contracts.sections.outliers import DEFINITIONS
 from service.contracts.thresholds import Thresholds
 from service.contracts.warnings import Warning
 from service.errors import NotComparable
+from service.evaluation.numbers import megabytes
 
 Caution = tuple[str, str, str]
 """Code, message and advice of a warning."""
@@ -159,7 +160,8 @@ def _schemes(baseline: Report, other: Report) -> Iterator[Caution]:
             yield (
                 "quantized-shares-differ",
                 f"{name} replaces {shares[0]} and {shares[1]} of the layers' weights.",
-                "Compare the sizes too, because what is not replaced adds no error.",
+                f"Compare the sizes too ({megabytes(before.model_bytes)}, {megabytes(after.model_bytes)}): what is not "
+                "replaced adds no error.",
             )
 
 

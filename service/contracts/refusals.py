@@ -72,10 +72,11 @@ def sentence(field: str, shown: str, error: Mapping[str, Any]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `. Did you mean 'x'?` for the most similar of the names; nothing where none is similar."""
+    """Return `. Did you mean 'x'?` for a name that begins like this one, or is most similar; nothing where none is."""
     if len(name) > LONGEST_NAME:  # the search takes time that grows with the name
         return ""
-    similar = difflib.get_close_matches(name, list(names), n=1)
+    names = list(names)
+    similar = [one for one in names if name and one.startswith(name)] or difflib.get_close_matches(name, names, n=1)
     return f". Did you mean {similar[0]!r}?" if similar else ""
 
 

@@ -38,7 +38,10 @@ def decision(report: Report) -> tuple[str, ...]:
     """Return what to ship and what every recommended mix needs and gives; empty without a recommendation."""
     if report.recommendation is None:
         return ()
-    return (*_shipping(report), *(_of_scheme(*pair) for pair in report.recommendation.items()))
+    shipped = to_ship(report)
+    as_it_is = shipped.scheme if shipped is not None and shipped.mix is None else None
+    of_schemes = (_of_scheme(*pair, shipped=pair[0] == as_it_is) for pair in report.recommendation.items())
+    return (*_shipping(report), *of_schemes)
 
 
 def to_ship(report: Report) -> Option | None:
@@ -109,18 +112,21 @@ def _shipping(report: Report) -> Iterator[str]:
         yield "Ship none of what was measured: BitsAndBytesConfig can express no scheme of this report."
 
 
-def _of_scheme(scheme: str, recommended: Recommendation) -> str:
+def _of_scheme(scheme: str, recommended: Recommendation, *, shipped: bool) -> str:
+    """Say what a scheme's mix needs and gives; `shipped`: the scheme is shipped as it is, so that nothing is needed."""
     if recommended.chosen is None:
         return f"{scheme}: {recommended.reason}"
     mix, uniform = recommended.mix(recommended.chosen), recommended.mix(UNIFORM)
-    error = f" ± {mix.kl.standard_error:.2g}" if mix.kl.standard_error is not None else ""
+    error = f" ± {mix.kl.interval[1] - mix.kl.value:.2g}" if mix.kl.interval is not None else ""
+    larger = megabytes(mix.bytes - uniform.bytes)
+    lead = f"{scheme} with {larger} more can keep" if shipped else f"{scheme} needs {larger} more: keep"
     change = "still" if mix.level == uniform.level else "now"
     only = " For analysis only: BitsAndBytesConfig cannot express it." if recommended.analysis_only else ""
     if recommended.selected_by == "measured":
         only += " Estimated harms do not add up, so measured harms of all modules selected it."
     return (
-        f"{scheme} needs {megabytes(mix.bytes - uniform.bytes)} more: keep {in_words(mix.kept)} in 16 bits: "
-        f"KL {uniform.kl.value:.3g} -> {mix.kl.value:.3g}{error} (predicted {mix.predicted_kl:.3g}), "
+        f"{lead} {in_words(mix.kept)} in 16 bits: KL on held-out text {uniform.kl.value:.3g} -> "
+        f"{mix.kl.value:.3g}{error} (95% interval; predicted {mix.predicted_kl:.3g}), "
         f"{change} {mix.level}{_missed(recommended, mix)}.{only}"
     )
 
@@ -130,7 +136,7 @@ def _missed(recommended: Recommendation, mix: MixFacts) -> str:
     target = recommended.target
     if target is None or target.kind != "max_kl" or target.value is None or mix.kl.value <= target.value:
         return ""
-    return f", above the target of {number(target.value)}"
+    return f", above the target of {number(target.value)}: set a lower --max-kl"
 
 
 def in_words(kept: tuple[KeptComponent, ...]) -> str:

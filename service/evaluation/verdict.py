@@ -44,12 +44,16 @@ class Grounds(NamedTuple):
             return "The reference has no finite prediction at any position."
         if self.quantised_share == 0:
             return "The scheme quantizes none of the decoder layers' weights, so these figures say nothing about it."
-        if self.perplexity >= self.vocabulary:
+        if self.perplexity >= self.vocabulary * (1 - _ROUNDING):
             return (
                 f"The reference predicts this text no better than a random guess among its {self.vocabulary:,} tokens, "
                 "so these figures cannot show the effect of quantization."
             )
         return None
+
+
+_ROUNDING = 1e-9
+"""Relative: a guess among equals gives the number of tokens up to this."""
 
 
 class Limit(NamedTuple):

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 
 from workers.reporting.text import visible, visible_lines
 
-_REFERENCES = {character: f"&#{ord(character)};" for character in '&<>`[]|$\\^~{}"'}
+_REFERENCES = {character: f"&#{ord(character)};" for character in '&<`[]|$\\^~{}"'}
 _BROKEN = {"@": "@<!-- -->", "#": "&#35;<!-- -->"}
 """An empty comment keeps a name after @ from becoming a mention, and a number after # from becoming a reference."""
 _TABLE = str.maketrans(_REFERENCES | {"*": r"\*"} | _BROKEN)
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_LINE_START = re.compile(r"^(\s*)([-+=]|\d+[.)](?=\s|$))")
+_LINE_START = re.compile(r"^(\s*)([-+=>]|\d+[.)](?=\s|$))")
 
 
 def escaped(text: str) -> str:

@@ -152,7 +152,8 @@ def _keys(content: Document) -> Document:
 
 
 def _settings(analysis: Analysis) -> dict[str, Any]:
-    return analysis.model_dump(mode="json", include=set(Analysis.model_fields))
+    """Return the settings that limits depend on: none of them is about harm or mixes, which take long."""
+    return analysis.model_dump(mode="json", include=set(Analysis.model_fields) - {"harm", "recommend"})
 
 
 def _get(client: Client, path: str) -> Document | None:

@@ -68,8 +68,8 @@ def report(*, int8="noticeable", nf4="severe", mixed="severe", chosen="mix-1", *
 def test_the_decision_says_what_to_ship_and_what_a_mix_gives():
     assert decision(report()) == (
         "Ship int8 (KL 0.0239, noticeable).",
-        "nf4 needs 3.8 MB more: keep mlp.down of layers 2, 11, 28 in 16 bits: KL 0.268 -> 0.226 ± 0.011 "
-        "(predicted 0.229), still severe.",
+        "nf4 needs 3.8 MB more: keep mlp.down of layers 2, 11, 28 in 16 bits: KL on held-out text 0.268 -> "
+        "0.226 ± 0.02 (95% interval; predicted 0.229), still severe.",
     )
     assert configuration(report()) is None  # of int8 there is none
 
@@ -159,8 +159,15 @@ def test_the_smallest_that_meets_a_target_of_the_divergence_is_shipped(most, shi
 
 def test_a_mix_that_misses_the_target_held_out_says_so():
     target = {"kind": "max_kl", "value": 0.2255, "bytes": 120_400_000}
-    assert decision(report(target=target))[1].endswith("still severe, above the target of 0.226.")
+    assert decision(report(target=target))[1].endswith("still severe, above the target of 0.226: set a lower --max-kl.")
     assert decision(report(target=target | {"value": 0.226}))[1].endswith("still severe.")
+
+
+def test_a_mix_of_the_scheme_that_is_shipped_is_not_needed():
+    said = decision(report(int8="severe", nf4="negligible", mixed="negligible"))
+    assert said[0].startswith("Ship nf4 (KL 0.267, negligible")
+    assert said[1].startswith("nf4 with 3.8 MB more can keep mlp.down of layers 2, 11, 28 in 16 bits: KL on held-out ")
+    assert said[1].endswith("still negligible.")
 
 
 def test_sizes_of_large_models_are_written_out():

@@ -55,11 +55,13 @@ def write_harm(
         facts = _facts(harm, results.harm, results.predictions.comparisons[scheme], modules, layers)
         dimensions = write_dimensions(scheme, harm, flagged, tables)
         section[scheme] = facts.model_copy(update={"dimensions": dimensions})
-        _warn_additivity(scheme, facts, len(modules), reporter)
+        _warn_additivity(scheme, facts, len(modules), results.state.decoder.outside, reporter)
     return section
 
 
-def _warn_additivity(scheme: str, facts: HarmFacts, modules: int, reporter: ProgressReporter) -> None:
+def _warn_additivity(
+    scheme: str, facts: HarmFacts, modules: int, outside: Sequence[str], reporter: ProgressReporter
+) -> None:
     if adds_up(facts.additivity):
         return
     advice = "Rely on what was measured together, such as a variant with keep=MODULE."
@@ -68,7 +70,8 @@ def _warn_additivity(scheme: str, facts: HarmFacts, modules: int, reporter: Prog
     reporter.warn(
         "harm-not-additive",
         f"The KL divergence of {scheme} is {facts.additivity:.3g} times the sum of its parts' harms, outside of "
-        f"{ADDITIVE[0]} to {ADDITIVE[1]}: harms of single modules say little of what several do together",
+        f"{ADDITIVE[0]} to {ADDITIVE[1]}: harms of single modules say little of what several do together"
+        + (f"; those of modules outside of the layers, {', '.join(outside)}, are not in the sum" if outside else ""),
         advice,
         where=scheme,
     )

@@ -5,6 +5,7 @@ measured on held-out sequences, with 95% intervals.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from workers.reporting.loading import Source
 from workers.reporting.text import counted, data_size, number
 
 _MEGABYTE = 1e6
+_DASHED: dict[str, Any] = {"color": style.MUTED, "linestyle": (0, (4, 3)), "linewidth": 1, "gid": "target"}
 _NAME_HEIGHT = 0.04
 """Of a control's name, as a part of the figure's height."""
 
@@ -71,9 +73,10 @@ def _draw_frontier(axes: Axes, recommended: Recommendation) -> None:
     target = recommended.target
     if target is not None:
         if target.kind == "max_kl" and target.value is not None:
-            axes.axhline(target.value, color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1, gid="target")
+            axes.axhline(target.value, label="target", **_DASHED)
         else:
-            axes.axvline(target.bytes / _MEGABYTE, color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1, gid="target")
+            what = "knee of the frontier" if target.kind == "knee" else "target"
+            axes.axvline(target.bytes / _MEGABYTE, label=what, **_DASHED)
 
 
 def _draw_points(axes: Axes, mixes: list[MixFacts], label: str, look: style.Mark) -> None:
@@ -103,7 +106,7 @@ def _name_controls(axes: Axes, controls: Sequence[MixFacts]) -> None:
 
 
 def _mark_chosen(axes: Axes, recommended: Recommendation) -> None:
-    """Ring the recommended mix."""
+    """Ring the mix that was chosen."""
     if recommended.chosen is None:
         return
     mix = recommended.mix(recommended.chosen)
@@ -115,21 +118,22 @@ def _mark_chosen(axes: Axes, recommended: Recommendation) -> None:
         markersize=12,
         markerfacecolor="none",
         markeredgecolor=style.INK,
-        label="recommended",
+        label="chosen",
         gid="chosen",
     )
 
 
 def _caption(source: Source, scheme: str, recommended: Recommendation) -> Caption:
     held_out = counted(recommended.held_out_sequences, "held-out sequence")
+    whole = " that keep fused groups whole" if source.report.analysis.recommend.whole_groups else ""
     return Caption(
         "Predicted KL divergence against the size of the model, and what was measured.",
         (
-            "Line: least predicted KL divergence of all mixes of a size, scaled so that the uniform scheme's is what "
-            "was measured.",
-            f"Points: mean KL divergence on {held_out}, with 95% intervals. Dashed: the target.",
+            f"Line: least predicted KL divergence of all mixes{whole} of a size, scaled so that the uniform scheme's "
+            "is what was measured.",
+            f"Points: mean KL divergence on {held_out}, with 95% intervals.",
         ),
-        "Lower is better at equal size. A mix is recommended only if it is below every control beyond the noise.",
+        "Lower is better at equal size. A mix is chosen only if it is below every control beyond the noise.",
         (recommended.reason,),
         provenance(source.report, "mixes", [scheme]),
     )

@@ -46,8 +46,9 @@ def chance(labelled: Labelled) -> str:
     """Return the permutation test of the best dimension as a clause; there must be a best dimension."""
     best = labelled.dimensions[0]
     return (
-        f"in {percent(labelled.permutation_probability or 0)} of {labelled.permutations:,} permutations of the "
-        f"{labelled.given}s, the best dimension is as good as dimension {best.dimension} ({_figures(best.reference)})"
+        f"the probability that a dimension is as good as dimension {best.dimension} ({_figures(best.reference)}) by "
+        f"chance is {percent(labelled.permutation_probability or 0)}, by {labelled.permutations:,} permutations of the "
+        f"{labelled.given}s"
     )
 
 

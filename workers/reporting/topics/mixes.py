@@ -20,8 +20,9 @@ def topics(report: Report) -> tuple[Topic, ...]:
     notes = (
         "A mix keeps some modules of a scheme in 16 bits. Mixes were selected by the predicted KL divergence, which "
         "counts interactions in part because they are uncertain, and measured on held-out sequences, which selected "
-        "nothing, beside controls of at most the same bytes. A mix is recommended if its KL divergence, paired by "
-        "sequence, is below the best control's at 5% divided by the mixes tried. ± is one standard error.",
+        "nothing, beside controls of at most the same bytes. A mix is chosen if its KL divergence, paired by "
+        "sequence, is below the best control's at 5% divided by the mixes tried. It is shipped only where "
+        "no smaller option has as mild an effect. ± is one standard error.",
     )
     return (
         Topic(
@@ -53,7 +54,7 @@ def _grid(scheme: str, recommended: Recommendation) -> Grid:
 
 
 def _row(mix: MixFacts, chosen: str | None) -> tuple[str, ...]:
-    mark = " (control)" if mix.control else " (recommended)" if mix.name == chosen else ""
+    mark = " (control)" if mix.control else " (chosen)" if mix.name == chosen else ""
     error = f" ± {number(mix.kl.standard_error, 2)}" if mix.kl.standard_error is not None else ""
     return (
         f"{mix.name}{mark}",

@@ -19,7 +19,7 @@ from workers.reporting.text import counted, number
 
 _TABLE = "harm"
 _LEAST = 1e-3
-"""Of the largest harm: what is less stands there, on the edge."""
+"""Of the largest harm: what is less is drawn there."""
 
 
 def draw(source: Source) -> Iterator[Drawing]:
@@ -112,7 +112,7 @@ def _caption(source: Source, scheme: str, facts: HarmFacts, check: EstimateCheck
     return Caption(
         "Estimated against measured harm of single parts, log scales.",
         (
-            "Bars: one standard error, by sequence. Harms of less than a thousandth of the largest stand on the edge.",
+            "Bars: one standard error, by sequence. Harms of less than a thousandth of the largest are drawn there.",
             "Additivity: measured KL divergence of the whole scheme over the sum of its parts' harms.",
         ),
         "Points near the line, and an additivity near 1, mean that the estimates can be trusted.",

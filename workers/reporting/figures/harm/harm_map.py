@@ -34,8 +34,9 @@ def draw(source: Source) -> Iterator[Drawing]:
         if column is None:
             continue
         cells = _cells(source, modules, column)
-        title = f"Harm of single modules: {style.scheme_title(scheme, source.report.schemes[scheme])}"
-        bar = "estimated harm, nats" if column == "estimated_harm" else "harm, nats"
+        what = "Estimated harm" if column == "estimated_harm" else "Harm"
+        title = f"{what} of single modules: {style.scheme_title(scheme, source.report.schemes[scheme])}"
+        bar = f"{what.lower()}, nats"
         figure, hover = draw_map(cells, title, bar, COMPONENTS, rising_norm, style.SEQUENTIAL)
         yield Drawing(
             name=f"harm_map_{scheme}",
@@ -82,7 +83,7 @@ def _caption(source: Source, scheme: str, modules: Columns, column: str, cells: 
     if column == "estimated_harm":
         definition += " Estimated from gradients, to second order."
     return Caption(
-        "Harm of replacing each module alone, by layer and component.",
+        "Harm of replacing each module alone, by layer and component; log colors.",
         (definition,),
         "Keep dark modules in 16 bits first.",
         tuple(notes),

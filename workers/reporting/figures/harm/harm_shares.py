@@ -149,7 +149,7 @@ def _caption(source: Source, modules: Sequence[Ranked], dimensions: Sequence[Ran
                 f"other inputs {percent(facts.other_inputs.value)}."
             )
     return Caption(
-        "Cumulative share of the harm, the most harmful parts first.",
+        "Cumulative share of the harm, the most harmful parts first; log scale of their number.",
         tuple(definition),
         "A line that rises at once means that few parts do most of the harm.",
         tuple(notes),
