@@ -105,6 +105,9 @@ def submission(options: AnalyzeOptions, *, on_this_machine: bool, largest_file: 
         body["harm"] = body.get("harm", {}) | harm(options.harm)
     if isinstance(options, RecommendOptions):
         body["recommend"] = body.get("recommend", {}) | _recommend(options)
+    elif body.get("recommend", {"enabled": True}).get("enabled") is not True:
+        name = f"recommend.{next(iter(body['recommend']))}"
+        raise InvalidRequest("--set", name, "settings of an analysis; those of mixes go with `headroom recommend`")
     for name in _SETTINGS:
         if (value := getattr(options, name)) is not None:
             body[name] = value

@@ -55,6 +55,8 @@ def recommend(*, options: RecommendOptions, as_json: Json = False) -> int:
     if not options.model and options.report is None:
         raise UsageError("MODEL is required, unless --report is given")
     if options.plan:
+        if options.out is not None:
+            raise UsageError("--plan does not go with --out: it writes nothing")
         if options.report is not None:
             raise UsageError("--plan does not go with --report: give MODEL instead")
         return planning.plan(options, as_json=as_json)

@@ -37,6 +37,8 @@ COST = {
         (("--report", "x", "--out", "o", "--sequences", "4"), "--sequences: 4 is given beside --report"),
         (("--report", "x", "--out", "o", "--set", "heads.relative_peak=3"), "harm.NAME and recommend.NAME"),
         (("--report", "x", "--plan"), "--plan"),
+        (("sample", "--plan", "--out", "d"), "--plan does not go with --out"),
+        (("sample", "--out", "d", "--max-bytes", "5MB", "--max-kl", "1"), "--max-bytes: max_bytes and max_kl exclude"),
         (("org/name", "--plan"), "MODEL: 'org/name' is not fetched; allowed: a directory of this machine"),
         (("sample", "--plan", "--set", "harm.draws=0"), "harm.draws"),
         (("sample", "--plan", "--max-bytes", "125QB"), "--max-bytes: '125QB' is not allowed; allowed: 1 or more bytes"),
@@ -48,6 +50,14 @@ def test_what_does_not_go_together_is_refused(headroom, monkeypatch, tmp_path, a
     ran = headroom("recommend", *arguments)
     assert ran.code == 2
     assert said in ran.err
+
+
+def test_an_analysis_takes_no_settings_of_mixes(headroom, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ran = headroom("analyze", "sample", "--out", "d", "--set", "recommend.rounds=2")
+    assert ran.code == 2
+    assert "'recommend.rounds' is not allowed" in ran.err
+    assert "headroom recommend" in ran.err
 
 
 @pytest.fixture
@@ -82,7 +92,7 @@ def test_a_plan_says_what_it_would_take(headroom, planner, tmp_path):
     assert (given["calibration"], given["labelled"], given["machine"]["memory_bytes"]) == (str(text), None, 1 << 20)
     assert "calibration" not in given["job"]
     assert "In all about 78 forward passes, and at most 5.0 GB of disk at once." in ran.out
-    assert "Parts replaced alone: 45 in 1 group; 40 more if harms do not add up. Mixes and controls: 16." in ran.out
+    assert "Parts replaced alone: 45 in 1 group; 40 more if harms do not add up. Mixes and controls: at most 16." in ran.out
     assert "Mixes of nf4: 4.1 MB to 9.0 MB (4,123,456 to 9,000,000 bytes)." in ran.out
 
 

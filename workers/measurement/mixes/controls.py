@@ -11,7 +11,8 @@ from workers.measurement.mixes.prediction import Bools
 from workers.measurement.mixes.units import QuantizedModule, Unit, members
 
 UNIFORM = "uniform"
-CONTROLS = (UNIFORM, "first-last", "largest-error", "random", "attn-v")
+VALUES_FIRST = "attn-v"
+CONTROLS = (UNIFORM, "first-last", "largest-error", "random", VALUES_FIRST)
 """All that there are."""
 _VALUES = "attn.v"
 
@@ -36,7 +37,7 @@ def control_mixes(
         "first-last": by_layer,
         "largest-error": by_error,
         "random": [units[place] for place in order],
-        "attn-v": _values_first(modules, by_layer),
+        VALUES_FIRST: _values_first(modules, by_layer),
     }
     controls = {name: _filled(ordered, budget, len(modules)) for name, ordered in orders.items()}
     nothing = {UNIFORM: np.zeros(len(modules), dtype=bool)}

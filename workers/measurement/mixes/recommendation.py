@@ -18,7 +18,7 @@ from service.evaluation.numbers import megabytes
 from service.evaluation.verdict import Grounds, judge, mean_kl
 from workers.measurement.mixes.choice import F64, Choice, choose
 from workers.measurement.mixes.configuration import configuration, converted_modules
-from workers.measurement.mixes.controls import UNIFORM
+from workers.measurement.mixes.controls import UNIFORM, VALUES_FIRST
 from workers.measurement.mixes.mix_sweep import Mix, Workplace, measure_mixes
 from workers.measurement.mixes.plan import Plan
 from workers.measurement.mixes.prediction import Prediction
@@ -180,7 +180,9 @@ class _Conclusion:
         if not plan.mixes:
             return f"No module fits within {budget}, or none has harm."
         beside = "" if choice.best_control == UNIFORM else f"; {UNIFORM} has {kl[UNIFORM].mean():.3g}"
-        return f"No mix under {budget} beats the best control, {control}{beside}."
+        splits = choice.best_control == VALUES_FIRST and self._analysis.recommend.whole_groups
+        how = ", which splits fused groups, as mixes may with --split-groups" if splits else ""
+        return f"No mix under {budget} beats the best control, {control}{how}{beside}."
 
     def _selected(self) -> str:
         """Say that measured harms selected the mixes, where they did."""
