@@ -92,7 +92,10 @@ def test_a_plan_says_what_it_would_take(headroom, planner, tmp_path):
     assert (given["calibration"], given["labelled"], given["machine"]["memory_bytes"]) == (str(text), None, 1 << 20)
     assert "calibration" not in given["job"]
     assert "In all about 78 forward passes, and at most 5.0 GB of disk at once." in ran.out
-    assert "Parts replaced alone: 45 in 1 group; 40 more if harms do not add up. Mixes and controls: at most 16." in ran.out
+    assert (
+        "Parts replaced alone: 45 in 1 group; 40 more if harms do not add up. Mixes and controls: at most 16."
+        in ran.out
+    )
     assert "Mixes of nf4: 4.1 MB to 9.0 MB (4,123,456 to 9,000,000 bytes)." in ran.out
 
 

@@ -72,7 +72,7 @@ def test_frontier_mixes_controls_and_target_are_drawn(recommended, draw_with):
         spans = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
         assert spans == [[pytest.approx(kl - 0.02), pytest.approx(kl + 0.02)] for kl in kind]
     names = {text.get_text(): text.xy[0] for text in axes.texts}
-    assert names == {"uniform": 1.5, "random": 1.9}
+    assert names == {"mix-1": 1.9, "mix-2": 1.8, "uniform": 1.5, "random": 1.9}
     assert "16 held-out sequences" in drawing.caption
     low, high = axes.get_ylim()
     assert low == 0
@@ -89,7 +89,7 @@ def test_the_section_lists_what_was_measured_and_the_configuration(recommended):
     (topic,) = mixes.topics(load(recommended).report)
     assert topic.lead == "nf4: mix-1 (0.15 nats) beats the best control, random (0.28 nats)."
     (grid,) = topic.grids
-    assert [row[0] for row in grid.rows] == ["mix-1 (recommended)", "mix-2", "uniform (control)", "random (control)"]
+    assert [row[0] for row in grid.rows] == ["mix-1 (chosen)", "mix-2", "uniform (control)", "random (control)"]
     assert grid.rows[0][1:] == ("1.90 MB", "0.135", "0.150 ± 0.010", "mlp.down of layer 3")
     assert grid.rows[2][-1] == "nothing"
     ((_, target),) = topic.terms

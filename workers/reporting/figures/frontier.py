@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
 
 from service.contracts.harm.recommendation import MixFacts, Recommendation
 from workers.reporting.drawing import style
@@ -21,7 +22,9 @@ from workers.reporting.text import counted, data_size, number
 _MEGABYTE = 1e6
 _DASHED: dict[str, Any] = {"color": style.MUTED, "linestyle": (0, (4, 3)), "linewidth": 1, "gid": "target"}
 _NAME_HEIGHT = 0.04
-"""Of a control's name, as a part of the figure's height."""
+"""Of a mix's name, as a part of the figure's height."""
+_TOGETHER = 0.06
+"""Points less far apart, as a part of the figure's width, have their names in one column."""
 
 
 def draw(source: Source) -> Iterator[Drawing]:
@@ -41,7 +44,7 @@ def _drawing(source: Source, scheme: str, recommended: Recommendation) -> Drawin
         _draw_points(axes, mixes, label, style.mark(place + 1))
     _mark_chosen(axes, recommended)
     axes.set_ylim(bottom=0)
-    _name_controls(axes, [mix for mix in recommended.mixes if mix.control])
+    _name_points(axes, recommended.mixes)
     axes.legend(loc="upper right", fontsize=8)
     return Drawing(
         name=f"frontier_{scheme}",
@@ -94,14 +97,27 @@ def _draw_points(axes: Axes, mixes: list[MixFacts], label: str, look: style.Mark
     )
 
 
-def _name_controls(axes: Axes, controls: Sequence[MixFacts]) -> None:
-    """Write the name of every control beside its point, moved up or down where names would overlap."""
-    top = axes.get_ylim()[1]
-    heights = spread([mix.kl.value for mix in controls], [top * _NAME_HEIGHT] * len(controls), 0, top)
-    for mix, height in zip(controls, heights, strict=True):
-        place = (mix.bytes / _MEGABYTE, height)
+def _name_points(axes: Axes, mixes: Sequence[MixFacts]) -> None:
+    """Write the name of every mix and control beside its point, those that lie together in a column with lines to them.
+
+    Names are moved up or down where they would overlap.
+    """
+    (left, right), top = axes.get_xlim(), axes.get_ylim()[1]
+    sizes = np.array([mix.bytes / _MEGABYTE for mix in mixes])
+    beside = offset_copy(axes.transData, axes.get_figure(root=True), x=20, units="points")
+    heights = spread([mix.kl.value for mix in mixes], [top * _NAME_HEIGHT] * len(mixes), 0, top)
+    for mix, size, height in zip(mixes, sizes, heights, strict=True):
+        column = sizes[sizes - size < _TOGETHER * (right - left)].max()
         axes.annotate(
-            mix.name, place, (14, 0), textcoords="offset points", fontsize=7.5, va="center", color=style.MUTED
+            mix.name,
+            (size, mix.kl.value),
+            (column, height),
+            textcoords=beside,
+            fontsize=7.5,
+            va="center",
+            color=style.INK,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.5, "shrinkB": 3},
         )
 
 
