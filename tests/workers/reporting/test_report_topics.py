@@ -151,18 +151,17 @@ def test_dimensions_by_chance_are_told_first(sections_of):
 
     section = sections_of(change)["labelled"]
     assert section.lead.startswith(
-        "No dimension separates better than chance: in 31.0% of 999 permutations of the labels, "
+        "No dimension separates better than chance: the probability that a dimension is as good as dimension 201 (AUROC "
     )
-    assert "the best dimension is as good as dimension 201 (AUROC " in section.lead
+    assert section.lead.endswith(" by chance is 31.0% (999 permutations of the labels).")
 
     def beyond(content):
         content["labelled"] |= {"permutation_probability": 0.05, "permutations": 999}
 
     section = sections_of(beyond, name="beyond")["labelled"]
     assert section.lead.startswith("Dimension 201 best separates the ")
-    assert section.notes[0].startswith(
-        "Permutation test without quantization: in 5.0% of 999 permutations of the labels, "
-    )
+    assert section.notes[0].startswith("Permutation test without quantization: the probability that a dimension is as ")
+    assert " by chance is 5.0% (999 permutations of the labels)" in section.notes[0]
     assert "Over 5%, the separation is not better than chance." in section.notes[0]
 
 

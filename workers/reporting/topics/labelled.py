@@ -47,8 +47,8 @@ def chance(labelled: Labelled) -> str:
     best = labelled.dimensions[0]
     return (
         f"the probability that a dimension is as good as dimension {best.dimension} ({_figures(best.reference)}) by "
-        f"chance is {percent(labelled.permutation_probability or 0)}, by {labelled.permutations:,} permutations of the "
-        f"{labelled.given}s"
+        f"chance is {percent(labelled.permutation_probability or 0)} ({labelled.permutations:,} permutations of the "
+        f"{labelled.given}s)"
     )
 
 
