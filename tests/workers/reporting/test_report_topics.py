@@ -151,7 +151,7 @@ def test_dimensions_by_chance_are_told_first(sections_of):
 
     section = sections_of(change)["labelled"]
     assert section.lead.startswith(
-        "No dimension separates better than chance: the probability that a dimension is as good as dimension 201 (AUROC "
+        "No dimension separates better than chance: the probability that a dimension is as good as dimension 201 ("
     )
     assert section.lead.endswith(" by chance is 31.0% (999 permutations of the labels).")
 
