@@ -15,6 +15,7 @@ import pytest
 from bench import Bench, alive, program
 
 from service.contracts.request import JobRequest
+from service.store.database import writer
 from service.store.jobs import Job, JobStore
 from service.store.statuses import Status
 from workers.sandbox.programs import Commands
@@ -98,14 +99,25 @@ def working(bench: Bench) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     command = [sys.executable, "-c", WORK, str(bench.engine.url), bench.job_id, WAITS]
     with subprocess.Popen(command, env=environment) as worker:
         reached = bench.settings.home / "reached"
-        wait_for(lambda: reached.exists() and reached.read_text().endswith("\n"))
-        yield worker, int(reached.read_text())
+        try:
+            wait_for(lambda: reached.exists() and reached.read_text().endswith("\n"))
+            yield worker, int(reached.read_text())
+        except BaseException:
+            worker.kill()
+            raise
 
 
 def take_away(bench: Bench) -> None:
     """Let the lease run out."""
     later = JobStore(bench.engine, lambda: bench.store._clock().replace(year=2100))
     assert later.requeue_expired(3) == [bench.job_id]
+
+
+def pause(bench: Bench, worker: subprocess.Popen[bytes]) -> None:
+    """Let the worker stand still, but not in a transaction, which nobody else could write after."""
+    with writer(bench.engine).begin():
+        worker.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def kill_in_the_middle(bench: Bench) -> None:
@@ -181,7 +193,7 @@ def test_what_other_software_left_is_not_gone_on_from(bench: Bench) -> None:
 
 def test_two_measurements_are_never_at_work_in_one_directory(bench: Bench) -> None:
     with working(bench) as (worker, measurement):
-        worker.send_signal(signal.SIGSTOP)  # it sleeps through the loss of its lease, and its measurement does not
+        pause(bench, worker)  # it sleeps through the loss of its lease, and its measurement does not
         take_away(bench)
         assert run_to_the_end(bench).status is Status.succeeded
         assert sweep_begins_at(bench) == [0, 0]
