@@ -1,5 +1,6 @@
 """Base classes: of requests, and of the records in a report."""
 
+import re
 from typing import Any, LiteralString
 
 from pydantic import (
@@ -22,6 +23,17 @@ def no_boolean(value: Any) -> Any:
 
 NoBoolean = BeforeValidator(no_boolean)
 """Refuses true and false in place of a number."""
+
+
+def _no_part_of_a_byte(value: Any) -> Any:
+    """Return the value; raises for a number of bytes with a fraction, which pydantic rounds down."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d*\.\d*\s*b?\s*", value, re.IGNORECASE):
+        raise PydanticCustomError("part_of_a_byte", "Input should be a whole number of bytes")
+    return value
+
+
+WholeBytes = BeforeValidator(_no_part_of_a_byte)
+"""Refuses 4.6 in place of 4.6GB."""
 
 
 def allowing(allowed: LiteralString) -> WrapValidator:

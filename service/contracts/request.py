@@ -16,7 +16,7 @@ from service.contracts.files import FileFormat, StoredFile, Upload, format_of
 from service.contracts.harm.earlier import EarlierReport
 from service.contracts.harm.recommendation import RecommendSettings
 from service.contracts.harm.settings import HarmSettings
-from service.contracts.record import Frozen, NoBoolean, allowing, at_most
+from service.contracts.record import Frozen, NoBoolean, WholeBytes, allowing, at_most
 from service.contracts.schemes import SCHEMES, Scheme
 from service.contracts.thresholds import (
     HeadThresholds,
@@ -40,7 +40,10 @@ SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large")
 
 
 MemorySize = Annotated[
-    ByteSize, Field(ge=0), allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB")
+    ByteSize,
+    Field(ge=0),
+    WholeBytes,
+    allowing("allowed: 0 or more bytes, or a number with a unit, such as 512MiB or 4GiB"),
 ]
 """Bytes, as a number or with a unit: 2147483648, "2GiB"."""
 FEWEST_CHOOSING = 2

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 
 from service.contracts.harm.facts import HarmFigure
-from service.contracts.record import Frozen, NoBoolean, Record, allowing
+from service.contracts.record import Frozen, NoBoolean, Record, WholeBytes, allowing
 
 
 class RecommendSettings(Frozen):
@@ -15,7 +15,10 @@ class RecommendSettings(Frozen):
     """Needs estimated harm, and as many sequences again as `sequences` that are measured for nothing else."""
     max_bytes: (
         Annotated[
-            ByteSize, Field(gt=0), allowing("allowed: 1 or more bytes, or a number with a unit, such as 125MB or 4GiB")
+            ByteSize,
+            Field(gt=0),
+            WholeBytes,
+            allowing("allowed: 1 or more bytes, or a number with a unit, such as 125MB or 4GiB"),
         ]
         | None
     ) = None

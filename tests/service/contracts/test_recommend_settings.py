@@ -29,6 +29,8 @@ def test_without_one_nothing_changes():
         ({"recommend": {"enabled": True, "max_kl": 0}}, "greater than 0"),
         ({"recommend": {"enabled": True}, "harm": {"exact": "none"}}, "needs harm.estimate to be true"),
         ({"recommend": {"enabled": True}, "schemes": []}, "without a scheme there is no harm"),
+        ({"recommend": {"enabled": True, "max_bytes": "4.6"}}, "a number with a unit, such as 125MB"),
+        ({"recommend": {"enabled": True, "max_bytes": ".5 B"}}, "a number with a unit, such as 125MB"),
         ({"keep": ["a b"]}, "match pattern"),
     ],
 )

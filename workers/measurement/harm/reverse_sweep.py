@@ -119,7 +119,8 @@ class _LayerRun:
         if not after.requires_grad:
             raise _no_gradient(depth)
         errors = self._isolated_errors(calls)
-        outputs = [(name, k) for name in calls for k in range(len(calls[name]))]
+        # What is called without gradients, such as a choice of tokens, has none.
+        outputs = [(name, k) for name in calls for k, call in enumerate(calls[name]) if call.output.requires_grad]
         wanted = [hidden, *(calls[name][k].output for name, k in outputs)]
         for draw, stream in enumerate(self.gradients.names):
             last = draw + 1 == len(self.gradients.names)
@@ -150,7 +151,7 @@ class _LayerRun:
     ) -> None:
         """Add a_m: the inner product of gradient and isolated error, summed over the calls of module m."""
         for (scheme, name), of_calls in errors.items():
-            terms = [_dot(at[name, k], error) for k, error in enumerate(of_calls)]
+            terms = [_dot(at.get((name, k)), error) for k, error in enumerate(of_calls)]
             self.products.add(scheme, name, where, sum(terms))
 
     def _add_channels(
@@ -163,7 +164,7 @@ class _LayerRun:
         for scheme, changes in self.weight_changes.items():
             for name, change in changes.items():
                 for k, call in enumerate(calls.get(name, ())):
-                    gradient = at[name, k]
+                    gradient = at.get((name, k))
                     if gradient is not None:
                         by_input = gradient.reshape(-1, len(change)) @ change.to(gradient.dtype)
                         inputs = call.input.reshape(by_input.shape)

