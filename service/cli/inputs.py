@@ -38,6 +38,8 @@ HARM: Mapping[str, Mapping[str, Any]] = {
     "dimensions": {"dimensions": True},
 }
 """What each value of `--harm` sets."""
+_IMPLIED: Mapping[str, Mapping[str, Any]] = {"recommend": {"enabled": True}}
+"""Values of a group with which the others are checked."""
 _MODELS = f"the directory of a checkpoint, a hub id org/name or org/name@revision, or {SAMPLE!r}"
 _NUMBERS = {
     "int8_threshold": "a finite number, 0 or more",
@@ -127,6 +129,9 @@ def for_report(options: RecommendOptions) -> dict[str, Any]:
 def _recommend(options: RecommendOptions) -> dict[str, Any]:
     """Return the settings of a recommendation."""
     targets = {"max_bytes": options.max_bytes, "max_kl": options.max_kl}
+    if None not in targets.values():
+        message = "--max-bytes and --max-kl exclude each other; give one of them, or none"
+        raise InvalidRequest("--max-bytes", options.max_bytes, "without --max-kl", message=message)
     chosen: dict[str, Any] = {"enabled": True} | {name: value for name, value in targets.items() if value is not None}
     return chosen | {"whole_groups": False} if options.split_groups else chosen
 
@@ -197,7 +202,7 @@ def harm(names: Sequence[str]) -> dict[str, Any]:
 
 def _read_group(record: type[Frozen], group: str, values: dict[str, str]) -> dict[str, Any]:
     try:
-        return record.model_validate(values).model_dump(include=set(values))
+        return record.model_validate({**_IMPLIED.get(group, {}), **values}).model_dump(include=set(values))
     except ValidationError as error:
         first = error.errors()[0]
         # What several values make together has no place of its own.

@@ -16,7 +16,7 @@ _OPTIONS = {
     "page_size": "--limit",
     "recommend.max_bytes": "--max-bytes",
     "recommend.max_kl": "--max-kl",
-    "recommend": "--max-bytes",
+    "recommend": "recommend",
 }
 """Options that are not named for their field."""
 _GROUP = re.compile(r"(llm_int8|llm_int8_relative|massive|median_quantile|variance|heads|verdict|harm|recommend)(\.|$)")

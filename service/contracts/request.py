@@ -108,14 +108,14 @@ class Analysis(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _harm_for_recommending(cls, fields: Any) -> Any:
-        """Measure the harm of some modules where a mix is to be recommended and nothing else is said."""
+        """Estimate harm and measure that of some modules where a mix is to be recommended and nothing else is said."""
         if not isinstance(fields, Mapping):
             return fields
         recommend, harm = fields.get("recommend"), fields.get("harm", {})
         enabled = recommend.get("enabled") if isinstance(recommend, Mapping) else getattr(recommend, "enabled", False)
-        if enabled is not True or not isinstance(harm, Mapping) or "exact" in harm:
+        if enabled is not True or not isinstance(harm, Mapping):
             return fields
-        return {**fields, "harm": {**harm, "estimate": True, "exact": "modules"}}
+        return {**fields, "harm": {"estimate": True, "exact": "modules", **harm}}
 
     @field_validator("recommend")
     @classmethod

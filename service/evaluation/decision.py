@@ -30,6 +30,7 @@ class Option(NamedTuple):
     """The worse one, where a scheme was measured on held-out text too."""
     bytes: int
     kl: float
+    """The larger one, likewise."""
     also: tuple[str, ...] = ()
     """Other levels that the 95% intervals allow."""
 
@@ -65,9 +66,10 @@ def _judged(report: Report) -> list[Option]:
 
 
 def _options(report: Report) -> Iterator[Option]:
-    """Yield what can be deployed."""
-    for name, facts in report.schemes.items():
-        if facts.simulated or facts.analysis_only or facts.kl_divergence is None:
+    """Yield what can be deployed and has finite predictions."""
+    for name in _deployable(report):
+        facts = report.schemes[name]
+        if facts.kl_divergence is None:
             continue
         recommended = (report.recommendation or {}).get(name)
         verdict = facts.verdict or verdict_of(report, facts)
@@ -80,10 +82,15 @@ def _options(report: Report) -> Iterator[Option]:
             yield Option(name, mix, Level[mix.level], mix.bytes, mix.kl.value)
 
 
+def _deployable(report: Report) -> list[str]:
+    """Return the schemes that BitsAndBytesConfig can express."""
+    return [name for name, facts in report.schemes.items() if not (facts.simulated or facts.analysis_only)]
+
+
 def _with_held_out(own: Option, recommended: Recommendation, limit: Limit) -> Option:
     """Return a scheme as it is, with what the held-out text says of it.
 
-    Where its level is worse there, level and KL divergence are those; the interval may allow other levels too.
+    The worse level and the larger KL divergence of the two count; the interval may allow other levels too.
     """
     measured = next((mix for mix in recommended.mixes if mix.name == UNIFORM), None)
     if measured is None or own.level is Level.unjudged or measured.level == Level.unjudged.name:
@@ -92,12 +99,13 @@ def _with_held_out(own: Option, recommended: Recommendation, limit: Limit) -> Op
     allowed = {own.level, Level[measured.level], *(Level[name] for name in own.also)}
     allowed |= {limit.level(bound) for bound in measured.kl.interval or ()}
     also = tuple(other.name for other in sorted(allowed - {level}))
-    return own._replace(level=level, kl=own.kl if level is own.level else measured.kl.value, also=also)
+    return own._replace(level=level, kl=max(own.kl, measured.kl.value), also=also)
 
 
 def _shipping(report: Report) -> Iterator[str]:
     """Say what to ship."""
-    shipped, judged = to_ship(report), _judged(report)
+    shipped, judged, deployable = to_ship(report), _judged(report), _deployable(report)
+    of = "was measured" if len(deployable) == len(report.schemes) else "BitsAndBytesConfig can express"
     if shipped is not None:
         kept = f" with {in_words(shipped.mix.kept)} in 16 bits" if shipped.mix is not None else ""
         also = f"; the 95% intervals also allow {' and '.join(shipped.also)}" if shipped.also else ""
@@ -105,9 +113,9 @@ def _shipping(report: Report) -> Iterator[str]:
     elif judged:
         within = [option for option in judged if _within(report, option)]
         which = "every effect" if len(within) == len(judged) else "every effect within the target"
-        yield f"Ship none of what was measured: {f'{which} is severe' if within else 'none meets the target'}."
-    elif any(True for _ in _options(report)):
-        yield "Ship none of what was measured: no effect could be judged."
+        yield f"Ship none of what {of}: {f'{which} is severe' if within else 'none meets the target'}."
+    elif deployable:
+        yield f"Ship none of what {of}: no effect could be judged."
     else:
         yield "Ship none of what was measured: BitsAndBytesConfig can express no scheme of this report."
 

@@ -139,8 +139,12 @@ def checked_cost(request: MeasurementRequest, decoder: Decoder, batches: list[Ba
     """
     expected = expected_replacements(request, decoder)
     check_harm(request, expected)
-    tokens = [sum(b.token_ids.numel() for b in batches if b.measured is measured) for measured in (True, False)]
-    return cost_of(request, decoder, expected, Text(*tokens))
+    text, beside = (
+        [(len(batch.token_ids), batch.token_ids.shape[1]) for batch in batches if batch.measured is measured]
+        for measured in (True, False)
+    )
+    sequences = sum(count for count, _ in text), request.sequence_length
+    return cost_of(request, decoder, expected, Text(sequences, text, beside))
 
 
 def plan(request: MeasurementRequest, reporter: ProgressReporter) -> Cost:

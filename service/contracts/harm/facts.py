@@ -58,8 +58,8 @@ class EstimateCheck(Record):
     spearman: float | None
     """Rank correlation; None with fewer than 3, or where either side is constant."""
     measured_over_estimated: float | None
-    """Sum of the measured over the sum of the estimated ones; of modules, those drawn at random. None where the
-    estimates are all 0."""
+    """Sum of the measured over the sum of the estimated ones; of those drawn at random, where there are any. None
+    where the estimates are all 0."""
 
 
 class HarmFacts(Record):

@@ -79,8 +79,8 @@ class MixFacts(Record):
     bytes: int
     """Of the model: weights, scales and embeddings."""
     predicted_kl: float
-    """Harms and a quarter of the interactions, nats; times one factor for all, with which the uniform scheme's is
-    what was measured."""
+    """Harms and a quarter of the interactions (of mixes of later rounds: the part that fits the first ones), nats;
+    times one factor for all, with which the uniform scheme's is what was measured."""
     kl: HeldOutFigure
     """Measured mean KL divergence from the reference, nats."""
     level: Literal["negligible", "noticeable", "severe", "unjudged"]
@@ -106,7 +106,8 @@ class Recommendation(Record):
     target: Target | None = None
     """None where no mix could be selected."""
     held_out_sequences: int = 0
-    """Sequences that mixes and controls were measured on, which chose nothing."""
+    """Sequences that mixes and controls were measured on. They selected nothing; but where there are several rounds,
+    what the first mixes do there selects later ones."""
     selected_by: Literal["estimates", "measured"] = "estimates"
     """Mixes are selected by estimated harms, corrected by those that were measured; or, where estimates do not add up
     to the whole scheme's divergence, by the measured harms of all modules."""

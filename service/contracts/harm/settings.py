@@ -20,7 +20,8 @@ class HarmSettings(Frozen):
     top_modules: Annotated[int, Field(ge=0, le=100_000), NoBoolean] = 24
     """With `modules`: the number of modules that are measured for their large estimated harm."""
     random_modules: Annotated[int, Field(ge=0, le=100_000), NoBoolean] = 12
-    """With `modules`: the number of others, chosen at random by the job's seed, that are measured as a check."""
+    """With `modules`: the number of others, chosen at random by the job's seed, that are measured as a check, also
+    with `component`."""
     draws: Annotated[int, Field(ge=1, le=1024), NoBoolean] = 4
     """Continuations drawn for each sequence. The relative standard error of an estimated harm is about
     sqrt(2 / (sequences x draws))."""

@@ -121,6 +121,16 @@ def test_a_report_s_model_and_settings_are_asked_for(headroom, remote, work, rep
     assert asked.earlier.job_id == first.id
 
 
+def test_a_target_can_be_set_and_layers_be_measured(headroom, remote, work, report, tmp_path):
+    work(lambda claim: remote.succeed(claim, {"bundle.zip": bundle_of(report)}))
+    options = ("--set", "recommend.max_bytes=120MB", "--harm", "layers")
+    ran = headroom("recommend", "sample", "--out", str(tmp_path / "out"), *options)
+    assert ran.code == 0, ran.err
+    asked = remote.store.list().jobs[0].request
+    assert (asked.recommend.enabled, asked.recommend.max_bytes) == (True, 120_000_000)
+    assert (asked.harm.estimate, asked.harm.exact) == (True, "layers")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -38,7 +38,12 @@ COST = {
         (("--report", "x", "--out", "o", "--set", "heads.relative_peak=3"), "harm.NAME and recommend.NAME"),
         (("--report", "x", "--plan"), "--plan"),
         (("sample", "--plan", "--out", "d"), "--plan does not go with --out"),
-        (("sample", "--out", "d", "--max-bytes", "5MB", "--max-kl", "1"), "--max-bytes: max_bytes and max_kl exclude"),
+        (
+            ("sample", "--out", "d", "--max-bytes", "5MB", "--max-kl", "1"),
+            "--max-bytes and --max-kl exclude each other",
+        ),
+        (("sample", "--plan", "--sequences", "1"), "recommend: a recommendation needs 2 sequences or more"),
+        (("sample", "--plan", "--set", "recommend.max_bytes=4.6"), "--set recommend.max_bytes: '4.6' is not allowed"),
         (("org/name", "--plan"), "MODEL: 'org/name' is not fetched; allowed: a directory of this machine"),
         (("sample", "--plan", "--set", "harm.draws=0"), "harm.draws"),
         (("sample", "--plan", "--max-bytes", "125QB"), "--max-bytes: '125QB' is not allowed; allowed: 1 or more bytes"),

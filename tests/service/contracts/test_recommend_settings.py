@@ -14,6 +14,8 @@ def test_a_recommendation_implies_estimates_and_measured_modules():
     assert asked.recommend.whole_groups
     less = {"recommend": {"enabled": True}, "harm": {"exact": "none", "estimate": True, "draws": 8}}
     assert Analysis.model_validate(less).harm.exact == "none"
+    layers = Analysis.model_validate({"recommend": {"enabled": True}, "harm": {"exact": "layers"}}).harm
+    assert (layers.estimate, layers.exact) == (True, "layers")
     assert Analysis.model_validate(asked.model_dump(mode="json", include=set(Analysis.model_fields))).harm == asked.harm
 
 
@@ -27,7 +29,10 @@ def test_without_one_nothing_changes():
         ({"recommend": {"enabled": True, "max_bytes": 1, "max_kl": 1}}, "exclude each other"),
         ({"recommend": {"max_kl": 0.1}}, "set enabled to true"),
         ({"recommend": {"enabled": True, "max_kl": 0}}, "greater than 0"),
-        ({"recommend": {"enabled": True}, "harm": {"exact": "none"}}, "needs harm.estimate to be true"),
+        (
+            {"recommend": {"enabled": True}, "harm": {"exact": "none", "estimate": False}},
+            "needs harm.estimate to be true",
+        ),
         ({"recommend": {"enabled": True}, "schemes": []}, "without a scheme there is no harm"),
         ({"recommend": {"enabled": True, "max_bytes": "4.6"}}, "a number with a unit, such as 125MB"),
         ({"recommend": {"enabled": True, "max_bytes": ".5 B"}}, "a number with a unit, such as 125MB"),

@@ -83,7 +83,7 @@ def test_a_mix_of_a_milder_effect_is_shipped_with_its_configuration():
 
 def test_a_scheme_of_the_same_effect_is_shipped_as_it_is():
     same = report(int8="severe", nf4="noticeable", mixed="noticeable")
-    assert decision(same)[0] == "Ship nf4 (KL 0.267, noticeable; the 95% intervals also allow severe)."
+    assert decision(same)[0] == "Ship nf4 (KL 0.268, noticeable; the 95% intervals also allow severe)."
     assert configuration(same) == ("nf4", CONFIG | {"llm_int8_skip_modules": ["lm_head"]})
 
 
@@ -120,6 +120,12 @@ def test_schemes_that_cannot_be_shipped_leave_nothing_to_ship():
     beginning = "Ship none of what was measured: "
     none = decision(with_schemes(report(), simulated=True))
     assert none[0] == beginning + "BitsAndBytesConfig can express no scheme of this report."
+    nothing_finite = decision(with_schemes(report(), kl_divergence=None))
+    assert nothing_finite[0] == beginning + "no effect could be judged."
+    severe = report(int8="negligible", chosen=None)
+    simulated = severe.schemes["int8"].model_copy(update={"simulated": True})
+    partly = severe.model_copy(update={"schemes": severe.schemes | {"int8": simulated}})
+    assert decision(partly)[0] == "Ship none of what BitsAndBytesConfig can express: every effect is severe."
     unjudged = report(int8="unjudged", nf4="unjudged", chosen=None)
     assert decision(unjudged)[0] == beginning + "no effect could be judged."
 
@@ -147,7 +153,8 @@ def test_what_is_larger_than_the_target_is_not_shipped():
 @pytest.mark.parametrize(
     ("most", "shipped"),
     [
-        (0.267, "Ship nf4 (KL 0.267, severe)."),
+        (0.268, "Ship nf4 (KL 0.268, severe)."),  # as on held-out text; on the text that selects it is 0.267
+        (0.267, "Ship nf4 with mlp.down of layers 2, 11, 28 in 16 bits (KL 0.226, severe)."),
         (0.25, "Ship nf4 with mlp.down of layers 2, 11, 28 in 16 bits (KL 0.226, severe)."),
         (0.1, "Ship int8 (KL 0.0239, noticeable)."),
         (0.02, "Ship none of what was measured: none meets the target."),
@@ -165,7 +172,7 @@ def test_a_mix_that_misses_the_target_held_out_says_so():
 
 def test_a_mix_of_the_scheme_that_is_shipped_is_not_needed():
     said = decision(report(int8="severe", nf4="negligible", mixed="negligible"))
-    assert said[0].startswith("Ship nf4 (KL 0.267, negligible")
+    assert said[0].startswith("Ship nf4 (KL 0.268, negligible")
     assert said[1].startswith("nf4 with 3.8 MB more can keep mlp.down of layers 2, 11, 28 in 16 bits: KL on held-out ")
     assert said[1].endswith("still negligible.")
 

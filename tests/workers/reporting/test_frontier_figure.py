@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 from service.contracts.harm.recommendation import RecommendSettings
+from service.contracts.harm.settings import HarmSettings
 from workers.reporting.figures import frontier
 from workers.reporting.loading import load
 from workers.reporting.render import render
@@ -126,7 +127,11 @@ def test_the_command_that_repeats_it_recommends_under_the_same_target(recommende
     report = load(recommended).report
     settings = {"enabled": True, "max_bytes": 2_000_000, "whole_groups": False}
     asked = report.analysis.model_copy(
-        update={"recommend": RecommendSettings.model_validate(settings), "keep": ("a.b",)}
+        update={
+            "recommend": RecommendSettings.model_validate(settings),
+            "harm": HarmSettings(estimate=True, exact="modules"),
+            "keep": ("a.b",),
+        }
     )
     words = shlex.split(command(report.model_copy(update={"analysis": asked})))
     assert words[1] == "recommend"
@@ -134,3 +139,13 @@ def test_the_command_that_repeats_it_recommends_under_the_same_target(recommende
     assert words[words.index("--max-bytes") + 1] == "2000000"
     assert "--split-groups" in words
     assert "--set" not in words
+    again = {
+        "recommend": RecommendSettings(enabled=True, rounds=2),
+        "harm": HarmSettings(estimate=True),
+        "keep": (),
+    }
+    words = shlex.split(command(report.model_copy(update={"analysis": report.analysis.model_copy(update=again)})))
+    assert {words[place + 1] for place, word in enumerate(words) if word == "--set"} == {
+        "recommend.rounds=2",
+        "harm.exact=none",
+    }

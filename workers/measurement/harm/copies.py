@@ -13,6 +13,7 @@ from torch import nn
 from service.contracts.schemes import BITSANDBYTES_4BIT, Scheme
 from workers.measurement.layers.copies.quantize_layer import QuantizedLayer, copy_to_quantize
 from workers.measurement.layers.sweep_state import SweepState
+from workers.measurement.models.decoder import Decoder
 from workers.measurement.models.projections import ATTENTION_INPUT, MLP_INPUT, Projection, projections, weight_rows
 
 _STREAM_INPUTS = (ATTENTION_INPUT[0], MLP_INPUT[0])
@@ -59,6 +60,15 @@ class LayerCopies:
                 stands_for = quantized.dequantized(slice(0, len(weight))).to(weight.device)
                 changes[part.name] = (stands_for.float() - weight.float()).to(weight.dtype)
         return changes
+
+
+def components_of(decoder: Decoder) -> dict[Module, str]:
+    """Return the components of all modules of the layers that a scheme may replace."""
+    return {
+        Module(index, part.name): component_of(part)
+        for index, layer in enumerate(decoder.layers)
+        for part in projections(layer, decoder.layer_config(index))
+    }
 
 
 def copy_layer(state: SweepState, index: int, layer: nn.Module) -> LayerCopies:

@@ -9,7 +9,7 @@ import torch
 from workers.measurement.harm.copies import LayerCopies, copy_layer
 from workers.measurement.harm.products import InnerProducts, load_products
 from workers.measurement.harm.reference_states import ReferenceStates
-from workers.measurement.harm.reverse_sweep import Drawing, reverse_layers, start_gradients
+from workers.measurement.harm.reverse_sweep import Drawing, NoGradient, reverse_layers, start_gradients
 from workers.measurement.harm.task import HarmTask
 from workers.measurement.layers.streams import StreamCheckpoint, Streams
 from workers.measurement.predictions.comparison import positions_per_chunk
@@ -22,7 +22,7 @@ def estimate(task: HarmTask, reference: ReferenceStates) -> dict[str, InnerProdu
     """Return the inner products of every scheme that replaces anything, by its name.
 
     Raises:
-        NoGradient: a layer's output has no gradient; names it.
+        NoGradient: a layer's output has no gradient, and names it; or no sequence has finite ones.
     """
     directory, layers = task.directory / "products", task.layers
     directory.mkdir(exist_ok=True)
@@ -32,7 +32,10 @@ def estimate(task: HarmTask, reference: ReferenceStates) -> dict[str, InnerProdu
     else:
         task.passed(layers * task.plan.estimate_forwards)
     names = [scheme.name for scheme in task.schemes]
-    return load_products(files, names, [scheme.name for scheme in task.divided])
+    products = load_products(files, names, [scheme.name for scheme in task.divided])
+    if not any(of_scheme.sequences for of_scheme in products.values()):
+        raise NoGradient("no sequence has finite gradients")
+    return products
 
 
 def _sweep(task: HarmTask, reference: ReferenceStates, files: Sequence[Path]) -> None:

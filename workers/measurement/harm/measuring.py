@@ -13,18 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contracts.report import Estimate
-from workers.measurement.harm.copies import Module, component_of
+from workers.measurement.harm.copies import Module, components_of
 from workers.measurement.harm.estimates.agreement import adds_up, less_floor, measured_over_estimated, ratio
 from workers.measurement.harm.estimates.estimate import estimated_harm
 from workers.measurement.harm.estimation import estimate
 from workers.measurement.harm.products import InnerProducts
 from workers.measurement.harm.reference_states import ReferenceStates, record_states
 from workers.measurement.harm.reverse_sweep import NoGradient
-from workers.measurement.harm.selection import by_estimate, of_component
+from workers.measurement.harm.selection import at_random, by_estimate, of_component
 from workers.measurement.harm.swapping import measure_swaps
 from workers.measurement.harm.swaps import Swap
 from workers.measurement.harm.task import HarmTask
-from workers.measurement.models.projections import projections
 
 
 @dataclass
@@ -68,8 +67,11 @@ def measure_harm(task: HarmTask) -> HarmResults:
     Raises:
         BadRequest: no module has the component that was asked for.
     """
+    components = components_of(task.state.decoder)
     harms = {
-        scheme.name: SchemeHarm(_components(task, scheme.name), task.replaced[scheme.name], None)
+        scheme.name: SchemeHarm(
+            {module: components[module] for module in task.replaced[scheme.name]}, task.replaced[scheme.name], None
+        )
         for scheme in task.schemes
     }
     if task.settings.component and task.settings.exact == "modules":
@@ -84,17 +86,6 @@ def measure_harm(task: HarmTask) -> HarmResults:
     return HarmResults(positions, harms, noise_floor, of_nothing, no_estimate)
 
 
-def _components(task: HarmTask, scheme: str) -> dict[Module, str]:
-    """Return the components of the modules that a scheme replaces."""
-    decoder = task.state.decoder
-    names = {
-        Module(index, part.name): component_of(part)
-        for index, layer in enumerate(decoder.layers)
-        for part in projections(layer, decoder.layer_config(index))
-    }
-    return {module: names[module] for module in task.replaced[scheme]}
-
-
 def _estimate(task: HarmTask, reference: ReferenceStates, harms: Mapping[str, SchemeHarm]) -> str | None:
     """Put the inner products into the schemes' harms; return the reason where there are none, else None."""
     try:
@@ -103,7 +94,7 @@ def _estimate(task: HarmTask, reference: ReferenceStates, harms: Mapping[str, Sc
         task.passed(task.layers * task.plan.estimate_forwards)
         return str(error)
     for name, of_scheme in products.items():
-        harms[name].products = of_scheme
+        harms[name].products = of_scheme if of_scheme.modules else None  # none is used by the model
     return None
 
 
@@ -161,9 +152,9 @@ def _swaps_of(task: HarmTask, scheme: str, harm: SchemeHarm) -> list[Swap]:
     """Return the swaps of a scheme; where estimates cannot be had, layers take their place."""
     settings = task.settings
     if settings.exact == "modules":
-        chosen, at_random = _modules(task, harm)
-        harm.at_random = frozenset(at_random)
-        return [Swap(module.layer, "module", scheme, module.name) for module in (*chosen, *at_random)]
+        chosen, drawn = _modules(task, harm)
+        harm.at_random = frozenset(drawn)
+        return [Swap(module.layer, "module", scheme, module.name) for module in (*chosen, *drawn)]
     if settings.exact == "layers" or (settings.estimates and harm.products is None):
         layers = sorted({module.layer for module in harm.components})
         return [Swap(layer, "layer", scheme) for layer in layers]
@@ -173,9 +164,11 @@ def _swaps_of(task: HarmTask, scheme: str, harm: SchemeHarm) -> list[Swap]:
 def _modules(task: HarmTask, harm: SchemeHarm) -> tuple[list[Module], list[Module]]:
     """Return the modules to be measured, and those that were drawn at random among them."""
     settings, products = task.settings, harm.products
-    if settings.component:
-        return of_component(settings.component, harm.components), []
     modules = list(harm.components)
+    if settings.component:
+        chosen = of_component(settings.component, harm.components)
+        others = [module for module in modules if module not in set(chosen)]
+        return chosen, at_random(others, settings.random_modules, task.seed)
     if products is None:
         return by_estimate(settings, modules, None, task.seed)
     by_module = dict(zip(products.modules, _estimates(task, products), strict=True))

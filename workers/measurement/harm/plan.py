@@ -3,14 +3,18 @@
 L layers, S draws
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from service.contracts.harm.settings import HarmSettings
+from service.contracts.schemes import Scheme
 from workers.measurement.errors import MeasurementError
+from workers.measurement.harm.copies import Module, weight_only
+from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.harm.reference_states import Storage
 from workers.measurement.harm.swaps import Swap
+from workers.measurement.layers.streams import Layout, Volume
 from workers.measurement.models.decoder import Decoder
 
 
@@ -38,10 +42,10 @@ class Size(NamedTuple):
     divided_schemes: int
     """Those whose harm is divided among dimensions."""
     modules: int
-    """Quantized in all layers, of the scheme with the most."""
-    stream_bytes: int
+    """Replaced alone, of the scheme with the most."""
+    stream: Volume
     """Hidden states of all sequences at one depth."""
-    gradient_bytes: int
+    gradient: Volume
     """The gradients of one draw at one depth; more, where they need a wider type."""
 
 
@@ -103,6 +107,27 @@ def room_for_streams(memory_bytes: int, decoder: Decoder) -> Room:
     return Room(memory_bytes, min(memory_bytes, max(weights // 8, _MODEST_BYTES)))
 
 
+def size_of(
+    settings: HarmSettings, decoder: Decoder, schemes: Sequence[tuple[Scheme, Mapping[Module, str]]], layout: Layout
+) -> Size:
+    """Return what is measured.
+
+    Args:
+        settings: what is asked for.
+        decoder: the model.
+        schemes: those that replace anything, with the components of the modules that each replaces.
+        layout: of the hidden states at one depth.
+    """
+    return Size(
+        layers=len(decoder.layers),
+        schemes=len(schemes),
+        divided_schemes=sum(weight_only(scheme) for scheme, _ in schemes) if settings.dimensions else 0,
+        modules=max((modules_measured(settings, components) for _, components in schemes), default=0),
+        stream=layout.volume(decoder.device),
+        gradient=Layout(layout.shapes, gradient_type(layout.dtype)).volume(decoder.device),
+    )
+
+
 def make_plan(settings: HarmSettings, size: Size, room: Room, directory: Path) -> Plan:
     """Return the plan for these settings.
 
@@ -112,22 +137,23 @@ def make_plan(settings: HarmSettings, size: Size, room: Room, directory: Path) -
         room: for streams; those beyond it lie in files.
         directory: for those files.
     """
-    states = (size.layers + 1) * size.stream_bytes
+    states = size.stream.times(size.layers + 1)
     estimate = _estimate_forwards(settings, size)
     draws = settings.draws if settings.estimates else 0
-    in_memory = states + max(draws * size.gradient_bytes, size.stream_bytes) <= room.modest
-    left = room.most - states if in_memory else room.most
+    in_memory = states.held + max(draws * size.gradient.held, size.stream.held) <= room.modest
+    held = states.held if in_memory else 0
+    left = room.most - held
     swaps = _count(settings, size)
-    modest = max(_FEW, (room.modest - states if in_memory else room.modest) // size.stream_bytes)
-    fitting = min(left // size.stream_bytes, modest)
+    modest = max(_FEW, (room.modest - held) // size.stream.held)
+    fitting = min(left // size.stream.held, modest)
     # A group that memory cannot hold takes no more disk, with its checkpoints, than the states of all layers do.
     on_disk = (size.layers + 1) // (1 + CHECKPOINTS)
     possible = swaps or size.layers + 1  # layers are swapped where nothing was asked for and there is no gradient
     group = max(1, min(possible, fitting if fitting >= min(possible, _FEW) else on_disk))
-    working = [draws * size.gradient_bytes, min(group, swaps) * size.stream_bytes]
-    in_files, held = max(((streams if streams > left else 0), streams) for streams in working)
+    working = [size.gradient.times(draws), size.stream.times(min(group, swaps))]
+    in_files = max(streams.stored if streams.held > left else 0 for streams in working)
     return Plan(
-        states=Storage(states if in_memory else 0, directory / "states"),
+        states=Storage(held, directory / "states"),
         working=Storage(left, directory / "working"),
         swaps=swaps,
         group=group,
@@ -135,8 +161,8 @@ def make_plan(settings: HarmSettings, size: Size, room: Room, directory: Path) -
         estimate_forwards=estimate,
         # Swaps leave at half of the depth on average.
         forwards=1 + estimate + swaps * (size.layers + 1) / (2 * size.layers),
-        streams_bytes=(0 if in_memory else states) + in_files,
-        checkpoint_bytes=CHECKPOINTS * held,
+        streams_bytes=(0 if in_memory else states.stored) + in_files,
+        checkpoint_bytes=CHECKPOINTS * max(streams.stored for streams in working),
     )
 
 
@@ -153,18 +179,20 @@ def grouped(swaps: Sequence[Swap], group: int) -> Iterator[list[Swap]]:
         yield ordered[start : start + group]
 
 
-def modules_measured(settings: HarmSettings, modules: int) -> int:
-    """Return how many of a scheme's modules are replaced alone, at most."""
+def modules_measured(settings: HarmSettings, components: Mapping[Module, str]) -> int:
+    """Return how many of a scheme's modules are replaced alone, given the components of all that it replaces."""
     if settings.exact != "modules":
         return 0
-    return modules if settings.component else min(modules, settings.top_modules + settings.random_modules)
+    of_component = sum(component == settings.component for component in components.values())
+    chosen = of_component if settings.component else settings.top_modules
+    return min(len(components), chosen + settings.random_modules)
 
 
 def _count(settings: HarmSettings, size: Size) -> int:
     """Return how many swaps there are at most, those of nothing and of rounding among them."""
     if settings.exact == "none":
         return 0
-    of_scheme = size.layers if settings.exact == "layers" else modules_measured(settings, size.modules)
+    of_scheme = size.layers if settings.exact == "layers" else size.modules
     return size.schemes * of_scheme + size.layers + 1
 
 

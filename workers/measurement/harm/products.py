@@ -4,6 +4,8 @@ For module m, sequence n and draw s, a_m of `reverse_sweep`. Of modules that rea
 sum over input channels j of a_mj. Then the sum over these modules and the mean over draws of a_mj a_m is kept for
 every channel, and of a_m^2 for the other modules: what the shares of dimensions are made of (`dimensions`).
 
+A sequence is left out of all where a gradient is not finite in any layer.
+
     N sequences, S draws for each, M modules, d hidden dimensions
 """
 
@@ -34,6 +36,11 @@ class InnerProducts:
     others: F64 | None = None
     """[N]: by sequence, the sum over the other modules of the mean of a_m^2."""
 
+    @property
+    def sequences(self) -> int:
+        """N."""
+        return len(self.values[0]) if self.values else 0
+
     def matrix(self) -> F64:
         """Return the inner products as [N, S, M]."""
         return np.stack(self.values, axis=-1)
@@ -51,6 +58,11 @@ class LayerProducts:
         self._names = {name: list(copied.replaced) for name, copied in copies.copies.items()}
         self._values: dict[str, dict[str, F64]] = {name: {} for name in copies.copies}
         self._channels: dict[str, dict[str, F64]] = {name: {} for name in copies.copies}
+        self._usable = np.ones(shape[0], dtype=bool)
+
+    def leave_out(self, sequence: int) -> None:
+        """Leave a sequence out of what is loaded."""
+        self._usable[sequence] = False
 
     def add(self, scheme: str, module: str, where: tuple[int, int], value: float) -> None:
         """Add a module's inner product at a sequence and draw."""
@@ -62,7 +74,7 @@ class LayerProducts:
 
     def save(self, file: Path) -> None:
         """Write them as a NumPy archive."""
-        arrays: dict[str, npt.NDArray[np.generic]] = {}
+        arrays: dict[str, npt.NDArray[np.generic]] = {_USABLE: self._usable}
         for scheme, values in self._values.items():
             names = [name for name in self._names[scheme] if name in values]
             arrays[f"{scheme}/names"] = np.array(names, dtype=str)
@@ -91,18 +103,32 @@ def load_products(files: Sequence[Path], schemes: Sequence[str], divided: Sequen
         files: what `LayerProducts.save` wrote, by layer.
         schemes: names.
         divided: those of the schemes whose inner products were wanted by input channel.
+
+    Returns:
+        By scheme; N are the sequences whose gradients are finite in every layer.
     """
     products = {scheme: InnerProducts() for scheme in schemes}
+    usable = np.logical_and.reduce([_usable(file) for file in files])
     for layer, file in enumerate(files):
         with np.load(file) as stored:
             for scheme, of_scheme in products.items():
                 of_scheme.modules += [Module(layer, str(name)) for name in stored[f"{scheme}/names"]]
-                of_scheme.values += list(stored[f"{scheme}/values"])
+                of_scheme.values += list(stored[f"{scheme}/values"][:, usable])
                 if scheme in divided:
-                    of_scheme.channels = _sum(of_scheme.channels, stored[f"{scheme}/channels"])
-                    of_scheme.others = _sum(of_scheme.others, stored[f"{scheme}/others"])
+                    of_scheme.channels = _sum(of_scheme.channels, stored[f"{scheme}/channels"][usable])
+                    of_scheme.others = _sum(of_scheme.others, stored[f"{scheme}/others"][usable])
     return products
+
+
+def _usable(file: Path) -> npt.NDArray[np.bool_]:
+    with np.load(file) as stored:
+        usable: npt.NDArray[np.bool_] = stored[_USABLE]
+        return usable
 
 
 def _sum(before: F64 | None, more: F64) -> F64:
     return more if before is None else before + more
+
+
+_USABLE = "usable"
+"""[N], beside the schemes' arrays, whose names have a slash."""

@@ -45,13 +45,17 @@ class ReferenceStates:
 
     def streams(self, names: Sequence[str], storage: Storage) -> Streams:
         """Return streams over the same sequences, which hold nothing yet."""
-        return self._streams(names, storage, _layout(self.token_ids, self.at(0, 0)))
+        return self._streams(names, storage, self._layout())
 
     def gradient_streams(self, draws: int, storage: Storage) -> Streams:
         """Return empty streams for the gradients of every draw, named by their numbers."""
-        layout = _layout(self.token_ids, self.at(0, 0))
+        layout = self._layout()
         wider = Layout(layout.shapes, gradient_type(layout.dtype))
         return self._streams([str(draw) for draw in range(draws)], storage, wider)
+
+    def _layout(self) -> Layout:
+        hidden = self.at(0, 0)
+        return sequence_layout(self.token_ids.shape, hidden.shape[-1], hidden.dtype)
 
     def _streams(self, names: Sequence[str], storage: Storage, layout: Layout) -> Streams:
         return Streams(names, layout, self.decoder.device, storage.budget_bytes, storage.directory)
@@ -74,7 +78,11 @@ def record_states(
     for number, sequence in enumerate(token_ids.split(1)):
         hidden, recorded = decoder.record(sequence)
         states = states or Streams(
-            names, _layout(token_ids, hidden), decoder.device, storage.budget_bytes, storage.directory
+            names,
+            sequence_layout(token_ids.shape, hidden.shape[-1], hidden.dtype),
+            decoder.device,
+            storage.budget_bytes,
+            storage.directory,
         )
         states.put(_name(0), number, hidden)
         arguments.append(shared.share(recorded))
@@ -94,5 +102,7 @@ def _name(depth: int) -> str:
     return str(depth)
 
 
-def _layout(token_ids: torch.Tensor, hidden: torch.Tensor) -> Layout:
-    return Layout(tuple((1, token_ids.shape[1], hidden.shape[-1]) for _ in token_ids), hidden.dtype)
+def sequence_layout(text: tuple[int, ...], width: int, dtype: torch.dtype) -> Layout:
+    """Return the layout of the hidden states of a text of [N, S] tokens, one sequence a batch."""
+    sequences, tokens = text
+    return Layout(((1, tokens, width),) * sequences, dtype)

@@ -125,6 +125,8 @@ class _LayerRun:
         for draw, stream in enumerate(self.gradients.names):
             last = draw + 1 == len(self.gradients.names)
             own = self.gradients.get(stream, number)
+            if not own.isfinite().all():
+                self.products.leave_out(number)
             of_hidden, *of_outputs = gradients_at(after, wanted, own, retain_graph=not last)
             if of_hidden is None:
                 raise _no_gradient(depth)

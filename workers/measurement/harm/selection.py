@@ -1,4 +1,4 @@
-"""Chooses the modules that are replaced alone: those of a component, or the most harmful and some at random."""
+"""Chooses the modules that are replaced alone: those of a component or the most harmful, and some at random."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +43,12 @@ def by_estimate(
     places = np.arange(len(modules))
     top = places[:0] if estimates is None else np.argsort(-np.nan_to_num(estimates), kind="stable")
     top = top[: settings.top_modules]
-    rest = np.setdiff1d(places, top)
+    rest = [modules[place] for place in np.setdiff1d(places, top)]
     wanted = settings.random_modules + (settings.top_modules if estimates is None else 0)
-    drawn = np.random.default_rng(seed).permutation(rest)[:wanted]
-    return [modules[place] for place in top], [modules[place] for place in sorted(drawn)]
+    return [modules[place] for place in top], at_random(rest, wanted, seed)
+
+
+def at_random(modules: Sequence[Module], count: int, seed: int) -> list[Module]:
+    """Return modules that are drawn at random, in their order; all where there are no more than `count`."""
+    drawn = np.random.default_rng(seed).permutation(len(modules))[:count]
+    return [modules[place] for place in sorted(drawn)]

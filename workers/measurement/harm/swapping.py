@@ -26,6 +26,7 @@ def measure_swaps(task: HarmTask, reference: ReferenceStates, swaps: Sequence[Sw
     """Return every swap's mean KL divergence, nats; None where no position has a finite one."""
     file = task.directory / "swaps.json"
     harms = _load(file)
+    task.passed(sum(task.layers - swap.layer for swap in swaps if swap.key in harms))
     for group in grouped([swap for swap in swaps if swap.key not in harms], task.plan.group):
         harms |= _measure_group(task, reference, group)
         _save(file, harms)

@@ -10,12 +10,26 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 REFERENCE = "reference"
 """Name of the stream of the model as it came; a scheme's stream has the scheme's name."""
+
+
+class Volume(NamedTuple):
+    """What a stream takes, bytes."""
+
+    stored: int
+    """In a file."""
+    held: int
+    """In host memory."""
+
+    def times(self, streams: int) -> "Volume":
+        """Return what a number of such streams takes."""
+        return Volume(streams * self.stored, streams * self.held)
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,11 @@ class Layout:
         """Bytes of every batch."""
         return [int(np.prod(shape)) * self.dtype.itemsize for shape in self.shapes]
 
+    def volume(self, device: torch.device) -> Volume:
+        """Return what a stream takes of a model on a device; torch rounds pinned memory up to powers of two."""
+        held = (1 << (size - 1).bit_length() if device.type == "cuda" else size for size in self.sizes)
+        return Volume(sum(self.sizes), sum(held))
+
 
 class Streams:
     """The streams of the reference and of every scheme."""
@@ -44,12 +63,17 @@ class Streams:
         self._offsets = np.concatenate([[0], np.cumsum(layout.sizes)]).tolist()
         self._held: _Held = _HeldForCuda(device) if device.type == "cuda" else _Held()
         self._directory: Path | None = None
-        if len(self.names) * _held_bytes(layout, device) > budget_bytes:
+        if self.held_bytes > budget_bytes:
             self._directory = directory
             directory.mkdir(parents=True, exist_ok=True)
             for name in self.names:
                 with self._file(directory, name).open("wb") as file:
                     file.truncate(self._offsets[-1])
+
+    @property
+    def held_bytes(self) -> int:
+        """What they take in host memory; nothing where they lie in files."""
+        return 0 if self.in_files else self._layout.volume(self._device).times(len(self.names)).held
 
     @property
     def in_files(self) -> bool:
@@ -118,11 +142,6 @@ class Streams:
             shape=(self._layout.sizes[batch],),
         )
         return torch.from_numpy(mapped).view(self._layout.dtype).view(shape)
-
-
-def _held_bytes(layout: Layout, device: torch.device) -> int:
-    """Return what a stream takes in host memory; torch rounds pinned memory up to a power of two."""
-    return sum(1 << (size - 1).bit_length() if device.type == "cuda" else size for size in layout.sizes)
 
 
 class _Held:

@@ -1,44 +1,44 @@
 """States what a measurement takes before it is made: forward passes, swaps, mixes, disk for streams and checkpoints.
 
 Every checkpoint of the streams is whole before the one before it goes, so that two lie on the disk for a moment. The
-sweep's streams and its last checkpoint stay until the end.
-
-    B bytes of one stream
+sweep's streams and its last checkpoint stay until the end, and so does the last checkpoint of every round of mixes.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from service.contracts.harm.cost import Cost, SchemeSize, StageCost
 from service.contracts.request import MeasurementRequest
-from workers.measurement.harm.copies import weight_only
 from workers.measurement.harm.expected import Expected
-from workers.measurement.harm.gradients.loss_scaling import gradient_type
 from workers.measurement.harm.plan import (
     CHECKPOINTS,
     DiskTooSmall,
     Plan,
-    Size,
     bytes_on_disk,
     make_plan,
     modules_measured,
     room_for_streams,
     size_in_words,
+    size_of,
 )
+from workers.measurement.harm.reference_states import sequence_layout
+from workers.measurement.layers.streams import Layout, Volume
 from workers.measurement.mixes.controls import CONTROLS
 from workers.measurement.mixes.plan import INTERACTION_WEIGHTS
 from workers.measurement.models.decoder import Decoder
 
 
 class Text(NamedTuple):
-    """How much goes through the layers."""
+    """What goes through the layers."""
 
-    tokens: int
-    """Of the calibration text."""
-    beside: int
-    """Of labeled prompts."""
+    sequences: tuple[int, int]
+    """[N, S] of the calibration text."""
+    batches: Sequence[tuple[int, int]]
+    """[B, S] of each of its batches."""
+    beside: Sequence[tuple[int, int]]
+    """The same of labeled prompts."""
 
 
 def cost_of(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Expected], text: Text) -> Cost:
@@ -50,18 +50,23 @@ def cost_of(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Ex
         expected: what every scheme is going to replace.
         text: what goes through the layers.
     """
-    of_token = decoder.config.hidden_size * decoder.dtype.itemsize
-    sweep = _stage("sweep", 1 + 2 * len(expected), 1 + len(expected), sum(text) * of_token, request.memory_bytes)
-    kept = sweep.streams_bytes, sweep.checkpoint_bytes // CHECKPOINTS
-    left = max(0, request.memory_bytes - (0 if sweep.streams_bytes else kept[1]))
+    streams = _volume(decoder, (*text.batches, *text.beside)).times(1 + len(expected))
+    in_files = streams.held > request.memory_bytes
+    sweep = StageCost(
+        stage="sweep",
+        forwards=1 + 2 * len(expected),
+        streams_bytes=streams.stored if in_files else 0,
+        checkpoint_bytes=CHECKPOINTS * streams.stored,
+    )
+    left = max(0, request.memory_bytes - (0 if in_files else streams.held))
     later, plan, mixes = [], None, 0
     if request.harm.measures:
-        plan = make_plan(
-            request.harm, _size(request, decoder, expected, text.tokens), room_for_streams(left, decoder), Path()
-        )
+        layout = sequence_layout(text.sequences, decoder.config.hidden_size, decoder.dtype)
+        size = size_of(request.harm, decoder, [(one.scheme, one.components) for one in expected], layout)
+        plan = make_plan(request.harm, size, room_for_streams(left, decoder), Path())
         later.append(_harm_stage(plan))
     if request.recommend.enabled:
-        mixes, of_mixes = _mixes_stage(request, len(expected), text.tokens * of_token, left)
+        mixes, of_mixes = _mixes_stage(request, len(expected), _volume(decoder, text.batches), left)
         later.append(of_mixes)
     return Cost(
         source=request.model.source,
@@ -69,7 +74,7 @@ def cost_of(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Ex
         sequences=request.sequences,
         sequence_length=request.sequence_length,
         held_out_sequences=request.sequences if request.recommend.enabled else 0,
-        stages=(sweep, *(_beside(stage, *kept) for stage in later)),
+        stages=(sweep, *(_beside(stage, sweep.streams_bytes, streams.stored) for stage in later)),
         modules=sum(len(one.components) for one in expected),
         swaps=plan.swaps if plan else 0,
         further_swaps=_further(request, expected) if request.recommend.enabled else 0,
@@ -97,17 +102,10 @@ def check_disk(cost: Cost, work: Path) -> None:
         )
 
 
-def _stage(
-    stage: Literal["sweep", "mixes"], forwards: float, streams: int, stream_bytes: int, budget_bytes: int
-) -> StageCost:
-    """Return the cost of a sweep with a number of streams, each of B bytes."""
-    held = streams * stream_bytes
-    return StageCost(
-        stage=stage,
-        forwards=forwards,
-        streams_bytes=held if held > budget_bytes else 0,
-        checkpoint_bytes=CHECKPOINTS * held,
-    )
+def _volume(decoder: Decoder, batches: Sequence[tuple[int, int]]) -> Volume:
+    """Return what one stream takes."""
+    shapes = tuple((*batch, decoder.config.hidden_size) for batch in batches)
+    return Layout(shapes, decoder.dtype).volume(decoder.device)
 
 
 def _harm_stage(plan: Plan) -> StageCost:
@@ -119,14 +117,18 @@ def _harm_stage(plan: Plan) -> StageCost:
     )
 
 
-def _mixes_stage(
-    request: MeasurementRequest, schemes: int, stream_bytes: int, budget_bytes: int
-) -> tuple[int, StageCost]:
+def _mixes_stage(request: MeasurementRequest, schemes: int, stream: Volume, budget_bytes: int) -> tuple[int, StageCost]:
     """Return how many mixes and controls are measured, and what that costs; each round measures the reference too."""
-    rounds = request.recommend.rounds
-    mixes = schemes * (len(CONTROLS) + rounds * len(INTERACTION_WEIGHTS))
-    together = schemes * (len(CONTROLS) + len(INTERACTION_WEIGHTS))
-    return mixes, _stage("mixes", mixes + rounds, 1 + together, stream_bytes, budget_bytes)
+    rounds, of_round = request.recommend.rounds, schemes * len(INTERACTION_WEIGHTS)
+    controls = schemes * len(CONTROLS)
+    mixes = controls + rounds * of_round
+    first, further = stream.times(1 + controls + of_round), stream.times((rounds - 1) * (1 + of_round))
+    return mixes, StageCost(
+        stage="mixes",
+        forwards=mixes + rounds,
+        streams_bytes=first.stored if first.held > budget_bytes else 0,
+        checkpoint_bytes=CHECKPOINTS * first.stored + further.stored,
+    )
 
 
 def _beside(cost: StageCost, streams_bytes: int, checkpoint_bytes: int) -> StageCost:
@@ -138,18 +140,8 @@ def _beside(cost: StageCost, streams_bytes: int, checkpoint_bytes: int) -> Stage
     return cost.model_copy(update=more)
 
 
-def _size(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Expected], tokens: int) -> Size:
-    width = decoder.config.hidden_size
-    return Size(
-        layers=len(decoder.layers),
-        schemes=len(expected),
-        divided_schemes=sum(weight_only(one.scheme) for one in expected) if request.harm.dimensions else 0,
-        modules=max(len(one.components) for one in expected),
-        stream_bytes=tokens * width * decoder.dtype.itemsize,
-        gradient_bytes=tokens * width * gradient_type(decoder.dtype).itemsize,
-    )
-
-
 def _further(request: MeasurementRequest, expected: Sequence[Expected]) -> int:
-    """Return the modules that are only measured where harms do not add up."""
-    return sum(len(one.components) - modules_measured(request.harm, len(one.components)) for one in expected)
+    """Return the modules that are only measured where harms do not add up, which some measured ones must show."""
+    if request.harm.exact != "modules":
+        return 0
+    return sum(len(one.components) - modules_measured(request.harm, one.components) for one in expected)

@@ -103,8 +103,9 @@ def plan_mixes(inputs: MixInputs, settings: RecommendSettings, seed: int) -> Pla
     kind, value, budget = _target(settings, inputs, of_units, extra)
     if budget is None:
         budget = knee(points).extra_bytes
-    mixes = distinct(best_of_units(one, units, budget) for one in of_modules)
+    mixes = [kept for kept in distinct(best_of_units(one, units, budget) for one in of_modules) if leaves(inputs, kept)]
     mixes.sort(key=of_modules[0].divergence)
+    controls = control_mixes(inputs.modules, units, budget, inputs.errors, seed)
     return Plan(
         inputs=inputs,
         target=contract.Target(kind=kind, value=value, bytes=inputs.uniform_bytes + budget),
@@ -114,8 +115,14 @@ def plan_mixes(inputs: MixInputs, settings: RecommendSettings, seed: int) -> Pla
         ),
         prediction=of_modules[0],
         mixes={f"mix-{number}": kept for number, kept in enumerate(mixes, 1)},
-        controls=control_mixes(inputs.modules, units, budget, inputs.errors, seed),
+        controls={name: kept for name, kept in controls.items() if leaves(inputs, kept)},
     )
+
+
+def leaves(inputs: MixInputs, kept: Bools) -> bool:
+    """Whether a mix that keeps these modules, [M], leaves any quantized; else it is the model as it came."""
+    names = {module.name for module, own in zip(inputs.modules, kept, strict=True) if own}
+    return not inputs.quantized <= names
 
 
 def _target(

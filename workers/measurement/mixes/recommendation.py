@@ -176,6 +176,8 @@ class _Conclusion:
         extra = plan.target.bytes - plan.inputs.uniform_bytes
         if not plan.mixes and plan.target.kind == "max_kl" and not extra:
             return uniform_suffices(self._scheme, plan.target.value or 0.0, float(kl[UNIFORM].mean()))
+        if not plan.mixes and plan.target.kind == "max_kl":
+            return f"No mix is predicted to have {plan.target.value:.3g} nats or less: only the model as it came has."
         budget = f"+{megabytes(extra)}"
         if not plan.mixes:
             return f"No module fits within {budget}, or none has harm."
@@ -244,7 +246,7 @@ def _where_all_finite(comparisons: Mapping[str, Comparison]) -> dict[str, Compar
 
 
 def _components(plan: Plan, kept: frozenset[str]) -> tuple[contract.KeptComponent, ...]:
-    """Return the layers of which every component is kept."""
+    """Return for every component the layers of which it is kept."""
     layers: dict[str, list[int]] = {}
     for module in plan.inputs.modules:
         if module.name in kept:

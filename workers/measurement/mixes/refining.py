@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from workers.measurement.mixes.controls import UNIFORM
-from workers.measurement.mixes.plan import Plan, best_of_units, distinct
+from workers.measurement.mixes.plan import Plan, best_of_units, distinct, leaves
 from workers.measurement.mixes.prediction import Bools, Prediction, predicted
 from workers.measurement.mixes.units import units_of
 
@@ -40,7 +40,7 @@ def refined(plan: Plan, measured: Mapping[str, float], *, whole_groups: bool) ->
     budget = plan.target.bytes - plan.inputs.uniform_bytes
     known = [kept.tobytes() for kept in plan.mixes.values()]
     selected = distinct(best_of_units(one, units, budget) for one in of_weights)
-    fresh = [kept for kept in selected if kept.tobytes() not in known]
+    fresh = [kept for kept in selected if kept.tobytes() not in known and leaves(plan.inputs, kept)]
     further = {f"mix-{number}": kept for number, kept in enumerate(fresh, len(plan.mixes) + 1)}
     return replace(
         plan,

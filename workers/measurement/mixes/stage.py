@@ -143,8 +143,11 @@ def _missing(request: MeasurementRequest, scheme: Scheme, measured: Measured, ha
         return f"The target lies outside the sizes of its mixes, the smallest of which takes {smallest:,.4g} MB."
     if harm is None or scheme.name not in harm.schemes:
         return f"{scheme.name} replaces no module of the layers."
-    if harm.schemes[scheme.name].products is None:
-        return f"Harm could not be estimated: {harm.no_estimate}."
+    products = harm.schemes[scheme.name].products
+    if products is None:
+        return f"Harm could not be estimated: {harm.no_estimate or 'the model uses none of the replaced modules'}."
+    if not np.isfinite(products.matrix()).all(axis=(0, 1)).any():
+        return f"No module has a finite estimated harm under {scheme.name}."
     return None
 
 

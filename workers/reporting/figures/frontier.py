@@ -149,7 +149,7 @@ def _caption(source: Source, scheme: str, recommended: Recommendation) -> Captio
             "is what was measured.",
             f"Points: mean KL divergence on {held_out}, with 95% intervals.",
         ),
-        "Lower is better at equal size. A mix is chosen only if it is below every control beyond the noise.",
+        "Lower is better at equal size. A mix is chosen only if it is below the best control beyond the noise.",
         (recommended.reason,),
         provenance(source.report, "mixes", [scheme]),
     )

@@ -53,7 +53,7 @@ def _sentences(report: Report, name: str, facts: HarmFacts) -> list[str]:
             f"{facts.check.of} is {number(facts.check.spearman)}."
         )
     if facts.additivity is not None:
-        parts = "modules' estimated harms" if facts.additivity_of == "estimates" else f"{facts.additivity_of}' harms"
+        parts = "modules' scaled estimates" if facts.additivity_of == "estimates" else f"{facts.additivity_of}' harms"
         low, high = _SPAN
         trust = "" if low <= facts.additivity <= high else "; single harms say little of several together"
         said.append(f"{who}: the whole is {number(facts.additivity)} times the sum of the {parts}{trust}.")
@@ -67,11 +67,12 @@ def _sentences(report: Report, name: str, facts: HarmFacts) -> list[str]:
 def _outliers(shares: DimensionShares) -> str:
     """Say how much of the harm the outlier dimensions carry."""
     single = ", ".join(str(one.dimension) for one in shares.dimensions) or "no single dimension"
+    largest = ", the largest first" if len(shares.dimensions) > 1 else ""
     carry = "carries" if shares.flagged_dimensions == 1 else "carry"
     return (
         f"{counted(shares.flagged_dimensions, 'dimension')} that a definition of outliers flags {carry} "
         f"{_share(shares.flagged)} of the estimated harm, the others {_share(shares.unflagged)}, inputs other than the "
-        f"residual stream {_share(shares.other_inputs)}; significant by Holm's method: {single}."
+        f"residual stream {_share(shares.other_inputs)}; significant by Holm's method{largest}: {single}."
     )
 
 

@@ -17,12 +17,15 @@ def topics(report: Report) -> tuple[Topic, ...]:
     if recommendations is None:
         return ()
     measured = {name: one for name, one in recommendations.items() if one.mixes}
+    asked = report.analysis.recommend
+    held_out = "which selected nothing" if asked.rounds == 1 else "on which the first mixes selected later ones"
+    smallest = "smaller option meets the target" if asked.max_kl is not None else "smaller option has as mild an effect"
     notes = (
         "A mix keeps some modules of a scheme in 16 bits. Mixes were selected by the predicted KL divergence, which "
-        "counts interactions in part because they are uncertain, and measured on held-out sequences, which selected "
-        "nothing, beside controls of at most the same bytes. A mix is chosen if its KL divergence, paired by "
-        "sequence, is below the best control's at 5% divided by the mixes tried. It is shipped only where "
-        "no smaller option has as mild an effect. ± is one standard error.",
+        f"counts interactions in part because they are uncertain, and measured on held-out sequences, {held_out}, "
+        "beside controls of at most the same bytes. A mix is chosen if its KL divergence, paired by sequence, is below "
+        f"the best control's at 5% divided by the mixes tried. It is shipped only where no {smallest}. ± is one "
+        "standard error.",
     )
     return (
         Topic(

@@ -104,8 +104,10 @@ def identity(report: Report) -> tuple[Fact, ...]:
 _OPTIONS = ("batch_sequences", "score", "bos", "text_field", "label_threshold", "label_depth", "label_dimensions")
 """Settings that the command line takes under their own names; the command states those that are not the defaults."""
 
-_OF_HARM = {("harm", name) for name in ("estimate", "exact", "dimensions")}
-"""Settings that `--harm` sets."""
+_OF_OPTIONS = {("harm", name) for name in ("estimate", "exact", "dimensions")} | {
+    ("recommend", name) for name in ("enabled", "max_bytes", "max_kl", "whole_groups")
+}
+"""Settings that `--harm` and options of `headroom recommend` set."""
 
 
 def command(report: Report) -> str:
@@ -132,7 +134,11 @@ def command(report: Report) -> str:
         value = getattr(report.analysis, setting)
         if value != type(report.analysis).model_fields[setting].default:
             words += [f"--{setting.replace('_', '-')}", str(value)]
-    settings = (*_harm(report.analysis.harm), *_recommend(recommend), *_thresholds(report.analysis))
+    settings = (
+        *_harm(report.analysis.harm, recommends=recommend.enabled),
+        *_recommend(recommend),
+        *_thresholds(report.analysis),
+    )
     return shlex.join([*words, *settings])
 
 
@@ -148,10 +154,11 @@ def _schemes(report: Report) -> list[str]:
     return words
 
 
-def _harm(harm: HarmSettings) -> list[str]:
-    """Return the options for the harm that was asked for."""
+def _harm(harm: HarmSettings, *, recommends: bool) -> list[str]:
+    """Return the options for the harm that was asked for; a recommendation measures modules unless told not to."""
     asked = {"estimate": harm.estimate, harm.exact: harm.exact != "none", "dimensions": harm.dimensions}
-    return [word for name, wanted in asked.items() if wanted for word in ("--harm", name)]
+    words = [word for name, wanted in asked.items() if wanted for word in ("--harm", name)]
+    return [*words, "--set", "harm.exact=none"] if recommends and harm.exact == "none" else words
 
 
 def _recommend(settings: RecommendSettings) -> list[str]:
@@ -174,6 +181,6 @@ def _thresholds(analysis: Analysis) -> list[str]:
         if isinstance(field.default, Frozen):
             for name, usual in field.default:  # a newer report may have more
                 value = getattr(getattr(analysis, group), name)
-                if value != usual and group != "recommend" and (group, name) not in _OF_HARM:
+                if value != usual and (group, name) not in _OF_OPTIONS:
                     words += ["--set", f"{group}.{name}={value}"]
     return words

@@ -1,7 +1,10 @@
 """Shares of dimensions, Holm's method and rank correlation against plain formulas and SciPy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from service.contracts.harm.settings import HarmSettings
@@ -12,6 +15,7 @@ from workers.measurement.harm.estimates.dimensions import Division, Shares, sign
 from workers.measurement.harm.plan import Room, Size, grouped, make_plan
 from workers.measurement.harm.selection import by_estimate, of_component
 from workers.measurement.harm.swaps import Swap
+from workers.measurement.layers.streams import Layout, Volume
 from workers.measurement.results.harm_parts import NAN, Part
 from workers.measurement.results.harm_section import most_harmful
 
@@ -76,6 +80,25 @@ def test_a_component_that_is_not_there_is_refused_with_those_that_are() -> None:
         of_component("attn", components)
 
 
+def of_streams(stream: Volume) -> Size:
+    return Size(layers=30, schemes=1, divided_schemes=0, modules=10, stream=stream, gradient=stream)
+
+
+def test_memory_is_counted_as_a_device_pins_it(tmp_path: Path) -> None:
+    """Torch rounds pinned memory up to a power of two, batch by batch."""
+    layout = Layout(((1, 20, 72), (1, 10, 72)), torch.bfloat16)
+    stored, held = 2 * 30 * 72, 4096 + 2048
+    assert layout.volume(torch.device("cpu")) == (stored, stored)
+    assert layout.volume(torch.device("cuda")) == (stored, held)
+    settings = HarmSettings(exact="modules", top_modules=8, random_modules=2, draws=4)
+    size = of_streams(Volume(stored, held))
+    fits = make_plan(settings, size, Room(41 * held, 41 * held), tmp_path)
+    assert (fits.states.budget_bytes, fits.working.budget_bytes) == (31 * held, 10 * held)
+    assert (fits.group, fits.streams_bytes) == (10, 0)
+    small = make_plan(settings, size, Room(34 * held, 34 * held), tmp_path)
+    assert (small.states.budget_bytes, small.streams_bytes) == (0, 31 * stored)
+
+
 @pytest.mark.parametrize(
     ("room", "group", "streams", "checkpoints"),
     [
@@ -89,9 +112,8 @@ def test_a_component_that_is_not_there_is_refused_with_those_that_are() -> None:
     ],
 )
 def test_what_memory_cannot_hold_lies_on_disk(room: Room, group: int, streams: int, checkpoints: int, tmp_path) -> None:
-    size = Size(layers=30, schemes=1, divided_schemes=0, modules=210, stream_bytes=100, gradient_bytes=100)
     settings = HarmSettings(exact="modules", top_modules=8, random_modules=2, draws=4)
-    plan = make_plan(settings, size, room, tmp_path)
+    plan = make_plan(settings, of_streams(Volume(100, 100)), room, tmp_path)
     assert (plan.swaps, plan.group, plan.streams_bytes, plan.checkpoint_bytes) == (41, group, streams, checkpoints)
     assert plan.disk_bytes == streams + checkpoints
     swaps = [Swap(layer, "rounding") for layer in range(30)]

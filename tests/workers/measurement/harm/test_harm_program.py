@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from test_other_decoders import OTHERS
 from tiny_models import CONFIGS, request_for, save_checkpoint
 
 from service.contracts.harm.facts import HarmFacts
@@ -18,8 +19,9 @@ from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement import program
 from workers.measurement.errors import BadRequest, MeasurementError
-from workers.measurement.harm import measuring
-from workers.measurement.harm.reverse_sweep import NoGradient
+from workers.measurement.harm import estimation, measuring
+from workers.measurement.harm.reverse_sweep import NoGradient, start_gradients
+from workers.measurement.layers.streams import Streams
 from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
 
@@ -190,7 +192,8 @@ def test_a_component_is_measured_whole(model: Path, calibration_text: Path, tmp_
     harm = {"exact": "modules", "component": "mlp.down", "draws": 1}
     run(asked(model, calibration_text, harm, schemes=["nf4"]), tmp_path / "out")
     found = [row for row in rows(tmp_path / "out", "harm") if row["harm"] is not None]
-    assert [row["component"] for row in found] == ["mlp.down"] * LAYERS
+    assert [row["component"] for row in found if not row["at_random"]] == ["mlp.down"] * LAYERS
+    assert len([row for row in found if row["at_random"] and row["component"] != "mlp.down"]) == 12
     with pytest.raises(BadRequest, match=r"harm\.component: 'mlp\.dwn' is not allowed; allowed: attn\.k, .*mlp\.down"):
         run(asked(model, calibration_text, harm | {"component": "mlp.dwn"}), tmp_path / "other")
 
@@ -220,6 +223,32 @@ def test_without_gradients_layers_are_measured_instead(
     assert facts(report).no_estimate is not None
     assert facts(report).additivity_of == "layers"
     assert rows(tmp_path / "out", "interactions") == []
+
+
+def test_modules_that_run_without_gradients_have_no_estimated_harm(calibration_text: Path, tmp_path: Path) -> None:
+    """The indexer of DeepSeek 3.2 chooses tokens, through which no gradient goes."""
+    path = save_checkpoint(tmp_path / "model", OTHERS["deepseek_v32"](), torch.float32)
+    run(asked(path, calibration_text, {"estimate": True, "draws": 1}, schemes=["nf4"]), tmp_path / "out")
+    found = {row["component"]: row["estimated_harm"] for row in rows(tmp_path / "out", "harm")}
+    without = {component for component, harm in found.items() if harm == 0}
+    assert without == {"self_attn.indexer.wq_b", "self_attn.indexer.wk"}
+    assert all(harm > 0 for component, harm in found.items() if component not in without)
+
+
+def test_a_sequence_without_finite_gradients_is_left_out(
+    model: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*of: Any) -> Streams:
+        gradients = start_gradients(*of)
+        gradients.put("1", 5, torch.full_like(gradients.get("1", 5), float("inf")))
+        return gradients
+
+    monkeypatch.setattr(estimation, "start_gradients", overflow)
+    report = run(asked(model, calibration_text, EVERYTHING, schemes=["nf4"]), tmp_path / "out")
+    (warning,) = (warning for warning in report.warnings if warning.code == "harm-nonfinite-gradients")
+    assert "not finite in 1 of 8 sequences" in warning.message
+    assert all(row["estimated_harm"] > 0 for row in rows(tmp_path / "out", "harm"))
+    assert sum(row["share"] for row in rows(tmp_path / "out", "dimension_harm")) == pytest.approx(1)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_measured(

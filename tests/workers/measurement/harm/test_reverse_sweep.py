@@ -160,6 +160,20 @@ def test_gradients_in_files_are_those_in_memory(reference: ReferenceStates, tmp_
     assert any((tmp_path / "files").iterdir())
 
 
+def test_a_sequence_without_finite_gradients_is_left_out(reference: ReferenceStates, tmp_path: Path) -> None:
+    every = swept(reference, tmp_path / "every").matrix()
+    end = str(len(reference.decoder.layers))
+    kept = reference.states.get(end, 1)
+    reference.states.put(end, 1, torch.full_like(kept, float("nan")))
+    try:
+        products = swept(reference, tmp_path / "without")
+    finally:
+        reference.states.put(end, 1, kept)
+    assert np.array_equal(products.matrix(), every[[0, 2]])
+    assert products.channels is not None
+    assert len(products.channels) == products.sequences == 2
+
+
 def kl_of(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     log_p, log_q = (torch.log_softmax(one.double(), dim=-1) for one in (reference_logits, logits))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

@@ -93,6 +93,21 @@ def test_only_what_is_asked_for_is_counted() -> None:
     assert (cost.swaps, cost.further_swaps, cost.mixes, cost.held_out_sequences) == (0, 0, 0, 0)
 
 
+def test_each_round_of_mixes_leaves_a_checkpoint() -> None:
+    once, often = (planned(asked(schemes=["nf4"], recommend={"enabled": True, "rounds": n})).stages[2] for n in (1, 3))
+    stream = once.checkpoint_bytes // (2 * 9 + 2)  # reference, 3 mixes and 5 controls, beside 2 of the sweep
+    assert once.checkpoint_bytes == stream * (2 * 9 + 2)
+    assert often.checkpoint_bytes - once.checkpoint_bytes == stream * 2 * 4
+
+
+def test_the_modules_of_a_component_are_counted() -> None:
+    layers = planned(asked(schemes=["nf4"])).layers
+    cost = planned(asked(schemes=["nf4"], harm=HARM | {"component": "mlp.down"}))
+    assert (cost.swaps, cost.further_swaps) == (1 + layers + layers + 2, 7 * layers - layers - 2)
+    for exact in ("none", "layers"):
+        assert planned(asked(schemes=["nf4"], harm={"estimate": True, "exact": exact})).further_swaps == 0
+
+
 def test_a_plan_is_printed_in_place_of_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     monkeypatch.setattr(program, "_private_stdout", lambda: said)

@@ -1,5 +1,7 @@
 """The plan of a scheme: the target's bytes, distinct mixes, and refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,15 @@ def test_a_target_that_no_mix_has_is_refused_with_the_smallest(most: int) -> Non
         BadRequest, match=r"the smallest mix of nf4 takes 10,000 bytes, and the model in 16 bits 35,200"
     ):
         plan_mixes(harm_of(), settings(max_bytes=most), seed=0)
+
+
+def test_a_mix_that_quantizes_nothing_is_none() -> None:
+    plan = plan_mixes(harm_of(), settings(max_kl=1e-12), seed=0)
+    assert plan.target.bytes == 10_000 + EXTRA
+    assert plan.mixes == {}
+    assert [*plan.controls] == ["uniform"]
+    outside = replace(harm_of(), quantized=harm_of().quantized | {"model.project_out"})
+    assert len(plan_mixes(outside, settings(max_kl=1e-12), seed=0).mixes) == 1
 
 
 def test_modules_without_harm_give_no_mix() -> None:

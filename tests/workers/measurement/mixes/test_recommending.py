@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny_models import request_for
 
 from service.contracts.harm.recommendation import Recommendation
@@ -15,6 +16,9 @@ from service.contracts.progress import Progress
 from service.contracts.report import Report
 from service.contracts.request import MeasurementRequest
 from workers.measurement.errors import BadRequest, ModelChanged
+from workers.measurement.harm import estimation
+from workers.measurement.harm.reverse_sweep import start_gradients
+from workers.measurement.layers.streams import Streams
 from workers.measurement.mixes import recommendation
 from workers.measurement.mixes.plan import Plan
 from workers.measurement.mixes.prediction import Prediction
@@ -189,6 +193,24 @@ def test_what_a_second_round_selects_is_measured_too(
     assert uniform.bytes < more.bytes
     assert more.kl.value != uniform.kl.value
     assert more.predicted_kl < 0.6 * uniform.predicted_kl
+
+
+@pytest.mark.parametrize("overflowing", [1, 8])
+def test_sequences_without_finite_gradients_select_nothing(
+    overflowing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*of: Any) -> Streams:
+        gradients = start_gradients(*of)
+        for number in range(overflowing):
+            gradients.put("0", number, torch.full_like(gradients.get("0", number), float("nan")))
+        return gradients
+
+    monkeypatch.setattr(estimation, "start_gradients", overflow)
+    section = recommended(run(asked(MODEL, CALIBRATION), tmp_path / "out"))
+    if overflowing == 1:
+        assert len(section.mixes) > 5
+    else:
+        assert section.reason == "Harm could not be estimated: no sequence has finite gradients."
 
 
 def test_other_weights_than_the_named_ones_are_refused(tmp_path: Path) -> None:

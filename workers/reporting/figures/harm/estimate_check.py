@@ -34,7 +34,7 @@ def draw(source: Source) -> Iterator[Drawing]:
         yield Drawing(
             name=f"estimate_check_{scheme}",
             title=f"Estimate of harm: {name}",
-            parts=_caption(source, scheme, facts, facts.check),
+            parts=_caption(source, scheme, facts, facts.check, drawn=bool(rows["at_random"].any())),
             alt=f"Scatter plot of estimated against measured harm, {counted(facts.check.swaps, 'point')}. "
             f"{_agreement(facts, facts.check)}.",
             table=_TABLE,
@@ -101,10 +101,10 @@ def _bars(
     return np.stack([np.minimum(reach, values[chosen] - low / 2), reach])
 
 
-def _caption(source: Source, scheme: str, facts: HarmFacts, check: EstimateCheck) -> Caption:
+def _caption(source: Source, scheme: str, facts: HarmFacts, check: EstimateCheck, *, drawn: bool) -> Caption:
     notes = [f"{counted(check.swaps, 'swap')}: {check.of}."]
     if check.measured_over_estimated is not None:
-        whose = "of those drawn at random" if check.of == "modules" else "of all"
+        whose = "of those drawn at random" if drawn else "of all"
         notes.append(f"Measured over estimated, {whose}: {number(check.measured_over_estimated)}.")
     if facts.noise_floor is not None:
         floors = [floor for floor in facts.noise_floor if floor is not None]
