@@ -147,7 +147,7 @@ def test_the_page_has_a_section_and_a_report_without_harm_has_none(harmful, make
     notes = " ".join(section.notes)
     assert "(Spearman) of estimates and 20 measured harms of modules is 0.970" in notes
     assert "2 dimensions that a definition of outliers flags carry 40.0% ± 2.0%" in notes
-    assert "significant by Holm's method: 7, 40." in notes
+    assert "significant by Holm's method, the largest first: 7, 40." in notes
     assert "the whole is 0.930 times the sum of the modules' " in notes
     plain = load(make_report("plain"))
     assert "harm" not in [topic.name for topic in topics(plain)]
