@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from service.evaluation.additivity import ADDITIVE
 from service.evaluation.uncertainty import MIN_UNITS
-from workers.measurement.harm.estimates.agreement import ADDITIVE
 from workers.measurement.harm.measuring import HarmResults
 from workers.measurement.runtime.progress import ProgressReporter
 

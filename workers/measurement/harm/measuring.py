@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contracts.report import Estimate
+from service.evaluation.additivity import adds_up
 from workers.measurement.harm.copies import Module, components_of
-from workers.measurement.harm.estimates.agreement import adds_up, less_floor, measured_over_estimated, ratio
+from workers.measurement.harm.estimates.agreement import less_floor, measured_over_estimated, ratio
 from workers.measurement.harm.estimates.estimate import estimated_harm
 from workers.measurement.harm.estimation import estimate
 from workers.measurement.harm.products import InnerProducts

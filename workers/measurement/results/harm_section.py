@@ -7,9 +7,8 @@ import numpy as np
 
 from service.contracts.harm.facts import EstimateCheck, HarmFacts, HarmFigure, ModuleHarm
 from service.contracts.sections.outliers import Outliers
+from service.evaluation.additivity import ADDITIVE, adds_up
 from workers.measurement.harm.estimates.agreement import (
-    ADDITIVE,
-    adds_up,
     less_floor,
     measured_over_estimated,
     ratio,

@@ -2,12 +2,11 @@
 
 from service.contracts.harm.facts import DimensionShares, HarmFacts, HarmFigure, ModuleHarm
 from service.contracts.report import Report
+from service.evaluation.additivity import adds_up
 from workers.reporting.text import ABSENT, counted, number, percent
 from workers.reporting.topics.records import Grid, Topic, marked
 
 _TITLE = "Harm of single modules"
-_SPAN = (0.8, 1.25)
-"""Additivity outside of this: harms of single modules say little of what several do together."""
 
 
 def topic(report: Report) -> Topic | None:
@@ -54,8 +53,7 @@ def _sentences(report: Report, name: str, facts: HarmFacts) -> list[str]:
         )
     if facts.additivity is not None:
         parts = "modules' scaled estimates" if facts.additivity_of == "estimates" else f"{facts.additivity_of}' harms"
-        low, high = _SPAN
-        trust = "" if low <= facts.additivity <= high else "; single harms say little of several together"
+        trust = "" if adds_up(facts.additivity) else "; single harms say little of several together"
         said.append(f"{who}: the whole is {number(facts.additivity)} times the sum of the {parts}{trust}.")
     if facts.dimensions is not None:
         said.append(f"{who}: {_outliers(facts.dimensions)}")

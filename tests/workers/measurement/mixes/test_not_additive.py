@@ -10,9 +10,10 @@ import pytest
 from tiny_models import request_for
 
 from service.contracts.report import Report
+from service.evaluation import additivity
+from service.evaluation.additivity import adds_up
 from service.evaluation.decision import decision
-from workers.measurement.harm.estimates import agreement
-from workers.measurement.harm.estimates.agreement import adds_up, measured_over_estimated
+from workers.measurement.harm.estimates.agreement import measured_over_estimated
 from workers.measurement.program import measure
 from workers.measurement.runtime.progress import ProgressReporter
 from workers.samples import CALIBRATION, MODEL
@@ -33,7 +34,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A report whose estimates count as not additive, on every processor: the bounds lie above what any gives."""
     out = tmp_path_factory.mktemp("apart") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agreement, "ADDITIVE", BOUNDS)
+        patch.setattr(additivity, "ADDITIVE", BOUNDS)
         return out, run(out, recommend={"enabled": True})
 
 
@@ -62,10 +63,10 @@ def test_the_additivity_is_that_of_the_scaled_estimates(apart: tuple[Path, Repor
     drawn = [row for row in rows if row["at_random"]]
     net = sum(max(0.0, row["harm"] - row["noise_floor"]) for row in drawn)
     scale = net / sum(row["estimated_harm"] for row in drawn)
-    additivity = facts.kl_divergence.mean / (scale * sum(row["estimated_harm"] for row in rows))
-    assert additivity < BOUNDS[0]
+    found = facts.kl_divergence.mean / (scale * sum(row["estimated_harm"] for row in rows))
+    assert found < BOUNDS[0]
     (warning,) = (warning for warning in report.warnings if warning.code == "harm-all-measured")
-    assert f"is {additivity:.3g} times the sum" in warning.message
+    assert f"is {found:.3g} times the sum" in warning.message
 
 
 def test_predictions_are_made_of_the_measured_harms(apart: tuple[Path, Report]) -> None:

@@ -12,8 +12,6 @@ F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 FEWEST_RANKED = 3
 """Parts that a rank correlation needs."""
-ADDITIVE = (0.8, 1.25)
-"""Additivity within which harms of single modules add up."""
 
 
 def spearman(measured: F64, estimated: F64) -> float | None:
@@ -45,8 +43,3 @@ def measured_over_estimated(net: F64, estimated: F64, at_random: Bools) -> float
     both = np.isfinite(net) & np.isfinite(estimated)
     chosen = both & at_random if (both & at_random).any() else both
     return ratio(float(net[chosen].sum()), float(estimated[chosen].sum())) if chosen.any() else None
-
-
-def adds_up(additivity: float | None) -> bool:
-    """Whether the parts' harms add up to the whole's, or nothing is known of it."""
-    return additivity is None or ADDITIVE[0] <= additivity <= ADDITIVE[1]
