@@ -84,13 +84,16 @@ def send(app: "Celery", job_id: str, dispatch: int, size: SizeClass = "small") -
         app.send_task(TASK, args=[job_id, dispatch], queue=queue_name(size), retry=True, retry_policy=policy)
 
 
-def waiting(app: "Celery") -> int:
-    """Return how many messages no worker has taken. Raises ServiceUnreachable when the broker is away or refuses."""
+def waiting(app: "Celery") -> dict[SizeClass, int]:
+    """Return how many messages no worker has taken, by the class of their jobs.
+
+    Raises ServiceUnreachable when the broker is away or refuses.
+    """
     with app.connection_for_write() as connection, _reporting(app):
         connection.ensure_connection(max_retries=1, interval_start=0)
         channel = connection.default_channel
-        queues = [app.amqp.queues[queue_name(size)](channel) for size in SIZE_CLASSES]
-        return sum(int(queue.queue_declare(passive=False).message_count) for queue in queues)
+        queues = {size: app.amqp.queues[queue_name(size)](channel) for size in SIZE_CLASSES}
+        return {size: int(queue.queue_declare(passive=False).message_count) for size, queue in queues.items()}
 
 
 @contextmanager

@@ -67,7 +67,8 @@ def submit(
     is no job.
     """
     request = validate(submission, resolve, idempotency_key=idempotency_key)
-    keep_files(store, artifacts, submission)
+    if idempotency_key is None or not store.keyed([idempotency_key]):  # else the files are those of the first request
+        keep_files(store, artifacts, submission)
     return enqueue(store, request, idempotency_key=idempotency_key, send=send)
 
 

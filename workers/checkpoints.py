@@ -8,6 +8,7 @@ cost work after this machine is lost, and nothing otherwise.
 import logging
 import os
 import shutil
+import stat
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Event, Thread
@@ -24,6 +25,7 @@ from service.store.leases import Leases
 from workers.lease import Lease
 from workers.measurement.runtime.workspace import checkpoint_files, latest_checkpoint, layers_done, unfinished
 from workers.relay import Relay
+from workers.sandbox.user import find_user
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ class SharedCheckpoints:
     """The checkpoints of one attempt at a job."""
 
     def __init__(
-        self, jobs: Leases, storage: Storage, lease: Lease, claim: Claim, request_file: Path, out: Path
+        self, jobs: Leases, storage: Storage, lease: Lease, claim: Claim, request_file: Path, out: Path, owner: int
     ) -> None:
-        """`request_file` has the request of the measurement, whose output will be `out`."""
+        """`request_file` has the request of the measurement, whose output will be `out`; `owner` is its user's id."""
+        self._owner = owner
         self._jobs = jobs
         self._store = CheckpointStore(storage)
         self._lease = lease
@@ -106,11 +109,8 @@ class SharedCheckpoints:
         links = self._directory / "links"
         shutil.rmtree(links, ignore_errors=True)
         links.mkdir()
-        files = checkpoint_files(self._unfinished, checkpoint)
-        for name, path in files.items():
-            if path.parent == checkpoint:
-                files[name] = links / path.name
-                os.link(path, files[name])
+        found = checkpoint_files(self._unfinished, checkpoint).items()
+        files = {name: linked(path, links / f"{number}", self._owner) for number, (name, path) in enumerate(found)}
         self._store.save(self._claim, layers_done(checkpoint), request, files, self._check)
         shutil.rmtree(links, ignore_errors=True)
 
@@ -118,6 +118,18 @@ class SharedCheckpoints:
         self._lease.check_owned()
         if self._stopped.is_set():
             raise _Stopped
+
+
+def linked(file: Path, link: Path, owner: int) -> Path:
+    """Give a file of a program that is running a second name, out of its reach, and return that.
+
+    Raises OSError for what is not a file of user `owner`: the program may have put a link to somebody else's there.
+    """
+    os.link(file, link, follow_symlinks=False)
+    found = link.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
+        raise OSError(f"{file} is not a file of the measurement")
+    return link
 
 
 def _made(checkpoint: Path | None) -> tuple[str, int] | None:
@@ -140,7 +152,9 @@ def checkpoints_of(
     """Return a context in which checkpoints are shared, where the artifact store is one that other machines reach."""
     if settings.artifacts_url is None:
         return nullcontext()
-    return SharedCheckpoints(jobs, artifacts.storage, lease, claim, request_file, out)
+    user = find_user(settings.measurement_user)
+    owner = os.getuid() if user is None else user.uid
+    return SharedCheckpoints(jobs, artifacts.storage, lease, claim, request_file, out, owner)
 
 
 def as_here(kept: MeasurementRequest, asked: MeasurementRequest) -> MeasurementRequest:

@@ -64,11 +64,14 @@ def events(
 
 
 def _look(store: JobStore, job_id: str, after: int) -> EventList:
-    """Return the events after `after`; the job is read first, so that the event that ends it is not missed."""
+    """Return the events after `after`; the job is read first, so that the event that ends it is not missed.
+
+    Should it end between the two, the last event says so.
+    """
     has_ended = store.status(job_id) in ENDED
     views = [EventView.model_validate(event) for event in store.events(job_id, after=after, limit=_BATCH)]
     complete = len(views) < _BATCH and (not views or views[-1].kind in ENDED)
-    return EventList(events=views, ended=has_ended and complete)
+    return EventList(events=views, ended=complete and (bool(views) or has_ended))
 
 
 def _look_if_there(store: JobStore, job_id: str, after: int) -> EventList | None:

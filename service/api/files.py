@@ -1,6 +1,7 @@
 """Uploaded files that jobs and audits name: calibration texts and labeled prompts too large for a request's body."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Annotated, Self
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi import Path as PathParameter
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.api.dependencies import PRINTABLE, Backend, FromApp, Owner, PageSize, PageToken
-from service.contracts.files import StoredFile
-from service.errors import StoreFailed
+from service.contracts.files import FILE_ID, StoredFile
+from service.errors import NotFound, StoreFailed
 from service.file_checks import FormatCheck
 from service.store.files.uploads import UploadedFile
 
@@ -91,14 +93,24 @@ def list_files(backend: FromApp, page_size: PageSize = 50, page_token: PageToken
     return FilePageView(files=[FileView.of(file) for file in page.files], next_page_token=page.next_page_token)
 
 
+async def _file_id(file_id: Annotated[str, PathParameter(description="Id of the file.")]) -> str:
+    """Return the id. Raises NotFound for a malformed one."""
+    if not re.fullmatch(FILE_ID, file_id):
+        raise NotFound(f"file: {file_id[:64]!r} is not the id of a file; GET /v1/files lists them")
+    return file_id
+
+
+FileId = Annotated[str, Depends(_file_id)]
+
+
 @router.get("/{file_id}")
-def show(backend: FromApp, file_id: str) -> FileView:
+def show(backend: FromApp, file_id: FileId) -> FileView:
     """Return what is known of one file."""
     return FileView.of(backend.uploads.get(file_id))
 
 
 @router.delete("/{file_id}", status_code=status.HTTP_204_NO_CONTENT)
-def delete(backend: FromApp, file_id: str) -> None:
+def delete(backend: FromApp, file_id: FileId) -> None:
     """Forget a file. Jobs that were made with it keep its content."""
     backend.uploads.delete(file_id)
 

@@ -86,7 +86,11 @@ class Analysis(Frozen):
     """Positions whose next token is scored: all, or the second half of each sequence, as in llama.cpp."""
     bos: Literal["auto", "always", "never"] = "auto"
     """Whether every sequence begins with the BOS token: as the tokenizer does (`auto`), always, or never."""
-    text_field: Annotated[str, Field(min_length=1, max_length=255)] = "text"
+    text_field: Annotated[
+        str,
+        Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$"),
+        allowing("allowed: 1 to 255 characters without control characters"),
+    ] = "text"
     """Field of a JSON Lines record, or column of a Parquet file, with the text of a document."""
     label_threshold: Annotated[float, Field(allow_inf_nan=False), NoBoolean] | None = None
     """Labeled prompts with scores: a record is true if its score is larger. Required for scores."""

@@ -6,11 +6,12 @@ interrupted, repeated, or done by two schedulers at once: workers drop messages 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from service import queue
+from service.contracts.request import SizeClass
 from service.settings import Settings
 from service.store.dispatches import Dispatches
 from service.store.job_records import Dispatch
@@ -37,7 +38,7 @@ class Round:
 def run_round(
     store: Dispatches,
     send: Send,
-    waiting: Callable[[], int],
+    waiting: Callable[[], Mapping[SizeClass, int]],
     *,
     max_attempts: int,
     answer_seconds: float = ANSWER_SECONDS,
@@ -48,8 +49,9 @@ def run_round(
     # Jobs are counted before messages: a job that is taken in between makes the broker hold one too few, and the
     # message is sent once too often. The other order could hide a loss behind a message that has just come.
     expected = store.expected_messages()
-    lost = expected > 0 and waiting() < expected
-    resent = _send_all(store, store.unanswered_dispatches(answer_seconds), send) if lost else 0
+    present = waiting() if expected else {}
+    lacking = [size for size, count in expected.items() if present.get(size, 0) < count]
+    resent = _send_all(store, store.unanswered_dispatches(answer_seconds, lacking), send) if lacking else 0
     if requeued or resent:
         log.warning("%d jobs taken from lost workers, %d lost messages sent again", requeued, resent)
     return Round(requeued, sent, resent)

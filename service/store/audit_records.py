@@ -102,17 +102,22 @@ def owned_name(owner: str, name: str) -> str:
     return f"{owner}/{name}" if owner else name
 
 
-def audit_row(session: Session, name_or_id: str, *, lock: bool = False) -> AuditRow:
+def audit_row(session: Session, name_or_id: str, *, lock: bool = False, of_others: bool = True) -> AuditRow:
     """Return the row of an audit, held until the transaction ends if `lock`.
 
-    A name means the caller's audit of this name, then nobody's, then that of the only owner who has one. Raises
-    NotFound, and Conflict for a name that several other owners use.
+    A name means the caller's audit of this name, then nobody's, then, with `of_others`, that of the only owner who has
+    one. Raises NotFound, and Conflict for a name that several other owners use.
     """
     name_or_id = name_or_id.replace("\0", "")
     owner = access_in(session).owner
-    others = AuditRow.owned_name.endswith(f"/{name_or_id}", autoescape=True)
-    for condition in (AuditRow.owned_name == owned_name(owner, name_or_id), AuditRow.id == name_or_id,
-                      AuditRow.owned_name == name_or_id, others):  # fmt: skip
+    conditions = [
+        AuditRow.owned_name == owned_name(owner, name_or_id),
+        AuditRow.id == name_or_id,
+        AuditRow.owned_name == name_or_id,
+    ]
+    if of_others:
+        conditions.append(AuditRow.owned_name.endswith(f"/{name_or_id}", autoescape=True))
+    for condition in conditions:
         query = select(AuditRow).where(condition)
         rows = session.scalars(query.with_for_update() if lock else query).all()
         if len(rows) > 1:

@@ -8,7 +8,7 @@ import re
 import secrets
 from datetime import datetime
 
-from sqlalchemy import Engine, and_, exists, or_, select
+from sqlalchemy import Engine, and_, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -16,7 +16,7 @@ from service.audits import definition as definitions
 from service.audits import receivers
 from service.audits.baseline import rule, same_fit
 from service.contracts.audits.audit import AuditDefinition, AuditRun, RunVerdict, Trigger
-from service.errors import Conflict, InvalidRequest, NotFound
+from service.errors import Conflict, InvalidRequest, LimitReached, NotFound
 from service.store.alerts import note_definition
 from service.store.artifacts import ArtifactStore
 from service.store.audit_records import (
@@ -36,14 +36,23 @@ from service.store.owners.access import EVERYTHING, NOBODY, OWNER, access_of_own
 from service.store.owners.visibility import seeing
 from service.store.runs.rescheduling import handle_until, is_rescheduled, missed_times, skip_missed
 from service.store.runs.rows import add_run, cancel_jobs
+from service.store.statuses import RunState
 from service.store.tables import JobRow
 from service.store.transactions import Transactions
 
 __all__ = ["Audit", "AuditPage", "AuditStore", "RunPage"]
 
 MAX_PAGE_SIZE = 1000
+MOST_WAITING = 100
+"""Runs of one audit that wait at a time, besides scheduled ones."""
+_WAITING_SECONDS = 60.0
+"""When another run is worth another try."""
 _OWNED_NAME = re.compile(rf"({OWNER}/)?[a-z0-9-]{{1,63}}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class AuditChanged(Conflict):
+    """Raised when an audit was changed by another call since the caller read it."""
 
 
 class AuditStore(Transactions):
@@ -88,6 +97,15 @@ class AuditStore(Transactions):
         with self._read() as session:
             return _audit(session, audit_row(session, name_or_id))
 
+    def is_own(self, name_or_id: str) -> bool:
+        """Whether an id is an audit's, or a name that of an audit of the caller or of nobody."""
+        try:
+            with self._read() as session:
+                audit_row(session, name_or_id, of_others=False)
+        except NotFound:
+            return False
+        return True
+
     def by_badge_token(self, token: str) -> Audit:
         """Return the audit that a badge is of. Raises NotFound."""
         return self._by_token(AuditRow.badge_token, token)
@@ -116,15 +134,18 @@ class AuditStore(Transactions):
             row = session.scalars(last.limit(1)).one_or_none()
             return None if row is None else run_of(row).verdict
 
-    def list(self, *, page_size: int = 50, page_token: str | None = None) -> AuditPage:
+    def list(self, *, page_size: int = 50, page_token: str | None = None, own: bool = False) -> AuditPage:
         """Return up to `page_size` audits (1 to 1000), by name, after those of the page that gave `page_token`.
 
-        Raises InvalidRequest for a page size or token that is not allowed.
+        With `own`, an administrator gets those alone that the administrator or nobody owns. Raises InvalidRequest for a
+        page size or token that is not allowed.
         """
         _check_page_size(page_size)
         last = and_(AuditRunRow.audit_id == AuditRow.id, AuditRunRow.number == AuditRow.runs)
         query = select(AuditRow, AuditRunRow).outerjoin(AuditRunRow, last)
         query = query.order_by(AuditRow.owned_name).limit(page_size + 1)
+        if own:
+            query = query.where(AuditRow.owner.in_((self.owner, NOBODY)))
         if page_token is not None:
             if not _OWNED_NAME.fullmatch(page_token):
                 raise _bad_token(page_token)
@@ -134,8 +155,10 @@ class AuditStore(Transactions):
             audits = [audit_of(row, run) for row, run in rows[:page_size]]
             return AuditPage(audits, rows[page_size - 1][0].owned_name if len(rows) > page_size else None)
 
-    def update(self, name_or_id: str, definition: AuditDefinition, *, force: bool = False) -> Audit:
-        """Replace what an audit is asked to do.
+    def update(
+        self, name_or_id: str, definition: AuditDefinition, *, force: bool = False, as_of: datetime | None = None
+    ) -> Audit:
+        """Replace what an audit is asked to do; raises AuditChanged where it was last updated at another time, `as_of`.
 
         A run that has begun ends by what it began with. A time of the former schedule that has come without a run is
         skipped, and no time of the new one that has passed fires. A pinned report is checked again only where the
@@ -148,6 +171,8 @@ class AuditStore(Transactions):
         try:
             with self._write() as session:
                 row = audit_row(session, name_or_id, lock=True)
+                if as_of is not None and row.updated_at != as_of:
+                    raise AuditChanged(f"audit: {name_or_id!r} was changed in the meantime; send the change again")
                 hold(session, rule(definition.baseline), why)
                 now = self._clock()
                 if is_rescheduled(row, definition):
@@ -186,9 +211,16 @@ class AuditStore(Transactions):
             return _audit(session, row)
 
     def request_run(self, name_or_id: str, trigger: Trigger = "request") -> AuditRun:
-        """Ask for a run, of a paused audit too; it starts when the run before has ended. Raises NotFound."""
+        """Ask for a run, of a paused audit too; it starts when the run before has ended.
+
+        Raises NotFound, and LimitReached where too many runs of the audit wait.
+        """
         with self._write() as session:
             row = audit_row(session, name_or_id, lock=True)
+            queued = (AuditRunRow.audit_id == row.id, AuditRunRow.state == RunState.queued)
+            if (session.scalar(select(func.count()).where(*queued)) or 0) >= MOST_WAITING:
+                message = f"waiting runs: {MOST_WAITING} of this audit wait already; allowed: as many"
+                raise LimitReached(message, _WAITING_SECONDS)
             return run_of(add_run(session, row, trigger, self._clock()))
 
     def runs(self, name_or_id: str, *, page_size: int = 50, page_token: str | None = None) -> RunPage:

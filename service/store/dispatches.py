@@ -1,11 +1,12 @@
 """The scheduler's side of the store: which messages are owed to the broker, and which jobs lost their worker."""
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Select, and_, func, select, update
 
 from service.contracts.progress import Failed
-from service.contracts.request import SizeClass
+from service.contracts.request import SIZE_CLASSES, SizeClass
 from service.store.job_records import Dispatch
 from service.store.statuses import Status
 from service.store.tables import DispatchRow, JobRow
@@ -23,21 +24,29 @@ class Dispatches(Transactions):
             rows = session.execute(_waiting(DispatchRow.sent_at.is_(None)).limit(limit))
             return [Dispatch(*row) for row in rows]
 
-    def expected_messages(self) -> int:
-        """Return how many messages the broker must hold if none was lost: one for every queued job that was sent."""
-        with self._read() as session:
-            sent = _waiting(DispatchRow.sent_at.is_not(None)).order_by(None)
-            return session.scalar(select(func.count()).select_from(sent.subquery())) or 0
+    def expected_messages(self) -> dict[SizeClass, int]:
+        """Return how many messages the broker must hold if none was lost: one for every queued job that was sent.
 
-    def unanswered_dispatches(self, seconds: float, limit: int = 1000) -> list[Dispatch]:
+        By the class of the jobs; a class without any is left out.
+        """
+        with self._read() as session:
+            sent = _waiting(DispatchRow.sent_at.is_not(None)).order_by(None).subquery()
+            rows = session.execute(select(sent.c.size, func.count()).group_by(sent.c.size))
+            return {size: count for size, count in rows}  # noqa: C416 - rows are not pairs to the type checker
+
+    def unanswered_dispatches(
+        self, seconds: float, sizes: Collection[SizeClass] = SIZE_CLASSES, limit: int = 1000
+    ) -> list[Dispatch]:
         """Return those of queued jobs that went to the broker more than `seconds` ago, the longest ago first.
+
+        Of jobs of the classes in `sizes` alone.
 
         Their messages wait for a worker, or are lost. One that is sent again goes to the end of this order, so every
         message has its turn before any is sent a third time.
         """
         with self._read() as session:
             before = self._clock() - timedelta(seconds=seconds)
-            sent = _waiting(DispatchRow.sent_at < before).order_by(None)
+            sent = _waiting(and_(DispatchRow.sent_at < before, JobRow.size.in_(sizes))).order_by(None)
             rows = session.execute(sent.order_by(DispatchRow.sent_at, DispatchRow.job_id).limit(limit))
             return [Dispatch(*row) for row in rows]
 

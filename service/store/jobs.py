@@ -198,9 +198,9 @@ class JobStore(Leases, Dispatches, Usage):
         """Return the jobs that the caller submitted with these keys, by the keys."""
         kept = {owned_key(self.owner, key): key for key in idempotency_keys}
         with self._read() as session:
-            query = select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))
-            rows = {row.id: kept[str(row.idempotency_key)] for row in session.scalars(query)}
-            return {rows[job.id]: job for job in _readable(session.scalars(query))}
+            found = session.scalars(select(JobRow).where(JobRow.idempotency_key.in_(list(kept)))).all()
+            keys = {row.id: kept[str(row.idempotency_key)] for row in found}
+            return {keys[job.id]: job for job in _readable(found)}
 
     def counts(self) -> dict[Status, int]:
         """Return the number of jobs in every status."""

@@ -1,5 +1,6 @@
 """Checkpoints in the artifact store: what another machine kept is gone on from, and not where it is damaged."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from service.contracts.request import JobRequest
 from service.store.files.checkpoints import CheckpointStore
 from service.store.job_records import Claim
 from service.store.statuses import Status
+from workers.checkpoints import linked
 
 SAYS = "say(kind='warning', code='begins', message=str(target.with_name('.out.unfinished').exists()))\n"
 
@@ -40,6 +42,21 @@ def run(bench: Bench) -> dict[str, str]:
 def test_what_another_machine_kept_is_gone_on_from(bench: Bench, kept: Path) -> None:
     assert kept.read_bytes() == b"layers"
     assert run(bench) == {"begins": "True"}
+
+
+def test_only_files_of_the_measurement_are_stored(tmp_path: Path) -> None:
+    """A program in the sandbox may put anything in their place."""
+    own, secret, pipe = (tmp_path / name for name in ("own", "secret", "pipe"))
+    own.write_bytes(b"own")
+    secret.write_bytes(b"secret")
+    assert linked(own, tmp_path / "0", os.getuid()).read_bytes() == b"own"
+    (tmp_path / "link").symlink_to(secret)
+    os.mkfifo(pipe)
+    for number, path in enumerate((tmp_path / "link", pipe), 1):
+        with pytest.raises(OSError, match="is not a file of the measurement"):
+            linked(path, tmp_path / f"{number}", os.getuid())
+    with pytest.raises(OSError, match="is not a file of the measurement"):
+        linked(secret, tmp_path / "3", os.getuid() + 1)
 
 
 @pytest.mark.parametrize(

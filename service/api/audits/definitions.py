@@ -15,7 +15,8 @@ from service.api.reports import downloads
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen
-from service.errors import Conflict, InvalidRequest, NotFound
+from service.errors import Conflict, InvalidRequest
+from service.store.audits import AuditChanged
 
 router = APIRouter(prefix="/v1/audits", route_class=UniqueKeys)
 
@@ -39,6 +40,8 @@ class Pause(Frozen):
 
 
 _BY_REQUEST = Pause()
+_TRIALS = 5
+"""Times that a patch is merged with the present definition while others change it."""
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, response_model=AuditView | AuditDefinition)
@@ -54,7 +57,7 @@ def create(
     definition = defined(body, uploaded)
     if validate_only:
         response.status_code = status.HTTP_200_OK
-        if _exists(backend, definition.name):
+        if backend.audits.is_own(definition.name):
             raise Conflict(f"name: {definition.name!r} is already the name of an audit; allowed: any other name")
         backend.audits.check(definition, force=force)
         return definition
@@ -65,9 +68,14 @@ def create(
 
 
 @router.get("")
-def list_audits(backend: FromApp, page_size: PageSize = 50, page_token: PageToken = None) -> AuditPage:
+def list_audits(
+    backend: FromApp,
+    page_size: PageSize = 50,
+    page_token: PageToken = None,
+    own: Annotated[bool, Query(description="Leave out audits of other owners, which an administrator sees.")] = False,
+) -> AuditPage:
     """Return audits by name."""
-    page = backend.audits.list(page_size=page_size, page_token=page_token)
+    page = backend.audits.list(page_size=page_size, page_token=page_token, own=own)
     return AuditPage(audits=[AuditView.of(audit) for audit in page.audits], next_page_token=page.next_page_token)
 
 
@@ -93,7 +101,7 @@ def put(
 ) -> AuditView | AuditDefinition:
     """Make the audit, or replace its whole definition (200). Scheduled times that have passed start no run."""
     definition = defined(body, uploaded)
-    is_new = not _exists(backend, audit)
+    is_new = not backend.audits.is_own(audit)
     if is_new and definition.name != audit:
         raise InvalidRequest("name", definition.name, repr(audit), problem="is not the name in the path")
     if validate_only:
@@ -124,16 +132,24 @@ def change(
     force: Force = False,
 ) -> AuditView | AuditDefinition:
     """Change parts of an audit's definition. Scheduled times that have passed start no run."""
-    try:
-        wanted, kept = changed(backend.audits.get(audit).definition, body)
-    except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
-    definition = defined(wanted, uploaded, kept)
-    if validate_only:
-        backend.audits.check(definition, force=force, replaced=audit)
-        return definition
-    submission.keep_files(backend.store, backend.artifacts, wanted)
-    return AuditView.of(backend.audits.update(audit, definition, force=force))
+    for left in reversed(range(_TRIALS)):
+        present = backend.audits.get(audit)
+        try:
+            wanted, kept = changed(present.definition, body)
+        except ValidationError as error:
+            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+        definition = defined(wanted, uploaded, kept)
+        if validate_only:
+            backend.audits.check(definition, force=force, replaced=audit)
+            return definition
+        if left == _TRIALS - 1:
+            submission.keep_files(backend.store, backend.artifacts, wanted)
+        try:
+            return AuditView.of(backend.audits.update(present.id, definition, force=force, as_of=present.updated_at))
+        except AuditChanged:  # its new definition is merged with the patch
+            if not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 @router.delete("/{audit}", status_code=status.HTTP_204_NO_CONTENT)
@@ -158,11 +174,3 @@ def pause(backend: FromApp, audit: AuditName, body: Pause = _BY_REQUEST) -> Audi
 def resume(backend: FromApp, audit: AuditName) -> AuditView:
     """Let scheduled runs start again from now on. Missed runs are not made up for."""
     return AuditView.of(backend.audits.resume(audit))
-
-
-def _exists(backend: FromApp, name: str) -> bool:
-    try:
-        backend.audits.get(name)
-    except NotFound:
-        return False
-    return True

@@ -22,7 +22,7 @@ _DONE = {"create": "created", "change": "changed", "remove": "removed"}
 
 
 def apply(file: Path, *, prune: bool, dry_run: bool, force: bool, as_json: bool) -> None:
-    """Create and change the audits of a file, and with `prune` remove all others, after showing the difference.
+    """Create and change the audits of a file, and with `prune` remove the caller's others; first show the difference.
 
     Raises InvalidRequest, with the line of the file, before anything is changed.
     """
@@ -55,14 +55,14 @@ def _definition(client: Client, entry: Entry, *, force: bool) -> Document:
 
 
 def _present(client: Client) -> dict[str, Any]:
-    """Return the definitions of all audits of the service by name."""
+    """Return the definitions of the caller's audits by name; an administrator sees those of other owners too."""
     return {audit["name"]: audit["definition"] for audit in _audits(client)}
 
 
 def _audits(client: Client) -> Iterator[Document]:
     token = None
     while True:
-        page = client.get("/v1/audits", page_size=_PAGE, page_token=token)
+        page = client.get("/v1/audits", page_size=_PAGE, page_token=token, own=True)
         yield from page["audits"]
         token = page["next_page_token"]
         if token is None:

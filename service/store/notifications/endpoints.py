@@ -81,11 +81,13 @@ def keep_endpoints(session: Session, audit: AuditRow, definition: AuditDefinitio
     for url, row in present.items():
         if url not in urls:
             session.delete(row)
-    owed = select(MessageRow).where(MessageRow.audit_id == audit.id, MessageRow.state == "owed")
-    for message in session.scalars(owed):
-        if (message.channel, message.address) not in wanted:
-            message.state = "withheld"
     session.flush()
+    owed = (MessageRow.audit_id == audit.id, MessageRow.state == "owed")
+    known = select(MessageRow.channel, MessageRow.address).where(*owed).distinct()
+    for channel, address in session.execute(known).all():
+        if (channel, address) not in wanted:
+            gone = (*owed, MessageRow.channel == channel, MessageRow.address == address)
+            session.execute(update(MessageRow).where(*gone).values(state="withheld"))
 
 
 def endpoint_of(session: Session, audit_id: str, url: str) -> EndpointRow | None:

@@ -5,11 +5,13 @@ schedulers one sends it; if that one dies, the lease runs out and the message is
 messages to one receiver only one is on its way at a time, so that a slow receiver holds up no others.
 """
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple, cast, get_args
 
-from sqlalchemy import Select, delete, select
+from pydantic import ValidationError
+from sqlalchemy import Select, delete, select, text
 from sqlalchemy.orm import Session
 
 from service.audits.receivers import Channel, Receiver, receivers
@@ -24,6 +26,10 @@ from service.store.notifications.endpoints import disable, endpoint_of, keep_end
 from service.store.notifications.tables import AnnouncementRow, AttemptRow, MessageRow, MessageState
 from service.store.transactions import Transactions
 
+log = logging.getLogger(__name__)
+
+_CLAIM_LOCK = 0x48454143
+"""Key of the PostgreSQL advisory lock of those who claim messages."""
 _LOOKED_AT = 200
 """Due messages that one claim looks at."""
 _ENDED = [state for state in get_args(MessageState) if state != "owed"]
@@ -97,6 +103,8 @@ class Outbox(Transactions):
             if session.scalar(_due(self._clock()).limit(1)) is None:
                 return []
         with self._write() as session:
+            if session.get_bind().dialect.name == "postgresql":  # what another claims is seen, or waits
+                session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
             now = self._clock()
             leased = select(MessageRow.address).where(MessageRow.leased_until > now, MessageRow.state == "owed")
             busy = set(session.scalars(leased))
@@ -187,8 +195,16 @@ class Outbox(Transactions):
 
 
 def owe(session: Session, audit: AuditRow, announcement: Announcement) -> None:
-    """Insert an announcement's message to every receiver of the audit, to be sent now. The announcement has a row."""
-    definition, now = AuditDefinition.model_validate(audit.definition), announcement.at
+    """Insert an announcement's message to every receiver of the audit, to be sent now. The announcement has a row.
+
+    Of an audit that another version made and this one cannot read no receiver is known.
+    """
+    now = announcement.at
+    try:
+        definition = AuditDefinition.model_validate(audit.definition)
+    except ValidationError:
+        log.warning("audit %s: its definition cannot be read, so nobody is told of it", audit.id)
+        return
     keep_endpoints(session, audit, definition, now)
     for receiver in receivers(definition.notify):
         endpoint = endpoint_of(session, audit.id, receiver.address) if receiver.channel == "webhook" else None

@@ -43,6 +43,8 @@ class Usage(Transactions):
         access = access_in(session)
         if access.limits is None:
             return
+        with seeing(session, EVERYTHING):
+            locked_owner(session, access.owner)  # two submissions at a time see each other
         queued = select(func.count()).where(JobRow.status == Status.queued, JobRow.owner == access.owner)
         if (session.scalar(queued) or 0) >= access.limits.queued_jobs:
             raise LimitReached(

@@ -28,6 +28,7 @@ from service.store.transactions import Transactions, insert_job
 
 MOST_JUDGMENTS = 3
 """Schedulers that may be lost while they judge the same measurement."""
+_UNREADABLE = "The run cannot be read by this version"
 
 
 class Judging(Transactions):
@@ -50,10 +51,15 @@ class Judging(Transactions):
         """Hold a run to judge it. None where it cannot be judged now, and where it ended by this."""
         with self._write() as session:
             rows = locked_run(session, run_id)
-            if rows is None or not self._is_ready(session, rows[1]):
+            if rows is None:
                 return None
-            audit, run = rows
-            now = self._clock()
+            (audit, run), now = rows, self._clock()
+            try:
+                if not self._is_ready(session, run):
+                    return None
+            except (ValidationError, InvalidRequest) as error:
+                end_run(session, audit, run, "error", [f"{_UNREADABLE}: {error}"], now)
+                return None
             if run.state is not RunState.judging:
                 run.judgments = 0
             elif run.judgments >= MOST_JUDGMENTS:
@@ -65,7 +71,7 @@ class Judging(Transactions):
             try:
                 return _case(session, audit, run)
             except (ValidationError, InvalidRequest) as error:
-                end_run(session, audit, run, "error", [f"The run cannot be read by this version: {error}"], now)
+                end_run(session, audit, run, "error", [f"{_UNREADABLE}: {error}"], now)
                 return None
 
     def put_off(self, case: Case) -> None:

@@ -14,6 +14,7 @@ from service.api import events
 from service.contracts.progress import Progress
 from service.contracts.warnings import Warning
 from service.store.owners.access import EVERYTHING, Access
+from service.store.statuses import Status
 from service.store.tables import JobRow
 from service.store.transactions import Transactions
 
@@ -80,6 +81,12 @@ def test_a_retried_job_has_not_ended(client, world):
     assert client.get(f"/v1/jobs/{job.id}/events").json()["ended"] is True
     world.store.retry(job.id)
     assert client.get(f"/v1/jobs/{job.id}/events").json()["ended"] is False
+
+
+def test_a_job_that_ends_while_it_is_read_has_ended(ended_job, world, monkeypatch):
+    monkeypatch.setattr(world.store, "status", lambda _: Status.running)
+    assert events._look(world.store, ended_job.id, 0).ended
+    assert not events._look(world.store, ended_job.id, 5).ended
 
 
 def test_the_stream_has_the_same_events_as_the_list_and_ends(client, ended_job):

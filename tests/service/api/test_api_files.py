@@ -56,6 +56,9 @@ def test_files_are_listed_newest_first_and_deleted(client, problem):
     assert client.delete(f"/v1/files/{ids[0]}").status_code == 204
     problem(client.get(f"/v1/files/{ids[0]}"), 404, "not-found")
     problem(client.delete(f"/v1/files/{ids[0]}"), 404, "not-found")
+    for strange in ("%00", "..", "x" * 1000):
+        problem(client.get(f"/v1/files/a{strange}"), 404, "not-found")
+        problem(client.delete(f"/v1/files/a{strange}"), 404, "not-found")
     assert client.get(f"/v1/jobs/{job['id']}/files/calibration").content == TEXT
 
 

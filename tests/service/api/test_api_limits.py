@@ -56,6 +56,14 @@ def test_so_many_bytes_are_uploaded_in_a_day(world, problem):
     refused(problem, ann.post("/v1/jobs", json=body))
 
 
+def test_a_repeated_request_uploads_nothing(world):
+    ann = limited(world, upload_bytes_per_day=100)
+    body = {"model": "sample", "calibration": {"name": "c.txt", "text": "x" * 60}}
+    answers = [ann.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
 def test_uploads_of_yesterday_do_not_count(world):
     day = datetime(2026, 3, 1, 12, tzinfo=UTC)
     store = world.store.seen_by(Access("ann", limits=Limits(1, 100)))

@@ -64,7 +64,7 @@ def test_its_key_is_said_to_be_of_a_job_that_cannot_be_read(world, client, probl
 
 def test_scheduler_and_garbage_collection_go_on(world, damaged):
     sent = []
-    run_round(world.store, lambda job_id, *_: sent.append(job_id), lambda: 0, max_attempts=3)
+    run_round(world.store, lambda job_id, *_: sent.append(job_id), dict, max_attempts=3)
     assert sorted(sent) == sorted(damaged)
     kept, _ = world.artifacts.put(b"kept")
     change(world, damaged[0], request={"model": "sample", "calibration": {"name": "a", "sha256": kept, "size": 4}})

@@ -178,6 +178,23 @@ def test_two_owners_use_the_same_names(ann, ben, client, problem):
     assert [audit["id"] for audit in ben.get("/v1/audits").json()["audits"]] == [audits[1]]
 
 
+def test_an_administrator_s_audit_leaves_one_of_the_same_name_alone(callers, ann, owned):
+    admin = callers("root", scopes=("admin",))
+    before = ann.get("/v1/audits/shipping").json()
+    own = {"name": "shipping", "model": "org/other"}
+    assert admin.put("/v1/audits/shipping", json=own, params={"validate_only": True}).status_code == 200
+    assert admin.post("/v1/audits", json=own, params={"validate_only": True}).status_code == 200
+    made = admin.put("/v1/audits/shipping", json=own)
+    assert (made.status_code, made.json()["owner"]) == (201, "root")
+    assert ann.get("/v1/audits/shipping").json() == before
+    assert admin.put("/v1/audits/shipping", json=own | {"seed": 4}).json()["id"] == made.json()["id"]
+    listed = {own: admin.get("/v1/audits", params={"own": own}).json()["audits"] for own in (True, False)}
+    assert [audit["owner"] for audit in listed[True]] == ["root"]
+    assert sorted(audit["owner"] for audit in listed[False]) == ["ann", "root"]
+    changed = admin.put(f"/v1/audits/{owned.ids['audit']}", json=own | {"seed": 5})  # an id is one audit alone
+    assert (changed.status_code, changed.json()["owner"]) == (200, "ann")
+
+
 def test_an_audit_s_jobs_belong_to_its_owner(world, ann, ben, client, owned):
     world.stores.runs.start(owned.ids["run_id"])
     run = ann.get(f"/v1/audits/shipping/runs/{owned.ids['run_id']}").json()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 import redis
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from service import queue
-from service.contracts.request import JobRequest
+from service.contracts.request import JobRequest, SizeClass
 from service.errors import ServiceUnreachable
 from service.local import broker
 from service.processes import spawn, terminate
@@ -26,6 +28,7 @@ from service.settings import Settings
 from service.store.database import make_engine, upgrade
 from service.store.jobs import JobStore
 from service.store.statuses import Status
+from service.store.tables import JobRow
 
 REQUEST = JobRequest(model="sample")
 ANSWER = 10.0
@@ -49,17 +52,19 @@ class ListBroker:
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, int]] = []
+        self.sizes: dict[str, SizeClass] = {}
         self.down = False
 
-    def send(self, job_id: str, number: int, _size: str) -> None:
+    def send(self, job_id: str, number: int, size: SizeClass) -> None:
         if self.down:
             raise ServiceUnreachable("down")
         self.messages.append((job_id, number))
+        self.sizes[job_id] = size
 
-    def waiting(self) -> int:
+    def waiting(self) -> dict[SizeClass, int]:
         if self.down:
             raise ServiceUnreachable("down")
-        return len(self.messages)
+        return dict(Counter(self.sizes[job_id] for job_id, _ in self.messages))
 
 
 @pytest.fixture
@@ -135,6 +140,22 @@ def test_one_lost_message_is_noticed_behind_newer_ones(
     assert line.messages[-1] == (lost, 1)
 
 
+def test_a_lost_message_is_noticed_beside_surplus_ones_of_the_other_class(
+    store: JobStore, line: ListBroker, clock: Clock, step: Callable[[], Round]
+) -> None:
+    large, cancelled = store.submit(REQUEST).id, [store.submit(REQUEST).id for _ in range(3)]
+    with store._write() as session:
+        session.execute(update(JobRow).where(JobRow.id == large).values(size="large"))
+    step()
+    for job in cancelled:
+        store.cancel(job)
+    line.messages.remove((large, 1))
+    small = store.submit(REQUEST).id
+    clock.move(ANSWER + 1)
+    assert step() == Round(requeued=0, sent=1, resent=1)
+    assert line.messages[-2:] == [(small, 1), (large, 1)]
+
+
 def test_waiting_jobs_with_their_messages_are_left_alone(
     store: JobStore, line: ListBroker, clock: Clock, step: Callable[[], Round]
 ) -> None:
@@ -171,7 +192,7 @@ def test_the_job_of_a_lost_worker_is_offered_again(
 def test_two_schedulers_do_no_harm(store: JobStore, line: ListBroker, step: Callable[[], Round]) -> None:
     job = store.submit(REQUEST).id
 
-    def send_while_another_does(job_id: str, number: int, size: str) -> None:
+    def send_while_another_does(job_id: str, number: int, size: SizeClass) -> None:
         step()
         line.send(job_id, number, size)
 

@@ -71,7 +71,7 @@ def test_a_submitted_job_is_a_row_an_event_and_a_dispatch(store: JobStore, clock
 
 def test_a_job_whose_sender_died_before_it_sent_is_missed_later(store: JobStore, clock) -> None:
     job = store.submit(REQUEST, sent=True)
-    assert (store.unsent_dispatches(), store.expected_messages()) == ([], 1)
+    assert (store.unsent_dispatches(), store.expected_messages()) == ([], {"small": 1})
     clock.move(11)
     assert [owed.job_id for owed in store.unanswered_dispatches(10)] == [job.id]
     store.mark_unsent(job.id, 1)

@@ -223,15 +223,15 @@ def test_dispatches_are_owed_until_they_are_sent_or_void(store: JobStore, clock)
 
 def test_sent_dispatches_are_expected_and_after_a_while_unanswered(store: JobStore, clock) -> None:
     early, late = store.submit(REQUEST), store.submit(REQUEST)
-    assert store.expected_messages() == 0
+    assert store.expected_messages() == {}
     store.mark_sent(early.id, 1)
     clock.move(8)
     store.mark_sent(late.id, 1)
     clock.move(3)
-    assert store.expected_messages() == 2
+    assert store.expected_messages() == {"small": 2}
     assert store.unanswered_dispatches(10) == [Dispatch(early.id, 1)]
     claimed(store, early.id, 1)
-    assert store.expected_messages() == 1
+    assert store.expected_messages() == {"small": 1}
     assert store.unanswered_dispatches(10) == []
     clock.move(8)
     assert store.unanswered_dispatches(10) == [Dispatch(late.id, 1)]

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 from judged import NOTIFY, definition
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from service.audits.receivers import Reach
 from service.contracts.audits.audit import Trigger
 from service.store.alerts import AlertStore
 from service.store.artifacts import ArtifactStore
+from service.store.audit_tables import AuditRow, AuditRunRow
 from service.store.audits import AuditStore
 from service.store.database import writer
+from service.store.notifications.tables import MessageRow
 from service.store.runs.rows import end_run, locked_run
+from service.store.runs.store import RunStore
 
 PAUSE_AFTER = 3
 
@@ -79,6 +82,24 @@ def test_a_pause_by_a_bound_that_was_lowered_is_told(audits: AuditStore, fail, k
     fail()
     assert kinds() == ["error", "error", "paused"]
     assert audits.get("shipping").paused
+
+
+def test_an_audit_that_this_version_cannot_read_is_paused_and_nobody_told(
+    audits: AuditStore, engine: Engine, clock
+) -> None:
+    """Its receivers are in what cannot be read."""
+    audits.update("shipping", definition(pause_after_errors=1))
+    run_id = audits.request_run("shipping").id
+    with Session(writer(engine)) as session, session.begin():
+        rows = locked_run(session, run_id)
+        assert rows is not None
+        rows[0].definition = {**rows[0].definition, "of_a_later_version": 1}
+    assert RunStore(engine, clock).start(run_id)
+    with Session(engine) as session:
+        audit = session.scalars(select(AuditRow)).one()
+        assert (audit.paused, audit.errors) == (True, 1)
+        assert session.scalars(select(AuditRunRow.verdict)).one() == "error"
+        assert session.scalars(select(MessageRow)).all() == []
 
 
 def test_errors_of_gates_neither_pause_nor_are_told(audits: AuditStore, fail, kinds) -> None:

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,6 +121,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("model.layers.0.mlp.gate_proj.weight", "[192, 128]", "[256, 128]"),
     ),
     "sizes disagree in the embedding": (lambda m: edit_config(m, vocab_size=999), ("[320, 128]", "[999, 128]")),
+    "weights elsewhere": (
+        lambda m: edit_config(m, transformers_weights="../other/model.safetensors"),
+        ("config.json has transformers_weights, which is not allowed; weights are read from model.safetensors",),
+    ),
+    "weights elsewhere, within": (
+        lambda m: edit_config(m, text_config={"transformers_weights": "other.safetensors.index.json"}),
+        ("config.json has text_config.transformers_weights",),
+    ),
+    "a part of a distributed checkpoint": (
+        lambda m: shutil.copy(m / "model.safetensors", m / "shard-00001-model-00001-of-00001.safetensors"),
+        ("'shard-00001-model-00001-of-00001.safetensors', a part of a distributed checkpoint",),
+    ),
+    "a type that is not measured": (
+        lambda m: edit_config(m, dtype="float64"),
+        ("config.json: dtype 'float64' is not allowed; allowed: bfloat16, float16, float32",),
+    ),
     "more layers than weights": (lambda m: edit_config(m, num_hidden_layers=6), ("model.layers.4",)),
     "more layers than tensors": (
         lambda m: edit_config(m, num_hidden_layers=10**9),

@@ -229,8 +229,9 @@ class StreamCheckpoint:
     def load(self, streams: Streams) -> None:
         """Take the streams from the latest checkpoint, if there is one."""
         latest = self.latest()
-        for unfinished in self._directory.parent.glob(f"{self._directory.name}-*"):
-            _remove(unfinished)
+        for left in self._directory.parent.glob(f"{self._directory.name}[-.][0-9]*"):  # by a kill while it was saved
+            if left != latest:
+                _remove(left)
         if latest is not None:
             streams.load(latest)
 

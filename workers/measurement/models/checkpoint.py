@@ -6,6 +6,7 @@ whole: every safetensors file is opened, which reads its header and compares it 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from workers.measurement.errors import BadModel, shown
-from workers.measurement.models.permitted import keys_that_load_code
+from workers.measurement.models.permitted import keys_that_load_code, keys_that_name_weights
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_DISTRIBUTED = re.compile(r"shard-[0-9]+-model-[0-9]+-of-[0-9]+\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SIZES = (
     *("vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -84,7 +86,10 @@ def _check_code(file: Path, config: dict[str, Any]) -> None:
 
 
 def _check_fields(file: Path, config: dict[str, Any]) -> None:
-    """Refuse what the library would stumble over with an error that names no field."""
+    """Refuse what would load other weights than those looked at, or fail with an error that names no field."""
+    for key in keys_that_name_weights(config):
+        allowed = f"weights are read from {_SINGLE}, or from {_INDEX} and the files that it names"
+        raise BadModel(f"model: {file} has {key[-80:]}, which is not allowed; {allowed}")
     named = config.get("architectures")
     if named is not None and not (isinstance(named, list) and _are_names(named)):
         raise BadModel(f"model: {file}: architectures is {shown(named)}; a list of names is needed")
@@ -98,6 +103,11 @@ def _check_fields(file: Path, config: dict[str, Any]) -> None:
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
     """Return the files that transformers loads: a single one is taken before those that an index names."""
+    if shards := sorted(file.name for file in path.iterdir() if _DISTRIBUTED.fullmatch(file.name)):
+        raise BadModel(
+            f"model: {path} holds {shards[0]!r}, a part of a distributed checkpoint, which transformers would load in "
+            f"place of {_SINGLE}; remove it, or save the model again with save_pretrained"
+        )
     if (path / _SINGLE).is_file():
         return (path / _SINGLE,)
     if (path / _INDEX).is_file():

@@ -31,7 +31,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
             f"model: {checkpoint.path / 'config.json'} asks for {asked} layers; the weight files hold only "
             f"{len(checkpoint.shapes)} tensors"
         )
-    if getattr(config, "quantization_config", None):
+    parts = (config, config.get_text_config(decoder=True))
+    if any(getattr(part, "quantization_config", None) for part in parts):
         raise BadModel(f"model: {checkpoint.path} is already quantized; give the checkpoint before quantization")
     return config
 

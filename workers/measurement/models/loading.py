@@ -25,8 +25,8 @@ from workers.measurement.models.layer_reader import LayerReader, check_finite
 from workers.measurement.models.probe import probe_first_layer, probe_layers
 from workers.measurement.runtime.memory import is_fatal
 
-_MEASURED_TYPES = ("BF16", "F16", "F32")
-"""Of a layer's weights, as safetensors names them."""
+MEASURED_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""Of a model and of its layers' weights, by the names of safetensors."""
 
 
 def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) -> Decoder:
@@ -45,6 +45,7 @@ def load_decoder(checkpoint: Checkpoint, device: torch.device, scratch: Path) ->
     model = _load(checkpoint, config, placement, scratch)
     layers = _layers(model, prefix)
     reader = _reader(checkpoint, model, prefix, device)
+    _check_type(checkpoint, model)
     model.eval()  # weights go on requiring gradients: without, torch multiplies strided float16 inputs in another way
     check_finite({name: weight for name, weight in model.named_parameters() if weight.device.type != "meta"})
     decoder = Decoder(model, layers, prefix, reader, device, answer_length=0)
@@ -156,14 +157,17 @@ def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, in
         place = index[full]
         wanted = (full, place["weight_name"], tuple(parameter.shape))
         by_file.setdefault(place["safetensors_file"], []).append(wanted)
+    looked_at = {str(file.resolve()) for file in checkpoint.weight_files}
     for file, entries in by_file.items():
+        if str(Path(file).resolve()) not in looked_at:
+            raise BadModel(f"model: {checkpoint.path}: transformers reads weights from {file}, which is not one of its")
         with safe_open(file, framework="pt") as tensors:
             for full, stored, wanted_shape in entries:
                 kept = tensors.get_slice(stored)
-                if kept.get_dtype() not in _MEASURED_TYPES:
+                if kept.get_dtype() not in MEASURED_TYPES:
                     raise BadModel(
                         f"model: {checkpoint.path}: {full} is stored as {kept.get_dtype()}; "
-                        f"allowed are {', '.join(_MEASURED_TYPES)}"
+                        f"allowed are {', '.join(MEASURED_TYPES)}"
                     )
                 shape = tuple(kept.get_shape())
                 if shape != wanted_shape:
@@ -171,6 +175,14 @@ def _check_stored(checkpoint: Checkpoint, layers: nn.ModuleList, prefix: str, in
                         f"model: {checkpoint.path}: {full} has the shape {list(shape)} in the weight files, "
                         f"but config.json needs {list(wanted_shape)}"
                     )
+
+
+def _check_type(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    """Refuse a type of the whole model that cannot be measured."""
+    if model.dtype not in MEASURED_TYPES.values():
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in MEASURED_TYPES.values())
+        name = str(model.dtype).removeprefix("torch.")
+        raise BadModel(f"model: {checkpoint.path / 'config.json'}: dtype {name!r} is not allowed; allowed: {allowed}")
 
 
 def _disagreement(info: dict[str, Any]) -> str:

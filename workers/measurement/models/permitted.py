@@ -11,6 +11,8 @@ CODE_KEYS = frozenset(
 """Keys by which transformers finds or loads Python code that comes with a model."""
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
 """Keys whose value names code on the hub where it holds a slash."""
+_WEIGHT_KEYS = frozenset({"transformers_weights"})
+"""Keys by which transformers loads other files than the usual ones, from other directories too."""
 
 MODEL_TYPES = frozenset(ARCHITECTURES) | {
     "bamba",
@@ -29,6 +31,18 @@ MODEL_TYPES = frozenset(ARCHITECTURES) | {
 
 def keys_that_load_code(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the keys of a configuration, at any depth and with dots, that make a library load code."""
+    for path, key, value in _entries(config):
+        if key in CODE_KEYS or (key in _KERNEL_KEYS and "/" in str(value)):
+            yield path
+
+
+def keys_that_name_weights(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of a configuration, likewise, by which it names files of weights itself."""
+    return (path for path, key, _ in _entries(config) if key in _WEIGHT_KEYS)
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield every key of a configuration as a path with dots and alone, and its value."""
     pending: list[tuple[str, Any]] = [("", config)]
     while pending:
         prefix, value = pending.pop()
@@ -37,8 +51,7 @@ def keys_that_load_code(config: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(value, Mapping):
             continue
         for key, item in value.items():
-            if key in CODE_KEYS or (key in _KERNEL_KEYS and "/" in str(item)):
-                yield f"{prefix}{key}"
+            yield f"{prefix}{key}", key, item
             pending.append((f"{prefix}{key}.", item))
 
 

@@ -8,6 +8,8 @@ import pytest
 from service.contracts.audits.audit import AuditDefinition, AuditRun
 from service.contracts.report import Report
 from service.contracts.request import JobRequest
+from service.store import audits
+from service.store.audits import AuditStore
 
 TEMPLATE = Path(__file__).parents[3] / "workers" / "reporting" / "stored" / "schema_1_0" / "report.json"
 BODY = {"name": "shipping", "model": "org/name@main"}
@@ -104,6 +106,45 @@ def test_a_patch_changes_the_keys_that_it_names(client, world):
     assert (after["model"], after["name"]) == ({"newest_in": "/models"}, "renamed")
     assert client.get("/v1/audits/renamed").json()["definition"] == after
     assert client.patch("/v1/audits/renamed", json={"label_threshold": 0.5}).status_code == 200
+
+
+def test_a_patch_is_merged_with_what_another_changed_in_the_meantime(client, monkeypatch):
+    client.post("/v1/audits", json=BODY)
+    update, others = AuditStore.update, [{"seed": 7}, {"sequences": 9}]
+
+    def update_late(store, *of, **named):
+        if others:
+            assert client.patch("/v1/audits/shipping", json=others.pop()).status_code == 200
+        return update(store, *of, **named)
+
+    monkeypatch.setattr(AuditStore, "update", update_late)
+    after = client.patch("/v1/audits/shipping", json={"limits": ["block.abs_max <= 6"]}).json()["definition"]
+    assert (after["seed"], after["sequences"], after["limits"]) == (7, 9, ["block.abs_max <= 6"])
+    assert client.get("/v1/audits/shipping").json()["definition"] == after
+
+
+def test_a_patch_that_others_always_overtake_is_refused(client, problem, monkeypatch):
+    client.post("/v1/audits", json=BODY)
+    update, seeds = AuditStore.update, iter(range(1, 100))
+
+    def update_late(store, name, definition, **named):
+        present = store.get("shipping").definition
+        update(store, "shipping", present.model_copy(update={"seed": next(seeds)}))
+        return update(store, name, definition, **named)
+
+    monkeypatch.setattr(AuditStore, "update", update_late)
+    document = problem(client.patch("/v1/audits/shipping", json={"sequences": 9}), 409, "conflict")
+    assert "was changed in the meantime" in document["detail"]
+    assert client.get("/v1/audits/shipping").json()["definition"]["sequences"] != 9
+
+
+def test_a_number_of_runs_wait_at_most(client, problem, monkeypatch):
+    monkeypatch.setattr(audits, "MOST_WAITING", 2)
+    client.post("/v1/audits", json=BODY)
+    assert [client.post("/v1/audits/shipping/runs").status_code for _ in range(2)] == [202, 202]
+    document = problem(client.post("/v1/audits/shipping/runs"), 429, "limit-reached")
+    assert "waiting runs: 2 of this audit wait already" in document["detail"]
+    assert len(client.get("/v1/audits/shipping/runs").json()["runs"]) == 2
 
 
 def test_put_makes_an_audit_or_replaces_all_of_it(client, problem):

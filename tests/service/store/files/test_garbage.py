@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from service.contracts.audits.audit import AuditDefinition
 from service.contracts.files import StoredFile, Upload
 from service.contracts.request import JobRequest, JobSubmission
-from service.errors import IdempotencyKeyReused, OtherStore
+from service.errors import IdempotencyKeyReused, LimitReached, OtherStore
 from service.storage import bucket
 from service.storage.cache import FileCache
 from service.storage.opening import open_storage
@@ -27,6 +27,7 @@ from service.store.files.identity import StoreIdentity
 from service.store.files.removals import Removals
 from service.store.files.uploads import UploadStore
 from service.store.jobs import Artifact, Claim, JobStore
+from service.store.owners.access import Access, Limits
 from service.submission import submit
 
 HOUR = timedelta(hours=1)
@@ -94,9 +95,12 @@ def test_the_files_of_refused_submissions_go_after_the_grace_period(
     jobs: JobStore, artifacts: ArtifactStore, garbage: Garbage, present: Present
 ) -> None:
     submit(jobs, artifacts, submission("accepted"), idempotency_key="key")
+    with pytest.raises(IdempotencyKeyReused):
+        submit(jobs, artifacts, submission("never stored"), idempotency_key="key")
+    full = jobs.seen_by(Access("ann", limits=Limits(queued_jobs=0, upload_bytes=1000)))
     for text in ("one", "two", "three"):
-        with pytest.raises(IdempotencyKeyReused):
-            submit(jobs, artifacts, submission(text), idempotency_key="key")
+        with pytest.raises(LimitReached):
+            submit(full, artifacts, submission(text))
     present.ahead = GRACE - HOUR
     assert garbage.collect().files == 0
     present.ahead = GRACE + HOUR
