@@ -158,8 +158,8 @@ class Attempt:
     def _with_batch_of(self, sequences: int, request: MeasurementRequest, full: Failed) -> MeasurementRequest:
         """Return the request with a smaller batch, and warn in the job's events.
 
-        Another batch is another measurement, with other last digits and streams that are laid out otherwise: what the
-        one before left, if anything, cannot be continued.
+        Another batch is another measurement, with other last digits, other 16-bit columns of int8 and streams that are
+        laid out otherwise: what the one before left, if anything, cannot be continued.
         """
         self._discard(unfinished(self._out))
         batch = "1 sequence" if sequences == 1 else f"{sequences} sequences"

@@ -14,6 +14,11 @@ from service.contracts.warnings import Warning
 from service.errors import NotComparable
 from service.evaluation.numbers import megabytes
 
+_OF_WHOLE_BATCHES = {
+    "int8": "the columns of inputs that stay in 16 bits are chosen for a whole batch",
+    "w8a8-tensor": "inputs have one scale for a whole batch",
+}
+"""Schemes whose figures depend on the batch by more than last digits, and how."""
 Caution = tuple[str, str, str]
 """Code, message and advice of a warning."""
 
@@ -154,6 +159,14 @@ def _schemes(baseline: Report, other: Report) -> Iterator[Caution]:
                 "scheme-settings-differ",
                 f"The settings of {name} differ: {_changed(*settings)}.",
                 f"Measure both models with the same settings of {name}, unless these are what you compare.",
+            )
+        batches = baseline.calibration.batch_sequences, other.calibration.batch_sequences
+        if before.scheme in _OF_WHOLE_BATCHES and batches[0] != batches[1]:
+            yield (
+                "batches-differ",
+                f"{name} was measured in batches of {batches[0]} and {batches[1]} sequences, and its figures depend on "
+                f"that: {_OF_WHOLE_BATCHES[before.scheme]}.",
+                "Measure both models with the same --batch-sequences.",
             )
         shares = [None if one.quantised_share is None else f"{one.quantised_share:.0%}" for one in (before, after)]
         if None not in shares and shares[0] != shares[1]:

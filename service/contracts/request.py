@@ -79,7 +79,8 @@ class Analysis(Frozen):
     """Tokens in each."""
     batch_sequences: Annotated[int, Field(ge=1, le=1_000_000), NoBoolean] | None = None
     """Sequences in one forward pass; default: as many as have 2^21 values where a layer is widest (on CUDA 2^28, or
-    what fits). It determines the memory needed, the last digits, and the input scales that cover a whole batch."""
+    what fits). It determines the memory needed, the last digits, and what covers a whole batch: the columns that `int8`
+    keeps in 16 bits, and some input scales."""
     seed: Annotated[int, Field(ge=0, lt=2**63), NoBoolean] = 0
     """Seed of the choice of sequences from the calibration text."""
     score: Literal["all", "second_half"] = "all"

@@ -185,6 +185,10 @@ def test_a_refused_value_is_named_with_what_is_allowed(client, world, problem, b
 @pytest.mark.parametrize(
     ("fields", "detail"),
     [
+        (
+            {"model": "sample", "text_field": "a\x00b"},
+            "text_field: 'a\\x00b' is not allowed; allowed: 1 to 255 characters without control characters",
+        ),
         ({"model": "a\x00b"}, "model: 'a\\x00b' has a control character; allowed: 'sample', the absolute path of a"),
         ({"calibration": {"name": "a", "text": ""}}, "calibration.text: '' is empty; allowed: a file with content"),
         ({"labelled": {"name": "a", "text": " "}}, "labelled.text: ' ' is empty; allowed: a file with content"),

@@ -354,6 +354,15 @@ def test_a_scheme_that_replaces_another_share_is_named(baseline, other, before, 
     assert [one.message for one in warnings if one.code == "quantized-shares-differ"] == told
 
 
+def test_schemes_that_depend_on_the_batch_are_named_where_it_differs(baseline, other):
+    restate(other, lambda report: report["calibration"].update(batch_sequences=1))
+    told = [one.message for one in compared(baseline, other).warnings if one.code == "batches-differ"]
+    assert [message.partition(",")[0] for message in told] == [
+        "int8 was measured in batches of 4 and 1 sequences",
+        "w8a8-tensor was measured in batches of 4 and 1 sequences",
+    ]
+
+
 def test_models_of_other_depth_and_width_are_compared_as_far_as_that_means_something(baseline, other):
     restate(other, lambda report: report["model"].update(layers=4, hidden_size=32))
     difference = compared(baseline, other).differences[0]

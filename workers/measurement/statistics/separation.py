@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+_ORDERS_AT_ONCE = 64
+"""Orders that are compared together; bounds memory."""
 _COLUMNS_AT_ONCE = 256
 """Dimensions that are ranked together; bounds memory."""
 
@@ -98,18 +100,24 @@ def best_by_chance(
         if len(varying):
             # For labels the sum is AUROC - 0.5 but for a factor that all dimensions share. Sums are exact, so that
             # an order that gives the same figure is never taken for a smaller one.
-            strength = np.abs(varying @ orders)
-            if scores is not None:
-                strength /= np.sqrt((varying**2).sum(axis=1))[:, None]
-            best = np.maximum(best, strength.max(axis=0))
+            scales = 1.0 if scores is None else np.sqrt((varying**2).sum(axis=1))[:, None]
+            for start in range(0, len(orders), _ORDERS_AT_ONCE):
+                part = slice(start, start + _ORDERS_AT_ONCE)
+                strength = np.abs(varying @ orders[part].T.astype(np.float64)) / scales
+                best[part] = np.maximum(best[part], strength.max(axis=0))
     return None if best[0] < 0 else float((best >= best[0]).mean())
 
 
-def _orders(followed: F64, permutations: int, seed: int) -> F64:
-    """Return the original order and random ones, [R, permutations + 1]."""
+def _orders(followed: F64, permutations: int, seed: int) -> NDArray[np.floating]:
+    """Return the original order and random ones, [permutations + 1, R]; float32 where it holds them exactly."""
     generator = np.random.default_rng(seed)
-    shuffled = generator.permuted(np.tile(followed, (permutations, 1)), axis=1)
-    return np.ascontiguousarray(np.concatenate([followed[None], shuffled]).T)
+    exact = np.array_equal(followed.astype(np.float32), followed)
+    orders = np.empty((permutations + 1, len(followed)), dtype=np.float32 if exact else np.float64)
+    orders[0] = followed
+    for start in range(1, permutations + 1, _ORDERS_AT_ONCE):
+        rows = orders[start : start + _ORDERS_AT_ONCE]
+        rows[:] = generator.permuted(np.tile(followed, (len(rows), 1)), axis=1)
+    return orders
 
 
 def _centered_ranks(values: NDArray[np.floating]) -> Iterator[F64]:
