@@ -30,6 +30,8 @@ UNTESTED_SECONDS = 2.0
 """A pooled connection to PostgreSQL that was not used for longer is tested before it is used again."""
 MIGRATION_LOCK = 0x48454144
 """Key of the PostgreSQL advisory lock that a migration holds."""
+CLAIM_LOCK = 0x48454143
+"""Key of the one of those who claim messages to receivers."""
 _WRITES = "headroom_writes"
 _turns: dict[str, AbstractContextManager[object]] = {}
 """Locks of this process by the URLs of SQLite files."""
@@ -92,6 +94,16 @@ def turn_to_write(engine: Engine) -> AbstractContextManager[object]:
         return _turns.setdefault(str(engine.url), Lock())
 
 
+def wait_for_turn(transaction: Connection | Session, key: int) -> None:
+    """Wait for the other transactions that have this turn, and have it until the end of this one.
+
+    On SQLite every transaction that writes has the only turn there is.
+    """
+    bind = transaction.get_bind() if isinstance(transaction, Session) else transaction
+    if bind.dialect.name == "postgresql":
+        transaction.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
 def is_writer(bind: Engine | Connection) -> bool:
     """Whether transactions on an engine, or on its connection, are for writing."""
     return bool(bind.get_execution_options().get(_WRITES, False))
@@ -119,8 +131,7 @@ def upgrade(engine: Engine) -> None:
 
     reach(engine)
     with writer(engine).begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        wait_for_turn(connection, MIGRATION_LOCK)
         command.upgrade(migrations(connection), "head")
 
 

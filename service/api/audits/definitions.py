@@ -1,6 +1,6 @@
 """Audits: make, list, show, change, remove, pause, resume."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Body, Query, Request, Response, status
 from fastapi.exceptions import RequestValidationError
@@ -10,13 +10,13 @@ from service import submission
 from service.api.audits.names import AuditName
 from service.api.audits.views import AuditPage, AuditView
 from service.api.bodies import UniqueKeys
-from service.api.dependencies import FileKey, FromApp, PageSize, PageToken, UploadedFiles
+from service.api.dependencies import Backend, FileKey, FromApp, PageSize, PageToken, UploadedFiles
 from service.api.reports import downloads
 from service.audit_submission import changed, defined
 from service.contracts.audits.audit import AuditDefinition, AuditSubmission
 from service.contracts.record import Frozen
 from service.errors import Conflict, InvalidRequest
-from service.store.audits import AuditChanged
+from service.store.audits import Audit, AuditChanged
 
 router = APIRouter(prefix="/v1/audits", route_class=UniqueKeys)
 
@@ -40,8 +40,8 @@ class Pause(Frozen):
 
 
 _BY_REQUEST = Pause()
-_TRIALS = 5
-"""Times that a patch is merged with the present definition while others change it."""
+_MERGES = 4
+"""Times that a patch is merged anew because others changed the audit."""
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, response_model=AuditView | AuditDefinition)
@@ -132,24 +132,41 @@ def change(
     force: Force = False,
 ) -> AuditView | AuditDefinition:
     """Change parts of an audit's definition. Scheduled times that have passed start no run."""
-    for left in reversed(range(_TRIALS)):
-        present = backend.audits.get(audit)
+    merged = _merged(backend, uploaded, audit, body)
+    if validate_only:
+        backend.audits.check(merged.definition, force=force, replaced=audit)
+        return merged.definition
+    submission.keep_files(backend.store, backend.artifacts, merged.asked)
+    for _ in range(_MERGES):
         try:
-            wanted, kept = changed(present.definition, body)
-        except ValidationError as error:
-            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
-        definition = defined(wanted, uploaded, kept)
-        if validate_only:
-            backend.audits.check(definition, force=force, replaced=audit)
-            return definition
-        if left == _TRIALS - 1:
-            submission.keep_files(backend.store, backend.artifacts, wanted)
-        try:
-            return AuditView.of(backend.audits.update(present.id, definition, force=force, as_of=present.updated_at))
-        except AuditChanged:  # its new definition is merged with the patch
-            if not left:
-                raise
-    raise AssertionError("unreachable")
+            return _update(backend, merged, force=force)
+        except AuditChanged:
+            merged = _merged(backend, uploaded, audit, body)
+    return _update(backend, merged, force=force)
+
+
+class _Merged(NamedTuple):
+    """A patch of an audit with the definition that it changes."""
+
+    audit: Audit
+    """As it was read."""
+    asked: AuditSubmission
+    definition: AuditDefinition
+
+
+def _merged(backend: Backend, uploaded: UploadedFiles, audit: str, patch: dict[str, Any]) -> _Merged:
+    present = backend.audits.get(audit)
+    try:
+        asked, kept = changed(present.definition, patch)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+    return _Merged(present, asked, defined(asked, uploaded, kept))
+
+
+def _update(backend: Backend, merged: _Merged, *, force: bool) -> AuditView:
+    """Write a patched definition. Raises AuditChanged where another changed the audit since it was read."""
+    audit = merged.audit
+    return AuditView.of(backend.audits.update(audit.id, merged.definition, force=force, as_of=audit.updated_at))
 
 
 @router.delete("/{audit}", status_code=status.HTTP_204_NO_CONTENT)

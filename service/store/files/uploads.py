@@ -16,9 +16,7 @@ from service.errors import InvalidRequest, NotFound, QuotaReached
 from service.store.files.garbage import GRACE
 from service.store.hosts.clock import Clock
 from service.store.job_records import new_id
-from service.store.owners.access import EVERYTHING
 from service.store.owners.shares import locked_owner
-from service.store.owners.visibility import seeing
 from service.store.tables import FileRow
 from service.store.transactions import Transactions
 
@@ -76,8 +74,7 @@ class UploadStore(Transactions):
         """
         now = self._clock()
         with self._write() as session:
-            with seeing(session, EVERYTHING):
-                locked_owner(session, owner)  # two uploads at a time see each other
+            locked_owner(session, owner)  # two uploads at a time see each other
             session.execute(delete(FileRow).where(FileRow.expires_at <= now - GRACE))
             same = (FileRow.owner == owner, FileRow.sha256 == file.sha256, FileRow.name == file.name)
             row = session.scalar(select(FileRow).where(*same))

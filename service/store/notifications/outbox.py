@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, cast, get_args
 
 from pydantic import ValidationError
-from sqlalchemy import Select, delete, select, text
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from service.audits.receivers import Channel, Receiver, receivers
@@ -20,6 +20,7 @@ from service.contracts.audits.audit import AuditDefinition
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.audit_records import audit_row
 from service.store.audit_tables import AuditRow
+from service.store.database import CLAIM_LOCK, wait_for_turn
 from service.store.job_records import new_id
 from service.store.notifications.attempts import Attempted, Result, next_delay
 from service.store.notifications.endpoints import disable, endpoint_of, keep_endpoints, valid_secrets
@@ -28,8 +29,6 @@ from service.store.transactions import Transactions
 
 log = logging.getLogger(__name__)
 
-_CLAIM_LOCK = 0x48454143
-"""Key of the PostgreSQL advisory lock of those who claim messages."""
 _LOOKED_AT = 200
 """Due messages that one claim looks at."""
 _ENDED = [state for state in get_args(MessageState) if state != "owed"]
@@ -103,8 +102,7 @@ class Outbox(Transactions):
             if session.scalar(_due(self._clock()).limit(1)) is None:
                 return []
         with self._write() as session:
-            if session.get_bind().dialect.name == "postgresql":  # what another claims is seen, or waits
-                session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
+            wait_for_turn(session, CLAIM_LOCK)  # what another claims is seen
             now = self._clock()
             leased = select(MessageRow.address).where(MessageRow.leased_until > now, MessageRow.state == "owed")
             busy = set(session.scalars(leased))

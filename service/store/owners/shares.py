@@ -21,7 +21,9 @@ from sqlalchemy.orm import Session
 from service.contracts.request import SizeClass
 from service.store.database import insert_missing
 from service.store.job_records import Dispatch
+from service.store.owners.access import EVERYTHING
 from service.store.owners.tables import KeyRow, OwnerRow
+from service.store.owners.visibility import seeing
 from service.store.statuses import Status
 from service.store.tables import JobRow
 
@@ -88,9 +90,10 @@ def next_owner(waiting: Sequence[Waiting], virtual_time: float) -> str:
 
 
 def locked_owner(session: Session, owner: str) -> OwnerRow:
-    """Return an owner's row, made if there is none, and held until the transaction ends."""
-    insert_missing(session, OwnerRow, owner=owner, served=0.0, begun=0.0, upload_bytes=0)
-    return session.get_one(OwnerRow, owner, with_for_update=True)
+    """Return an owner's row, made if there is none, and held until the transaction ends; the owner does not see it."""
+    with seeing(session, EVERYTHING):
+        insert_missing(session, OwnerRow, owner=owner, served=0.0, begun=0.0, upload_bytes=0)
+        return session.get_one(OwnerRow, owner, with_for_update=True)
 
 
 def begin(session: Session, owner: str, now: datetime) -> None:

@@ -6,9 +6,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.errors import LimitReached
-from service.store.owners.access import EVERYTHING
 from service.store.owners.shares import locked_owner
-from service.store.owners.visibility import access_in, seeing
+from service.store.owners.visibility import access_in
 from service.store.statuses import Status
 from service.store.tables import JobRow
 from service.store.transactions import Transactions
@@ -25,7 +24,7 @@ class Usage(Transactions):
         limits = self._access.limits
         if limits is None or size == 0:
             return
-        with self._write() as session, seeing(session, EVERYTHING):
+        with self._write() as session:
             row, now = locked_owner(session, self.owner), self._clock()
             today = now.astimezone(UTC).date()
             used = size + (row.upload_bytes if row.upload_day == today else 0)
@@ -43,8 +42,7 @@ class Usage(Transactions):
         access = access_in(session)
         if access.limits is None:
             return
-        with seeing(session, EVERYTHING):
-            locked_owner(session, access.owner)  # two submissions at a time see each other
+        locked_owner(session, access.owner)  # two submissions at a time see each other
         queued = select(func.count()).where(JobRow.status == Status.queued, JobRow.owner == access.owner)
         if (session.scalar(queued) or 0) >= access.limits.queued_jobs:
             raise LimitReached(

@@ -7,7 +7,7 @@ sweep's streams and its last checkpoint stay until the end, and so does the last
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.contracts.harm.cost import Cost, SchemeSize, StageCost
 from service.contracts.request import MeasurementRequest
@@ -51,14 +51,8 @@ def cost_of(request: MeasurementRequest, decoder: Decoder, expected: Sequence[Ex
         text: what goes through the layers.
     """
     streams = _volume(decoder, (*text.batches, *text.beside)).times(1 + len(expected))
-    in_files = streams.held > request.memory_bytes
-    sweep = StageCost(
-        stage="sweep",
-        forwards=1 + 2 * len(expected),
-        streams_bytes=streams.stored if in_files else 0,
-        checkpoint_bytes=CHECKPOINTS * streams.stored,
-    )
-    left = max(0, request.memory_bytes - (0 if in_files else streams.held))
+    sweep = _stage("sweep", 1 + 2 * len(expected), streams, request.memory_bytes)
+    left = request.memory_bytes if sweep.streams_bytes else request.memory_bytes - streams.held
     later, plan, mixes = [], None, 0
     if request.harm.measures:
         layout = sequence_layout(text.sequences, decoder.config.hidden_size, decoder.dtype)
@@ -108,6 +102,16 @@ def _volume(decoder: Decoder, batches: Sequence[tuple[int, int]]) -> Volume:
     return Layout(shapes, decoder.dtype).volume(decoder.device)
 
 
+def _stage(stage: Literal["sweep", "mixes"], forwards: float, streams: Volume, budget_bytes: int) -> StageCost:
+    """Return the cost of a sweep with these streams."""
+    return StageCost(
+        stage=stage,
+        forwards=forwards,
+        streams_bytes=streams.stored if streams.held > budget_bytes else 0,
+        checkpoint_bytes=CHECKPOINTS * streams.stored,
+    )
+
+
 def _harm_stage(plan: Plan) -> StageCost:
     return StageCost(
         stage="harm",
@@ -123,16 +127,12 @@ def _mixes_stage(request: MeasurementRequest, schemes: int, stream: Volume, budg
     controls = schemes * len(CONTROLS)
     mixes = controls + rounds * of_round
     first, further = stream.times(1 + controls + of_round), stream.times((rounds - 1) * (1 + of_round))
-    return mixes, StageCost(
-        stage="mixes",
-        forwards=mixes + rounds,
-        streams_bytes=first.stored if first.held > budget_bytes else 0,
-        checkpoint_bytes=CHECKPOINTS * first.stored + further.stored,
-    )
+    stage = _stage("mixes", mixes + rounds, first, budget_bytes)
+    return mixes, _beside(stage, 0, further.stored)
 
 
 def _beside(cost: StageCost, streams_bytes: int, checkpoint_bytes: int) -> StageCost:
-    """Return the cost of a stage beside what the sweep keeps on the disk."""
+    """Return the cost of a stage beside what is kept on the disk."""
     more = {
         "streams_bytes": cost.streams_bytes + streams_bytes,
         "checkpoint_bytes": cost.checkpoint_bytes + checkpoint_bytes,
