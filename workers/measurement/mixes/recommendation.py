@@ -67,7 +67,7 @@ def measure_plans(
         plans, measured = further, {scheme: measured[scheme] | more[scheme] for scheme in plans}
     sequences = sum(len(batch) for batch in text.batches)
     return {
-        scheme: _Conclusion(scheme, plan, measured[scheme], analysis, decoder).recommendation(sequences)
+        scheme: _Conclusion(plan, measured[scheme], analysis, decoder).recommendation(sequences)
         for scheme, plan in plans.items()
     }
 
@@ -110,10 +110,8 @@ def _stream(scheme: str, mix: str) -> str:
 class _Conclusion:
     """What the measured mixes of one scheme say."""
 
-    def __init__(
-        self, scheme: str, plan: Plan, measured: Mapping[str, Comparison], analysis: Analysis, decoder: Decoder
-    ) -> None:
-        self._scheme, self._plan, self._analysis, self._decoder = scheme, plan, analysis, decoder
+    def __init__(self, plan: Plan, measured: Mapping[str, Comparison], analysis: Analysis, decoder: Decoder) -> None:
+        self._plan, self._analysis, self._decoder = plan, analysis, decoder
         self._comparisons = _where_all_finite(measured)
 
     def recommendation(self, sequences: int) -> contract.Recommendation:
@@ -175,7 +173,7 @@ class _Conclusion:
             return f"{choice.chosen} ({kl[choice.chosen].mean():.3g} nats) beats the best control, {control}."
         extra = plan.target.bytes - plan.inputs.uniform_bytes
         if not plan.mixes and plan.target.kind == "max_kl" and not extra:
-            return uniform_suffices(self._scheme, plan.target.value or 0.0, float(kl[UNIFORM].mean()))
+            return uniform_suffices(plan.target.value or 0.0, float(kl[UNIFORM].mean()))
         if not plan.mixes and plan.target.kind == "max_kl":
             return f"No mix is predicted to have {plan.target.value:.3g} nats or less: only the model as it came has."
         budget = f"+{megabytes(extra)}"
@@ -189,7 +187,7 @@ class _Conclusion:
     def _selected(self) -> str:
         """Say that measured harms selected the mixes, where they did."""
         inputs = self._plan.inputs
-        if inputs.apart is None:
+        if inputs.apart is None or not self._plan.mixes:
             return ""
         return (
             f" Estimated harms do not add up (the whole is {inputs.apart:.3g} times their sum), so the mixes were "
@@ -203,13 +201,13 @@ class _Conclusion:
         return _configured(inputs.scheme, quantized, self._decoder)
 
 
-def uniform_suffices(scheme: str, target: float, measured: float) -> str:
+def uniform_suffices(target: float, measured: float) -> str:
     """Say that a scheme met a target of the KL divergence where mixes are chosen, and whether it does held out."""
     if measured <= target:
-        return f"{scheme} meets the target with every module quantized ({measured:.3g} nats)."
+        return f"With every module quantized it meets the target ({measured:.3g} nats)."
     return (
-        f"{scheme} meets the target with every module quantized on the text that selects mixes, but not on held-out "
-        f"text ({measured:.3g} nats). Set a lower --max-kl."
+        "With every module quantized it meets the target on the text that selects mixes, but not on held-out text "
+        f"({measured:.3g} nats). Set a lower --max-kl."
     )
 
 

@@ -95,4 +95,4 @@ def test_modules_without_harm_give_no_mix() -> None:
 
 @pytest.mark.parametrize(("measured", "meets"), [(0.1, True), (0.1001, False)])
 def test_a_target_that_every_module_quantized_misses_held_out_is_not_called_met(measured: float, meets: bool) -> None:
-    assert ("but not on held-out text" in uniform_suffices("nf4", 0.1, measured)) != meets
+    assert ("but not on held-out text" in uniform_suffices(0.1, measured)) != meets
